@@ -1,0 +1,122 @@
+"""The streaming face over diffusers' `AutoencoderKLWan` (Wan 2.1 and 2.2 alike).
+
+The first latent frame holds one pixel frame, every later one four. Decoding is causal: the state
+between two calls is the list of what each causal convolution last saw. Its entries are never
+written in place, so a snapshot of a stream is the list itself.
+
+Source: Wan2.1 causal VAE (arXiv 2503.20314, section 4.1); `tests/parity` kind J.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+TEMPORAL_STRIDE = 4  # pixel frames per later latent frame, fixed by the architecture
+
+
+@dataclass
+class VAEConfig:
+    """How to run the VAE. `frames_per_pass` latents are decoded together after the first."""
+
+    dtype: str = "fp32"  # fp32 | bf16
+    tiling: bool = False  # whole clips in overlapping tiles: little memory, not for streams
+    slicing: bool = False  # one clip of a batch at a time
+    frames_per_pass: int = 1  # >1 is faster on a GPU and agrees to 3e-6
+
+    def check(self):
+        if self.dtype not in ("fp32", "bf16"):
+            raise ValueError(f"vae.dtype is {self.dtype!r}; write fp32 or bf16")
+        if self.frames_per_pass < 1:
+            raise ValueError(f"vae.frames_per_pass is {self.frames_per_pass}; write 1 or more")
+
+
+class StreamingVAE(nn.Module):
+    """Encodes and decodes normalised latents [B, F, C, h, w] <-> pixels [B, P, 3, H, W] in [-1, 1]."""
+
+    def __init__(self, model: nn.Module, config: VAEConfig | None = None):
+        super().__init__()
+        self.model, self.config = model, config or VAEConfig()
+        if self.config.tiling:
+            model.enable_tiling()
+        if self.config.slicing:
+            model.enable_slicing()
+        c = model.config
+        shape = (1, c.z_dim, 1, 1, 1)
+        self.register_buffer("mean", torch.tensor(c.latents_mean).view(shape), persistent=False)
+        self.register_buffer("std", torch.tensor(c.latents_std).view(shape), persistent=False)
+
+    @property
+    def spatial_stride(self) -> int:
+        """Pixels per latent cell along height and width."""
+        return self.model.config.scale_factor_spatial
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights, which is the compute dtype."""
+        return next(self.model.parameters()).dtype
+
+    def encode(self, pixels_BPCHW: torch.Tensor) -> torch.Tensor:
+        """Returns the normalised mean latents, fp32 [B, F, C, h, w], of 4n+1 pixel frames."""
+        check_pixel_frames(pixels_BPCHW.shape[1])
+        x = pixels_BPCHW.transpose(1, 2).to(self.dtype)
+        return self.normalise(self.model.encode(x).latent_dist.mode())
+
+    def normalise(self, latents_BCFHW: torch.Tensor) -> torch.Tensor:
+        """Raw VAE latents [B, C, F, h, w] -> unit-scale latents [B, F, C, h, w]."""
+        return ((latents_BCFHW.float() - self.mean) / self.std).transpose(1, 2)
+
+    def denormalise(self, latents_BFCHW: torch.Tensor) -> torch.Tensor:
+        """Inverse of `normalise`, in the VAE's dtype."""
+        return (latents_BFCHW.transpose(1, 2).float() * self.std + self.mean).to(self.dtype)
+
+    def decode(self, latents_BFCHW: torch.Tensor) -> torch.Tensor:
+        """Returns fp32 pixels [B, P, 3, H, W] in [-1, 1] of a whole clip, P = 4F - 3."""
+        if self.config.tiling:
+            pixels = self.model.decode(self.denormalise(latents_BFCHW)).sample
+            return pixels.float().transpose(1, 2)
+        rows = latents_BFCHW.split(1) if self.config.slicing else (latents_BFCHW,)
+        return torch.cat([self.decode_stream(row)[0] for row in rows])
+
+    def decode_stream(self, latents_BFCHW, state: list | None = None):
+        """Decodes the next latents of a stream; `state` None starts one.
+
+        Returns (pixels [B, P, 3, H, W] fp32 in [-1, 1], the state to go on with).
+        """
+        if self.config.tiling:
+            raise ValueError("tiling decodes whole clips; a stream holds few frames at a time: set vae.tiling=false")
+        x = self.model.post_quant_conv(self.denormalise(latents_BFCHW))
+        pixels, state = decode_features(self.model, x, state, self.config.frames_per_pass)
+        return pixels.clamp(-1, 1).float().transpose(1, 2), state
+
+
+def decode_features(model, x_BCFHW, state=None, frames_per_pass: int = 1):
+    """Runs the decoder over a stream, unclamped (training a codec needs the gradient there).
+
+    Returns (pixels [B, 3, P, H, W], state).
+    """
+    from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, unpatchify
+
+    first = state is None
+    cache = [None] * sum(isinstance(m, WanCausalConv3d) for m in model.decoder.modules()) if first else list(state)
+    num_frames = x_BCFHW.shape[2]
+    borders = [0, *range(1 if first else frames_per_pass, num_frames, frames_per_pass), num_frames]
+    pixels = []
+    for begin, end in zip(borders[:-1], borders[1:], strict=True):
+        x = x_BCFHW[:, :, begin:end]
+        pixels.append(model.decoder(x, feat_cache=cache, feat_idx=[0], first_chunk=first and begin == 0))
+    out = torch.cat(pixels, 2)
+    if model.config.patch_size is not None:
+        out = unpatchify(out, patch_size=model.config.patch_size)
+    return out, cache
+
+
+def check_pixel_frames(num_frames: int):
+    """Raises ValueError unless `num_frames` = 4n + 1."""
+    if num_frames % TEMPORAL_STRIDE != 1:
+        below = max(1, num_frames - (num_frames - 1) % TEMPORAL_STRIDE)
+        raise ValueError(
+            f"the VAE takes 4n+1 pixel frames, not {num_frames}; use {below} or {below + TEMPORAL_STRIDE}"
+        )
