@@ -1,0 +1,62 @@
+# `make` alone lists the targets. Every target sets up .venv first if it has to.
+#
+#   make PYTHON=python3.12 ...   another interpreter (3.11 or newer)
+#   make TORCH_INDEX=URL ...     take torch from another wheel index, e.g. a CUDA build
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+DEMO_OUTPUT := outputs/demo
+
+# The stamp carries the hash of requirements.txt: an edited list is another stamp, so it installs again.
+SHA := $(shell $(PYTHON) -c "import hashlib; print(hashlib.sha256(open('requirements.txt', 'rb').read()).hexdigest()[:12])" 2>/dev/null)
+STAMP := .venv/.stamp-$(if $(SHA),$(SHA),none)
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check
+
+# A torch of another origin has the same version number, so pip would keep the old one: the stamp holds the index.
+ifneq ($(TORCH_INDEX),)
+ifneq ($(shell cat $(STAMP) 2>/dev/null),$(TORCH_INDEX))
+.PHONY: $(STAMP)
+endif
+endif
+
+.PHONY: help demo test lint clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo    generate 8 prompted videos into $(DEMO_OUTPUT), with a contact sheet"
+	@echo "make test    lint and run the whole test suite"
+	@echo "make lint    ruff: check and format check"
+	@echo "make clean   remove .venv and caches; outputs/ and runs/ stay"
+	@echo "make help    this list"
+	@echo "options      PYTHON=python3.12 (3.11 or newer)   TORCH_INDEX=URL (wheel index for torch)"
+
+demo: $(STAMP)
+	$(BIN)/python inference.py --config_path configs/infer/digits.yaml --data_path prompts/digits.txt --output_folder $(DEMO_OUTPUT)
+	@echo "contact sheet: $(DEMO_OUTPUT)/contact_sheet.png"
+
+test: lint
+	$(BIN)/python -m pytest -q
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP):
+	@$(PYTHON) -c "" || { echo "PYTHON=$(PYTHON) does not start; install Python 3.11 or newer, or name one: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo "$$($(PYTHON) -V) is too old: requirements.txt needs Python 3.11 or newer; name one: make PYTHON=python3.12" >&2; exit 1; }
+	@if [ -x $(BIN)/python ]; then \
+		want=$$($(PYTHON) -c "import sys; print(sys.version_info[:2])"); have=$$($(BIN)/python -c "import sys; print(sys.version_info[:2])"); \
+		[ "$$want" = "$$have" ] || { echo ".venv holds Python $$have but PYTHON=$(PYTHON) is $$want; run 'make clean' first" >&2; exit 1; }; \
+	fi
+	$(PYTHON) -m venv .venv
+	rm -f .venv/.stamp-*
+ifneq ($(TORCH_INDEX),)
+	$(PIP) --index-url $(TORCH_INDEX) --force-reinstall "$$(grep '^torch==' requirements.txt)"
+endif
+	$(PIP) -r requirements.txt
+	@echo "$(TORCH_INDEX)" > $@

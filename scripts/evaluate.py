@@ -1,0 +1,253 @@
+"""Measures videos and codecs; every table is printed and saved as JSON and markdown.
+
+    python scripts/evaluate.py digits --reference                        # what the metrics are worth
+    python scripts/evaluate.py digits --videos outputs/demo --reference --codec assets/digits/vae
+    python scripts/evaluate.py codec --vae assets/digits/vae --frames 33 329 --clips 64
+
+`digits` asks for a video of each of the 240 prompts (`--partial` measures what there is), so that
+nobody can pick the good ones. A video is an mp4 with a JSON of the same stem beside it that has
+`prompt` and `seed`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+GATED = ("digit", "colour", "direction")
+SHARE = {"digit": 0.6, "colour": 0.8, "direction": 0.8}  # of the codec's ceiling, asked of a model
+FALL = 0.1  # the most a gated metric may lose from the first to the last window
+CODEC_GATE = {"digit": 0.9, "colour": 0.95}
+CODEC_SEED = 20_000  # clips that no training run draws
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one subcommand; returns 0, or 1 if a gate failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, metavar="|".join(COMMANDS))
+    for name, (add_arguments, run) in COMMANDS.items():
+        sub = commands.add_parser(name, help=run.__doc__.split("\n")[0])
+        add_arguments(sub)
+        sub.set_defaults(run=run)
+    args = parser.parse_args(argv)
+    args.command = " ".join(["python scripts/evaluate.py", *(sys.argv[1:] if argv is None else argv)])
+    try:
+        return args.run(args)
+    except ValueError as error:
+        parser.exit(2, f"evaluate.py: {error}\n")
+
+
+def digits_arguments(parser):
+    parser.add_argument("--videos", type=Path, nargs="+", default=[], help="folders of generated videos, a row each")
+    parser.add_argument("--real", action="store_true", help="the row of real clips")
+    parser.add_argument("--reference", action="store_true", help="all reference rows: real, shuffled, noise, ...")
+    parser.add_argument("--codec", type=Path, help="a VAE folder: the row of real clips through it, the ceiling")
+    parser.add_argument("--frames", type=int, help="pixel frames measured (default: those of the videos, or 33)")
+    parser.add_argument("--windows", type=int, default=4, help="stretches of the clip in the drift table")
+    parser.add_argument("--seed", type=int, default=0, help="of the real clips")
+    parser.add_argument("--partial", action="store_true", help="allow videos that leave prompts out")
+    parser.add_argument("--output", type=Path, default=Path("docs/results/digits.json"))
+
+
+def digits(args) -> int:
+    """Fidelity, motion, consistency and drift of digits videos beside reference rows."""
+    from utils.metrics.digits_reference import REFERENCES, reference
+    from utils.metrics.digits_videos import load_videos
+
+    begin = time.time()
+    if not (args.videos or args.real or args.reference or args.codec):
+        raise ValueError("nothing to measure; give --videos, --real, --reference or --codec")
+    folders = {_row_name(path, args.videos): load_videos(path, args.frames, args.partial) for path in args.videos}
+    num_frames = args.frames or next((len(v.clips[0]) for v in folders.values()), 33)
+    rows = {name: _row(videos.clips, videos.subjects, args.windows) for name, videos in folders.items()}
+    if args.codec:
+        clips, subjects = reference("real", num_frames, args.seed)
+        codec = load_codec(args.codec)
+        rows["real through codec"] = _row((roundtrip(codec, clip) for clip in clips), subjects, args.windows)
+    for name in REFERENCES if args.reference else ["real"] * args.real:
+        rows[name] = _row(*reference(name, num_frames, args.seed), args.windows)
+    verdicts = judge_models(rows, list(folders))
+    notes = {name: videos.facts for name, videos in folders.items()}
+    result = {"frames": num_frames, "seed": args.seed, "rows": rows, "verdicts": verdicts, "videos": notes}
+    title = f"Digits: {num_frames} frames"
+    save(args, result, [title, *_table(rows), *_drift_table(rows), *_verdict_table(verdicts)], begin)
+    return int(any(not v["pass"] for v in verdicts))
+
+
+def _row_name(path, paths):
+    """The folder's name, or its path where two folders share one."""
+    return path.name if [p.name for p in paths].count(path.name) == 1 else str(path)
+
+
+def _row(clips, subjects, num_windows) -> dict:
+    """Returns {clips, metrics, drift, by}: one row of the table."""
+    from utils.metrics.digits import clip_means, drift, measure_frames, summary
+
+    frames = measure_frames(clips, subjects)
+    per_clip = clip_means(frames)
+    by = {}
+    for field in GATED:  # a mean hides a digit that always fails
+        values = [str(getattr(subject, field)) for subject in subjects]
+        hits = zip(values, per_clip[field], strict=True)
+        groups = {v: [] for v in sorted(set(values))}
+        for value, hit in hits:
+            groups[value].append(float(hit))
+        by[field] = {v: round(sum(g) / len(g), 4) for v, g in groups.items()}
+    windows = min(num_windows, frames["area"].shape[1])
+    return {"clips": len(subjects), "metrics": summary(per_clip), "drift": drift(frames, windows), "by": by}
+
+
+def judge_models(rows, names) -> list[dict]:
+    """Returns the verdicts: share of the codec's ceiling, and fall from the first to the last window."""
+    verdicts, ceiling = [], rows.get("real through codec")
+    for name in names:
+        for metric in GATED:
+            value = rows[name]["metrics"][metric]["mean"]
+            fall = rows[name]["drift"][metric]["change"]["mean"]
+            if ceiling is not None:
+                share = value / max(ceiling["metrics"][metric]["mean"], 1e-9)
+                verdicts.append(_verdict(name, f"{metric}: share of ceiling", share, ">=", SHARE[metric]))
+            if fall is not None:
+                verdicts.append(_verdict(name, f"{metric}: last - first window", fall, ">=", -FALL))
+    return verdicts
+
+
+def _verdict(row, what, value, sign, limit) -> dict:
+    passed = value >= limit
+    return {"row": row, "what": what, "value": round(value, 4), "limit": f"{sign} {limit}", "pass": bool(passed)}
+
+
+def codec_arguments(parser):
+    parser.add_argument("--vae", type=Path, required=True, help="folder of an AutoencoderKLWan (diffusers layout)")
+    parser.add_argument("--frames", type=int, nargs="+", default=[33, 329], help="pixel frames, 4n+1 each")
+    parser.add_argument("--clips", type=int, default=64)
+    parser.add_argument("--seed", type=int, default=CODEC_SEED)
+    parser.add_argument("--windows", type=int, default=4)
+    parser.add_argument("--output", type=Path, default=Path("docs/results/digits_codec.json"))
+
+
+def codec(args) -> int:
+    """The codec gate: real clips through the VAE must keep colour and digit at every length."""
+    begin, codec = time.time(), load_codec(args.vae)
+    rows, verdicts = {}, []
+    for num_frames in args.frames:
+        quality, name = [], f"{num_frames} frames"
+        clips, subjects = _real_clips(num_frames, args.clips, args.seed)
+        rows[name] = _row(_watched(codec, clips, quality), subjects, args.windows)
+        rows[name]["psnr"], rows[name]["psnr_foreground"] = (_mean(v) for v in zip(*quality, strict=True))
+        for metric, limit in CODEC_GATE.items():
+            verdicts.append(_verdict(name, metric, rows[name]["metrics"][metric]["mean"], ">=", limit))
+    result = {"vae": str(args.vae), "clips": args.clips, "seed": args.seed, "rows": rows, "verdicts": verdicts}
+    title = f"Codec gate: real clips through {args.vae}"
+    save(args, result, [title, *_table(rows), *_drift_table(rows), *_verdict_table(verdicts)], begin)
+    return int(any(not v["pass"] for v in verdicts))
+
+
+def _real_clips(num_frames, count, seed):
+    from utils.data.digits import parse_prompt, random_clip, to_uint8
+
+    subjects = [parse_prompt(random_clip(i, 1, seed)[1]) for i in range(count)]
+    return (to_uint8(random_clip(i, num_frames, seed)[0]) for i in range(count)), [s[0] for s in subjects]
+
+
+def _watched(codec, clips, quality):
+    """Yields each clip through the codec; appends (PSNR, PSNR where the real clip has ink)."""
+    from utils.metrics.video import psnr
+
+    for clip in clips:
+        out = roundtrip(codec, clip)
+        quality.append((psnr(out, clip), psnr(out, clip, clip.max(-1) > 0)))
+        yield out
+
+
+def _mean(values):
+    return round(sum(values) / len(values), 3)
+
+
+def load_codec(folder: Path):
+    """Returns the StreamingVAE of a diffusers VAE folder, fp32, frozen."""
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} holds no config.json; give the folder of an AutoencoderKLWan (diffusers layout)")
+    from diffusers import AutoencoderKLWan
+
+    from wan.vae import StreamingVAE
+
+    return StreamingVAE(AutoencoderKLWan.from_pretrained(folder).float()).eval().requires_grad_(False)
+
+
+def roundtrip(codec, clip):
+    """Returns the uint8 clip [P, H, W, 3] encoded and decoded, one clip at a time."""
+    import torch
+
+    pixels = torch.from_numpy(clip).permute(0, 3, 1, 2).float()[None] / 127.5 - 1
+    with torch.no_grad():
+        out = codec.decode(codec.encode(pixels))[0]
+    return ((out + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+
+
+def _table(rows) -> list[str]:
+    """Markdown lines: mean +- half the width of the 95 % interval over clips."""
+    from utils.metrics.digits import METRICS
+
+    extra = [k for k in ("psnr", "psnr_foreground") if any(k in row for row in rows.values())]
+    lines = _head(["input", "clips", *METRICS, *extra])
+    for name, row in rows.items():
+        cells = [_cell(row["metrics"][m], m in GATED) for m in METRICS] + [f"{row[k]:.1f}" for k in extra]
+        lines.append(_line([name, row["clips"], *cells]))
+    return ["", *lines]
+
+
+def _drift_table(rows) -> list[str]:
+    lines = _head(["drift", "metric", "windows, first to last", "last - first [95 %]"])
+    flat = ("noise", "black", "frozen", "shuffled")  # nothing to learn there
+    for name, row in rows.items():
+        for metric in (*GATED, "identity", "area", "sharpness") if name not in flat else ():
+            values, change = row["drift"][metric]["windows"], row["drift"][metric]["change"]
+            text = " / ".join("-" if v is None else f"{v:.3f}" for v in values)
+            lines.append(_line([name, metric, text, _range(change)]))
+    return ["", *lines]
+
+
+def _verdict_table(verdicts) -> list[str]:
+    rows = [_line([v["row"], v["what"], v["value"], v["limit"], "pass" if v["pass"] else "FAIL"]) for v in verdicts]
+    return ["", *_head(["row", "what", "value", "limit", "verdict"]), *rows] if rows else []
+
+
+def _cell(interval, with_error):
+    if interval["mean"] is None:
+        return "-"
+    half = (interval["high"] - interval["low"]) / 2
+    return f"{interval['mean']:.3f}" + (f" +-{half:.3f}" if with_error else "")
+
+
+def _range(interval):
+    return "-" if interval["mean"] is None else "{mean:+.3f} [{low:+.3f}, {high:+.3f}]".format(**interval)
+
+
+def _head(cells):
+    return [_line(cells), _line(["---"] * len(cells))]
+
+
+def _line(cells):
+    return "| " + " | ".join(str(c) for c in cells) + " |"
+
+
+def save(args, result: dict, lines: list[str], begin: float):
+    """Prints the markdown lines and writes them beside the JSON of `result`."""
+    text = "\n".join([f"# {lines[0]}", "", f"`{args.command}`", *lines[1:], ""])
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    facts = {"command": args.command, "seconds": round(time.time() - begin, 1)}
+    args.output.write_text(json.dumps(facts | result, indent=1) + "\n")
+    args.output.with_suffix(".md").write_text(text)
+    print(text + f"\nsaved {args.output} and {args.output.with_suffix('.md')}")
+
+
+COMMANDS = {"digits": (digits_arguments, digits), "codec": (codec_arguments, codec)}
+
+if __name__ == "__main__":
+    sys.exit(main())

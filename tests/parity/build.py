@@ -1,0 +1,40 @@
+"""Builds our objects from what a case records."""
+
+from __future__ import annotations
+
+import torch
+
+from tests.parity.case import Case
+from wan.cache import CacheShape, Ring
+from wan.condition import Condition
+from wan.ledger import CacheConfig, Ledger
+from wan.spec import TransformerSpec
+from wan.transformer import WanTransformer
+
+
+def transformer(config: dict, weights: dict) -> WanTransformer:
+    """Our transformer with a case's weights; the CLIP width comes from their shapes."""
+    image = weights.get("img_emb.proj.1.weight")
+    spec = TransformerSpec.from_config({**config, "image_dim": 0 if image is None else image.shape[1]})
+    model = WanTransformer(spec).to(next(iter(weights.values())).dtype)
+    model.load_state_dict(weights)
+    return model.eval().requires_grad_(False)
+
+
+def text(case: Case, batch: int) -> torch.Tensor:
+    """The stored prompt embeddings context_i, each zero-padded to text_len, as [B, T, width]."""
+    room = case.config["config"]["text_len"]
+    rows = [case.inputs[f"context_{i}"] for i in range(batch)]
+    return torch.stack([torch.nn.functional.pad(r, (0, 0, 0, room - r.shape[0])) for r in rows])
+
+
+def ring(model: WanTransformer, cache: CacheConfig, chunk: int, batch: int, frame_tokens: int, max_frames=None):
+    """A ring cache for `model`."""
+    spec = model.spec
+    shape = CacheShape(spec.num_layers, batch, spec.num_heads, spec.head_dim, frame_tokens)
+    return Ring(Ledger(cache, chunk, max_frames), shape, dtype=model.dtype)
+
+
+def condition(case: Case, batch: int) -> Condition:
+    """The case's text as a condition."""
+    return Condition(text(case, batch))

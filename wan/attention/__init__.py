@@ -1,0 +1,6 @@
+BACKENDS = {
+    "flash3": "wan.attention.dense:Flash3",
+    "flash2": "wan.attention.dense:Flash2",
+    "flex": "wan.attention.flex:Flex",
+    "sdpa": "wan.attention.dense:Sdpa",
+}

@@ -1,0 +1,60 @@
+"""Which frame sees which: one boolean matrix over frames, expanded to tokens by the backend."""
+
+from __future__ import annotations
+
+import torch
+
+from wan.geometry import Span
+
+
+class FrameMask:
+    """A boolean matrix [query frames, key frames] (True = may see) and its expansions."""
+
+    def __init__(self, frames: torch.Tensor):
+        self.frames = frames.bool()
+        self._expanded: dict = {}
+
+    def dense(self, num_queries: int, num_keys: int, device) -> torch.Tensor:
+        """Returns the token matrix [L, S] on `device`; computed once per size."""
+        key = (num_queries, num_keys, str(device))
+        if key not in self._expanded:
+            rows, columns = self.frames.shape
+            mask = self.frames.repeat_interleave(num_queries // rows, 0)
+            self._expanded[key] = mask.repeat_interleave(num_keys // columns, 1).to(device)
+        return self._expanded[key]
+
+    def __str__(self) -> str:
+        """ASCII picture: one row a query frame, # = sees, . = does not."""
+        return "\n".join("".join("#" if seen else "." for seen in row) for row in self.frames.tolist())
+
+
+def causal(spans: list[Span], window_frames: int = -1, sink_frames: int = 0) -> FrameMask:
+    """Each chunk sees itself, the sink and its history, exactly as the ledger would have it.
+
+    The history is the latest `window - sink - n` frames before the chunk, n the largest chunk.
+    """
+    total, largest = spans[-1].stop, max(map(len, spans))
+    seen = torch.zeros(total, total, dtype=torch.bool)
+    for span in spans:
+        first = 0
+        if window_frames != -1:
+            first = max(0, span.start - (window_frames - sink_frames - largest))
+        seen[span.start : span.stop, first : span.stop] = True
+        seen[span.start : span.stop, : min(sink_frames, span.start)] = True
+    return FrameMask(seen)
+
+
+def teacher_forcing(spans: list[Span], window_frames: int = -1, sink_frames: int = 0) -> FrameMask:
+    """For the sequence [clean frames | noisy frames], 2F x 2F.
+
+    Clean chunks see clean chunks causally; a noisy chunk sees itself and the clean frames before it
+    that the window holds.
+    """
+    total = spans[-1].stop
+    clean = causal(spans, window_frames, sink_frames).frames
+    own = torch.zeros(total, total, dtype=torch.bool)
+    for span in spans:
+        own[span.start : span.stop, span.start : span.stop] = True
+    top = torch.cat((clean, torch.zeros_like(clean)), 1)
+    bottom = torch.cat((clean & ~own, own), 1)
+    return FrameMask(torch.cat((top, bottom), 0))

@@ -1,0 +1,64 @@
+"""The only face of a network: `denoiser(x, sigma, condition, context) -> velocity`."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from wan.condition import Condition
+from wan.transformer import Segment, WanTransformer
+
+
+class Denoiser(nn.Module):
+    """One Wan transformer as a velocity field."""
+
+    def __init__(self, transformer: WanTransformer):
+        super().__init__()
+        self.transformer = transformer
+
+    @property
+    def spec(self):
+        """Sizes of the transformer."""
+        return self.transformer.spec
+
+    def forward(self, x_BFCHW, sigma, condition: Condition, context, clean: Segment | None = None) -> torch.Tensor:
+        """Returns the velocity [B, F, C, H, W].
+
+        sigma: a float (one for all, no device is asked), or a tensor [B] or [B, F].
+        clean: the clean segment of teacher forcing, placed before x.
+        """
+        segment = Segment(x_BFCHW, sigma_rows(sigma, x_BFCHW))
+        segments = (segment,) if clean is None else (clean, segment)
+        return self.transformer(segments, condition, context)
+
+
+class ExpertDenoiser(nn.Module):
+    """Two experts of Wan 2.2 A14B: `high` from `boundary` sigma upward, `low` below. Bidirectional only."""
+
+    def __init__(self, low: Denoiser, high: Denoiser, boundary: float):
+        super().__init__()
+        self.low, self.high, self.boundary = low, high, boundary
+
+    @property
+    def spec(self):
+        """Sizes of one expert (both are alike)."""
+        return self.low.spec
+
+    def expert(self, sigma: float) -> int:
+        """Returns 0 for the low-noise expert, 1 for the high-noise one."""
+        return int(sigma >= self.boundary)
+
+    def forward(self, x_BFCHW, sigma: float, condition: Condition, context, clean=None) -> torch.Tensor:
+        """Returns the velocity; sigma must be a float, so that choosing asks no device."""
+        if not isinstance(sigma, float):
+            raise ValueError("two experts are chosen by one sigma: give a float (sampling), not a tensor")
+        chosen = self.high if self.expert(sigma) else self.low
+        return chosen(x_BFCHW, sigma, condition, context, clean)
+
+
+def sigma_rows(sigma, like_BFCHW: torch.Tensor) -> torch.Tensor:
+    """Returns sigma as a tensor [B, 1] or [B, F] on the device of x; floats stay exact in float64."""
+    batch = like_BFCHW.shape[0]
+    if isinstance(sigma, (int, float)):
+        return torch.full((batch, 1), float(sigma), dtype=torch.float64, device=like_BFCHW.device)
+    return sigma[:, None] if sigma.ndim == 1 else sigma

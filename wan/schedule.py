@@ -1,0 +1,123 @@
+"""Flow matching on sigma in [0, 1] (1 = pure noise): x_sigma = (1 - sigma) x0 + sigma noise.
+
+The network predicts the velocity = noise - x0. Sigma is the only clock; `timestep = 1000 sigma`
+exists at the transformer's embedding and nowhere else.
+
+`snap` reproduces published systems, which look sigma up in tables: `integer` truncates the
+timestep, `table` takes the nearest of the 1000 entries of a shifted table (whose last sigma is
+not 0). Ours is `none`.
+Source: Self-Forcing, utils/scheduler.py (tables); arXiv 2210.02747 (flow matching).
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+
+NUM_TRAIN_TIMESTEPS = 1000
+SNAPS = ("none", "integer", "table")
+
+
+def shift_sigma(sigma, shift: float):
+    """Returns s sigma / (1 + (s - 1) sigma): more time at high noise for shift s > 1."""
+    return shift * sigma / (1 + (shift - 1) * sigma)
+
+
+@functools.lru_cache(maxsize=32)
+def sigma_table(shift: float) -> torch.Tensor:
+    """Returns the 1000 shifted training sigmas in fp32, noisiest first."""
+    grid = torch.linspace(1.0, 0.0, NUM_TRAIN_TIMESTEPS + 1)[:-1]
+    return shift_sigma(grid, shift)
+
+
+@functools.lru_cache(maxsize=32)
+def weight_table(shift: float) -> torch.Tensor:
+    """Returns the training weight of each entry of `sigma_table`: a bell around sigma 0.5 with mean 1."""
+    times = sigma_table(shift) * NUM_TRAIN_TIMESTEPS
+    bell = torch.exp(-2 * ((times - NUM_TRAIN_TIMESTEPS / 2) / NUM_TRAIN_TIMESTEPS) ** 2)
+    bell = bell - bell.min()
+    return bell * (NUM_TRAIN_TIMESTEPS / bell.sum())
+
+
+def nearest_index(sigma: torch.Tensor, shift: float) -> torch.Tensor:
+    """Returns the index of the nearest entry of `sigma_table` on the 1000-scale, shape of `sigma`."""
+    times = (sigma_table(shift) * NUM_TRAIN_TIMESTEPS).to(sigma.device, sigma.dtype)
+    given = sigma * NUM_TRAIN_TIMESTEPS
+    return (times - given.unsqueeze(-1)).abs().argmin(-1)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The clock of one role: `shift` of its table and how it looks sigma up (`snap`)."""
+
+    shift: float = 5.0
+    snap: str = "none"  # none | integer | table
+
+    def __post_init__(self):
+        if self.snap not in SNAPS:
+            raise ValueError(f"snap is {self.snap!r}; write one of {SNAPS}")
+        if self.shift <= 0:
+            raise ValueError(f"shift is {self.shift}; write a positive number (1 = none)")
+
+    def snapped(self, sigma: torch.Tensor) -> torch.Tensor:
+        """Returns the sigma that this role computes with when told `sigma` (fp32 or wider)."""
+        sigma = sigma if sigma.dtype == torch.float64 else sigma.float()
+        if self.snap == "table":
+            table = sigma_table(self.shift).to(sigma.device, sigma.dtype)
+            return table[nearest_index(sigma, self.shift)]
+        if self.snap == "integer":
+            return (sigma * NUM_TRAIN_TIMESTEPS).long().to(sigma.dtype) / NUM_TRAIN_TIMESTEPS
+        return sigma
+
+    def diffuse(self, x0: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        """Mixes x0 with noise at `sigma` (broadcast over trailing axes); fp32 inside, dtype of `noise`."""
+        s = _expand(self.snapped(sigma), x0)
+        wide = _wide(x0)
+        return ((1 - s) * x0.to(wide) + s * noise.to(wide)).to(noise.dtype)
+
+    def velocity_to_x0(self, x: torch.Tensor, velocity: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        """Returns x0 = x - sigma velocity, computed in fp32 (or wider), in the velocity's dtype."""
+        wide = _wide(x)
+        s = _expand(self.snapped(sigma), x)
+        return (x.to(wide) - s * velocity.to(wide)).to(velocity.dtype)
+
+    def x0_to_velocity(self, x: torch.Tensor, x0: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        """Returns velocity = (x - x0) / sigma; sigma must not be 0."""
+        wide = _wide(x)
+        s = _expand(self.snapped(sigma), x)
+        return ((x.to(wide) - x0.to(wide)) / s).to(x0.dtype)
+
+    def weight(self, sigma: torch.Tensor) -> torch.Tensor:
+        """Returns the training weight of the nearest table entry, shape of `sigma`."""
+        return weight_table(self.shift).to(sigma.device)[nearest_index(sigma, self.shift)]
+
+
+def step_sigmas(steps, shift: float, warp: bool = True) -> tuple[float, ...]:
+    """Turns a published step list on the 1000-scale ([1000, 750, 500, 250]) into sigmas.
+
+    `warp` reads the steps as indices into the shifted table, as the distilled models were trained.
+    Errors: ValueError for an empty list, values outside (0, 1000], or steps that do not descend.
+    """
+    steps = list(steps)
+    top = NUM_TRAIN_TIMESTEPS
+    if not steps or any(not 0 < s <= top for s in steps):
+        raise ValueError(f"steps {steps} must lie in (0, {top}]; write for example [1000, 750, 500, 250]")
+    if any(a <= b for a, b in zip(steps[:-1], steps[1:], strict=True)):
+        raise ValueError(f"steps {steps} must descend")
+    if warp:
+        table = sigma_table(shift)
+        return tuple(float(table[top - int(s)]) for s in steps)
+    return tuple(s / top for s in steps)
+
+
+def _wide(x: torch.Tensor) -> torch.dtype:
+    """Half precision is widened to fp32; fp64 stays."""
+    return x.dtype if x.dtype == torch.float64 else torch.float32
+
+
+def _expand(sigma: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Adds trailing axes so that sigma [B] or [B, F] broadcasts over `like` [B, F, C, H, W]."""
+    sigma = sigma.to(like.device)
+    return sigma.reshape(*sigma.shape, *(1,) * (like.ndim - sigma.ndim))

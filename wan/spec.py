@@ -1,0 +1,150 @@
+"""What a model is: widths, heads, layers, strides. The names users write as `model.spec`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+
+CLIP_WIDTH = 1280  # ViT-H/14 of Wan 2.1 i2v
+CLIP_TOKENS = 257
+
+
+@dataclass(frozen=True)
+class TransformerSpec:
+    """Sizes of one Wan transformer; field names are those of the official `config.json`.
+
+    `image_dim` > 0: Wan 2.1 i2v, CLIP tokens with their own keys and values in cross-attention.
+    """
+
+    model_type: str = "t2v"  # t2v | i2v | ti2v
+    dim: int = 2048
+    ffn_dim: int = 8192
+    freq_dim: int = 256
+    in_dim: int = 16
+    out_dim: int = 16
+    num_heads: int = 16
+    num_layers: int = 32
+    text_dim: int = 4096
+    text_len: int = 512
+    patch_size: tuple[int, int, int] = (1, 2, 2)
+    qk_norm: bool = True
+    cross_attn_norm: bool = True
+    eps: float = 1e-6
+    image_dim: int = 0
+    rope_theta: float = 10000.0
+
+    def __post_init__(self):
+        if self.dim % self.num_heads:
+            raise ValueError(f"dim {self.dim} is no multiple of num_heads {self.num_heads}")
+        if self.head_dim % 2:
+            raise ValueError(f"head width {self.head_dim} is odd; rotary pairs need an even one")
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one head."""
+        return self.dim // self.num_heads
+
+    @classmethod
+    def from_config(cls, config: dict) -> TransformerSpec:
+        """Reads an official `config.json` (or ours); keys that describe no size are left aside.
+
+        An official Wan 2.1 i2v config does not name the CLIP width: pass `image_dim` or let
+        `wan.weights` take it from the shapes.
+        """
+        known = {f.name for f in fields(cls)}
+        kept = {k: v for k, v in config.items() if k in known}
+        if "patch_size" in kept:
+            kept["patch_size"] = tuple(kept["patch_size"])
+        return cls(**kept)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A published model: its transformer, its VAE's strides (frames, rows, columns) and its habits."""
+
+    name: str
+    transformer: TransformerSpec
+    strides: tuple[int, int, int] = (4, 8, 8)
+    vae_file: str = "Wan2.1_VAE.pth"
+    fps: int = 16
+    height: int = 480
+    width: int = 832
+    pixel_frames: int = 81
+    shift: float = 5.0
+    num_steps: int = 50
+    guidance: tuple[float, ...] = (5.0,)  # one per expert, low noise first
+    boundary: float | None = None  # sigma from which the high-noise expert takes over
+    causal_ok: bool = True  # False: two experts, bidirectional only
+    hub_name: str = ""
+    latent_channels: int = field(init=False, default=16)
+
+    def __post_init__(self):
+        object.__setattr__(self, "latent_channels", self.transformer.out_dim)
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """Folder names of the transformers inside an official directory ('' = the directory itself)."""
+        return ("low_noise_model", "high_noise_model") if self.boundary is not None else ("",)
+
+
+_SMALL = TransformerSpec(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30)
+_LARGE = TransformerSpec(dim=5120, ffn_dim=13824, num_heads=40, num_layers=40)
+_A14B = dict(num_steps=40, causal_ok=False)
+
+SPECS = {
+    s.name: s
+    for s in (
+        ModelSpec("t2v-1.3B", _SMALL, hub_name="Wan-AI/Wan2.1-T2V-1.3B"),
+        ModelSpec("t2v-14B", _LARGE, hub_name="Wan-AI/Wan2.1-T2V-14B"),
+        ModelSpec(
+            "i2v-14B",
+            replace(_LARGE, model_type="i2v", in_dim=36, image_dim=CLIP_WIDTH),
+            num_steps=40,
+            hub_name="Wan-AI/Wan2.1-I2V-14B-480P",
+        ),
+        ModelSpec(
+            "ti2v-5B",
+            TransformerSpec("ti2v", 3072, 14336, 256, 48, 48, 24, 30),
+            strides=(4, 16, 16),
+            vae_file="Wan2.2_VAE.pth",
+            fps=24,
+            height=704,
+            width=1280,
+            pixel_frames=121,
+            hub_name="Wan-AI/Wan2.2-TI2V-5B",
+        ),
+        ModelSpec(
+            "t2v-A14B", _LARGE, shift=12.0, guidance=(3.0, 4.0), boundary=0.875, hub_name="Wan-AI/Wan2.2-T2V-A14B", **_A14B
+        ),
+        ModelSpec(
+            "i2v-A14B",
+            replace(_LARGE, model_type="i2v", in_dim=36),
+            guidance=(3.5, 3.5),
+            boundary=0.9,
+            hub_name="Wan-AI/Wan2.2-I2V-A14B",
+            **_A14B,
+        ),
+        ModelSpec(
+            "digits",
+            TransformerSpec("t2v", 128, 512, 64, 16, 16, 2, 4, text_dim=64, text_len=12, rope_theta=100.0),
+            fps=8,
+            height=64,
+            width=64,
+            pixel_frames=33,
+            shift=3.0,
+            num_steps=30,
+            guidance=(3.0,),
+        ),
+    )
+}
+
+
+def find_spec(transformer: TransformerSpec) -> ModelSpec:
+    """Returns the published model whose transformer has these sizes.
+
+    Errors: ValueError listing the known models. Experts of a pair look alike; the first match wins
+    unless the folder layout says otherwise (`wan.weights`).
+    """
+    for spec in SPECS.values():
+        if replace(spec.transformer, rope_theta=transformer.rope_theta) == transformer:
+            return spec
+    raise ValueError(f"no published model has the sizes {transformer}; known: {sorted(SPECS)}")
