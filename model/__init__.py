@@ -1,0 +1,3 @@
+LOSSES = {
+    "flow": "model.flow:FlowConfig",
+}

@@ -12,7 +12,6 @@ nobody can pick the good ones. A video is an mp4 with a JSON of the same stem be
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
@@ -149,10 +148,10 @@ def codec(args) -> int:
 
 
 def _real_clips(num_frames, count, seed):
-    from utils.data.digits import parse_prompt, random_clip, to_uint8
+    from utils.data.digits import parse_prompt, quantise, random_clip
 
     subjects = [parse_prompt(random_clip(i, 1, seed)[1]) for i in range(count)]
-    return (to_uint8(random_clip(i, num_frames, seed)[0]) for i in range(count)), [s[0] for s in subjects]
+    return (quantise(random_clip(i, num_frames, seed)[0]) for i in range(count)), [s[0] for s in subjects]
 
 
 def _watched(codec, clips, quality):
@@ -184,10 +183,11 @@ def roundtrip(codec, clip):
     """Returns the uint8 clip [P, H, W, 3] encoded and decoded, one clip at a time."""
     import torch
 
+    from utils.media_io import to_uint8
+
     pixels = torch.from_numpy(clip).permute(0, 3, 1, 2).float()[None] / 127.5 - 1
     with torch.no_grad():
-        out = codec.decode(codec.encode(pixels))[0]
-    return ((out + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+        return to_uint8(codec.decode(codec.encode(pixels))[0])
 
 
 def _table(rows) -> list[str]:
@@ -226,7 +226,10 @@ def _cell(interval, with_error):
 
 
 def _range(interval):
-    return "-" if interval["mean"] is None else "{mean:+.3f} [{low:+.3f}, {high:+.3f}]".format(**interval)
+    if interval["mean"] is None:
+        return "-"
+    mean, low, high = (round(interval[k], 3) + 0.0 for k in ("mean", "low", "high"))  # + 0.0: no "-0.000"
+    return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def _head(cells):
@@ -240,10 +243,11 @@ def _line(cells):
 def save(args, result: dict, lines: list[str], begin: float):
     """Prints the markdown lines and writes them beside the JSON of `result`."""
     text = "\n".join([f"# {lines[0]}", "", f"`{args.command}`", *lines[1:], ""])
-    args.output.parent.mkdir(parents=True, exist_ok=True)
+    from utils.atomic import atomic_write, write_json
+
     facts = {"command": args.command, "seconds": round(time.time() - begin, 1)}
-    args.output.write_text(json.dumps(facts | result, indent=1) + "\n")
-    args.output.with_suffix(".md").write_text(text)
+    write_json(args.output, facts | result)
+    atomic_write(args.output.with_suffix(".md"), text.encode())
     print(text + f"\nsaved {args.output} and {args.output.with_suffix('.md')}")
 
 

@@ -2,7 +2,70 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
+
+
+@dataclass
+class OptimConfig:
+    """One optimiser and its schedule. With `muon`, weights of two or more axes whose names start with
+    `matrices` take `lr`, all others AdamW at `lr_rest`; with `adamw` all take `lr`."""
+
+    name: str = "adamw"  # adamw | muon
+    lr: float = 2e-6
+    lr_rest: float = 1.5e-3
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.01
+    matrices: str = "blocks."
+    warmup: int = 0
+    decay: float = 0.0  # share of the training over which the rate falls linearly to 0
+    clip: float = 10.0  # largest gradient norm
+
+    def check(self):
+        if self.name not in ("adamw", "muon"):
+            raise ValueError(f"optimiser {self.name!r} is unknown; write adamw or muon")
+        if self.lr <= 0 or self.clip <= 0 or not 0 <= self.decay <= 1:
+            raise ValueError("lr and clip must be positive, decay must lie in [0, 1]")
+
+
+class Optim:
+    """The optimisers of one role: step, clip, schedule, state, as one."""
+
+    def __init__(self, module: torch.nn.Module, config: OptimConfig, total: int):
+        self.config, self.total = config, total
+        named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+        self.parameters = [p for _, p in named]
+        muon = config.name == "muon"
+        matrices = [p for n, p in named if muon and n.startswith(config.matrices) and min(p.shape[0], p[0].numel()) > 1]
+        taken = {id(p) for p in matrices}
+        rest = [p for p in self.parameters if id(p) not in taken]
+        rates = {"lr": config.lr_rest if muon else config.lr, "betas": config.betas}
+        self.parts = [torch.optim.AdamW(rest, weight_decay=config.weight_decay, **rates)]
+        if matrices:
+            self.parts.append(Muon(matrices, config.lr, weight_decay=config.weight_decay))
+        self.rates = [g["lr"] for part in self.parts for g in part.param_groups]
+
+    def step(self, step: int) -> torch.Tensor:
+        """Clips, updates and clears the gradients; returns the gradient norm before clipping."""
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
+        factor = learning_rate_factor(step, self.total, self.config.warmup, self.config.decay)
+        groups = [g for part in self.parts for g in part.param_groups]
+        for group, rate in zip(groups, self.rates, strict=True):
+            group["lr"] = rate * factor
+        for part in self.parts:
+            part.step()
+            part.zero_grad(set_to_none=True)
+        return norm
+
+    def state_dict(self) -> list[dict]:
+        """Returns the states of the parts."""
+        return [part.state_dict() for part in self.parts]
+
+    def load_state_dict(self, states: list[dict]) -> None:
+        """Takes back what `state_dict` returned."""
+        for part, state in zip(self.parts, states, strict=True):
+            part.load_state_dict(state)
 
 
 class Muon(torch.optim.Optimizer):
@@ -46,8 +109,8 @@ def orthogonalise(matrix: torch.Tensor, steps: int = 5) -> torch.Tensor:
     return (x.T if tall else x).to(matrix.dtype)
 
 
-def learning_rate_factor(step: int, total: int, warmup: int = 100, decay: float = 0.4) -> float:
+def learning_rate_factor(step: int, total: int, warmup: int, decay: float) -> float:
     """Returns the factor in [0, 1] at `step`: linear warm-up, constant, linear decay over the last part."""
     rising = min(1.0, (step + 1) / max(1, warmup))
-    falling = min(1.0, (total - step) / max(1.0, decay * total))
+    falling = min(1.0, (total - step) / max(1.0, decay * total)) if decay else 1.0
     return rising * falling

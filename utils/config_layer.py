@@ -149,11 +149,11 @@ def parse_overrides(overrides: list[str]) -> Layer:
     tree: dict[str, Any] = {}
     for text in overrides:
         key, equals, value = text.partition("=")
+        parts = key.split(".")
+        if text.startswith("-"):
+            raise ValueError(f"{COMMAND_LINE}: {text!r} begins with a dash; write key=value without dashes")
         if not equals:
             raise ValueError(f"{COMMAND_LINE}: {text!r} has no `=`; write key=value, for example {text.strip()}=VALUE")
-        parts = key.split(".")
-        if key.startswith("-"):
-            raise ValueError(f"{COMMAND_LINE}: {text!r} begins with a dash; write {text.lstrip('-')}")
         if any(not part or part != part.strip() for part in parts):
             raise ValueError(f"{COMMAND_LINE}: {text!r} has an empty key; write key=value or group.key=value")
         _assign(tree, parts, _parse_value(key, value), text)
@@ -234,7 +234,7 @@ def _construct(node: yaml.Node, source: str, path: tuple, lines: dict[tuple, int
         return _scalar(node.tag, node.value)
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
-            lines[*path, index] = item.start_mark.line + 1
+            lines[(*path, index)] = item.start_mark.line + 1
         return [_construct(item, source, (*path, index), lines) for index, item in enumerate(node.value)]
     tree: dict[str, Any] = {}
     for key, value in node.value:

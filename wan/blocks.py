@@ -73,9 +73,7 @@ class Block(nn.Module):
         self.self_attn = SelfAttention(spec)
         self.norm3 = nn.LayerNorm(spec.dim, spec.eps) if spec.cross_attn_norm else nn.Identity()
         self.cross_attn = CrossAttention(spec)
-        self.ffn = nn.Sequential(
-            nn.Linear(spec.dim, spec.ffn_dim), nn.GELU("tanh"), nn.Linear(spec.ffn_dim, spec.dim)
-        )
+        self.ffn = nn.Sequential(nn.Linear(spec.dim, spec.ffn_dim), nn.GELU("tanh"), nn.Linear(spec.ffn_dim, spec.dim))
         self.modulation = nn.Parameter(torch.empty(1, 6, spec.dim))
 
     def forward(self, x_BLD, time_BF6D, text, view, layer: int) -> torch.Tensor:

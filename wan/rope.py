@@ -31,9 +31,7 @@ class RotaryTable:
         space = self._space(grid, device, dtype)
         frames, cells = time.shape[1], space.shape[1]
         half = [
-            torch.cat(
-                (time[i, :, None].expand(-1, cells, -1), space[i, None].expand(frames, -1, -1)), -1
-            ).flatten(0, 1)
+            torch.cat((time[i, :, None].expand(-1, cells, -1), space[i, None].expand(frames, -1, -1)), -1).flatten(0, 1)
             for i in (0, 1)
         ]
         return half[0], half[1]

@@ -113,7 +113,13 @@ SPECS = {
             hub_name="Wan-AI/Wan2.2-TI2V-5B",
         ),
         ModelSpec(
-            "t2v-A14B", _LARGE, shift=12.0, guidance=(3.0, 4.0), boundary=0.875, hub_name="Wan-AI/Wan2.2-T2V-A14B", **_A14B
+            "t2v-A14B",
+            _LARGE,
+            shift=12.0,
+            guidance=(3.0, 4.0),
+            boundary=0.875,
+            hub_name="Wan-AI/Wan2.2-T2V-A14B",
+            **_A14B,
         ),
         ModelSpec(
             "i2v-A14B",

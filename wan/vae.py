@@ -117,6 +117,4 @@ def check_pixel_frames(num_frames: int):
     """Raises ValueError unless `num_frames` = 4n + 1."""
     if num_frames % TEMPORAL_STRIDE != 1:
         below = max(1, num_frames - (num_frames - 1) % TEMPORAL_STRIDE)
-        raise ValueError(
-            f"the VAE takes 4n+1 pixel frames, not {num_frames}; use {below} or {below + TEMPORAL_STRIDE}"
-        )
+        raise ValueError(f"the VAE takes 4n+1 pixel frames, not {num_frames}; use {below} or {below + TEMPORAL_STRIDE}")

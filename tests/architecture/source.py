@@ -41,7 +41,7 @@ class Source:
 
 def ignored_folders() -> set[str]:
     """Returns the folder names that .gitignore leaves out of the project."""
-    lines = (ROOT / ".gitignore").read_text().splitlines()
+    lines = (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
     return {line.strip("/ ") for line in lines if line.endswith("/")}
 
 
@@ -63,7 +63,8 @@ def project_files() -> tuple[Path, ...]:
 def python_sources(with_tests: bool) -> tuple[Source, ...]:
     """Returns the parsed Python files of the project."""
     paths = [p.relative_to(ROOT).as_posix() for p in project_files() if p.suffix == ".py"]
-    return tuple(Source(p, (ROOT / p).read_text()) for p in paths if with_tests or not p.startswith("tests/"))
+    kept = [p for p in paths if with_tests or not p.startswith("tests/")]
+    return tuple(Source(p, (ROOT / p).read_text(encoding="utf-8")) for p in kept)
 
 
 def text_files() -> list[tuple[str, str]]:
@@ -72,7 +73,7 @@ def text_files() -> list[tuple[str, str]]:
     for file in project_files():
         path = file.relative_to(ROOT).as_posix()
         if not path.startswith(("tests/", "assets/")) and (file.suffix in TEXT_SUFFIXES or file.name in TEXT_NAMES):
-            found.append((path, file.read_text()))
+            found.append((path, file.read_text(encoding="utf-8")))
     return found
 
 

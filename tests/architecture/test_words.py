@@ -14,7 +14,7 @@ GEOMETRY_INTEGERS = {1560, 32760, 480, 832}
 GEOMETRY_WORDS = ("1560", "32760", "30x52", "60x104")
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 FOLDERS = "home|root|work|workspace|mnt|media|data|datasets|tmp|usr|opt|etc|var|srv|nfs|scratch|share|path|Users"
-ABSOLUTE = re.compile(rf"(?<![\w.:/~$}})\]*-])/(?:{FOLDERS})/[\w.$<{{*-]|(?<![\w])[A-Za-z]:\\\\?[A-Za-z]")
+ABSOLUTE = re.compile(rf"(?<![\w./~$}})\]*-])/(?:{FOLDERS})/[\w.$<{{*-]|\bC:\\{{1,2}}\w")
 
 
 def _is_stride(node: ast.AST) -> bool:
@@ -86,6 +86,9 @@ def check_habits(source: Source) -> list[str]:
             if {"everything", "Exception"} & set(names) or ("BaseException" in names and not again):
                 found.append(f"{where} catches {', '.join(names)}; name what may go wrong")
         if isinstance(node, ast.Call):
+            broad = {dotted(a).rpartition(".")[2] for a in node.args} & {"Exception", "BaseException"}
+            if dotted(node.func).endswith("suppress") and broad:
+                found.append(f"{where} suppresses everything; name what may go wrong")
             if dotted(node.func) == "getattr" and node.args and dotted(node.args[0]).lower().endswith("config"):
                 found.append(f"{where} reads a config by getattr; give the dataclass a field")
             if isinstance(node.func, ast.Attribute) and node.func.attr == "cuda":
@@ -187,6 +190,7 @@ def test_other_numbers_pass(text):
         "try:\n    f()\nexcept (ValueError, Exception) as e:\n    pass",
         "try:\n    f()\nexcept builtins.Exception:\n    pass",
         "try:\n    f()\nexcept BaseException:\n    pass",
+        "with contextlib.suppress(Exception):\n    f()",
         "x = getattr(config, 'a', 1)",
         "x = getattr(self.config, 'a')",
         "x = getattr(model_config, 'a')",
@@ -203,6 +207,7 @@ def test_bad_habits_are_caught(text):
     [
         "try:\n    f()\nexcept BaseException:\n    clean()\n    raise",
         "try:\n    f()\nexcept (OSError, ValueError):\n    pass",
+        "with contextlib.suppress(FileNotFoundError):\n    f()",
         "x = getattr(module, 'a')",
         "torch.cuda.synchronize()",
         "from torch import nn",
@@ -238,7 +243,7 @@ ROOTED = ("home/me/x", "data/videos", "tmp/out", "mnt/disk/$RUN", "path/to/model
 
 
 @pytest.mark.parametrize("tail", ROOTED)
-@pytest.mark.parametrize("frame", ["{}", "folder: {}", "x = '{}'", "see `{}`.", "({})", "--out={}"])
+@pytest.mark.parametrize("frame", ["{}", "folder: {}", "x = '{}'", "see `{}`.", "({})", "--out={}", "a:{}"])
 def test_absolute_paths_are_caught(tail, frame):
     assert len(find_absolute_paths("docs/a.md", frame.format(f"/{tail}"))) == 1
 
@@ -255,6 +260,7 @@ def test_windows_paths_are_caught():
         "~/data/x and $HOME/data/x and ../tmp/x",
         "read/write and 1/2",
         "${ROOT}/data/x",
+        "P:\\n and D: width",
     ],
 )
 def test_relative_paths_pass(text):

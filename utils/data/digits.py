@@ -184,11 +184,11 @@ def prompt_clip(index: int, num_frames: int, seed: int = 0, config: DigitsConfig
     """Returns (clip uint8 [P, H, W, 3], subject): prompt number `index` of the 240, drawn by `seed`."""
     subject = parse_prompt(all_prompts()[index])[0]
     clip = render([subject], num_frames, np.random.default_rng((seed, index)), config)
-    return to_uint8(clip), subject
+    return quantise(clip), subject
 
 
-def to_uint8(clip: np.ndarray) -> np.ndarray:
-    """Returns pixels in [0, 1] as uint8."""
+def quantise(clip: np.ndarray) -> np.ndarray:
+    """Returns pixels in [0, 1] as uint8 levels."""
     return np.round(clip * 255.0).astype(np.uint8)
 
 
@@ -208,7 +208,7 @@ def preview(count: int, output, num_frames: int = 33):
     if not 1 <= count <= 60:
         raise ValueError(f"--preview {count}: write 1 to 60 clips")
     clips, prompts = zip(*(random_clip(i, num_frames) for i in range(count)), strict=True)
-    clips = [to_uint8(clip) for clip in clips]
+    clips = [quantise(clip) for clip in clips]
     write_gif(output / "digits.gif", np.concatenate(clips, 2), 8)
     contact_sheet(output / "digits.png", clips, list(prompts))
     return output / "digits.gif", output / "digits.png"

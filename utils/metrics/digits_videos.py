@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.data.digits import Subject, all_prompts, parse_prompt
+from utils.media_io import read_video
 
 
 @dataclass
@@ -26,7 +27,7 @@ def load_videos(folder: Path, num_frames: int | None = None, partial: bool = Fal
     Errors: ValueError for no videos, a missing or broken sidecar, a prompt that is not one clause of
     the grammar, unequal lengths, and, unless `partial`, for prompts that no video answers.
     """
-    paths = sorted(Path(folder).glob("*.mp4"))
+    paths = sorted(p for p in Path(folder).glob("*.mp4") if not p.name.endswith(".partial.mp4"))
     if not paths:
         raise ValueError(f"{folder} holds no *.mp4; give the output folder of inference.py")
     sidecars = [_sidecar(path) for path in paths]
@@ -71,12 +72,7 @@ def _subject(path: Path, sidecar: dict) -> Subject:
 
 
 def _read(path: Path, num_frames: int | None) -> np.ndarray:
-    import imageio.v3 as iio
-
-    try:
-        clip = iio.imread(path, plugin="FFMPEG")
-    except OSError as error:
-        raise ValueError(f"{path} is no readable video ({error}); generate it again") from error
+    clip, _ = read_video(path)
     if num_frames and len(clip) < num_frames:
         raise ValueError(f"{path} has {len(clip)} frames, {num_frames} are asked; lower --frames")
     return clip[:num_frames]

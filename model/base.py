@@ -1,0 +1,45 @@
+"""What a loss works on: `Sample`, the face of a loss, and the roles it may ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from wan.condition import Condition
+from wan.geometry import Span
+
+
+@dataclass
+class Sample:
+    """One batch of one optimiser step, made by a source.
+
+    latents: x0 [B, F, C, h, w]. index: each row's place in the global batch, the key of its draws.
+    spans: the chunks of the F frames. prompts: for messages only.
+    """
+
+    step: int
+    latents: torch.Tensor
+    condition: Condition
+    index: Sequence[int]
+    spans: list[Span] = field(default_factory=list)
+    prompts: Sequence[str] = ()
+
+
+class Loss(Protocol):
+    """`loss, metrics = loss(sample, roles, rng)`; metrics are tensors that nobody has read yet.
+
+    `needs` names the fields of Sample and Roles that it reads, checked before any model is built.
+    """
+
+    needs: frozenset[str]
+
+    def __call__(self, sample: Sample, roles, rng) -> tuple[torch.Tensor, dict[str, torch.Tensor]]: ...
+
+
+def draw_noise(sample: Sample, rng, name: str = "noise") -> torch.Tensor:
+    """Returns normal noise like the sample's latents, keyed by step, name and global index."""
+    shape = sample.latents.shape[1:]
+    return rng.at("sample", sample.step, name).normal_batch(shape, sample.index).to(sample.latents)

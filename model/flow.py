@@ -1,0 +1,111 @@
+"""Flow matching: L = mean_f w(sigma_f) |v(x_sigma, sigma, c) - (noise - x0)|^2.
+
+`bidirectional`: one sigma for the clip, every frame sees every other (a teacher).
+`diffusion_forcing`: one sigma per chunk, each chunk sees itself and the noisy chunks before it.
+`teacher_forcing`: one sigma per chunk, each chunk sees itself and the clean chunks before it.
+The masks are those of the cache, so what is trained is what will run.
+Source: arXiv 2210.02747; arXiv 2407.01392 (diffusion forcing); Self-Forcing, model/diffusion.py.
+Differs from Self-Forcing: sigma is continuous, and `context_sigma` is the noise level itself,
+where their augmentation index 0 is the noisiest entry of its table.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+
+import torch
+
+from model.base import Sample, draw_noise
+from wan.attention import masks
+from wan.context import Full, Masked
+from wan.ledger import CacheConfig
+from wan.schedule import Schedule, shift_sigma
+from wan.transformer import Segment
+
+MODES = ("bidirectional", "diffusion_forcing", "teacher_forcing")
+
+
+@dataclass
+class FlowConfig:
+    """Knobs of the flow objective."""
+
+    mode: str = "bidirectional"  # bidirectional | diffusion_forcing | teacher_forcing
+    shift: float = 5.0  # of the drawn sigma
+    weight: str = "uniform"  # uniform | bell (the ancestors' training weight)
+    clean_chunks: float = 0.0  # diffusion forcing: share of chunks shown clean (the last one never is)
+    context_sigma: float = 0.0  # teacher forcing: noise of the clean half
+    cache: CacheConfig = field(default_factory=CacheConfig)
+
+    def check(self):
+        if self.mode not in MODES:
+            raise ValueError(f"mode is {self.mode!r}; write one of {MODES}")
+        if self.weight not in ("uniform", "bell"):
+            raise ValueError(f"weight is {self.weight!r}; write uniform or bell")
+        if not 0 <= self.clean_chunks < 1 or not 0 <= self.context_sigma <= 1:
+            raise ValueError("clean_chunks must lie in [0, 1) and context_sigma in [0, 1]")
+        if self.cache.rope == "read":
+            raise ValueError("rope: read is no single masked forward; train it by rollouts, or write rope: write")
+
+    def build(self) -> FlowLoss:
+        """Returns the objective."""
+        return FlowLoss(self)
+
+
+class FlowLoss:
+    """The flow objective of a generator on clean latents."""
+
+    needs = frozenset({"latents", "condition", "spans", "generator"})
+
+    def __init__(self, config: FlowConfig):
+        self.config = config
+        self.schedule = Schedule(config.shift)
+
+    def __call__(self, sample: Sample, roles, rng):
+        x0, noise = sample.latents, draw_noise(sample, rng)
+        sigma = self.draw_sigma(sample, rng)
+        x = self.schedule.diffuse(x0, noise, sigma)
+        velocity = roles.generator(x, sigma, sample.condition, self.context(sample), self._clean(sample, noise))
+        error = (velocity.float() - (noise - x0).float()).square().mean((2, 3, 4))
+        weight = (sigma > 0).float()  # a clean frame has no velocity to learn
+        if self.config.weight == "bell":
+            weight = weight * self.schedule.weight(sigma)
+        loss = (weight * error).sum() / (sigma > 0).sum()
+        return loss, {"loss": loss.detach(), "sigma": sigma.mean()}
+
+    def draw_sigma(self, sample: Sample, rng) -> torch.Tensor:
+        """Returns sigma [B, F] fp32: uniform per clip or per chunk, then shifted; some chunks clean."""
+        batch, num_frames = sample.latents.shape[:2]
+        device = sample.latents.device
+        source = rng.at("sample", sample.step, "sigma")
+        if self.config.mode == "bidirectional":
+            u = 1 - source.uniform_batch((1,), sample.index)
+            return shift_sigma(u, self.config.shift).expand(batch, num_frames).to(device)
+        count = len(sample.spans)
+        u = 1 - source.uniform_batch((count,), sample.index)  # (0, 1]
+        if self.config.mode == "diffusion_forcing" and self.config.clean_chunks:
+            coin = rng.at("sample", sample.step, "clean").uniform_batch((count,), sample.index)
+            coin[:, -1] = 1.0
+            u = torch.where(coin < self.config.clean_chunks, torch.zeros_like(u), u)
+        lengths = torch.tensor([len(s) for s in sample.spans])
+        return shift_sigma(u, self.config.shift).repeat_interleave(lengths, 1).to(device)
+
+    def context(self, sample: Sample):
+        """Returns what a frame may see in this mode."""
+        if self.config.mode == "bidirectional":
+            return Full()
+        knobs = self.config.cache
+        return Masked(_mask(self.config.mode, tuple(sample.spans), knobs.window_frames, knobs.sink_frames))
+
+    def _clean(self, sample: Sample, noise: torch.Tensor) -> Segment | None:
+        """Returns the clean half of teacher forcing."""
+        if self.config.mode != "teacher_forcing":
+            return None
+        sigma = torch.full(sample.latents.shape[:2], self.config.context_sigma, device=noise.device)
+        return Segment(self.schedule.diffuse(sample.latents, noise, sigma), sigma)
+
+
+@functools.lru_cache(maxsize=64)
+def _mask(mode: str, spans, window_frames: int, sink_frames: int):
+    make = masks.causal if mode == "diffusion_forcing" else masks.teacher_forcing
+    return make(list(spans), window_frames, sink_frames)

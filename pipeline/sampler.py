@@ -1,0 +1,117 @@
+"""The steps inside one chunk: from noise to x0. Who predicts, and what it may see, is the rollout's business.
+
+`predict(x, sigma: float) -> velocity` is already guided and bound to condition and context;
+`noise(k) -> tensor` is the chunk's k-th noise (k = 0 was the start). `step` is public: a pipeline
+over several devices calls it one step at a time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from pipeline.solver import Solver
+from wan.schedule import Schedule, step_sigmas
+
+SAMPLERS = {
+    "few_step": "pipeline.sampler:FewStepConfig",
+    "multi_step": "pipeline.sampler:MultiStepConfig",
+}
+
+
+@dataclass
+class FewStepConfig:
+    """x0 prediction and re-noising at a short list of steps (distilled models)."""
+
+    steps: tuple[float, ...] = (1000.0, 750.0, 500.0, 250.0)
+    shift: float = 5.0
+    warp: bool = True  # the list indexes the shifted table, as the models were trained
+    snap: str = "none"
+    guidance: float = 1.0  # w; 1 = the conditional prediction alone
+
+    def check(self):
+        self.build()
+
+    def build(self) -> FewStep:
+        """Returns the sampler."""
+        return FewStep(step_sigmas(self.steps, self.shift, self.warp), Schedule(self.shift, self.snap), self.guidance)
+
+
+@dataclass
+class MultiStepConfig:
+    """A solver of the probability flow with classifier-free guidance (undistilled models)."""
+
+    solver: str = "unipc"  # unipc | dpm++ | euler
+    num_steps: int = 50
+    shift: float = 5.0
+    guidance: float = 5.0  # w of uncond + w (cond - uncond)
+
+    def check(self):
+        self.build()
+
+    def build(self) -> MultiStep:
+        """Returns the sampler."""
+        return MultiStep(Solver(self.solver, self.num_steps, self.shift), self.guidance)
+
+
+class FewStep:
+    """x0 = x - sigma v; x = diffuse(x0, fresh noise, next sigma); the last x0 is the result."""
+
+    def __init__(self, sigmas, schedule: Schedule, guidance: float = 1.0):
+        self.sigmas, self.schedule, self.guidance = tuple(sigmas), schedule, guidance
+
+    @property
+    def num_steps(self) -> int:
+        """Network evaluations per chunk (and guidance branch)."""
+        return len(self.sigmas)
+
+    def start(self):
+        """Returns the state of a new chunk: none."""
+        return None
+
+    def step(self, k: int, x_BFCHW: torch.Tensor, predict, noise, state=None):
+        """Returns x after step k: re-noised to the next sigma, or x0 after the last."""
+        x0 = self.x0(k, x_BFCHW, predict)
+        if k + 1 == self.num_steps:
+            return x0
+        return self.schedule.diffuse(x0, noise(k + 1), _tensor(self.sigmas[k + 1], x0))
+
+    def x0(self, k: int, x_BFCHW: torch.Tensor, predict) -> torch.Tensor:
+        """Returns the x0 predicted at step k, in the dtype of x."""
+        sigma = self.sigmas[k]
+        velocity = predict(x_BFCHW, sigma)
+        return self.schedule.velocity_to_x0(x_BFCHW, velocity, _tensor(sigma, x_BFCHW)).to(x_BFCHW.dtype)
+
+
+class MultiStep:
+    """One solver walk per chunk."""
+
+    def __init__(self, solver: Solver, guidance: float = 1.0):
+        self.solver, self.guidance = solver, guidance
+
+    @property
+    def num_steps(self) -> int:
+        """Network evaluations per chunk and guidance branch."""
+        return self.solver.num_steps
+
+    def start(self):
+        """Returns the state of a new chunk: a fresh walk."""
+        return self.solver.start()
+
+    def step(self, k: int, x_BFCHW: torch.Tensor, predict, noise, state):
+        """Returns x after step k of the walk."""
+        return state.step(predict(x_BFCHW, state.told[k]), k, x_BFCHW).to(x_BFCHW.dtype)
+
+
+def sample(sampler, x_BFCHW: torch.Tensor, predict, noise) -> torch.Tensor:
+    """Runs all steps of one chunk from the noise x; returns x0."""
+    state = sampler.start()
+    for k in range(sampler.num_steps):
+        x_BFCHW = sampler.step(k, x_BFCHW, predict, noise, state)
+    return x_BFCHW
+
+
+def _tensor(sigma: float, like: torch.Tensor) -> torch.Tensor:
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    return torch.full((like.shape[0],), sigma, dtype=dtype, device=like.device)

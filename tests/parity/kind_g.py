@@ -1,0 +1,130 @@
+"""Kind G: samplers end to end on fixed noise and recorded draws."""
+
+from __future__ import annotations
+
+import torch
+
+from pipeline.rollout import Chunk, Rollout, guided
+from pipeline.sampler import FewStepConfig, MultiStepConfig, sample
+from pipeline.track import Fixed
+from tests.parity import build
+from tests.parity.case import Case, NotBuilt
+from tests.parity.kind_c import in_time_order
+from utils.rng import Recording
+from wan.condition import Condition
+from wan.context import Full
+from wan.denoiser import Denoiser
+from wan.geometry import Geometry, Span, chunks
+from wan.ledger import CacheConfig
+from wan.schedule import NUM_TRAIN_TIMESTEPS
+
+BIDIRECTIONAL_SHIFT = 8.0  # their bidirectional sampler has it as a literal, whatever its config says
+
+
+def run(case: Case) -> dict[str, torch.Tensor]:
+    """Bidirectional or causal by the class that was recorded."""
+    if case.config["config"].get("switch_frame_indices"):
+        raise NotBuilt("prompt switches")
+    model = build.transformer(case.config["config"]["model"], case.weights)
+    with torch.no_grad():
+        if "idirectional" in case.config["reference"].split("/")[-1]:
+            return bidirectional(case, Denoiser(model))
+        return causal(case, Denoiser(model))
+
+
+def sampler_of(case: Case, bidirectional: bool = False):
+    """The sampler that a case's arguments describe."""
+    knobs, config = case.config["config"]["pipeline_args"], case.config["config"]
+    shift = knobs["model_kwargs"]["timestep_shift"]
+    if "denoising_step_list" in knobs:
+        steps = [s for s in knobs["denoising_step_list"] if s]
+        if bidirectional:
+            steps = steps[:-1]  # the recording never ran the last step of its list
+        return FewStepConfig(tuple(steps), shift, knobs["warp_denoising_step"], snap="table").build()
+    shift = BIDIRECTIONAL_SHIFT if bidirectional else knobs["timestep_shift"]
+    solver = config["solver"] or "unipc"
+    return MultiStepConfig(solver, config["sampling_steps"], shift, knobs["guidance_scale"]).build()
+
+
+def condition_of(case: Case) -> Condition:
+    """Text and negative text of the whole batch."""
+    names = sorted(k for k in case.inputs if k.startswith("prompt_embeds"))
+    text = torch.stack([case.inputs[n] for n in names])
+    null = case.inputs.get("negative_prompt_embeds")
+    return Condition(text, None if null is None else null.expand(len(text), *null.shape[-2:]))
+
+
+class Draws:
+    """noise(span, k): the stored start noise, then the recorded draws in call order."""
+
+    def __init__(self, case: Case, first: int):
+        self.start, self.first = case.inputs["noise"], first
+        self.recording = Recording(case.draws(), reshape=True)
+
+    def __call__(self, span: Span, k: int) -> torch.Tensor:
+        start = self.start[:, span.start - self.first : span.stop - self.first]
+        return start if k == 0 else self.recording.normal(start.shape)
+
+
+def causal(case: Case, denoiser: Denoiser) -> dict[str, torch.Tensor]:
+    """The rollout; cache slots compared frame by frame."""
+    knobs, inputs = case.config["config"]["pipeline_args"], case.inputs
+    noise, kwargs = inputs["noise"], knobs["model_kwargs"]
+    given, first = [], 0
+    size = knobs["num_frame_per_block"]
+    if "initial_latent" in inputs:
+        initial = inputs["initial_latent"]
+        first = initial.shape[1]
+        head = 1 if knobs["independent_first_frame"] else size
+        spans = [Span(0, head)] + ([] if first == head else chunks(first - head, size, start=head))
+        given = [Chunk(s, initial[:, s.start : s.stop], given=True) for s in spans]
+    head = 1 if knobs["independent_first_frame"] and not given else None
+    spans = chunks(noise.shape[1], size, head, start=first)
+    rope = "read" if kwargs.get("use_infinite_attention") else "write"
+    rollout = Rollout(
+        denoiser,
+        sampler_of(case),
+        Geometry(noise.shape[3] * 8, noise.shape[4] * 8),
+        CacheConfig(kwargs.get("local_attn_size", -1), kwargs.get("sink_size", 0), rope),
+        dtype=noise.dtype,
+    )
+    rollout.context.sigma = knobs.get("context_noise", 0) / NUM_TRAIN_TIMESTEPS
+    caught = _catch_last_plan(rollout)
+    draws = Draws(case, first)
+    latents = [c.latents for c in rollout(Fixed(condition_of(case)), spans, draws, noise.shape[0], given)]
+    draws.recording.finish()
+    outputs, wanted = {"latents": torch.cat(latents, 1)}, case.outputs()
+    for stem in ("k", "v"):
+        name = f"final_cache_{stem}_layer0"
+        if name in wanted:
+            outputs[name] = caught[stem][:, : wanted[name].shape[1]]
+    return outputs
+
+
+def _catch_last_plan(rollout: Rollout) -> dict:
+    """Keeps what the last committing pass saw in layer 0: the ancestor's final cache in time order."""
+    caught, opened = {}, rollout._open
+
+    def open_caches(*arguments):
+        caches = opened(*arguments)
+        cache, enter = caches[0], caches[0].commit
+
+        def watched(plan):
+            for stem, store in (("k", cache.keys), ("v", cache.values)):
+                caught[stem] = in_time_order(cache, store, plan, 0).clone()
+            enter(plan)
+
+        cache.commit = watched
+        return caches
+
+    rollout._open = open_caches
+    return caught
+
+
+def bidirectional(case: Case, denoiser: Denoiser) -> dict[str, torch.Tensor]:
+    """All frames at once."""
+    sampler, draws = sampler_of(case, bidirectional=True), Draws(case, 0)
+    span = Span(0, case.inputs["noise"].shape[1])
+    predict = guided(denoiser, condition_of(case), [Full(), Full()], sampler.guidance)
+    latents = sample(sampler, draws(span, 0), predict, lambda k: draws(span, k))
+    return {"latents": latents, "video01": latents[:, :, :3].clamp(-1, 1) * 0.5 + 0.5}

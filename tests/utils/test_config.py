@@ -1,0 +1,336 @@
+"""`utils.config`: types, unions, layers and their errors on small dataclasses, and round trips on random ones."""
+
+import enum
+import subprocess
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from utils.config import MISSING, Layer, config_hash, load, one_of, parse_overrides, render, to_dict
+from utils.config_layer import _parse
+
+
+class Motion(enum.Enum):
+    torus = 1
+    bounce = 2
+
+
+@dataclass
+class EulerConfig:
+    num_steps: int = 4
+
+
+@dataclass(frozen=True)
+class UniPCConfig:
+    num_steps: int = 50
+    order: int = 2
+    name: str = "unipc"
+
+
+@dataclass
+class FewStepConfig:
+    sigmas: tuple[float, ...] = MISSING
+
+
+class FewStep:
+    Config = FewStepConfig
+
+
+SOLVERS = {"euler": EulerConfig, "unipc": UniPCConfig, "few": FewStep, "alias": EulerConfig}
+
+
+@dataclass
+class WindowConfig:
+    window_frames: int = 12
+    sink_frames: int = 3
+
+    def check(self):
+        if self.window_frames < self.sink_frames:
+            raise ValueError(f"window_frames {self.window_frames} is below sink_frames {self.sink_frames}; raise it")
+
+
+@dataclass
+class OptimConfig:
+    lr: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+
+
+@dataclass
+class RootConfig:
+    model: str = MISSING
+    seed: int = 0
+    label: str | None = None
+    motion: Motion = Motion.torus
+    rope: Literal["write", "read"] = "write"
+    folder: Path = Path("outputs")
+    sizes: list[tuple[int, int]] = field(default_factory=lambda: [(64, 64)])
+    weights: dict[str, float] = field(default_factory=lambda: {"flow": 1.0})
+    extra: Any = None
+    name: str = "run"
+    window: WindowConfig = field(default_factory=lambda: WindowConfig(window_frames=21))
+    shadow: WindowConfig | None = None
+    optims: list[OptimConfig] = field(default_factory=lambda: [OptimConfig(lr=1)])
+    roles: dict[str, OptimConfig] = field(default_factory=dict)
+    solver: object = one_of(SOLVERS, default="euler")
+    critic: EulerConfig | UniPCConfig | None = one_of(SOLVERS, default=None)
+    callbacks: list[object] = one_of(SOLVERS, default=list)
+
+
+def build(*trees, **base):
+    layers = [Layer(f"layer{i}", tree) for i, tree in enumerate([{"model": "m", **base}, *trees])]
+    return load(RootConfig, layers)[0]
+
+
+def failure(*trees, **base) -> str:
+    with pytest.raises(ValueError) as caught:
+        build(*trees, **base)
+    return str(caught.value)
+
+
+def test_defaults_are_those_of_the_dataclass():
+    assert build() == RootConfig(model="m")
+    assert isinstance(build().solver, EulerConfig) and build().solver.name == "euler"
+    assert build().window == WindowConfig(21, 3)
+
+
+def test_later_layers_win_and_groups_merge_key_by_key():
+    config = build({"window": {"window_frames": 9}}, {"window": {"sink_frames": 1}}, {"seed": 1}, seed=2)
+    assert (config.window, config.seed) == (WindowConfig(9, 1), 1)
+    assert build({"weights": {"dmd": 2}}).weights == {"flow": 1.0, "dmd": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("key", "given", "want"),
+    [
+        ("seed", "3", 3),
+        ("label", None, None),
+        ("motion", "bounce", Motion.bounce),
+        ("rope", "read", "read"),
+        ("folder", "a/b", Path("a/b")),
+        ("sizes", [[1, 2], [3, 4]], [(1, 2), (3, 4)]),
+        ("extra", {"a": [1, None]}, {"a": [1, None]}),
+        ("optims", [{"lr": 1, "betas": [0, 1]}, {}], [OptimConfig(1.0, (0.0, 1.0)), OptimConfig()]),
+        ("roles", {"critic": {"lr": 2}}, {"critic": OptimConfig(2.0)}),
+        ("shadow", {"sink_frames": 0}, WindowConfig(12, 0)),
+        ("optims", [], []),
+    ],
+)
+def test_values_are_converted_to_their_types(key, given, want):
+    got = vars(build({key: given}))[key]
+    assert got == want and type(got) is type(want)
+
+
+@pytest.mark.parametrize(
+    ("key", "given", "words"),
+    [
+        ("seed", 1.5, ["seed", "1.5", "float", "int"]),
+        ("seed", True, ["seed", "bool", "int"]),
+        ("seed", None, ["seed", "None"]),
+        ("label", 1.10, ["label", "1.1", "quotes"]),
+        ("rope", "raed", ["rope", "write, read", "did you mean read?"]),
+        ("motion", "bouncy", ["motion", "torus, bounce", "did you mean bounce?"]),
+        ("sizes", [[1, 2, 3]], ["sizes", "tuple"]),
+        ("extra", "${oc.env:HOME}", ["extra", "interpolated"]),
+        ("extra", ["???"], ["extra", "???"]),
+        ("weights", {"flow": "x"}, ["weights", "dict[str, float]"]),
+        ("window", 3, ["window", "3", "window.KEY="]),
+        ("window", None, ["window", "missing"]),
+        ("optims", {"lr": 1}, ["optims", "list"]),
+        ("optims", [{"lrr": 1}], ["optims.0.lrr", "did you mean optims.0.lr?"]),
+        ("roles", {"a": 1}, ["roles.a", "group"]),
+        ("solver", "unipc", ["solver", "solver.name=unipc"]),
+        ("solver", None, ["solver.name", "missing", "euler, unipc"]),
+        ("solver", {"name": "unipcc"}, ["solver.name", "unipcc", "did you mean unipc?"]),
+        ("solver", {"name": [1]}, ["solver.name", "[1]"]),
+        ("callbacks", [{"num_steps": 1}], ["callbacks.0.name", "missing"]),
+        ("model", MISSING, ["model", "missing", "model=VALUE"]),
+    ],
+)
+def test_wrong_values_are_refused_with_layer_key_and_advice(key, given, words):
+    message = failure({key: given})
+    assert all(word in message for word in ["layer1", *words]), message
+
+
+def test_unknown_keys_name_the_nearest_spelling():
+    assert failure({"sed": 1}) == "layer1: unknown key sed; did you mean seed?"
+    assert "did you mean window.sink_frames?" in failure({"window": {"sink_frame": 1}})
+    assert "did you mean window or window.window_frames?" in failure({"window_frames": 1})
+    assert "unknown key zzz, allowed: model, seed" in failure({"zzz": 1})
+    assert "unknown key solver.order, allowed: name, num_steps" in failure({"solver": {"order": 1}})
+
+
+def test_all_problems_are_reported_at_once():
+    message = failure({"sed": 1, "seed": "x", "window": {"sink_frames": "y"}})
+    assert message.startswith("3 problems") and len(message.splitlines()) == 4
+
+
+def test_missing_value_names_the_sources_and_the_way_out():
+    with pytest.raises(ValueError, match=r"^a\.yaml, command line: model: mandatory .* model=VALUE"):
+        load(RootConfig, [Layer("a.yaml", {}), parse_overrides(["seed=1"])])
+    assert "solver.sigmas: mandatory" in failure({"solver": {"name": "few"}})
+
+
+def test_a_changed_name_drops_the_older_keys_of_the_node_only():
+    old = {"solver": {"name": "unipc", "order": 3, "num_steps": 7}, "seed": 5}
+    config = build(old, {"solver": {"name": "euler"}})
+    assert (config.solver, config.seed) == (EulerConfig(4), 5)
+    assert build(old, {"solver": {"name": "unipc"}}).solver == UniPCConfig(7, 3)
+    assert build(old, {"solver": {"name": "euler"}}, {"solver": {"name": "unipc"}}).solver == UniPCConfig()
+    # Without a name the older keys belong to the default arm, so the first name of another arm drops them too.
+    assert build({"solver": {"num_steps": 9}}, {"solver": {"name": "unipc"}}).solver == UniPCConfig()
+    assert build({"solver": {"num_steps": 9}}, {"solver": {"name": "euler"}}).solver == EulerConfig(9)
+
+
+def test_an_ordinary_field_called_name_drops_nothing():
+    config = build({"name": "a", "seed": 4}, {"name": "b"})
+    assert (config.name, config.seed) == ("b", 4)
+
+
+def test_union_arms_by_text_by_consumer_and_inside_lists():
+    steps = {"name": "few", "sigmas": [1, 0.5]}
+    config = build({"critic": steps, "callbacks": [{"name": "unipc", "order": 1}, {"name": "alias"}]})
+    assert config.critic == FewStepConfig((1.0, 0.5)) and config.critic.name == "few"
+    assert config.callbacks == [UniPCConfig(order=1), EulerConfig()] and config.callbacks[1].name == "alias"
+    assert build({"critic": steps}, {"critic": None}).critic is None
+    assert build({"critic": steps}, {"critic": None}, {"critic": {"name": "euler"}}).critic == EulerConfig()
+    with pytest.raises(ValueError, match="did you mean euler"):
+        one_of(SOLVERS, default="eulr")
+
+
+def test_text_entries_of_a_table_are_imported_when_chosen(tmp_path, monkeypatch):
+    (tmp_path / "far_arm.py").write_text("from dataclasses import dataclass\n@dataclass\nclass Far:\n    x: int = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(SOLVERS, "far", "far_arm:Far")
+    build()
+    assert "far_arm" not in sys.modules
+    assert build({"solver": {"name": "far", "x": 2}}).solver.x == 2
+    sys.modules.pop("far_arm")
+
+
+def test_mandatory_union_and_nested_class_with_mandatory_values():
+    @dataclass
+    class Inner:
+        path: str
+
+    @dataclass
+    class Outer:
+        inner: Inner
+        again: Inner = field(default_factory=Inner)
+        maybe: Inner | None = MISSING
+        solver: object = one_of(SOLVERS)
+
+    Outer.__annotations__.update(inner=Inner, again=Inner, maybe=Inner | None)
+    with pytest.raises(ValueError) as caught:
+        load(Outer, [])
+    keys = ["inner.path", "again.path", "maybe", "solver.name"]
+    assert [line.split(": ")[1] for line in str(caught.value).splitlines()[1:]] == keys
+    overrides = ["inner.path=a", "again.path=b", "maybe.path=c", "solver.name=euler"]
+    config, _ = load(Outer, [parse_overrides(overrides)])
+    assert config == Outer(Inner("a"), Inner("b"), Inner("c"), EulerConfig())
+
+
+def test_check_runs_on_nested_objects_with_key_and_origin():
+    message = failure({"shadow": {"window_frames": 2}})
+    assert message == "layer1: shadow: window_frames 2 is below sink_frames 3; raise it"
+    assert "layer1: window:" in failure({"window": {"window_frames": 0}})
+
+
+def test_origins_of_values():
+    file = Layer("a.yaml", {"model": "m", "weights": {"dmd": 2.0}, "optims": [{"lr": 1.0}]}, {("optims", 0, "lr"): 7})
+    _, origins = load(RootConfig, [file, parse_overrides(["solver.name=unipc", "window.sink_frames=1"])])
+    want = {
+        "model": "a.yaml",
+        "seed": "default",
+        "weights.flow": "default",
+        "weights.dmd": "a.yaml",
+        "optims.0.lr": "a.yaml:7",
+        "optims.0.betas": "default",
+        "solver.name": "command line",
+        "solver.order": "default",
+        "window.sink_frames": "command line",
+        "critic": "default",
+    }
+    assert {key: origins.get(key) for key in want} == want
+    assert "window" not in origins
+
+
+def test_render_shows_every_value_with_its_origin():
+    file = Layer("a.yaml", {"model": "m", "optims": [{"lr": 1.0}]}, {("model",): 3})
+    text = render(*load(RootConfig, [file, parse_overrides(["solver.num_steps=8"])]))
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert "model: m # a.yaml:3" in lines and "num_steps: 8 # command line" in lines
+    assert "- lr: 1.0 # a.yaml" in lines and "critic: null # default" in lines
+    assert all("#" in line or line.endswith(":") for line in lines)
+
+
+def test_an_object_made_in_python_needs_a_name_where_its_class_has_two():
+    config = RootConfig(model="m", solver=UniPCConfig())
+    assert to_dict(config)["solver"] == {"name": "unipc", "num_steps": 50, "order": 2}
+    with pytest.raises(ValueError, match="EulerConfig stands for 2 of the names"):
+        to_dict(RootConfig(model="m", solver=EulerConfig()))
+
+
+def test_hash_depends_on_values_only():
+    one, two = build({"seed": 1, "weights": {"a": 1}}), build({"weights": {"a": 1.0}}, {"seed": 1})
+    assert config_hash(one) == config_hash(two) and len(config_hash(one)) == 12
+    assert config_hash(one) != config_hash(replace(one, seed=2))
+    assert config_hash(build({"solver": {"name": "alias"}})) != config_hash(build())
+    assert config_hash(EulerConfig(3)) == "e940af6b75ae", "the hash of a configuration must not change between versions"
+
+
+finite = st.floats(allow_nan=False, allow_infinity=False)
+texts = st.text().filter(lambda text: "${" not in text and text != MISSING)
+names = st.text("abc_", min_size=1, max_size=3)
+optims = st.builds(OptimConfig, lr=finite, betas=st.tuples(finite, finite))
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers() | finite | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts.filter(bool), inner, max_size=3),
+    max_leaves=6,
+)
+roots = st.builds(
+    RootConfig,
+    model=texts,
+    seed=st.integers(),
+    label=st.none() | texts,
+    motion=st.sampled_from(Motion),
+    rope=st.sampled_from(["write", "read"]),
+    folder=names.map(Path),
+    sizes=st.lists(st.tuples(st.integers(), st.integers()), max_size=3),
+    weights=st.dictionaries(texts.filter(bool), finite, max_size=2).map(lambda extra: {"flow": 1.0, **extra}),
+    extra=plain,
+    window=st.builds(WindowConfig, st.integers(10, 50), st.integers(0, 9)),
+    shadow=st.none() | st.builds(WindowConfig, st.integers(10, 50), st.integers(0, 9)),
+    optims=st.lists(optims, max_size=2),
+    roles=st.dictionaries(names, optims, max_size=2),
+    solver=st.builds(UniPCConfig, st.integers(), st.integers()),
+    critic=st.none() | st.builds(FewStepConfig, st.lists(finite, max_size=3).map(tuple)),
+    callbacks=st.lists(st.builds(UniPCConfig, st.integers()), max_size=2),
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(roots)
+def test_plain_tree_and_rendered_text_load_back(config):
+    tree = to_dict(config)
+    again, origins = load(RootConfig, [Layer("tree", tree)])
+    assert again == config and config_hash(again) == config_hash(config)
+    read = _parse(render(config, origins), "text", {})
+    assert load(RootConfig, [Layer("text", read)])[0] == config
+
+
+@settings(max_examples=30, deadline=None)
+@given(roots, roots)
+def test_a_complete_later_layer_wins_over_any_earlier_one(first, second):
+    earlier = to_dict(first) | {"weights": {}, "roles": {}, "extra": None}
+    assert load(RootConfig, [Layer("a", earlier), Layer("b", to_dict(second))])[0] == second
+
+
+def test_import_is_light():
+    code = "import sys, utils.config; print([m for m in ('torch', 'omegaconf', 'diffusers') if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.strip() == "[]"

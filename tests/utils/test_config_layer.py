@@ -1,0 +1,176 @@
+"""`utils.config_layer`: the YAML dialect, `base`, sections, overrides and their errors."""
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from utils.config_layer import format_value, merge, parse_overrides, read_defaults, read_recipe, read_yaml
+
+
+@pytest.fixture
+def write(tmp_path):
+    def put(name: str, text: str):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return put
+
+
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        ("1e-4", 1e-4),
+        ("-3", -3),
+        ("007", 7),
+        ("1.", 1.0),
+        (".inf", math.inf),
+        ("true", True),
+        ("off", "off"),
+        ("no", "no"),
+        ("16:9", "16:9"),
+        ("2024-01-01", "2024-01-01"),
+        ("null", None),
+        ("~", None),
+        ("none", "none"),
+        ('"007"', "007"),
+        ("[1, a, null]", [1, "a", None]),
+        ("{a: {b: 2}}", {"a": {"b": 2}}),
+    ],
+)
+def test_scalars_are_those_of_yaml_1_2_in_files_and_on_the_command_line(write, text, want):
+    for tree in (read_yaml(write("a.yaml", f"key: {text}\n")).tree, parse_overrides([f"key={text}"]).tree):
+        assert tree == {"key": want} and type(tree["key"]) is type(want)
+
+
+@pytest.mark.parametrize("text", ["", "a: b", "# hash", "a #b", "- x", "it's", "&a", "!!int 3", "a=b", "*"])
+def test_other_text_on_the_command_line_stands_for_itself(text):
+    assert parse_overrides([f"prompt={text}"]).tree == {"prompt": text}
+
+
+def test_lines_of_keys(write):
+    path = write("a.yaml", "# head\na:\n  b: 1\nc:\n- d: 2\n- 3\n")
+    layer = read_yaml(path)
+    lines = {("a",): 2, ("a", "b"): 3, ("c",): 4, ("c", 0): 5, ("c", 0, "d"): 5, ("c", 1): 6}
+    assert layer.lines == lines
+    assert layer.where(("a", "b")) == layer.where(("a", "b", "x")) == f"{path}:3"
+    assert layer.where(("zzz",)) == str(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        ("a: 1\nb: 2\na: 3\n", 3, "a stands here and in line 1"),
+        ("a:\n  b: 1\n  c: 2\n  b: 3\n", 4, "a.b stands here and in line 2"),
+        ("a: [1\n", 2, "no valid YAML"),
+        ("a: 1\n\tb: 2\n", 2, "no valid YAML"),
+        ("a: &x 1\nb: *x\n", 1, "anchors"),
+        ("a: 1\nb: !!python/name:os.system\n", 2, "tag"),
+        ("a: 1\n? [1]\n: 2\n", 2, "key must be a word"),
+        ("a: 1\n---\nb: 2\n", 2, "another document"),
+        ("a: 1\nb: \x07\n", None, "no valid YAML"),
+        ("- 1\n", None, "top level is a list"),
+    ],
+)
+def test_broken_files_are_refused_with_the_line(write, text, line, words):
+    path = write("a.yaml", text)
+    with pytest.raises(ValueError) as caught:
+        read_yaml(path)
+    assert str(caught.value).startswith(f"{path}:{line}:" if line else f"{path}: ") and words in str(caught.value)
+
+
+def test_missing_empty_and_undecodable_files(write):
+    path = write("recipe.yaml", "")
+    assert read_yaml(path).tree == {}
+    with pytest.raises(ValueError, match=r"recip\.yaml: no such file \(is it .*recipe\.yaml\?\)"):
+        read_yaml(path.with_name("recip.yaml"))
+    with pytest.raises(ValueError, match="no such file"):
+        read_yaml(path.parent)
+    path.write_bytes(b"a: \xff\n")
+    with pytest.raises(ValueError, match="not UTF-8"):
+        read_yaml(path)
+
+
+def test_base_is_an_earlier_layer_relative_to_the_recipe(write):
+    write("base.yaml", "a: 1\n")
+    write("train/middle.yaml", "base: ../base.yaml\na: 2\n")
+    layers = read_recipe(write("train/top.yaml", "base: middle.yaml\nb: 3\n"))
+    assert [layer.tree for layer in layers] == [{"a": 1}, {"a": 2}, {"b": 3}]
+    assert layers[0].where(("a",)).endswith("base.yaml:1") and ".." not in layers[0].source
+
+
+def test_wrong_bases_are_refused(write):
+    write("a.yaml", "base: b.yaml\n")
+    with pytest.raises(ValueError, match=r"b\.yaml:2: base: .* circle \(a\.yaml -> b\.yaml -> a\.yaml\)"):
+        write("b.yaml", "x: 1\nbase: a.yaml\n")
+        read_recipe(write("a.yaml", "base: b.yaml\n"))
+    with pytest.raises(ValueError, match=r"c\.yaml:1: base: got \[1\]"):
+        read_recipe(write("c.yaml", "base: [1]\n"))
+    with pytest.raises(ValueError, match=r"gone\.yaml: no such file"):
+        read_recipe(write("d.yaml", "base: gone.yaml\n"))
+
+
+def test_sections_of_the_project_wide_file(write):
+    path = write("default.yaml", "common:\n  seed: 1\ntrain:\n  lr: 2\ninfer:\n")
+    assert [layer.tree for layer in read_defaults(path, "train")] == [{"seed": 1}, {"lr": 2}]
+    common, infer = read_defaults(path, "infer")
+    assert infer.tree == {} and common.where(("seed",)) == f"{path}:2"
+    with pytest.raises(ValueError, match="allowed: train, infer"):
+        read_defaults(path, "test")
+    with pytest.raises(ValueError, match=r"default\.yaml:1: unknown section 'trian'.* below train"):
+        read_defaults(write("default.yaml", "trian:\n  lr: 2\n"), "infer")
+    with pytest.raises(ValueError, match=r"default\.yaml:1: train: got 3"):
+        read_defaults(write("default.yaml", "train: 3\n"), "infer")
+
+
+def test_overrides_make_one_tree_and_the_last_wins():
+    layer = parse_overrides(["a.b=3", "a.c=[1,2]", "d={x: 1}", "d.y=2", "a.b=4", "e=1", "e=null"])
+    assert layer.tree == {"a": {"b": 4, "c": [1, 2]}, "d": {"x": 1, "y": 2}, "e": None}
+    assert layer.where(("a", "b")) == "command line"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["seed"], "'seed' has no `=`; write key=value, for example seed=VALUE"),
+        (["=3"], "empty key; write key=value"),
+        (["a..b=3"], "empty key"),
+        (["a. b=3"], "empty key"),
+        (["--a=3"], "without dashes"),
+        (["--a"], "without dashes"),
+        (["a=[1"], "a:1: no valid YAML"),
+        (["a=1", "a.b=2"], "contradicts"),
+        (["a.b=2", "a=1"], "contradicts"),
+        (["a=1", "a={b: 2}"], "contradicts"),
+    ],
+)
+def test_wrong_overrides_are_refused(overrides, words):
+    with pytest.raises(ValueError) as caught:
+        parse_overrides(overrides)
+    assert words in str(caught.value) and str(caught.value).startswith("command line")
+
+
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(min_size=1), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(deadline=None)
+@given(plain)
+def test_a_formatted_value_reads_back(value):
+    text = format_value(value)
+    again = parse_overrides([f"key={text}"]).tree["key"]
+    assert "\n" not in text and again == value and type(again) is type(value)
+
+
+@settings(deadline=None)
+@given(st.dictionaries(st.text("ab", min_size=1), plain), st.dictionaries(st.text("ab", min_size=1), plain))
+def test_merge_keeps_all_keys_and_prefers_the_newer(older, newer):
+    both = merge(older, newer)
+    assert both.keys() == older.keys() | newer.keys()
+    assert merge(both, newer) == both and merge({}, newer) == newer and merge(older, {}) == older

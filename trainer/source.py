@@ -1,0 +1,68 @@
+"""Sources make samples: `source.next(step, roles, rng) -> Sample`.
+
+What a step sees is a function of the step and of a sample's index in the global batch, so a resumed
+run, or one on another number of ranks, sees the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from model.base import Sample
+from utils.data.latents import LatentFolder
+from wan.condition import Condition
+from wan.geometry import chunks
+
+
+@dataclass
+class LatentsConfig:
+    """Encoded clips from a folder (`scripts/encode_latents.py`), cut to `frames` latent frames.
+
+    The codec is causal, so the first frames of a longer clip are a clip.
+    """
+
+    path: str = ""
+    batch: int = 8  # clips in the global batch
+    frames: int = 21
+    chunk: int = 3
+    dropout: float = 0.1  # share of samples that see the empty prompt
+    growing: bool = False  # look for new shards every 100 steps (an encoder still fills the folder)
+
+    def check(self):
+        chunks(self.frames, self.chunk)
+        if self.batch < 1 or not 0 <= self.dropout < 1:
+            raise ValueError("batch must be at least 1 and dropout lie in [0, 1)")
+        if not self.path:
+            raise ValueError("path is empty; write the folder that scripts/encode_latents.py filled")
+
+    def build(self) -> Latents:
+        """Returns the source."""
+        return Latents(self)
+
+
+class Latents:
+    """Clean latents with their prompts; fills latents, condition and spans."""
+
+    fills = frozenset({"latents", "condition", "spans"})
+
+    def __init__(self, config: LatentsConfig):
+        self.config, self.clips = config, LatentFolder(config.path)
+        shortest = min(len(clip) for clip in self.clips.latents)
+        if shortest < config.frames:
+            raise ValueError(f"{config.path} holds clips of {shortest} latent frames; frames is {config.frames}")
+
+    def next(self, step: int, roles, rng) -> Sample:
+        """Returns the batch of one step: clips drawn with replacement, some without their prompt."""
+        config = self.config
+        if config.growing and step % 100 == 0:
+            self.clips.refresh()
+        index = range(step * config.batch, (step + 1) * config.batch)
+        picks = rng.at("sample", step, "clip").uniform_batch((), index)
+        rows = [self.clips[int(u * len(self.clips))] for u in picks]
+        drop = rng.at("sample", step, "dropout").uniform_batch((), index) < config.dropout
+        prompts = ["" if dropped else prompt for (_, prompt), dropped in zip(rows, drop.tolist(), strict=True)]
+        latents = torch.stack([clip[: config.frames] for clip, _ in rows]).float().to(roles.device)
+        condition = Condition(roles.text(prompts).to(roles.device))
+        return Sample(step, latents, condition, index, chunks(config.frames, config.chunk), prompts)

@@ -1,0 +1,92 @@
+"""Ranks and process groups: who am I, which part is mine, start and stop.
+
+Everything works in a single process that torchrun did not start: rank 0 of 1, and no group is needed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from datetime import timedelta
+
+logger = logging.getLogger(__name__)
+
+
+def is_initialised() -> bool:
+    """True inside a process group; does not import torch."""
+    module = sys.modules.get("torch.distributed")
+    return module is not None and module.is_available() and module.is_initialized()
+
+
+def rank() -> int:
+    """Returns this process' number, from the group or else from torchrun's environment (0 without either)."""
+    return sys.modules["torch.distributed"].get_rank() if is_initialised() else _environment("RANK", 0)
+
+
+def local_rank() -> int:
+    """Returns this process' number on its machine, which picks the device."""
+    return _environment("LOCAL_RANK", 0)
+
+
+def world_size() -> int:
+    """Returns the number of processes, from the group or else from torchrun's environment (1 without either)."""
+    return sys.modules["torch.distributed"].get_world_size() if is_initialised() else _environment("WORLD_SIZE", 1)
+
+
+def _environment(name: str, default: int) -> int:
+    text = os.environ.get(name, "")
+    if not text:
+        return default
+    if not text.isascii() or not text.isdigit():
+        raise ValueError(f"the environment says {name}={text!r}; it must be a whole number (torchrun sets it)")
+    return int(text)
+
+
+def split(items: Sequence, here: int | None = None, world: int | None = None) -> list:
+    """Returns the part of `items` of rank `here` (this one): every world-th item, so that none is dropped or padded.
+
+    With more ranks than items the last ranks get an empty list and say so; they must still join collectives.
+    """
+    here = rank() if here is None else here
+    world = world_size() if world is None else world
+    if not 0 <= here < world:
+        raise ValueError(f"rank {here} of {world} cannot be; ranks run from 0 to {world - 1}")
+    part = list(items)[here::world]
+    if not part and world > 1:
+        logger.warning("rank %d of %d has nothing to do: there are only %d items", here, world, len(items))
+    return part
+
+
+def init(backend: str | None = None, timeout_minutes: float = 30) -> None:
+    """Joins the process group torchrun prepared; does nothing for a single process or a second time.
+
+    backend: nccl or gloo; by default nccl where CUDA is at hand, else gloo.
+    """
+    if world_size() == 1 or is_initialised():
+        return
+    missing = [n for n in ("RANK", "MASTER_ADDR", "MASTER_PORT") if n not in os.environ]
+    if missing:
+        raise ValueError(f"WORLD_SIZE={world_size()} but {', '.join(missing)} not set; start with torchrun")
+    import torch
+    import torch.distributed as dist
+
+    backend = backend or ("nccl" if torch.cuda.is_available() else "gloo")
+    if backend not in ("nccl", "gloo"):
+        raise ValueError(f"backend is {backend!r}; write 'nccl' or 'gloo'")
+    if backend == "nccl":
+        torch.cuda.set_device(local_rank())
+    dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
+
+
+def barrier() -> None:
+    """Waits until every rank is here; returns at once without a group."""
+    if is_initialised():
+        sys.modules["torch.distributed"].barrier()
+
+
+def shutdown() -> None:
+    """Leaves the process group, if there is one."""
+    if is_initialised():
+        sys.modules["torch.distributed"].destroy_process_group()

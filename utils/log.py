@@ -1,0 +1,124 @@
+"""Logging and progress. Every room logs by `logging.getLogger(__name__)`; a door calls `setup` once."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from utils import distributed
+
+ROOMS = (
+    "wan",
+    "cogvideox",
+    "utils",
+    "model",
+    "pipeline",
+    "trainer",
+    "scripts",
+    "demo",
+    "train",
+    "inference",
+    "__main__",
+)
+LEVELS = ("debug", "info", "warning", "error")
+_installed: list[logging.Handler] = []
+
+
+class _Terminal(logging.Handler):
+    """Writes above a running progress bar instead of through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def setup(level: str = "info", file: str | Path | None = None) -> None:
+    """Sends our rooms' messages from `level` on, and the libraries' warnings, to stderr and to `file` (appended).
+
+    Ranks above 0 only report warnings, with their number. Calling it again replaces the earlier set-up.
+    """
+    if level not in LEVELS:
+        raise ValueError(f"log level is {level!r}; write one of {', '.join(LEVELS)}")
+    here = distributed.rank()
+    threshold = getattr(logging, level.upper())
+    handlers: list[logging.Handler] = [_Terminal()]
+    if here > 0:
+        threshold = max(threshold, logging.WARNING)
+    elif file is not None:
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        handlers.append(logging.FileHandler(file, encoding="utf-8"))
+    root = logging.getLogger()
+    while _installed:
+        root.removeHandler(_installed[-1])
+        _installed.pop().close()
+    where = f" [rank {here}]" if distributed.world_size() > 1 else ""
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter(f"%(asctime)s{where} %(levelname).1s %(name)s: %(message)s", "%H:%M:%S"))
+        root.addHandler(handler)
+        _installed.append(handler)
+    root.setLevel(logging.WARNING)
+    for room in ROOMS:
+        logging.getLogger(room).setLevel(threshold)
+
+
+def shows_progress(force: bool | None = None) -> bool:
+    """True on rank 0 when stderr is a terminal; `force` decides instead of the terminal, still on rank 0 only."""
+    wanted = sys.stderr.isatty() if force is None else force
+    return wanted and distributed.rank() == 0
+
+
+def progress(items: Iterable | None = None, total: int | None = None, label: str = "", unit: str = "it", force=None):
+    """Returns a tqdm bar over `items`, or one of `total` steps to be driven by `update()`; silent off rank 0."""
+    from tqdm import tqdm
+
+    return tqdm(items, total=total, desc=label, unit=unit, disable=not shows_progress(force), dynamic_ncols=True)
+
+
+class VideoProgress:
+    """A bar of chunks that shows videos done, chunks, pixel frames per second and the time left; a context manager.
+
+    `chunk(num_frames)` after each chunk with its number of pixel frames, `video()` after each finished video.
+    `fps` counts from the first call on, so building the model is not part of it.
+    """
+
+    def __init__(self, num_videos: int, num_chunks: int, force: bool | None = None):
+        """num_videos: of this rank. num_chunks: of all its videos together."""
+        self.num_videos, self.videos, self.frames, self.started = num_videos, 0, 0, time.monotonic()
+        self.bar = progress(total=num_chunks, unit="chunk", force=force)
+        self.bar.bar_format = "{desc} |{bar}| chunk {n_fmt}/{total_fmt} {postfix} [{elapsed}, ETA {remaining}]"
+        self._show()
+
+    @property
+    def fps(self) -> float:
+        """Pixel frames per second so far."""
+        return self.frames / max(time.monotonic() - self.started, 1e-9)
+
+    def chunk(self, num_frames: int) -> None:
+        self.frames += num_frames
+        self.bar.set_postfix_str(f"{self.fps:.1f} fps", refresh=False)
+        self.bar.update()
+
+    def video(self) -> None:
+        self.videos += 1
+        self._show()
+
+    def skip(self, num_chunks: int) -> None:
+        """Counts a video that was already there; it says nothing about speed, so ETA leaves it out."""
+        if not self.bar.disable:
+            self.bar.initial += num_chunks
+            self.bar.n += num_chunks
+        self.video()
+
+    def _show(self) -> None:
+        self.bar.set_description_str(f"videos {self.videos}/{self.num_videos}")
+
+    def __enter__(self) -> VideoProgress:
+        self.started = time.monotonic()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.bar.close()

@@ -1,0 +1,204 @@
+"""Reads files of tensors: safetensors, torch archives, sharded folders. No pickle is ever executed.
+
+The kind of a file is told by its first bytes, never by its name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+STEM = "diffusion_pytorch_model"  # what official and diffusers folders call their weights
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+def read(path: str | Path, shapes_only: bool = False) -> dict:
+    """Returns the dict of tensors (nested where the file is) of a file, or of a folder's shards together.
+
+    `shapes_only`: safetensors give meta tensors without reading the data (torch archives are mapped
+    lazily in any case). Errors: ValueError naming the file if it is missing, truncated or no such file.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _read_folder(path, shapes_only)
+    kind = _kind(path)
+    if kind == "safetensors":
+        return _read_safetensors(path, shapes_only)
+    return _read_archive(path)
+
+
+def metadata(path: str | Path) -> dict[str, str]:
+    """Returns the safetensors header's text fields; empty for other files."""
+    path = Path(path)
+    if path.is_dir() or _kind(path) != "safetensors":
+        return {}
+    from safetensors import safe_open
+
+    with _explained(path), safe_open(path, "pt") as file:
+        return file.metadata() or {}
+
+
+def files(folder: str | Path) -> list[Path]:
+    """Returns the weight files of a folder: one file, or the shards its index names.
+
+    Errors: ValueError listing what the folder holds.
+    """
+    folder = Path(folder)
+    indices = sorted(folder.glob("*.safetensors.index.json"))
+    indices = [i for i in indices if i.name.startswith(STEM)] or indices
+    if len(indices) == 1:
+        names = sorted(set(_json(indices[0])["weight_map"].values()))
+        if lost := [n for n in names if not (folder / n).is_file()]:
+            raise ValueError(
+                f"{folder} lacks {len(lost)} of {len(names)} shards: {', '.join(lost[:5])}; download again"
+            )
+        return [folder / n for n in names]
+    found = sorted(folder.glob("*.safetensors"))
+    found = [f for f in found if f.stem == STEM] or found or sorted(folder.glob(f"{STEM}.bin"))
+    if len(found) != 1:
+        why = "several weight files and no index" if found else "no weights"
+        raise ValueError(f"{folder} holds {why}; it has: {listing(folder)}")
+    return found
+
+
+def listing(folder: Path) -> str:
+    """Returns the names in a folder, for error messages."""
+    names = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir()) if folder.is_dir() else []
+    return ", ".join(names[:20]) + ", ..." * (len(names) > 20) if names else "nothing"
+
+
+def write_safetensors(path: str | Path, state: dict[str, torch.Tensor], notes: dict[str, str] | None = None):
+    """Writes one safetensors file under a temporary name, then renames it; a failure leaves no file behind."""
+    from safetensors.torch import save_file
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    seen, separate = set(), {}
+    for name, tensor in state.items():  # the format knows no shared storage
+        twin = tensor.untyped_storage().data_ptr() in seen
+        seen.add(tensor.untyped_storage().data_ptr())
+        separate[name] = tensor.detach().clone() if twin else tensor.detach().contiguous()
+    try:
+        save_file(separate, partial, {"format": "pt", **(notes or {})})
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _kind(path: Path) -> str:
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; {path.parent} holds: {listing(path.parent)}")
+    with path.open("rb") as file:
+        head = file.read(64)
+    if not head:
+        raise ValueError(f"{path} is empty; download it again")
+    if head.startswith(b"version https://git-lfs"):
+        raise ValueError(f"{path} is a pointer to a large file, not the file; fetch it (git lfs pull, or hf download)")
+    if head[8:9] == b"{":
+        return "safetensors"
+    if head[:2] == b"PK" or head[:1] == b"\x80":
+        return "archive"
+    raise ValueError(f"{path} is neither a safetensors file nor a torch archive; or its beginning is damaged")
+
+
+def _read_safetensors(path: Path, shapes_only: bool) -> dict[str, torch.Tensor]:
+    from safetensors import safe_open
+
+    out = {}
+    with _explained(path), safe_open(path, "pt") as file:
+        for name in file.keys():
+            if not shapes_only:
+                out[name] = file.get_tensor(name)
+                continue
+            part = file.get_slice(name)
+            dtype = _DTYPES.get(part.get_dtype())
+            out[name] = torch.empty(part.get_shape(), dtype=dtype or torch.uint8, device="meta")
+    return out
+
+
+def _read_archive(path: Path) -> dict:
+    _refuse_objects(path)
+    with _explained(path):
+        # Mapping needs the zip layout; files of old torch releases are read whole.
+        out = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
+    if not isinstance(out, dict):
+        raise ValueError(f"{path} holds a {type(out).__name__}, not a dict of tensors")
+    return out
+
+
+def _refuse_objects(path: Path):
+    """Raises ValueError naming the classes that an archive would have to import."""
+    if not zipfile.is_zipfile(path):
+        return  # an old or a truncated file: the reader itself refuses both
+    with _explained(path):
+        classes = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    if classes:
+        raise ValueError(
+            f"{path} holds Python objects beside tensors ({', '.join(sorted(classes)[:5])}) and is refused: "
+            "nothing in a checkpoint is executed. Save its tensors alone, as safetensors"
+        )
+
+
+def _read_folder(folder: Path, shapes_only: bool) -> dict:
+    out: dict = {}
+    for file in files(folder):
+        part = read(file, shapes_only)
+        if twice := sorted(out.keys() & part.keys()):
+            raise ValueError(f"{file} repeats keys of another shard: {', '.join(twice[:5])}")
+        out |= part
+    return out
+
+
+def _json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as reason:
+        raise ValueError(f"{path} is no readable JSON: {reason}") from None
+
+
+def read_config(folder: Path) -> dict | None:
+    """Returns config.json of a folder, or None if there is none."""
+    path = folder / "config.json"
+    return _json(path) if path.is_file() else None
+
+
+@contextmanager
+def _explained(path: Path):
+    """Turns what the readers raise on bad bytes into a ValueError naming the file."""
+    from safetensors import SafetensorError
+
+    # What torch's weights-only reader raises; it interprets a small safe part of the format itself.
+    refusal = torch.serialization.pickle.UnpicklingError
+    damage = (SafetensorError, RuntimeError, EOFError, OSError, LookupError, ValueError, TypeError, AttributeError)
+    try:
+        yield
+    except PermissionError:
+        raise ValueError(f"{path} may not be read; change its permissions") from None
+    except refusal:
+        raise ValueError(
+            f"{path} is damaged, or holds Python objects beside tensors; nothing in a checkpoint is executed. "
+            "Download it again, or save its tensors alone as safetensors"
+        ) from None
+    except damage as reason:
+        first = str(reason).strip().splitlines()[:1] or [type(reason).__name__]
+        raise ValueError(f"{path} is truncated or damaged ({first[0]}); download it again") from None
