@@ -1,0 +1,4 @@
+PIPELINES = {
+    "causal": "pipeline.causal:CausalConfig",
+    "bidirectional": "pipeline.bidirectional:BidirectionalConfig",
+}

@@ -119,10 +119,11 @@ class Rollout:
         return [Ring(ledger, shape, self.device, self.dtype) for ledger in ledgers]
 
 
-def guided(denoiser, condition, contexts: Sequence, w: float):
+def guided(denoiser, condition, contexts: Sequence, w):
     """Returns predict(x, sigma) = uncond + w (cond - uncond), or the conditional one alone if w is 1.
 
     contexts: that of the conditional branch, then that of the null branch.
+    w: a number, or (low-noise, high-noise) for a denoiser of two experts.
     """
     if w == 1:
         return lambda x, sigma: denoiser(x, sigma, condition, contexts[0])
@@ -131,6 +132,7 @@ def guided(denoiser, condition, contexts: Sequence, w: float):
     def predict(x: torch.Tensor, sigma: float) -> torch.Tensor:
         conditional = denoiser(x, sigma, condition, contexts[0])
         unconditional = denoiser(x, sigma, null, contexts[1])
-        return unconditional + w * (conditional - unconditional)
+        weight = w[denoiser.expert(sigma)] if isinstance(w, tuple) else w
+        return unconditional + weight * (conditional - unconditional)
 
     return predict

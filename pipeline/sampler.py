@@ -46,13 +46,15 @@ class MultiStepConfig:
     num_steps: int = 50
     shift: float = 5.0
     guidance: float = 5.0  # w of uncond + w (cond - uncond)
+    guidance_high: float = 0.0  # w of the high-noise expert of a model that has two; 0 = the same
 
     def check(self):
         self.build()
 
     def build(self) -> MultiStep:
         """Returns the sampler."""
-        return MultiStep(Solver(self.solver, self.num_steps, self.shift), self.guidance)
+        w = (self.guidance, self.guidance_high) if self.guidance_high else self.guidance
+        return MultiStep(Solver(self.solver, self.num_steps, self.shift), w)
 
 
 class FewStep:

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 GATED = ("digit", "colour", "direction")
 SHARE = {"digit": 0.6, "colour": 0.8, "direction": 0.8}  # of the codec's ceiling, asked of a model
+CEILING = "real through codec"  # no model that uses the codec can score more
 FALL = 0.1  # the most a gated metric may lose from the first to the last window
 CODEC_GATE = {"digit": 0.9, "colour": 0.95}
 CODEC_SEED = 20_000  # clips that no training run draws
@@ -67,7 +68,7 @@ def digits(args) -> int:
     if args.codec:
         clips, subjects = reference("real", num_frames, args.seed)
         codec = load_codec(args.codec)
-        rows["real through codec"] = _row((roundtrip(codec, clip) for clip in clips), subjects, args.windows)
+        rows[CEILING] = _row((roundtrip(codec, clip) for clip in clips), subjects, args.windows)
     for name in REFERENCES if args.reference else ["real"] * args.real:
         rows[name] = _row(*reference(name, num_frames, args.seed), args.windows)
     verdicts = judge_models(rows, list(folders))
@@ -79,8 +80,11 @@ def digits(args) -> int:
 
 
 def _row_name(path, paths):
-    """The folder's name, or its path where two folders share one."""
-    return path.name if [p.name for p in paths].count(path.name) == 1 else str(path)
+    """The folder's name, or its path where another row has that name."""
+    from utils.metrics.digits_reference import REFERENCES
+
+    taken = [p.name for p in paths if p != path] + [*REFERENCES, CEILING, ""]
+    return str(path) if path.name in taken else path.name
 
 
 def _row(clips, subjects, num_windows) -> dict:
@@ -91,24 +95,22 @@ def _row(clips, subjects, num_windows) -> dict:
     per_clip = clip_means(frames)
     by = {}
     for field in GATED:  # a mean hides a digit that always fails
-        values = [str(getattr(subject, field)) for subject in subjects]
-        hits = zip(values, per_clip[field], strict=True)
-        groups = {v: [] for v in sorted(set(values))}
-        for value, hit in hits:
-            groups[value].append(float(hit))
-        by[field] = {v: round(sum(g) / len(g), 4) for v, g in groups.items()}
+        groups = {}
+        for subject, hit in zip(subjects, per_clip[field], strict=True):
+            groups.setdefault(str(getattr(subject, field)), []).append(float(hit))
+        by[field] = {value: round(sum(hits) / len(hits), 4) for value, hits in sorted(groups.items())}
     windows = min(num_windows, frames["area"].shape[1])
     return {"clips": len(subjects), "metrics": summary(per_clip), "drift": drift(frames, windows), "by": by}
 
 
 def judge_models(rows, names) -> list[dict]:
     """Returns the verdicts: share of the codec's ceiling, and fall from the first to the last window."""
-    verdicts, ceiling = [], rows.get("real through codec")
+    verdicts, ceiling = [], rows.get(CEILING)
     for name in names:
         for metric in GATED:
             value = rows[name]["metrics"][metric]["mean"]
             fall = rows[name]["drift"][metric]["change"]["mean"]
-            if ceiling is not None:
+            if ceiling is not None and value is not None:
                 share = value / max(ceiling["metrics"][metric]["mean"], 1e-9)
                 verdicts.append(_verdict(name, f"{metric}: share of ceiling", share, ">=", SHARE[metric]))
             if fall is not None:
@@ -191,22 +193,24 @@ def roundtrip(codec, clip):
 
 
 def _table(rows) -> list[str]:
-    """Markdown lines: mean +- half the width of the 95 % interval over clips."""
+    """Markdown lines: mean +- half the width of the 95 % interval; drift = last minus first window of GATED."""
     from utils.metrics.digits import METRICS
 
     extra = [k for k in ("psnr", "psnr_foreground") if any(k in row for row in rows.values())]
-    lines = _head(["input", "clips", *METRICS, *extra])
+    lines = _head(["input", "clips", *METRICS, *extra, "drift: " + " / ".join(GATED)])
     for name, row in rows.items():
         cells = [_cell(row["metrics"][m], m in GATED) for m in METRICS] + [f"{row[k]:.1f}" for k in extra]
+        changes = [row["drift"][m]["change"]["mean"] for m in GATED]
+        cells.append(" / ".join("-" if c is None else f"{round(c, 3) + 0.0:+.3f}" for c in changes))
         lines.append(_line([name, row["clips"], *cells]))
     return ["", *lines]
 
 
 def _drift_table(rows) -> list[str]:
     lines = _head(["drift", "metric", "windows, first to last", "last - first [95 %]"])
-    flat = ("noise", "black", "frozen", "shuffled")  # nothing to learn there
+    quiet = ("noise", "black", "frozen", "shuffled")  # nothing to learn there
     for name, row in rows.items():
-        for metric in (*GATED, "identity", "area", "sharpness") if name not in flat else ():
+        for metric in (*GATED, "identity", "area", "sharpness") if name not in quiet else ():
             values, change = row["drift"][metric]["windows"], row["drift"][metric]["change"]
             text = " / ".join("-" if v is None else f"{v:.3f}" for v in values)
             lines.append(_line([name, metric, text, _range(change)]))

@@ -13,6 +13,7 @@ from trainer.optim import Optim, OptimConfig
 from trainer.roles import RoleConfig, Roles, export_transformer
 from utils.config import one_of
 from utils.rng import Rng
+from wan.text import TextConfig
 
 
 @dataclass
@@ -24,6 +25,7 @@ class RegressConfig:
     loss: object = one_of(LOSSES, default="flow")
     optim: OptimConfig = field(default_factory=OptimConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
+    text: TextConfig = field(default_factory=TextConfig)
 
     def build(self, model: str, total: int, rng: Rng, device: torch.device) -> Regress:
         """Returns the method; source and loss are matched before any network is built."""
@@ -31,7 +33,7 @@ class RegressConfig:
         missing = loss.needs - source.fills - {"generator"}
         if missing:
             raise ValueError(f"loss {self.loss.name!r} needs {sorted(missing)}, source {self.source.name!r} does not fill it")
-        return Regress(self, Roles.build(model, self.generator, rng, device), source, loss, total, rng)
+        return Regress(self, Roles.build(model, self.generator, self.text, rng, device), source, loss, total, rng)
 
 
 class Regress:

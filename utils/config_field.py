@@ -45,7 +45,7 @@ def one_of(table: dict[str, Any], default: str | None | Callable[[], Any] = MISS
     """Return a dataclass field whose value is the config dataclass that `table` gives for its `name`.
 
     table: name -> config dataclass, or a class with an attribute `Config`, or "module:Class" of either (imported only
-    when chosen). The dataclass must not use `slots` unless it has a field `name`.
+    when chosen). Config dataclasses must not use `slots`.
     default: a name; None, if the field's type allows it; nothing, which makes the name mandatory; or a factory such as
     `list`, for a field of type `list[...]` or `dict[str, ...]`, whose entries are such unions each.
     """

@@ -21,7 +21,7 @@ def to_dict(config: Any) -> dict[str, Any]:
     A union's node begins with its `name`; paths become text, enum members their name.
     """
     return {
-        field.name: _plain(getattr(config, field.name), field.metadata.get("one_of"))
+        field.name: _plain(vars(config)[field.name], field.metadata.get("one_of"))
         for field in dataclasses.fields(config)
         if field.init
     }
@@ -51,19 +51,20 @@ def _plain(value: Any, union: Union | None) -> Any:
     return str(value) if isinstance(value, PurePath) else value
 
 
-def _lines(tree: dict[str, Any], origins: dict[str, str], path: str) -> list[str]:
+def _lines(tree: dict[str, Any], origins: dict[str, str], path: str, indent: str = "") -> list[str]:
     lines = []
     for key, value in tree.items():
         inner = f"{path}.{key}" if path else str(key)
+        head = f"{indent}{format_value(key)}:"
         if isinstance(value, dict) and value:
-            lines += [f"{format_value(key)}:", *("  " + line for line in _lines(value, origins, inner))]
+            lines += [head, *_lines(value, origins, inner, indent + "  ")]
         elif isinstance(value, list) and value and all(isinstance(item, dict) and item for item in value):
-            lines.append(f"{format_value(key)}:")
+            lines.append(head)
             for index, item in enumerate(value):
-                first, *rest = _lines(item, origins, f"{inner}.{index}")
-                lines += [f"- {first}", *("  " + line for line in rest)]
+                first, *rest = _lines(item, origins, f"{inner}.{index}", indent + "  ")
+                lines += [f"{indent}- {first[len(indent) + 2 :]}", *rest]
         else:
-            text = f"{format_value(key)}: {format_value(value)}"
+            text = f"{head} {format_value(value)}"
             lines.append(f"{text:<{_COMMENT_COLUMN}}  # {_origin(origins, inner)}")
     return lines
 

@@ -252,7 +252,7 @@ def write_gif(path: str | Path, frames_PHWC, fps: float) -> None:
     atomic_write(path, lambda file: first.save(file, disposal=1, **options))
 
 
-def contact_sheet(path, clips: Sequence, labels: Sequence[str] | None = None, *, columns=1, num_frames=8, height=96):
+def contact_sheet(path, clips: Sequence, labels: Sequence[str] | None = None, *, columns=1, num_frames=8, height=128):
     """Writes a PNG: each clip (uint8 [P, H, W, 3]) as a strip of `num_frames` evenly spaced frames under its label.
 
     The first and the last frame are always among them. columns: strips side by side. height: of a shown frame in

@@ -13,6 +13,7 @@ GEOMETRY_HOMES = {"wan/geometry.py", "wan/spec.py", "wan/vae.py"}
 GEOMETRY_INTEGERS = {1560, 32760, 480, 832}
 GEOMETRY_WORDS = ("1560", "32760", "30x52", "60x104")
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+PICKLE_ERRORS = {"UnpicklingError", "PickleError"}  # what the safe reader raises; an exception executes nothing
 FOLDERS = "home|root|work|workspace|mnt|media|data|datasets|tmp|usr|opt|etc|var|srv|nfs|scratch|share|path|Users"
 ABSOLUTE = re.compile(rf"(?<![\w./~$}})\]*-])/(?:{FOLDERS})/[\w.$<{{*-]|\bC:\\{{1,2}}\w")
 
@@ -102,9 +103,13 @@ def check_pickle(source: Source) -> list[str]:
         return []
     found = []
     for line, name in imports(source):
-        if name.split(".")[0] in PICKLES or name == "torch.load":
+        package, _, member = name.partition(".")
+        if (package in PICKLES and member not in PICKLE_ERRORS) or name == "torch.load":
             found.append(f"{source.path}:{line} imports {name}")
     for node in ast.walk(source.tree):
+        if isinstance(node, ast.Attribute) and dotted(node.value).rpartition(".")[2] in PICKLES:
+            if node.attr not in PICKLE_ERRORS:  # also by way of another module, such as torch.serialization
+                found.append(f"{source.path}:{node.lineno} uses {dotted(node)}")
         if not isinstance(node, ast.Call):
             continue
         keywords = {k.arg: k.value.value for k in node.keywords if isinstance(k.value, ast.Constant)}
@@ -223,6 +228,7 @@ def test_good_habits_pass(text):
         "import pickle",
         "from joblib import dump",
         "from torch import load",
+        "x = torch.serialization.pickle.load(f)",
         "x = torch.load(p)",
         "x = torch.load(p, weights_only=False)",
         "x = torch.load(p, weights_only=flag)",
@@ -236,6 +242,8 @@ def test_pickles_are_caught(text):
 
 def test_safe_loading_passes():
     assert check_pickle(Source("wan/a.py", "x = torch.load(p, weights_only=True)\ny = np.load(p)")) == []
+    assert check_pickle(Source("wan/a.py", "from pickle import UnpicklingError")) == []
+    assert check_pickle(Source("wan/a.py", "x = torch.serialization.pickle.UnpicklingError")) == []
     assert check_pickle(Source("tests/a.py", "import pickle")) == []
 
 

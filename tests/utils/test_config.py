@@ -186,6 +186,25 @@ def test_a_changed_name_drops_the_older_keys_of_the_node_only():
     assert build({"solver": {"num_steps": 9}}, {"solver": {"name": "euler"}}).solver == EulerConfig(9)
 
 
+def test_a_changed_name_drops_the_values_of_a_default_object():
+    @dataclass
+    class Outer:
+        root: RootConfig = field(default_factory=lambda: build({"solver": {"name": "unipc", "num_steps": 7}}))
+
+    def solver(**tree):
+        return load(Outer, [Layer("a", {"root": {"solver": tree}})])[0].root.solver
+
+    assert solver(order=1) == UniPCConfig(7, 1)
+    assert solver(name="euler") == EulerConfig(4)
+
+
+def test_a_recipe_may_mark_a_group_as_mandatory_for_its_heirs():
+    marked = {"solver": MISSING, "window": MISSING}
+    assert "solver.name: mandatory" in failure(marked) and "window: mandatory" in failure(marked)
+    config = build(marked, {"solver": {"name": "unipc"}, "window": {"sink_frames": 1}})
+    assert (config.solver, config.window) == (UniPCConfig(), WindowConfig(21, 1))
+
+
 def test_an_ordinary_field_called_name_drops_nothing():
     config = build({"name": "a", "seed": 4}, {"name": "b"})
     assert (config.name, config.seed) == ("b", 4)
@@ -210,6 +229,21 @@ def test_text_entries_of_a_table_are_imported_when_chosen(tmp_path, monkeypatch)
     assert "far_arm" not in sys.modules
     assert build({"solver": {"name": "far", "x": 2}}).solver.x == 2
     sys.modules.pop("far_arm")
+
+
+def test_an_arm_is_made_with_its_name_where_it_has_such_a_field():
+    @dataclass
+    class Named:
+        name: str
+
+    @dataclass
+    class Outer:
+        arm: object = one_of({"one": Named, "two": Named}, default="one")
+
+    assert [load(Outer, [Layer("a", tree)])[0].arm for tree in ({}, {"arm": {"name": "two"}})] == [
+        Named("one"),
+        Named("two"),
+    ]
 
 
 def test_mandatory_union_and_nested_class_with_mandatory_values():
@@ -260,23 +294,27 @@ def test_origins_of_values():
 
 
 def test_render_shows_every_value_with_its_origin():
-    file = Layer("a.yaml", {"model": "m", "optims": [{"lr": 1.0}]}, {("model",): 3})
+    tree = {"model": "m", "optims": [{"lr": 1.0}], "extra": {"a": {"b": 1}}}
+    file = Layer("a.yaml", tree, {("model",): 3, ("extra", "a"): 5})
     text = render(*load(RootConfig, [file, parse_overrides(["solver.num_steps=8"])]))
     lines = [" ".join(line.split()) for line in text.splitlines()]
     assert "model: m # a.yaml:3" in lines and "num_steps: 8 # command line" in lines
-    assert "- lr: 1.0 # a.yaml" in lines and "critic: null # default" in lines
+    assert "- lr: 1.0 # a.yaml" in lines and "b: 1 # a.yaml:5" in lines
+    assert "critic: null # default" in lines
+    assert {line.index("#") for line in text.splitlines() if "#" in line} == {42}
     assert all("#" in line or line.endswith(":") for line in lines)
 
 
 def test_an_object_made_in_python_needs_a_name_where_its_class_has_two():
     config = RootConfig(model="m", solver=UniPCConfig())
     assert to_dict(config)["solver"] == {"name": "unipc", "num_steps": 50, "order": 2}
+    assert to_dict(replace(config, solver=UniPCConfig(name="")))["solver"]["name"] == "unipc"
     with pytest.raises(ValueError, match="EulerConfig stands for 2 of the names"):
         to_dict(RootConfig(model="m", solver=EulerConfig()))
 
 
 def test_hash_depends_on_values_only():
-    one, two = build({"seed": 1, "weights": {"a": 1}}), build({"weights": {"a": 1.0}}, {"seed": 1})
+    one, two = build({"seed": 1, "roles": {"a": {}, "b": {}}}), build({"roles": {"b": {}, "a": {}}}, {"seed": 1})
     assert config_hash(one) == config_hash(two) and len(config_hash(one)) == 12
     assert config_hash(one) != config_hash(replace(one, seed=2))
     assert config_hash(build({"solver": {"name": "alias"}})) != config_hash(build())

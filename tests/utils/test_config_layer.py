@@ -168,7 +168,7 @@ def test_a_formatted_value_reads_back(value):
     assert "\n" not in text and again == value and type(again) is type(value)
 
 
-@settings(deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.dictionaries(st.text("ab", min_size=1), plain), st.dictionaries(st.text("ab", min_size=1), plain))
 def test_merge_keeps_all_keys_and_prefers_the_newer(older, newer):
     both = merge(older, newer)

@@ -199,6 +199,11 @@ def test_a_whole_file_has_unique_names(texts):
     assert repeated([*lines, PromptLine("new", 99)]) - {98} == twice
 
 
+def test_only_later_lines_are_repeated():
+    texts = ["a cat", "a dog", "A Cat", "a cat", "../x", "../x", "/../x"]
+    assert repeated([PromptLine(text, n) for n, text in enumerate(texts, 1)]) == {2, 3, 5}
+
+
 def test_names_people_and_tools_expect():
     assert file_stem(3, 1, "a cat, running.") == "a cat, running.-1"
     assert file_stem(3, 1, "a cat", "ema") == "a cat-1_ema"

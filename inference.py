@@ -1,0 +1,100 @@
+"""Generates videos from prompts: `python inference.py --config_path configs/infer/digits.yaml --prompt "..."`.
+
+Every knob of the recipe can be given as key=value, e.g. `sampler.num_steps=20 output.gif=true`.
+Under torchrun the videos are shared by the ranks; files do not depend on their number.
+"""
+
+import argparse
+import sys
+
+from utils import distributed, log
+
+# flag -> (key of the configuration, help)
+VALUES = {
+    "--model": ("model.path", "a model directory (official, diffusers or ours) or a hub name"),
+    "--checkpoint_path": ("model.checkpoint", "other weights for its transformer (.pt, .safetensors)"),
+    "--lora_path": ("model.lora", "a LoRA file to merge into the checkpoint (LongLive)"),
+    "--data_path": ("data.path", "a text file with one prompt per line; with --i2v a folder of images and captions"),
+    "--extended_prompt_path": ("data.extended_path", "line-aligned rewritten prompts"),
+    "--prompt": ("data.prompt", "one prompt"),
+    "--output_folder": ("output.folder", "where the videos go"),
+    "--num_samples": ("num_samples", "videos per prompt"),
+    "--num_output_frames": ("num_output_frames", "length in latent frames"),
+    "--seconds": ("seconds", "length in seconds, rounded up to whole chunks"),
+    "--seed": ("seed", "seed of the noise"),
+    "--noise": ("data.noise", "a safetensors file with the start noise [N, F, C, h, w]"),
+}
+SWITCHES = {
+    "--use_ema": ("model.use_ema", "the averaged weights of a training checkpoint"),
+    "--i2v": ("data.i2v", "start from images"),
+    "--save_with_index": ("output.save_with_index", "<line>-<sample>.mp4 instead of the prompt as name"),
+    "--overwrite": ("output.overwrite", "make finished videos anew"),
+}
+RENAMED = {
+    "--lora_ckpt": "--lora_path",
+    "--generator_ckpt": "--checkpoint_path",
+    "--num_frames": "--num_output_frames",
+    "--inference_iter": "a shorter prompt file",
+    "--local_rank": "torchrun, which sets the rank itself",
+}
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Reads the command line. Flags of the ancestors that have another name here are refused with it."""
+    parser = argparse.ArgumentParser(
+        prog="inference.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--config_path", required=True, help="a recipe of configs/infer/")
+    for flag, (_, text) in VALUES.items():
+        parser.add_argument(flag, help=text)
+    for flag, (_, text) in SWITCHES.items():
+        parser.add_argument(flag, action="store_true", help=text)
+    parser.add_argument("--print_config", action="store_true", help="show every value and where it comes from, and stop")
+    parser.add_argument("--log", default="info", help="debug, info, warning or error")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="any knob of the recipe")
+    for argument in arguments:
+        name = argument.split("=")[0]
+        if name in RENAMED:
+            parser.error(f"{name} is not a flag here; use {RENAMED[name]}")
+    return parser.parse_intermixed_args(arguments)
+
+
+def overrides(flags: argparse.Namespace) -> list[str]:
+    """Returns the flags that were given as key=value, then the overrides themselves."""
+    given = []
+    for flag, (key, _) in (VALUES | SWITCHES).items():
+        value = vars(flags)[flag.lstrip("-")]
+        if value is not None and value is not False:
+            given.append(f"{key}={'true' if value is True else value}")
+    return given + flags.overrides
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit status: 0 done, 2 bad input or a full disk, 130 interrupted."""
+    flags = parse(sys.argv[1:] if arguments is None else arguments)
+    try:
+        log.setup(flags.log)
+        from utils.config import render
+
+        from pipeline.config import load_recipe
+
+        config, origins = load_recipe(flags.config_path, overrides(flags))
+        if flags.print_config:
+            print(render(config, origins))
+            return 0
+        from pipeline.run import run
+
+        paths = run(config)
+        if distributed.rank() == 0:
+            print(f"{len(paths)} videos in {config.output.folder}")
+    except (ValueError, OSError) as error:
+        print(f"inference.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("inference.py: interrupted; finished videos are kept, run again to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,70 @@
+"""All frames at once, every frame sees every other: the undistilled Wan models, two experts, i2v."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from pipeline.kit import Kit
+from pipeline.rollout import Chunk, guided
+from pipeline.sampler import sample
+from wan.condition import Condition
+from wan.context import Full
+from wan.geometry import Geometry, Span
+
+
+@dataclass
+class BidirectionalConfig:
+    """No knobs of its own: the length is the clip's."""
+
+    def check_with(self, config) -> None:
+        """Raises ValueError for what this pipeline cannot do."""
+        if config.data.initial_latents:
+            raise ValueError("initial_latents are continued chunk by chunk; write pipeline.name=causal")
+
+    def build(self, kit: Kit, sampler, geometry: Geometry) -> Bidirectional:
+        """Returns the pipeline."""
+        return Bidirectional(kit, sampler)
+
+
+class Bidirectional:
+    """A bidirectional pipeline: `generate` yields one chunk, the clip."""
+
+    def __init__(self, kit: Kit, sampler):
+        self.kit, self.sampler = kit, sampler
+
+    def spans(self, total: int, given: int = 0) -> list[Span]:
+        """Returns the whole clip as one span."""
+        return [Span(0, total)]
+
+    def round_up(self, total: int, given: int = 0) -> int:
+        """Any length will do."""
+        return total
+
+    @torch.no_grad()
+    def generate(self, condition: Condition, noise, batch: int, total: int, given=None) -> Iterator[Chunk]:
+        """Yields the clip. given: clean first frames that stay as they are, at sigma 0 (TI2V)."""
+        span, device = Span(0, total), self.kit.device
+        predict = guided(self.kit.denoiser, condition, [Full(), Full()], self.sampler.guidance)
+        start = noise(span, 0).to(device)
+        if given is not None:
+            predict = hold(predict, given.to(start))
+        latents = sample(self.sampler, start, predict, lambda k: noise(span, k).to(device))
+        if given is not None:
+            latents = torch.cat((given.to(latents), latents[:, given.shape[1] :]), 1)
+        yield Chunk(span, latents)
+
+
+def hold(predict, given_BFCHW: torch.Tensor):
+    """Returns a predict that shows the given first frames clean, each frame with its own sigma."""
+    count = given_BFCHW.shape[1]
+
+    def held(x_BFCHW: torch.Tensor, sigma: float) -> torch.Tensor:
+        x = torch.cat((given_BFCHW, x_BFCHW[:, count:]), 1)
+        rows = torch.full(x.shape[:2], sigma, dtype=torch.float64, device=x.device)
+        rows[:, :count] = 0
+        return predict(x, rows)
+
+    return held

@@ -1,0 +1,82 @@
+"""Chunk by chunk with a cache: few-step or guided multi-step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+from pipeline.kit import Kit
+from pipeline.rollout import Chunk, ContextConfig, Rollout
+from pipeline.track import Fixed
+from wan.condition import Condition
+from wan.geometry import Geometry, Span, chunks
+from wan.ledger import CacheConfig
+
+
+@dataclass
+class CausalConfig:
+    """chunk: latent frames denoised together. first_chunk: length of the first one, 0 = the same."""
+
+    chunk: int = 3
+    first_chunk: int = 0
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    context: ContextConfig = field(default_factory=ContextConfig)
+
+    def check(self):
+        if self.chunk < 1 or self.first_chunk < 0:
+            raise ValueError("chunk must be at least 1 and first_chunk must not be negative")
+
+    def check_with(self, config) -> None:
+        """Raises ValueError for a length that does not fill chunks, or a window too small for them."""
+        window, sink = self.cache.window_frames, self.cache.sink_frames
+        largest = max(self.chunk, self.first_chunk)
+        if window != -1 and window < sink + largest:
+            raise ValueError(
+                f"pipeline.cache.window_frames {window} is smaller than sink_frames {sink} + chunk {largest}; "
+                f"write at least {sink + largest}"
+            )
+        if not config.seconds and not config.data.i2v and not config.data.initial_latents:
+            chunks(config.num_output_frames, self.chunk, self.first_chunk or None)
+
+    def build(self, kit: Kit, sampler, geometry: Geometry) -> Causal:
+        """Returns the pipeline."""
+        return Causal(self, kit, sampler, geometry)
+
+
+class Causal:
+    """A causal pipeline: `generate` yields the chunks of a batch of films."""
+
+    def __init__(self, config: CausalConfig, kit: Kit, sampler, geometry: Geometry):
+        if not kit.spec.causal_ok:
+            raise ValueError(f"{kit.spec.name} has two experts and runs bidirectionally; write pipeline.name=bidirectional")
+        if kit.spec.transformer.in_dim != kit.spec.transformer.out_dim:
+            raise ValueError(f"{kit.spec.name} joins image channels and runs bidirectionally; write pipeline.name=bidirectional")
+        self.config, self.kit = config, kit
+        self.rollout = Rollout(
+            kit.denoiser, sampler, geometry, config.cache, config.context, device=kit.device, dtype=kit.dtype
+        )
+
+    def spans(self, total: int, given: int = 0) -> list[Span]:
+        """Returns the chunks to generate of a film of `total` frames whose first `given` are there."""
+        if given:
+            return chunks(total - given, self.config.chunk, start=given)
+        return chunks(total, self.config.chunk, self.config.first_chunk or None)
+
+    def round_up(self, total: int, given: int = 0) -> int:
+        """Returns the least length of at least `total` frames that fills whole chunks."""
+        head = given or self.config.first_chunk
+        return head + -(-max(1, total - head) // self.config.chunk) * self.config.chunk
+
+    @torch.no_grad()
+    def generate(self, condition: Condition, noise, batch: int, total: int, given=None) -> Iterator[Chunk]:
+        """Yields the given frames (latents [B, F, C, h, w] or None) and the generated chunks."""
+        count = 0 if given is None else given.shape[1]
+        size = 1 if count and self.config.first_chunk == 1 else self.config.chunk
+        borders = [*range(0, count, size), count] if count else []
+        if count and self.config.first_chunk == 1 and count > 1:
+            borders = [0, *range(1, count, self.config.chunk), count]
+        spans = [Span(a, b) for a, b in zip(borders[:-1], borders[1:], strict=True)]
+        start = [Chunk(s, given[:, s.start : s.stop].to(self.kit.device, self.kit.dtype), given=True) for s in spans]
+        yield from self.rollout(Fixed(condition), self.spans(total, count), noise, batch, start)

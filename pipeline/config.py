@@ -1,0 +1,88 @@
+"""The typed configuration of a generation; composes the knobs that stand beside their consumers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline import PIPELINES
+from pipeline.kit import ModelConfig
+from pipeline.sampler import SAMPLERS
+from utils.config import load, one_of, parse_overrides, read_defaults, read_recipe
+from wan.text import TextConfig
+from wan.vae import VAEConfig
+
+DEFAULTS = Path(__file__).parent.parent / "configs" / "default_config.yaml"
+
+
+@dataclass
+class DataConfig:
+    """Where prompts come from: a text file, a folder of images with captions (i2v), or one prompt."""
+
+    path: str = ""
+    extended_path: str = ""  # line-aligned rewritten prompts; the plain ones name the files
+    prompt: str = ""
+    i2v: bool = False  # path is a folder of images
+    noise: str = ""  # a safetensors file with the start noise `noise` [N, F, C, h, w]
+    initial_latents: str = ""  # a safetensors file with `latents` [N or 1, F, C, h, w] to go on from
+
+    def check(self):
+        if self.extended_path and not self.path:
+            raise ValueError("extended_path needs path, whose lines it rewrites")
+        if self.i2v and not self.path:
+            raise ValueError("i2v needs path, a folder of images and captions")
+        if self.prompt and self.path:
+            raise ValueError("write either prompt or path, not both")
+
+
+@dataclass
+class OutputConfig:
+    """What is written, and where. fps 0 = the model's own."""
+
+    folder: str = "outputs"
+    fps: float = 0
+    crf: int = 18  # quality of the MP4: 0 lossless .. 51
+    gif: bool = False
+    sheet: bool = True  # a contact sheet of the whole run
+    latents: bool = False  # also <name>.safetensors
+    save_with_index: bool = False  # <line>-<sample> instead of the prompt as file name
+    overwrite: bool = False  # make finished videos anew
+
+    def check(self):
+        if self.fps < 0 or not 0 <= self.crf <= 51:
+            raise ValueError("fps must not be negative and crf must lie in 0..51")
+
+
+@dataclass
+class InferConfig:
+    """One generation run. Sizes in pixels (0 = the model's own), length in latent frames or seconds."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    pipeline: object = one_of(PIPELINES, default="causal")
+    sampler: object = one_of(SAMPLERS, default="few_step")
+    data: DataConfig = field(default_factory=DataConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
+    vae: VAEConfig = field(default_factory=VAEConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    negative_prompt: str = ""
+    height: int = 0
+    width: int = 0
+    num_output_frames: int = 21
+    seconds: float = 0.0  # if given, the length instead of num_output_frames, rounded up to whole chunks
+    num_samples: int = 1
+    batch: int = 1  # videos made together
+    seed: int = 0
+    threads: int = 0  # torch threads of this process; 0 = torch's own choice
+
+    def check(self):
+        low = {"num_output_frames": 1, "num_samples": 1, "batch": 1, "height": 0, "width": 0, "seconds": 0, "threads": 0}
+        for name, least in low.items():
+            if vars(self)[name] < least:
+                raise ValueError(f"{name} is {vars(self)[name]}; write {least} or more")
+        self.pipeline.check_with(self)
+
+
+def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()):
+    """Returns (InferConfig, origins) of a recipe with `key=value` overrides."""
+    layers = [*read_defaults(DEFAULTS, "infer"), *read_recipe(path), parse_overrides(list(overrides))]
+    return load(InferConfig, layers)

@@ -1,0 +1,142 @@
+"""The parts of a model, loaded and on their device: network, VAE, text and image encoders."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from utils import distributed, hub
+from wan.condition import Condition
+from wan.denoiser import Denoiser, ExpertDenoiser
+from wan.image import load_image_encoder
+from wan.library import load_vae
+from wan.parts import Parts, find_parts
+from wan.spec import SPECS, ModelSpec, find_spec
+from wan.text import TextConfig, load_text_encoder
+from wan.transformer import PRECISIONS, WanTransformer
+from wan.vae import StreamingVAE, VAEConfig
+from wan.weights import load_lora, load_strict, load_transformer, merge_lora
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+HASHED_BYTES = 4096  # of each tensor; reading 28 GB for a name would take longer than a video
+
+
+@dataclass
+class ModelConfig:
+    """Which model. path: a directory (official, diffusers or ours) or a hub name; spec: its name where
+    the folder does not tell; checkpoint: other weights for its transformer; lora: merged into them."""
+
+    path: str = "assets/digits"
+    spec: str = ""
+    checkpoint: str = ""
+    use_ema: bool = False
+    lora: str = ""
+    lora_alpha: float = 0.0  # 0 = the rank (scale 1), as LongLive trains
+    dtype: str = "bf16"  # fp32 | bf16
+    precision: str = "weights"  # weights | upstream (fp32 modulation and head, for undistilled Wan weights)
+    attention: str = "auto"
+
+    def check(self):
+        if self.dtype not in DTYPES or self.precision not in PRECISIONS:
+            raise ValueError(f"model.dtype must be one of {sorted(DTYPES)}, model.precision one of {PRECISIONS}")
+        if self.spec and self.spec not in SPECS:
+            raise ValueError(f"model.spec {self.spec!r} is unknown; write one of {sorted(SPECS)}")
+        if self.lora and not self.checkpoint:
+            raise ValueError("model.lora changes a base checkpoint: write model.checkpoint too")
+
+
+@dataclass
+class Kit:
+    """A loaded model. `weights_hash` tells two sets of weights apart."""
+
+    spec: ModelSpec
+    denoiser: Denoiser | ExpertDenoiser
+    vae: StreamingVAE
+    text: object
+    image: object | None
+    device: torch.device
+    dtype: torch.dtype
+    weights_hash: str
+    _kept: dict = field(default_factory=dict)
+
+    def condition(self, prompts: list[str], negative: str | None) -> Condition:
+        """Returns the text condition of a batch; `negative` None: no unconditional branch is needed."""
+        null = None if negative is None else self.encode([negative]).expand(len(prompts), -1, -1)
+        return Condition(self.encode(prompts), null)
+
+    @torch.no_grad()
+    def encode(self, prompts: list[str]) -> torch.Tensor:
+        """Returns text embeddings [B, T, width] in the compute dtype; each prompt is encoded once, alone."""
+        for prompt in prompts:
+            if prompt not in self._kept:
+                self._kept[prompt] = self.text([prompt])[0].to(self.device, self.dtype)
+        return torch.stack([self._kept[p] for p in prompts])
+
+
+def load_kit(config: ModelConfig, vae: VAEConfig, text: TextConfig) -> Kit:
+    """Returns the model that `config` names. Errors: ValueError naming what is missing."""
+    device = torch.device("cuda", distributed.local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+    parts = find_parts(hub.resolve(config.path))
+    networks, digest = [], hashlib.sha256()
+    experts = sorted(parts.transformers, key=lambda name: name.startswith("high"))
+    if config.checkpoint and len(experts) > 1:
+        raise ValueError(f"{config.path} has two experts; model.checkpoint cannot say which it replaces")
+    for expert in [""] if config.checkpoint else experts:
+        networks.append(_network(config, parts, expert, digest, device))
+    if not networks:
+        raise ValueError(f"{config.path} has no transformer; give one with --checkpoint_path")
+    spec = _spec(config, networks[0], len(networks))
+    if len(networks) == 2:
+        denoiser = ExpertDenoiser(networks[0], networks[1], spec.boundary)
+    else:
+        denoiser = networks[0]
+    dtype = DTYPES[config.dtype]
+    image = load_image_encoder(parts.need("image_encoder"), dtype, device) if spec.transformer.image_dim else None
+    encoder = load_text_encoder(parts, spec.transformer.text_len, text, device)
+    face = StreamingVAE(load_vae(parts.need("vae"), DTYPES[vae.dtype]).to(device), vae).eval()
+    face = face.to(device)
+    return Kit(spec, denoiser, face, encoder, image, device, dtype, digest.hexdigest()[:12])
+
+
+def _network(config: ModelConfig, parts: Parts, expert: str, digest, device) -> Denoiser:
+    """Returns one transformer, its weights entered into the digest."""
+    source = hub.resolve(config.checkpoint) if config.checkpoint else parts.transformers[expert]
+    sizes = _sizes(config, parts) if config.checkpoint else None
+    spec, state = load_transformer(source, use_ema=config.use_ema, spec=sizes)
+    if config.lora:
+        state = merge_lora(state, load_lora(config.lora), config.lora_alpha or None)
+    for name in sorted(state):
+        tensor = state[name]
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.flatten()[: HASHED_BYTES // tensor.element_size()].contiguous().view(torch.uint8).numpy())
+    with torch.device("meta"):
+        transformer = WanTransformer(spec)
+    dtype = DTYPES[config.dtype]
+    load_strict(transformer, {k: v.to(dtype) for k, v in state.items()}, str(source), assign=True)
+    transformer.precision = config.precision
+    for block in transformer.blocks:
+        block.self_attn.backend = block.cross_attn.backend = config.attention
+    return Denoiser(transformer.requires_grad_(False).eval()).to(device)
+
+
+def _sizes(config: ModelConfig, parts: Parts):
+    """Returns the transformer sizes that the model's folder or `spec` tells, for a bare checkpoint."""
+    if config.spec:
+        return SPECS[config.spec].transformer
+    folder = parts.transformers.get("")
+    return load_transformer(folder)[0] if folder is not None and Path(folder).is_dir() else None
+
+
+def _spec(config: ModelConfig, network: Denoiser, num_experts: int) -> ModelSpec:
+    """Returns the published model that these networks are."""
+    if config.spec:
+        spec = SPECS[config.spec]
+    else:
+        same = [s for s in SPECS.values() if s.transformer == network.spec and len(s.experts) == num_experts]
+        spec = same[0] if same else find_spec(network.spec)
+    if len(spec.experts) != num_experts:
+        raise ValueError(f"{spec.name} has {len(spec.experts)} transformer(s), {config.path} holds {num_experts}")
+    return spec

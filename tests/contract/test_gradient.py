@@ -1,0 +1,186 @@
+"""Gradients of a rollout: with checkpointing as without, and as an independent masked forward has them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline.sampler import FewStep
+from tests import tiny
+from tests.contract.oracle import Book, ForgetfulText, rotate
+from wan.attention.masks import FrameMask
+from wan.cache import Chunks, TextStore
+from wan.ledger import CacheConfig
+from wan.schedule import Schedule
+
+LENGTHS = (1, 3, 2, 3, 3)
+BATCH = 2
+TOLERANCE = 1e-6  # of the largest gradient of a weight
+
+
+class LastStepOnly(FewStep):
+    """All steps but the last run without grad, as a random exit step has it."""
+
+    def step(self, k, x, predict, noise, state=None):
+        with torch.set_grad_enabled(k + 1 == self.num_steps):
+            return super().step(k, x, predict, noise, state)
+
+
+def train_step(config, sigmas=tiny.SIGMAS, sampler=FewStep, checkpointing=False, dtype=torch.float32):
+    """Returns (the film, gradient of each weight) of one rollout whose backward runs at its very end."""
+    model = tiny.denoiser(dtype=dtype).train().requires_grad_(True)
+    model.transformer.checkpointing = checkpointing
+    rolls = tiny.rollout(model, config, training=True)
+    rolls.sampler = sampler(sigmas, Schedule())
+    film = tiny.film(rolls, tiny.condition(BATCH, dtype=dtype), tiny.spans(*LENGTHS), tiny.noise(BATCH, dtype=dtype))
+    if config.window_frames != -1:
+        assert len(rolls.branches[0].ledger.slot_of) < sum(LENGTHS), "nothing was evicted before backward"
+    return film.detach(), gradients(model, film)
+
+
+def gradients(model: nn.Module, film: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Returns the gradient of a fixed weighted sum of the film; every weight must have one."""
+    weights = tiny.draw("loss", shape=film.shape, dtype=film.dtype)
+    (tiny.healthy(film) * weights).sum().backward()
+    found = {name: weight.grad for name, weight in model.named_parameters()}
+    assert all(g is not None and g.abs().max() > 0 for g in found.values())
+    return found
+
+
+def worst(given: dict, wanted: dict) -> float:
+    """Returns the largest error of a gradient, relative to that weight's largest."""
+    return max(tiny.error(given[n], wanted[n]) / wanted[n].abs().max().item() for n in wanted)
+
+
+POLICIES = [CacheConfig(-1), CacheConfig(6, 0), CacheConfig(6, 2), CacheConfig(6, 2, "read"), CacheConfig(4, 1)]
+
+
+@pytest.mark.parametrize("config", POLICIES, ids=str)
+@pytest.mark.parametrize("sampler", [FewStep, LastStepOnly])
+def test_checkpointing_changes_no_gradient(config, sampler):
+    (film, wanted), (again, given) = (train_step(config, sampler=sampler, checkpointing=c) for c in (False, True))
+    assert tiny.error(film, again) < TOLERANCE
+    assert worst(given, wanted) < TOLERANCE
+
+
+def test_recompute_over_a_changed_cache_breaks_it(monkeypatch):
+    """A checkpointed block that closes over the cache reads, at backward, frames that came later."""
+
+    def put(self, layer, plan, k, v):
+        if not torch.is_grad_enabled():
+            self._own[layer] = (k, v)
+        kept = list(self._kept[layer].values())[-len(plan.read) :] if plan.read else []
+        return tuple(torch.cat([pair[i] for pair in kept] + [new], 1) for i, new in enumerate((k, v)))
+
+    config = CacheConfig(6, 2)
+    film, wanted = train_step(config)
+    monkeypatch.setattr(Chunks, "put", put)
+    monkeypatch.setattr(Chunks, "freeze", lambda self, plan: self)
+    plain = train_step(config)
+    again, given = train_step(config, checkpointing=True)
+    assert worst(plain[1], wanted) < TOLERANCE, "the twin is right as long as nothing is recomputed"
+    assert tiny.error(film, again) < TOLERANCE, "the loss does not show it"
+    assert worst(given, wanted) > 10 * TOLERANCE
+
+
+class Recording:
+    """A masked context that notes each layer's rotated keys and values, and may put constants before its own."""
+
+    def __init__(self, mask: FrameMask, theta: float, constants=None):
+        self.mask, self.theta, self.constants = mask, theta, constants
+        self.text, self.noted = ForgetfulText(), {}
+
+    def open(self, num_frames, num_segments, table, grid, device, dtype):
+        """Returns itself as the view."""
+        self.frames, self.grid = range(num_frames), grid
+        return self
+
+    def extend(self, layer, q, k, v):
+        """Rotates by the frames' own numbers."""
+        q, k = (rotate(x, self.frames, self.grid, self.theta) for x in (q, k))
+        self.noted[layer] = (k, v)
+        if self.constants:
+            k, v = (torch.cat(pair, 1) for pair in zip(self.constants[layer], (k, v), strict=True))
+        return q, k, v, self.mask
+
+
+def independent_step(config, film, sigma, window=None):
+    """Returns (film, gradients) of all chunks at once: noisy frames over the constant keys of the finished film."""
+    dtype, borders = film.dtype, tiny.spans(*LENGTHS)
+    model = tiny.denoiser(dtype=dtype).requires_grad_(True)
+    text, theta = tiny.condition(BATCH, dtype=dtype), model.spec.rope_theta
+    book = Book(window or config.window_frames, config.sink_frames, max(LENGTHS))
+    first = Recording(book.mask(borders), theta)
+    with torch.no_grad():
+        model(film, 0.0, text, first)
+    before = book.mask(borders, with_own=False).frames
+    own = book.mask(borders).frames & ~before
+    second = Recording(FrameMask(torch.cat((before, own), 1)), theta, first.noted)
+    noise = torch.cat([tiny.noise(BATCH, dtype=dtype)(span, 0) for span in borders], 1)
+    made = noise - sigma * model(noise, sigma, text, second)
+    return made.detach(), gradients(model, made)
+
+
+@pytest.mark.parametrize("config", [c for c in POLICIES if c.rope == "write"], ids=str)
+def test_rollout_gradient_is_that_of_one_forward_over_constant_keys(config):
+    film, given = train_step(config, sigmas=(0.8,), dtype=torch.float64, checkpointing=True)
+    made, wanted = independent_step(config, film, 0.8)
+    assert tiny.error(made, film) < tiny.EXACT
+    assert worst(given, wanted) < tiny.EXACT
+
+
+def keep_text_under_grad(monkeypatch):
+    """Text keys are the context pass's: constants."""
+
+    def get(self, layer, key, make):
+        kept = self._kept.setdefault((layer, key), None)
+        if kept is None:
+            kept = self._kept[layer, key] = [tuple(x.detach() for x in pair) for pair in make()]
+        return [tuple(x.requires_grad_() for x in pair) for pair in kept] if torch.is_grad_enabled() else kept
+
+    monkeypatch.setattr(TextStore, "get", get)
+
+
+def forget_history(monkeypatch):
+    def put(self, layer, plan, k, v):
+        if not torch.is_grad_enabled():
+            self._own[layer] = (k, v)
+        return k, v
+
+    monkeypatch.setattr(Chunks, "put", put)
+
+
+@pytest.mark.parametrize("mutate", [keep_text_under_grad, forget_history])
+def test_mutations_break_it(mutate, monkeypatch):
+    config = CacheConfig(6, 2)
+    _, wanted = independent_step(config, train_step(config, sigmas=(0.8,), dtype=torch.float64)[0], 0.8)
+    mutate(monkeypatch)
+    if mutate is keep_text_under_grad:
+        monkeypatch.setattr("tests.contract.test_gradient.gradients", lenient_gradients)
+    _, given = train_step(config, sigmas=(0.8,), dtype=torch.float64)
+    assert worst(given, wanted) > 10 * TOLERANCE
+
+
+def lenient_gradients(model, film):
+    weights = tiny.draw("loss", shape=film.shape, dtype=film.dtype)
+    (film * weights).sum().backward()
+    return {n: torch.zeros_like(w) if w.grad is None else w.grad for n, w in model.named_parameters()}
+
+
+def test_gradient_through_the_keys_of_earlier_chunks_is_none():
+    """What a chunk sees of earlier ones are constants: a loss on the last chunk asks for its own pass alone."""
+    model = tiny.denoiser().requires_grad_(True)
+    rolls = tiny.rollout(model, CacheConfig(6, 2), training=True)
+    noise = tiny.noise(BATCH)
+    starts = {}
+
+    def leaf(span, k):
+        starts[span, k] = noise(span, k).requires_grad_()
+        return starts[span, k]
+
+    film = tiny.film(rolls, tiny.condition(BATCH), tiny.spans(*LENGTHS), leaf)
+    film[:, -3:].sum().backward()
+    reached = {key for key, x in starts.items() if x.grad is not None and x.grad.abs().max() > 0}
+    last = tiny.spans(*LENGTHS)[-1]
+    assert reached == {(last, 0), (last, 1)}

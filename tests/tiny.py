@@ -1,0 +1,152 @@
+"""The tiny model of the tests: 2 blocks, 2 x 3 tokens a frame, seeded, every weight away from zero.
+
+A fresh Wan transformer predicts zero (its last projection is zero), so it would agree with anything.
+Here every weight is drawn: modulation, head, norms and biases too, and `healthy` asserts that what is
+compared has the size of a real output.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import replace
+
+import torch
+
+from pipeline.rollout import Rollout
+from pipeline.sampler import FewStep
+from pipeline.track import Fixed
+from wan.cache import CacheShape, Chunks, Ring
+from wan.condition import Condition
+from wan.context import Cached
+from wan.denoiser import Denoiser
+from wan.geometry import Geometry, Span
+from wan.ledger import CacheConfig, Ledger
+from wan.schedule import Schedule
+from wan.spec import TransformerSpec
+from wan.transformer import WanTransformer
+
+SPEC = TransformerSpec(
+    dim=32, ffn_dim=48, freq_dim=16, in_dim=4, out_dim=4, num_heads=2, num_layers=2, text_dim=10, text_len=5
+)
+GEOMETRY = Geometry(32, 48, latent_channels=4)
+SIGMAS = (1.0, 0.6)
+TOLERANCE = 2e-5  # fp32, on outputs of standard deviation around 1
+EXACT = 1e-10  # the same in float64
+
+
+def draw(*key, shape, dtype=torch.float32) -> torch.Tensor:
+    """Returns normal numbers that depend on the key alone."""
+    generator = torch.Generator().manual_seed(zlib.crc32(repr(key).encode()))
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def transformer(seed: int = 0, dtype=torch.float32, **changes) -> WanTransformer:
+    """Returns a frozen transformer of `SPEC` (fields changed by `changes`) with drawn weights."""
+    model = WanTransformer(replace(SPEC, **changes)).to(dtype)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            values = draw(seed, name, shape=weight.shape, dtype=torch.float64)
+            norm = ".norm" in name or name in ("img_emb.proj.0.weight", "img_emb.proj.4.weight")
+            if norm and name.endswith("weight"):
+                values = 1.2 + 0.3 * values
+            elif weight.ndim > 1 and not name.endswith("modulation"):
+                values = values * (weight[0].numel() ** -0.5)
+            else:
+                values = 0.4 * values
+            weight.copy_(values)
+    return model.eval().requires_grad_(False)
+
+
+def denoiser(seed: int = 0, dtype=torch.float32, **changes) -> Denoiser:
+    """Returns the transformer of the same arguments behind the network face."""
+    return Denoiser(transformer(seed, dtype, **changes))
+
+
+def condition(batch: int = 1, seed: int = 0, dtype=torch.float32, num_tokens: int = 4, **fields) -> Condition:
+    """Returns text and negative text; sample i does not depend on the batch."""
+    shape = (num_tokens, SPEC.text_dim)
+    text, null = (
+        torch.stack([draw(seed, name, i, shape=shape, dtype=dtype) for i in range(batch)]) for name in ("text", "null")
+    )
+    return Condition(text, null, **fields)
+
+
+def latents(num_frames: int, batch: int = 1, seed: int = 0, dtype=torch.float32, geometry=GEOMETRY) -> torch.Tensor:
+    """Returns normal latents [B, F, C, h, w]; sample i does not depend on the batch."""
+    shape = geometry.latent_shape(num_frames)
+    return torch.stack([draw(seed, "latents", i, shape=shape, dtype=dtype) for i in range(batch)])
+
+
+def noise(batch: int = 1, seed: int = 0, dtype=torch.float32, geometry=GEOMETRY):
+    """Returns noise(span, k) -> [B, F, C, h, w] as a rollout asks for it."""
+
+    def of(span: Span, k: int) -> torch.Tensor:
+        shape = geometry.latent_shape(len(span))
+        return torch.stack([draw(seed, "noise", span.start, k, i, shape=shape, dtype=dtype) for i in range(batch)])
+
+    return of
+
+
+def spans(*lengths: int) -> list[Span]:
+    """Returns adjacent spans of these lengths from frame 0."""
+    borders = [sum(lengths[:i]) for i in range(len(lengths) + 1)]
+    return [Span(a, b) for a, b in zip(borders[:-1], borders[1:], strict=True)]
+
+
+def ring(model: Denoiser, config: CacheConfig, chunk_frames: int, max_frames=None, batch: int = 1, geometry=GEOMETRY):
+    """Returns an empty inference cache for the model, in the dtype of its weights."""
+    ledger = Ledger(config, chunk_frames, max_frames)
+    return Ring(ledger, _cache_shape(model.spec, batch, geometry), dtype=model.transformer.dtype)
+
+
+def kept_chunks(model: Denoiser, config: CacheConfig, chunk_frames: int, max_frames=None, batch: int = 1) -> Chunks:
+    """Returns an empty training cache for the model."""
+    return Chunks(Ledger(config, chunk_frames, max_frames), _cache_shape(model.spec, batch, GEOMETRY))
+
+
+def rollout(model: Denoiser, cache: CacheConfig, sigmas=SIGMAS, guidance: float = 1.0, **fields) -> Rollout:
+    """Returns a few-step rollout of the model in the dtype of its weights."""
+    sampler = FewStep(sigmas, Schedule(), guidance)
+    fields = {"geometry": GEOMETRY, "dtype": model.transformer.dtype, **fields}
+    return Rollout(model, sampler, cache=cache, **fields)
+
+
+def film(rolls: Rollout, condition: Condition, borders, noise, **fields) -> torch.Tensor:
+    """Returns all frames of a rollout [B, F, C, h, w]."""
+    made = rolls(Fixed(condition), borders, noise, condition.text.shape[0], **fields)
+    return torch.cat([chunk.latents for chunk in made], 1)
+
+
+@torch.no_grad()
+def walk(model: Denoiser, cache, borders, clean, condition, noisy=None, sigma=0.7):
+    """Walks a clip through a cache: per chunk a pass over `noisy` at `sigma`, then the context pass over `clean`.
+
+    Returns the velocities of all frames [B, F, C, h, w]: of the context passes, and of the noisy ones (or None).
+    """
+    contexts, noisies = [], []
+    for span in borders:
+        own = slice(span.start, span.stop)
+        if noisy is not None:
+            at = sigma[:, own] if isinstance(sigma, torch.Tensor) else sigma
+            noisies.append(model(noisy[:, own], at, condition, Cached(cache, span)))
+        context = Cached(cache, span)
+        contexts.append(model(clean[:, own], 0.0, condition, context))
+        context.commit()
+    return torch.cat(contexts, 1), torch.cat(noisies, 1) if noisies else None
+
+
+def error(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Returns the largest absolute difference; not-a-number counts as infinite."""
+    assert a.shape == b.shape, f"{tuple(a.shape)} against {tuple(b.shape)}"
+    return (a.double() - b.double()).abs().nan_to_num(nan=float("inf")).max().item()
+
+
+def healthy(x: torch.Tensor) -> torch.Tensor:
+    """Returns x after asserting that it is finite and of the size of a real output."""
+    assert x.isfinite().all()
+    assert 0.2 < x.detach().float().std() < 5, f"standard deviation {x.detach().float().std():.3g}"
+    return x
+
+
+def _cache_shape(spec: TransformerSpec, batch: int, geometry: Geometry) -> CacheShape:
+    return CacheShape(spec.num_layers, batch, spec.num_heads, spec.head_dim, geometry.frame_tokens)

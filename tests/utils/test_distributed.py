@@ -1,0 +1,91 @@
+"""Ranks from the environment and from a group, and the split of work over them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from utils import distributed
+
+
+@given(count=st.integers(0, 20), world=st.integers(1, 30))
+def test_split_covers_everything_once(count, world):
+    parts = [distributed.split(range(count), rank, world) for rank in range(world)]
+    assert sorted(sum(parts, [])) == list(range(count))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_idle_ranks_say_so(caplog, monkeypatch):
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with caplog.at_level(logging.WARNING):
+        assert distributed.split(["a", "b"]) == []
+    assert "rank 3 of 4 has nothing to do: there are only 2 items" in caplog.text
+
+
+def test_environment(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert (distributed.rank(), distributed.local_rank(), distributed.world_size()) == (0, 0, 1)
+    monkeypatch.setenv("RANK", "-1")
+    with pytest.raises(ValueError, match="RANK='-1'"):
+        distributed.rank()
+    with pytest.raises(ValueError, match="rank 2 of 2 cannot be"):
+        distributed.split([], 2, 2)
+
+
+def test_init_alone_does_nothing(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    distributed.init()
+    distributed.barrier()
+    distributed.shutdown()
+    assert not distributed.is_initialised()
+
+
+def test_init_says_what_is_missing(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ValueError, match="RANK, MASTER_ADDR, MASTER_PORT not set; start with torchrun"):
+        distributed.init()
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "0")
+    with pytest.raises(ValueError, match="backend is 'mpi'"):
+        distributed.init("mpi")
+
+
+def test_reading_the_rank_does_not_import_torch():
+    code = "import sys; from utils import distributed, log; distributed.rank(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.dist
+def test_two_processes_form_a_group(tmp_path):
+    code = """
+import os, pathlib, sys, time
+from utils import distributed
+distributed.init("gloo")
+rank, world = distributed.rank(), distributed.world_size()
+if rank == 0:
+    time.sleep(0.5)
+    pathlib.Path(sys.argv[1], "0").write_text("late")
+distributed.barrier()
+seen = pathlib.Path(sys.argv[1], "0").read_text()
+pathlib.Path(sys.argv[1], f"done{rank}").write_text(f"{rank} {world} {seen} {distributed.split(range(3))}")
+distributed.barrier()
+distributed.shutdown()
+assert not distributed.is_initialised()
+"""
+    script = tmp_path / "group.py"
+    script.write_text(code)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    environment = os.environ | {"PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, str(tmp_path)], check=True, env=environment, timeout=120)
+    assert (tmp_path / "done0").read_text() == "0 2 late [0, 2]"
+    assert (tmp_path / "done1").read_text() == "1 2 late [1]"

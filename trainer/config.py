@@ -1,0 +1,36 @@
+"""The typed configuration of a training; composes the knobs that stand beside their consumers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trainer import TRAINERS
+from trainer.checkpoint import CheckpointConfig
+from utils.config import load, one_of, parse_overrides, read_defaults, read_recipe
+
+DEFAULTS = Path(__file__).parent.parent / "configs" / "default_config.yaml"
+
+
+@dataclass
+class TrainConfig:
+    """One training run. model: the directory with text encoder and VAE; logdir: where the run lives."""
+
+    model: str = "assets/digits"
+    logdir: str = ""
+    seed: int = 0
+    steps: int = 1000
+    threads: int = 1  # torch threads of this process; on a busy machine two are slower than one
+    log_every: int = 20
+    trainer: object = one_of(TRAINERS, default="regress")
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    def check(self):
+        if self.steps < 1 or self.log_every < 1 or self.threads < 1:
+            raise ValueError("steps, log_every and threads must be at least 1")
+
+
+def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()):
+    """Returns (TrainConfig, origins) of a recipe with `key=value` overrides."""
+    layers = [*read_defaults(DEFAULTS, "train"), *read_recipe(path), parse_overrides(list(overrides))]
+    return load(TrainConfig, layers)
