@@ -82,31 +82,37 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None):
-        """Performs one update of every weight that has a gradient."""
+        """Performs one update of every weight that has a gradient; weights of one shape go together."""
         for group in self.param_groups:
+            shapes: dict[tuple, list] = {}
             for p in group["params"]:
-                if p.grad is None:
-                    continue
-                buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                buffer.lerp_(p.grad, 1 - group["momentum"])
-                nesterov = p.grad.lerp(buffer, group["momentum"])
-                update = orthogonalise(nesterov.flatten(1)).view_as(p)
-                scale = 0.2 * max(p.shape[0], p[0].numel()) ** 0.5
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(update, alpha=-group["lr"] * scale)
+                if p.grad is not None:
+                    shapes.setdefault((p.shape[0], p[0].numel()), []).append(p)
+            for (rows, columns), weights in shapes.items():
+                nesterov = torch.stack([self._momentum(p, group["momentum"]).flatten(1) for p in weights])
+                scale = 0.2 * max(rows, columns) ** 0.5
+                for p, update in zip(weights, orthogonalise(nesterov), strict=True):
+                    p.mul_(1 - group["lr"] * group["weight_decay"])
+                    p.add_(update.view_as(p), alpha=-group["lr"] * scale)
+
+    def _momentum(self, p: torch.Tensor, decay: float) -> torch.Tensor:
+        """Moves the weight's momentum and returns the Nesterov look-ahead."""
+        buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
+        buffer.lerp_(p.grad, 1 - decay)
+        return p.grad.lerp(buffer, decay)
 
 
-def orthogonalise(matrix: torch.Tensor, steps: int = 5) -> torch.Tensor:
-    """Returns nearly U V^T of the matrix's SVD by a quintic Newton-Schulz iteration in fp32."""
+def orthogonalise(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
+    """Returns nearly U V^T of each matrix [..., rows, columns], by a quintic Newton-Schulz iteration in fp32."""
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrix.float()
-    tall = x.shape[0] > x.shape[1]
-    x = x.T if tall else x
-    x = x / (x.norm() + 1e-7)
+    x = matrices.float()
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
-        gram = x @ x.T
+        gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.T if tall else x).to(matrix.dtype)
+    return (x.mT if tall else x).to(matrices.dtype)
 
 
 def learning_rate_factor(step: int, total: int, warmup: int, decay: float) -> float:

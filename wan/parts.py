@@ -54,7 +54,7 @@ def find_parts(model_dir: str | Path) -> Parts:
     root = Path(model_dir)
     if not root.is_dir():
         raise ValueError(f"{root} is no directory; {root.parent} holds: {tensor_file.listing(root.parent)}")
-    diffusers = (root / "transformer").is_dir()
+    diffusers = any((root / name).is_dir() for name in ("transformer", "vae", "text_encoder"))
     transformers = _diffusers_transformers(root) if diffusers else _official_transformers(root)
     found = {part: _first(root, patterns) for part, patterns in _LOOKED_FOR.items()}
     if not transformers and not any(found.values()):
@@ -66,7 +66,7 @@ def _diffusers_transformers(root: Path) -> dict[str, Path]:
     second = root / "transformer_2"
     if second.is_dir():  # diffusers calls the high-noise expert `transformer`
         return dict(zip(EXPERT_FOLDERS, (second, root / "transformer"), strict=True))
-    return {"": root / "transformer"}
+    return {"": root / "transformer"} if (root / "transformer").is_dir() else {}
 
 
 def _official_transformers(root: Path) -> dict[str, Path]:

@@ -61,7 +61,7 @@ def poisoned(monkeypatch):
 
 
 def test_ring_equals_oracle(poisoned):
-    @settings(max_examples=25, deadline=None, derandomize=True)
+    @settings(max_examples=40, deadline=None, derandomize=True)
     @given(policy=policies(), batch=st.integers(1, 3))
     def compare(policy, batch):
         film, wanted = both_films(FP64, *policy, batch)
@@ -71,7 +71,7 @@ def test_ring_equals_oracle(poisoned):
 
 
 def test_chunks_equal_oracle_without_grad():
-    @settings(max_examples=12, deadline=None, derandomize=True)
+    @settings(max_examples=20, deadline=None, derandomize=True)
     @given(policy=policies())
     def compare(policy):
         film, wanted = both_films(FP64, *policy, 1, training=True)
@@ -80,7 +80,7 @@ def test_chunks_equal_oracle_without_grad():
     compare()
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(policy=policies())
 def test_ring_keeps_the_frames_of_chunks(policy):
     """The two storages hold the same keys and values under the same frames."""

@@ -1,0 +1,131 @@
+"""Every attention backend that can run here equals torch's own, gradients too; the others say why they cannot."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from tests import tiny
+from wan.attention import BACKENDS, dispatch
+from wan.attention.dispatch import attend
+from wan.attention.masks import FrameMask, causal, teacher_forcing
+
+UNIT = 5  # tokens of a frame
+
+
+def inputs(num_queries=30, num_keys=30, width=16, dtype=torch.float32, device="cpu", grad=True):
+    shapes = {"q": num_queries, "k": num_keys, "v": num_keys}
+    made = [tiny.draw(name, shape=(2, length, 3, width), dtype=dtype) for name, length in shapes.items()]
+    return [x.to(device).requires_grad_(grad) for x in made]
+
+
+def reference(q, k, v, mask: FrameMask | None, scale=None) -> torch.Tensor:
+    """softmax(q k^T / sqrt(E)) v in float64, head by head."""
+    q, k, v = (x.double() for x in (q, k, v))
+    scores = torch.einsum("blne,bsne->bnls", q, k) * (scale or q.shape[-1] ** -0.5)
+    if mask is not None:
+        rows, columns = (torch.arange(x.shape[1]) // (x.shape[1] // n) for x, n in zip((q, k), mask.frames.shape))
+        scores = scores.masked_fill(~mask.frames[rows][:, columns].to(q.device), float("-inf"))
+    return torch.einsum("bnls,bsne->blne", scores.softmax(-1), v)
+
+
+def with_gradients(function, tensors) -> list[torch.Tensor]:
+    """Returns the output and the gradients of a fixed weighted sum of it."""
+    out = function(*tensors)
+    weights = tiny.draw("weights", shape=out.shape).to(out.device, out.dtype)
+    return [out.detach(), *torch.autograd.grad((out * weights).sum(), tensors)]
+
+
+MASKS = {
+    "none": None,
+    "causal": causal(tiny.spans(1, 2, 3), 4, 1),
+    "forcing": teacher_forcing(tiny.spans(1, 2)),
+    "rectangle": FrameMask(torch.tensor([[1, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 1]])),
+}
+
+
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+@pytest.mark.parametrize("backend", ["sdpa", "auto"])
+def test_cpu_backends_equal_the_formula(backend, mask):
+    tensors = inputs(10 if mask is not None and len(mask.frames) == 2 else 30)
+    given = with_gradients(lambda *x: attend(*x, mask=mask, backend=backend), tensors)
+    wanted = with_gradients(lambda *x: reference(*x, mask), tensors)
+    tiny.healthy(given[0])
+    assert all(tiny.error(a, b) < tiny.TOLERANCE for a, b in zip(given, wanted, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("mask", "scale"),
+    [(None, None), (FrameMask(MASKS["causal"].frames.T), None), (causal(tiny.spans(1, 2, 3)), None)]
+    + [(MASKS["causal"], 0.2)],
+    ids=["no mask", "transposed", "no window", "scale"],
+)
+def test_other_formulas_break_it(mask, scale):
+    tensors = inputs()
+    given = with_gradients(lambda *x: attend(*x, mask=MASKS["causal"]), tensors)
+    wanted = with_gradients(lambda *x: reference(*x, mask, scale), tensors)
+    assert all(tiny.error(a, b) > 10 * tiny.TOLERANCE for a, b in zip(given, wanted, strict=True))
+
+
+REASONS = [
+    ("flash2", None, "needs a CUDA device"),
+    ("flash3", None, "needs a CUDA device"),
+    ("flash3", MASKS["causal"], "needs a CUDA device"),
+    ("flex", None, "there is no mask"),
+    ("flex", MASKS["causal"], "no backward on the CPU"),
+]
+
+
+@pytest.mark.parametrize(("backend", "mask", "reason"), REASONS)
+def test_an_unusable_backend_says_why(backend, mask, reason):
+    q, k, v = inputs()
+    assert reason in dispatch._kernel(backend).usable(q, mask, needs_grad=True)
+    with pytest.raises(ValueError, match=f"'{backend}' cannot be used here: .*{reason}.*; write backend=auto"):
+        attend(q, k, v, mask=mask, backend=backend)
+
+
+def test_flex_without_gradient_names_the_compiler():
+    q, k, v = inputs(grad=False)
+    with pytest.raises(ValueError, match="C\\+\\+ compiler"):
+        attend(q, k, v, mask=MASKS["causal"], backend="flex")
+
+
+def test_an_unknown_backend_names_the_known_ones():
+    with pytest.raises(ValueError, match="'flash9' is unknown; write auto or one of .*'sdpa'"):
+        attend(*inputs(), backend="flash9")
+
+
+def test_auto_takes_the_first_usable_and_logs_it_once(monkeypatch, caplog):
+    monkeypatch.setattr(dispatch, "_chosen", {})
+    with caplog.at_level(logging.INFO, logger=dispatch.__name__):
+        for _ in range(3):
+            attend(*inputs(), mask=MASKS["causal"])
+        assert [r.getMessage() for r in caplog.records if "sdpa" in r.getMessage()] == [
+            "attention on cpu torch.float32, mask True, gradient True: sdpa"
+        ]
+        attend(*inputs(grad=False))
+    assert len(caplog.records) == 2
+    assert list(BACKENDS)[-1] == "sdpa", "what takes everything stands last"
+
+
+def test_a_mask_is_expanded_once_per_size():
+    mask = causal(tiny.spans(1, 2))
+    assert mask.dense(6, 6, "cpu") is mask.dense(6, 6, "cpu")
+    assert mask.dense(6, 12, "cpu").shape == (6, 12)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mask", [None, MASKS["causal"]], ids=["none", "causal"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "sdpa"])
+def test_gpu_backends_equal_sdpa(backend, dtype, mask):
+    tensors = inputs(384, 384, 64, dtype, "cuda")
+    reason = dispatch._kernel(backend).usable(tensors[0], mask, needs_grad=True)
+    if reason:
+        pytest.skip(reason)
+    given = with_gradients(lambda *x: attend(*x, mask=mask, backend=backend), tensors)
+    wanted = with_gradients(lambda *x: attend(*x, mask=mask, backend="sdpa"), tensors)
+    tolerance = 2e-3 if dtype == torch.float32 else 3e-2  # TF32 in compiled kernels; bf16 outputs
+    assert all(tiny.error(a, b) < tolerance for a, b in zip(given, wanted, strict=True))

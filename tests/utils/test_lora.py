@@ -1,0 +1,133 @@
+"""LoRA is put into finished modules, loaded, saved, merged and taken out again."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from utils import lora
+
+
+class Net(nn.Module):
+    """Two blocks, one linear outside of them, and an attribute that others set."""
+
+    def __init__(self):
+        super().__init__()
+        self.window = 3
+        self.first = nn.Linear(5, 6)
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict({"q": nn.Linear(6, 6), "ffn": nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 6))})
+            for _ in range(2)
+        )
+
+    def forward(self, x):
+        x = self.first(x)
+        for block in self.blocks:
+            x = x + block["ffn"](block["q"](x))
+        return x
+
+
+NAMES = [f"blocks.{i}.{m}" for i in range(2) for m in ("q", "ffn.0", "ffn.2")]
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return Net()
+
+
+def drawn(net, rank=2):
+    rng = torch.Generator().manual_seed(1)
+    shapes = {n: net.get_submodule(n).weight.shape for n in NAMES}
+    return {
+        n: (torch.randn(rank, i, generator=rng), torch.randn(o, rank, generator=rng)) for n, (o, i) in shapes.items()
+    }
+
+
+def test_injection_changes_nothing_at_first_and_trains_adapters_only(net):
+    x = torch.randn(4, 5)
+    before = net(x)
+    assert lora.inject(net, rank=2) is net and isinstance(net, Net) and net.window == 3
+    assert torch.equal(net(x), before)
+    trained = [n for n, p in net.named_parameters() if p.requires_grad]
+    assert len(trained) == 2 * len(NAMES) and all("lora_" in n for n in trained)
+    assert list(lora.layers(net)) == NAMES  # every linear of the blocks, and `first` not
+    net(x).sum().backward()
+    assert net.first.weight.grad is None and net.blocks[0]["q"].lora_B["default"].weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("alpha, scale", [(None, 1.0), (4.0, 2.0)])
+def test_live_and_merged_agree_with_the_formula(net, alpha, scale):
+    pairs, x = drawn(net), torch.randn(4, 5)
+    plain = {k: v.clone() for k, v in net.state_dict().items()}
+    lora.inject_pairs(net, pairs, alpha)
+    live = net(x)
+    lora.merge(net)
+    assert net.state_dict().keys() == plain.keys() and not lora.layers(net)
+    torch.testing.assert_close(net(x), live, rtol=1e-4, atol=1e-4)
+    for name, (a, b) in pairs.items():
+        torch.testing.assert_close(net.get_submodule(name).weight, plain[f"{name}.weight"] + scale * b @ a)
+    assert torch.equal(net.first.weight, plain["first.weight"])
+    lora.inject(net, rank=1)  # and once more
+
+
+def test_removal_restores_the_bits(net):
+    plain = {k: v.clone() for k, v in net.state_dict().items()}
+    lora.remove(lora.inject_pairs(net, drawn(net)))
+    after = net.state_dict()
+    assert after.keys() == plain.keys() and all(torch.equal(after[k], plain[k]) for k in plain)
+
+
+def test_adapters_are_saved_under_peft_names_and_return(net):
+    pairs = drawn(net)
+    lora.inject_pairs(net, pairs)
+    state = lora.adapter_state(net)
+    assert sorted(state) == sorted(f"base_model.model.{n}.lora_{half}.weight" for n in NAMES for half in "AB")
+    other = lora.inject(Net(), rank=2)
+    lora.load_pairs(other, lora.pairs_of(net))
+    assert all(torch.equal(other.state_dict()[k], v) for k, v in net.state_dict().items() if "lora_" in k)
+
+
+def test_adapters_take_the_dtype_of_their_linear(net):
+    lora.inject(net.to(torch.bfloat16), rank=2)
+    assert {p.dtype for p in net.parameters()} == {torch.bfloat16}
+
+
+def test_peft_itself_reads_the_saved_names(net):
+    from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+
+    pairs = drawn(net)
+    state = lora.adapter_state(lora.inject_pairs(net, pairs))
+    wrapped = get_peft_model(Net(), LoraConfig(r=2, lora_alpha=2, target_modules=NAMES))
+    said = set_peft_model_state_dict(wrapped, state)
+    assert not said.unexpected_keys and not [k for k in said.missing_keys if "lora_" in k]
+    found = dict(wrapped.named_parameters())["base_model.model.blocks.0.q.lora_A.default.weight"]
+    assert torch.equal(found, pairs["blocks.0.q"][0])
+
+
+def test_misfits_are_named(net):
+    with pytest.raises(ValueError, match="no linear layer has a name that 'encoder' matches"):
+        lora.inject(net, 2, targets="encoder")
+    with pytest.raises(ValueError, match="lora.rank is 0; write 1 or more"):
+        lora.inject(net, 0)
+    with pytest.raises(ValueError, match="has no LoRA adapters"):
+        lora.pairs_of(net)
+    pairs = drawn(net)
+    with pytest.raises(ValueError, match="changes 1 layers that the module lacks: blocks.7.q"):
+        lora.inject_pairs(net, pairs | {"blocks.7.q": pairs["blocks.0.q"]})
+    with pytest.raises(ValueError, match=r"mixes ranks \[2, 3\]"):
+        lora.inject_pairs(net, pairs | {"blocks.0.q": drawn(net, 3)["blocks.0.q"]})
+    lora.inject(net, rank=2)
+    with pytest.raises(ValueError, match="has LoRA adapters already"):
+        lora.inject(net, 2)
+    bad = {k: v for k, v in pairs.items() if k != "blocks.1.q"} | {"x": pairs["blocks.1.q"]}
+    bad["blocks.0.q"] = drawn(net.blocks and Net(), 3)["blocks.0.q"]
+    with pytest.raises(ValueError) as error:
+        lora.load_pairs(net, bad)
+    for part in (
+        "1 adapters without weights: blocks.1.q",
+        "1 weights without adapter: x",
+        "1 of another shape: blocks.0.q",
+    ):
+        assert part in str(error.value)
