@@ -29,8 +29,6 @@ class DataConfig:
     def check(self):
         if self.extended_path and not self.path:
             raise ValueError("extended_path needs path, whose lines it rewrites")
-        if self.i2v and not self.path:
-            raise ValueError("i2v needs path, a folder of images and captions")
         if self.prompt and self.path:
             raise ValueError("write either prompt or path, not both")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -66,6 +66,26 @@ class Kit:
         """Returns the text condition of a batch; `negative` None: no unconditional branch is needed."""
         null = None if negative is None else self.encode([negative]).expand(len(prompts), -1, -1)
         return Condition(self.encode(prompts), null)
+
+    @property
+    def joins_image(self) -> bool:
+        """True for models that see the start image as joined channels (i2v), not as a given first frame."""
+        return self.spec.transformer.in_dim > self.spec.transformer.out_dim
+
+    @torch.no_grad()
+    def with_image(self, condition: Condition, images_BCHW: torch.Tensor, pixel_frames: int) -> Condition:
+        """Returns the condition with the start image joined: channels [mask 4 | latents 16], and CLIP tokens.
+
+        The latents are those of a video that is the image and then grey; the mask is 1 in the first latent frame.
+        Source: Wan2.1, wan/image2video.py.
+        """
+        images = images_BCHW.to(self.device)
+        grey = images.new_zeros(len(images), pixel_frames - 1, *images.shape[1:])
+        latents = self.vae.encode(torch.cat((images[:, None], grey), 1))
+        mask = latents.new_zeros(*latents.shape[:2], self.spec.strides[0], *latents.shape[3:])
+        mask[:, 0] = 1
+        tokens = None if self.image is None else self.image(images).to(self.dtype)
+        return replace(condition, channels=torch.cat((mask, latents), 2).to(self.dtype), image=tokens)
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> torch.Tensor:

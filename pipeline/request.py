@@ -34,12 +34,13 @@ def read_requests(data, output, num_samples: int, suffix: str = "", spec_name: s
     """
     if data.prompt:
         lines = [PromptLine(check_prompt(data.prompt, "--prompt"), 1)]
-    elif data.i2v:
+    elif data.i2v and data.path:
         lines = read_image_prompts(data.path)
     elif data.path:
         lines = read_prompts(data.path, data.extended_path or None)
     else:
-        raise ValueError("nothing to do: write --prompt TEXT or --data_path FILE")
+        wanted = "--data_path FOLDER (images and captions)" if data.i2v else "--prompt TEXT or --data_path FILE"
+        raise ValueError(f"nothing to do: write {wanted}")
     grammar = GRAMMARS.get(spec_name)
     if grammar:
         for line in lines:

@@ -91,8 +91,12 @@ class Run:
         begin = time.perf_counter()
         negative = None if self.sampler.guidance == 1 else self.config.negative_prompt
         condition = self.kit.condition([r.prompt for r in group], negative)
-        given = self.given(group)
+        images, given = self.images(group), None
         total, _ = self.length(group)
+        if images is not None and self.kit.joins_image:
+            condition = self.kit.with_image(condition, images, self.geometry.pixel_frames(total))
+        else:
+            given = self.given(group, images)
         noise = KeyedNoise(
             self.rng, group, self.geometry.latent_shape(1)[1:], self.kit.dtype, _rows(self.noise, group, "noise")
         )
@@ -118,22 +122,24 @@ class Run:
         if self.initial is not None:
             given = self.initial.shape[1]
         else:
-            given = int(config.data.i2v)
+            given = int(config.data.i2v and not self.kit.joins_image)
         if config.seconds:
             frames = self.geometry.latent_frames_for(config.seconds, config.output.fps or self.kit.spec.fps)
             return self.pipeline.round_up(max(frames, given + 1), given), given
         self.pipeline.spans(config.num_output_frames, given)  # raises if they do not fill chunks
         return config.num_output_frames, given
 
-    def given(self, group: list[Request]) -> torch.Tensor | None:
-        """Returns the clean latents [B, F, C, h, w] before the generated ones: images, or given latents."""
-        if self.initial is not None:
-            return _rows(self.initial, group, "initial_latents")
+    def images(self, group: list[Request]) -> torch.Tensor | None:
+        """Returns the start images [B, 3, H, W] in [-1, 1] of the batch, or None."""
         if not self.config.data.i2v:
             return None
-        size = (self.geometry.height, self.geometry.width)
-        images = torch.stack([read_image(r.image, size) for r in group])[:, None]
-        return self.kit.vae.encode(images.to(self.kit.device))
+        return torch.stack([read_image(r.image, (self.geometry.height, self.geometry.width)) for r in group])
+
+    def given(self, group: list[Request], images: torch.Tensor | None) -> torch.Tensor | None:
+        """Returns the clean latents [B, F, C, h, w] before the generated ones: given latents, or the images'."""
+        if self.initial is not None:
+            return _rows(self.initial, group, "initial_latents")
+        return None if images is None else self.kit.vae.encode(images[:, None].to(self.kit.device))
 
 
 def _tensor(path: str, name: str) -> torch.Tensor | None:

@@ -157,8 +157,9 @@ def test_an_abandoned_chunk_leaves_no_trace(config):
     cache, wanted = film_of(config, 6)
     other, given = film_of(config, 6, abandon)
     assert torch.equal(given, wanted)
-    assert all(torch.equal(a, b) for a, b in zip(cache.frame(1, 17), other.frame(1, 17), strict=True))
     assert cache.ledger.state() == other.ledger.state()
+    last = max(cache.ledger.slot_of)
+    assert all(torch.equal(a, b) for a, b in zip(cache.frame(1, last), other.frame(1, last), strict=True))
 
 
 @pytest.mark.parametrize("config", [CacheConfig(9, 2), CacheConfig(9, 2, "read")], ids=str)

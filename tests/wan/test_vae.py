@@ -1,0 +1,95 @@
+"""The streaming face: any chunking gives what the library's own decode gives."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from wan.library import VAE_CONFIGS, build_vae
+from wan.vae import StreamingVAE, VAEConfig
+
+TOLERANCE = 5e-6
+
+
+@pytest.fixture(scope="module", params=["vae 2.1", "vae 2.2"])
+def model(request):
+    """A small VAE with random weights that decodes to about the range [-1, 1]."""
+    torch.manual_seed(0)
+    model = build_vae(VAE_CONFIGS[request.param] | {"dim": 8, "dec_dim": 8})
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture
+def latents(model):
+    """[2, 5, C, 4, 4], unit scale."""
+    return torch.randn(2, 5, model.config.z_dim, 4, 4, generator=torch.Generator().manual_seed(1))
+
+
+def stream(vae, latents, sizes):
+    state, pieces = None, []
+    for part in latents.split(sizes, 1):
+        pixels, state = vae.decode_stream(part, state)
+        pieces.append(pixels)
+    return torch.cat(pieces, 1)
+
+
+def test_streams_equal_the_librarys_decode(model, latents):
+    vae = StreamingVAE(model)
+    wanted = model.decode(vae.denormalise(latents)).sample.transpose(1, 2)
+    assert wanted.shape[1] == 17 and 0.05 < wanted.std() < 1
+    for sizes in ([5], [1, 4], [2, 3], [1, 1, 1, 1, 1], [3, 1, 1]):
+        assert (stream(vae, latents, sizes) - wanted).abs().max() <= TOLERANCE
+    several = StreamingVAE(model, VAEConfig(frames_per_pass=3))
+    assert (stream(several, latents, [1, 4]) - wanted).abs().max() <= TOLERANCE
+    assert (vae.decode(latents) - wanted).abs().max() <= TOLERANCE
+    slices = StreamingVAE(model, VAEConfig(slicing=True)).decode(latents)
+    model.disable_slicing()
+    assert (slices - wanted).abs().max() <= TOLERANCE
+
+
+def test_two_streams_do_not_mix_and_a_snapshot_goes_on(model, latents):
+    vae = StreamingVAE(model)
+    a, b = latents[:1], latents[1:]
+    _, state_a = vae.decode_stream(a[:, :2])
+    _, state_b = vae.decode_stream(b[:, :3])
+    snapshot = list(state_a)
+    first, _ = vae.decode_stream(a[:, 2:], state_a)
+    vae.decode_stream(b[:, 3:], state_b)
+    again, _ = vae.decode_stream(a[:, 2:], snapshot)
+    assert torch.equal(first, again)
+    assert (torch.cat((vae.decode_stream(a[:, :2])[0], first), 1) - vae.decode(a)).abs().max() <= TOLERANCE
+
+
+def test_a_restarted_stream_differs(model, latents):
+    vae = StreamingVAE(model)
+    whole = vae.decode(latents)
+    restarted, _ = vae.decode_stream(latents[:, 2:])  # as if nothing came before
+    shorter = restarted.shape[1]
+    assert shorter < 12 and (restarted - whole[:, -shorter:]).abs().max() > 1e-2
+
+
+def test_encoding_is_the_normalised_mean(model):
+    vae = StreamingVAE(model)
+    pixels = torch.rand(1, 9, 3, 32, 32, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    latents = vae.encode(pixels)
+    raw = model.encode(pixels.transpose(1, 2)).latent_dist.mode()
+    mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (model.config.latents_mean, model.config.latents_std))
+    torch.testing.assert_close(latents, ((raw - mean) / std).transpose(1, 2))
+    torch.testing.assert_close(vae.denormalise(latents), raw)
+    assert latents.shape[1] == 3 and pixels.shape[3] == latents.shape[3] * vae.spatial_stride
+
+
+def test_bad_lengths_and_settings(model):
+    vae = StreamingVAE(model)
+    with pytest.raises(ValueError, match="4n.1 pixel frames, not 8; use 5 or 9"):
+        vae.encode(torch.zeros(1, 8, 3, 32, 32))
+    for config, told in ((VAEConfig(dtype="fp8"), "fp32 or bf16"), (VAEConfig(frames_per_pass=0), "1 or more")):
+        with pytest.raises(ValueError, match=told):
+            config.check()
+    tiled = StreamingVAE(model, VAEConfig(tiling=True))
+    with pytest.raises(ValueError, match="set vae.tiling=false"):
+        tiled.decode_stream(torch.zeros(1, 1, model.config.z_dim, 4, 4))
+    model.disable_tiling()
