@@ -5,6 +5,7 @@ Under torchrun the videos are shared by the ranks; files do not depend on their 
 """
 
 import argparse
+import difflib
 import sys
 
 from utils import distributed, log
@@ -24,6 +25,7 @@ VALUES = {
     "--seed": ("seed", "seed of the noise"),
     "--noise": ("data.noise", "a safetensors file with the start noise [N, F, C, h, w]"),
 }
+NUMBERS = {"--num_samples", "--num_output_frames", "--seconds", "--seed"}  # all other values are text
 SWITCHES = {
     "--use_ema": ("model.use_ema", "the averaged weights of a training checkpoint"),
     "--i2v": ("data.i2v", "start from images"),
@@ -56,16 +58,26 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         name = argument.split("=")[0]
         if name in RENAMED:
             parser.error(f"{name} is not a flag here; use {RENAMED[name]}")
-    return parser.parse_intermixed_args(arguments)
+    flags, unknown = parser.parse_known_intermixed_args(arguments)
+    if unknown:
+        name = unknown[0].split("=")[0]
+        known = [*VALUES, *SWITCHES, "--config_path", "--print_config", "--log", "--help"]
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f"did you mean {near[0]}?" if near else "--help lists all flags; knobs of the recipe are key=value"
+        parser.error(f"{name} is no flag; {hint}")
+    return flags
 
 
 def overrides(flags: argparse.Namespace) -> list[str]:
     """Returns the flags that were given as key=value, then the overrides themselves."""
+    from utils.config_layer import format_value
+
     given = []
     for flag, (key, _) in (VALUES | SWITCHES).items():
         value = vars(flags)[flag.lstrip("-")]
         if value is not None and value is not False:
-            given.append(f"{key}={'true' if value is True else value}")
+            # Quoted: a prompt or a path may look like a number, a list or a truth value.
+            given.append(f"{key}={value if flag in NUMBERS else format_value(value)}")
     return given + flags.overrides
 
 

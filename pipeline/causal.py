@@ -61,7 +61,9 @@ class Causal:
     def spans(self, total: int, given: int = 0) -> list[Span]:
         """Returns the chunks to generate of a film of `total` frames whose first `given` are there."""
         if given:
-            return chunks(total - given, self.config.chunk, start=given)
+            if total <= given:
+                raise ValueError(f"{given} latent frames are given and the film has {total}; ask for a longer one")
+            return chunks(total, self.config.chunk, given)[1:]
         return chunks(total, self.config.chunk, self.config.first_chunk or None)
 
     def round_up(self, total: int, given: int = 0) -> int:
@@ -73,10 +75,8 @@ class Causal:
     def generate(self, condition: Condition, noise, batch: int, total: int, given=None) -> Iterator[Chunk]:
         """Yields the given frames (latents [B, F, C, h, w] or None) and the generated chunks."""
         count = 0 if given is None else given.shape[1]
-        size = 1 if count and self.config.first_chunk == 1 else self.config.chunk
-        borders = [*range(0, count, size), count] if count else []
-        if count and self.config.first_chunk == 1 and count > 1:
-            borders = [0, *range(1, count, self.config.chunk), count]
+        head = self.config.first_chunk or self.config.chunk
+        borders = [0, *range(head, count, self.config.chunk), count] if count else []
         spans = [Span(a, b) for a, b in zip(borders[:-1], borders[1:], strict=True)]
         start = [Chunk(s, given[:, s.start : s.stop].to(self.kit.device, self.kit.dtype), given=True) for s in spans]
         yield from self.rollout(Fixed(condition), self.spans(total, count), noise, batch, start)

@@ -49,6 +49,8 @@ class OutputConfig:
     def check(self):
         if self.fps < 0 or not 0 <= self.crf <= 51:
             raise ValueError("fps must not be negative and crf must lie in 0..51")
+        if self.gif and self.fps > 50:
+            raise ValueError(f"a GIF shows at most 50 frames a second and fps is {self.fps}; write output.gif=false")
 
 
 @dataclass

@@ -28,25 +28,32 @@ class Films:
         self.seconds = {"decode": 0.0, "write": 0.0}
         self.shown: dict[int, np.ndarray] = {}  # frames of each wanted row, for the sheet and the GIF
 
-    def write(self, chunks: Iterable[Chunk], on_frames=lambda count: None) -> None:
-        """Decodes and writes all chunks; `on_frames(pixel frames)` after each. An exception leaves no file."""
+    def write(self, chunks: Iterable[Chunk], on_chunk=lambda count: None) -> None:
+        """Decodes and writes all chunks; `on_chunk(pixel frames)` after each generated one.
+
+        An exception (Ctrl-C too) leaves no file of these films.
+        """
         folder, state, kept = Path(self.output.folder), None, []
         rows = [row for row, wanted in enumerate(self.wanted) if wanted]
         frames: dict[int, list[np.ndarray]] = {row: [] for row in rows}
         with contextlib.ExitStack() as stack:
             writers = {
                 row: stack.enter_context(
-                    VideoWriter(folder / f"{self.requests[row].stem}.mp4", self.fps, crf=self.output.crf)
+                    VideoWriter(film(self.requests[row], folder), self.fps, crf=self.output.crf)
                 )
                 for row in rows
             }
             for chunk in chunks:
+                before = sum(map(len, frames[rows[0]]))
                 if self.output.latents:
                     kept.append(chunk.latents.float().cpu())
                 for latents in chunk.latents.split(DECODED_TOGETHER, 1):
                     pixels, state = self._timed("decode", self._decode, latents, state)
                     self._timed("write", self._append, writers, pixels, frames)
-                    on_frames(pixels.shape[1] * len(rows))
+                if not chunk.given:
+                    on_chunk((sum(map(len, frames[rows[0]])) - before) * len(rows))
+            for row in rows:  # a film that is replaced is unfinished until its own JSON is there
+                sidecar(self.requests[row], folder).unlink(missing_ok=True)
         self.shown = {row: np.concatenate(parts) for row, parts in frames.items()}
         for row in rows:
             path = folder / self.requests[row].stem
@@ -62,7 +69,7 @@ class Films:
             if self.wanted[row]:
                 own = {"prompt": request.prompt, "index": request.index, "sample": request.sample}
                 own |= {"frames": len(self.shown[row]), "fps": self.fps}
-                write_json(Path(self.output.folder) / f"{request.stem}.json", own | facts)
+                write_json(sidecar(request, self.output.folder), own | facts)
 
     def _decode(self, latents, state):
         with torch.no_grad():
@@ -81,7 +88,16 @@ class Films:
         return result
 
 
+def film(request: Request, folder: str | Path) -> Path:
+    """Returns the path of the request's MP4."""
+    return Path(folder) / f"{request.stem}.mp4"
+
+
+def sidecar(request: Request, folder: str | Path) -> Path:
+    """Returns the path of the request's JSON."""
+    return Path(folder) / f"{request.stem}.json"
+
+
 def finished(request: Request, folder: str | Path) -> bool:
     """True if the film and its JSON are both there."""
-    path = Path(folder) / request.stem
-    return path.with_name(path.name + ".mp4").exists() and path.with_name(path.name + ".json").exists()
+    return film(request, folder).exists() and sidecar(request, folder).exists()

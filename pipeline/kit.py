@@ -14,10 +14,10 @@ from wan.denoiser import Denoiser, ExpertDenoiser
 from wan.image import load_image_encoder
 from wan.library import load_vae
 from wan.parts import Parts, find_parts
-from wan.spec import SPECS, ModelSpec, find_spec
+from wan.spec import SPECS, ModelSpec, TransformerSpec, find_spec
 from wan.text import TextConfig, load_text_encoder
 from wan.transformer import PRECISIONS, WanTransformer
-from wan.vae import StreamingVAE, VAEConfig
+from wan.vae import TEMPORAL_STRIDE, StreamingVAE, VAEConfig
 from wan.weights import load_lora, load_strict, load_transformer, merge_lora
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -108,7 +108,8 @@ def load_kit(config: ModelConfig, vae: VAEConfig, text: TextConfig) -> Kit:
         networks.append(_network(config, parts, expert, digest, device))
     if not networks:
         raise ValueError(f"{config.path} has no transformer; give one with --checkpoint_path")
-    spec = _spec(config, networks[0], len(networks))
+    face = StreamingVAE(load_vae(parts.need("vae"), DTYPES[vae.dtype]).to(device), vae).eval().to(device)
+    spec = _spec(config, networks[0], len(networks), face)
     if len(networks) == 2:
         denoiser = ExpertDenoiser(networks[0], networks[1], spec.boundary)
     else:
@@ -116,8 +117,6 @@ def load_kit(config: ModelConfig, vae: VAEConfig, text: TextConfig) -> Kit:
     dtype = DTYPES[config.dtype]
     image = load_image_encoder(parts.need("image_encoder"), dtype, device) if spec.transformer.image_dim else None
     encoder = load_text_encoder(parts, spec.transformer.text_len, text, device)
-    face = StreamingVAE(load_vae(parts.need("vae"), DTYPES[vae.dtype]).to(device), vae).eval()
-    face = face.to(device)
     return Kit(spec, denoiser, face, encoder, image, device, dtype, digest.hexdigest()[:12])
 
 
@@ -150,13 +149,21 @@ def _sizes(config: ModelConfig, parts: Parts):
     return load_transformer(folder)[0] if folder is not None and Path(folder).is_dir() else None
 
 
-def _spec(config: ModelConfig, network: Denoiser, num_experts: int) -> ModelSpec:
-    """Returns the published model that these networks are."""
+def _spec(config: ModelConfig, network: Denoiser, num_experts: int, vae: StreamingVAE) -> ModelSpec:
+    """Returns the published model that these networks are, or `custom` for sizes that the folder alone tells."""
     if config.spec:
         spec = SPECS[config.spec]
     else:
         same = [s for s in SPECS.values() if s.transformer == network.spec and len(s.experts) == num_experts]
-        spec = same[0] if same else find_spec(network.spec)
+        spec = same[0] if same else _nearest(network.spec, vae)
     if len(spec.experts) != num_experts:
         raise ValueError(f"{spec.name} has {len(spec.experts)} transformer(s), {config.path} holds {num_experts}")
     return spec
+
+
+def _nearest(sizes: TransformerSpec, vae: StreamingVAE) -> ModelSpec:
+    """Returns the published model of these sizes, or a model of its own with the strides of its VAE."""
+    try:
+        return find_spec(sizes)
+    except ValueError:
+        return ModelSpec("custom", sizes, strides=(TEMPORAL_STRIDE, vae.spatial_stride, vae.spatial_stride))

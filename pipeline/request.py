@@ -27,10 +27,10 @@ class Request:
     image: Path | None = None
 
 
-def read_requests(data, output, num_samples: int, suffix: str = "", spec_name: str = "") -> list[Request]:
+def read_requests(data, output, num_samples: int, suffix: str = "") -> list[Request]:
     """Returns the requests of a run, in order.
 
-    Errors: ValueError for no prompt at all, an unreadable file, or words outside a closed world.
+    Errors: ValueError for no prompt at all, or a file that cannot be read.
     """
     if data.prompt:
         lines = [PromptLine(check_prompt(data.prompt, "--prompt"), 1)]
@@ -41,10 +41,6 @@ def read_requests(data, output, num_samples: int, suffix: str = "", spec_name: s
     else:
         wanted = "--data_path FOLDER (images and captions)" if data.i2v else "--prompt TEXT or --data_path FILE"
         raise ValueError(f"nothing to do: write {wanted}")
-    grammar = GRAMMARS.get(spec_name)
-    if grammar:
-        for line in lines:
-            grammar(line.prompt)
     twice = repeated(lines)
     return [
         Request(
@@ -57,6 +53,13 @@ def read_requests(data, output, num_samples: int, suffix: str = "", spec_name: s
         for line in lines
         for sample in range(num_samples)
     ]
+
+
+def check_grammar(requests: Sequence[Request], spec_name: str) -> None:
+    """Raises ValueError if a prompt lies outside the closed world of the model."""
+    grammar = GRAMMARS.get(spec_name)
+    for request in requests if grammar else ():
+        grammar(request.prompt)
 
 
 def batches(requests: Sequence[Request], size: int) -> list[list[Request]]:

@@ -87,7 +87,8 @@ class Rollout:
     def denoise(self, track: Track, span: Span, noise) -> torch.Tensor:
         """Returns x0 of the next chunk; the caches stay as they are."""
         predict = self.predictor(track, span)
-        return sample(self.sampler, noise(span, 0).to(self.device), predict, lambda k: noise(span, k).to(self.device))
+        start = noise(span, 0).to(self.device)
+        return sample(self.sampler.at(span), start, predict, lambda k: noise(span, k).to(self.device))
 
     def predictor(self, track: Track, span: Span):
         """Returns predict(x, sigma) -> velocity over the span, guided if the sampler asks for it."""

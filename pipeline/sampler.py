@@ -57,7 +57,21 @@ class MultiStepConfig:
         return MultiStep(Solver(self.solver, self.num_steps, self.shift), w)
 
 
-class FewStep:
+class Sampler:
+    """What samplers share: `at(span)` is the sampler of one chunk, by default the same for all."""
+
+    guidance = 1.0
+
+    def at(self, span) -> Sampler:
+        """Returns the sampler of the chunk over `span`."""
+        return self
+
+    def start(self):
+        """Returns the state of a new chunk: none."""
+        return None
+
+
+class FewStep(Sampler):
     """x0 = x - sigma v; x = diffuse(x0, fresh noise, next sigma); the last x0 is the result."""
 
     def __init__(self, sigmas, schedule: Schedule, guidance: float = 1.0):
@@ -67,10 +81,6 @@ class FewStep:
     def num_steps(self) -> int:
         """Network evaluations per chunk (and guidance branch)."""
         return len(self.sigmas)
-
-    def start(self):
-        """Returns the state of a new chunk: none."""
-        return None
 
     def step(self, k: int, x_BFCHW: torch.Tensor, predict, noise, state=None):
         """Returns x after step k: re-noised to the next sigma, or x0 after the last."""
@@ -86,7 +96,35 @@ class FewStep:
         return self.schedule.velocity_to_x0(x_BFCHW, velocity, _tensor(sigma, x_BFCHW)).to(x_BFCHW.dtype)
 
 
-class MultiStep:
+class RandomExit(Sampler):
+    """Few steps for training: a chunk stops at its exit step, whose x0 is its result and alone has gradient.
+
+    exit_of(span) -> the exit step k; graded(span) -> whether the chunk may carry gradient at all.
+    Source: Self-Forcing (arXiv 2506.08009), algorithm 1.
+    """
+
+    def __init__(self, few: FewStep, exit_of, graded=lambda span: True):
+        self.few, self.exit_of, self.graded = few, exit_of, graded
+
+    def at(self, span) -> Sampler:
+        """Returns the few-step sampler that ends at the chunk's exit step."""
+        sigmas = self.few.sigmas[: self.exit_of(span) + 1]
+        return _GradedLast(sigmas, self.few.schedule, self.graded(span))
+
+
+class _GradedLast(FewStep):
+    """Few steps of which only the last is taken with gradient, if any."""
+
+    def __init__(self, sigmas, schedule: Schedule, graded: bool):
+        super().__init__(sigmas, schedule)
+        self.graded = graded
+
+    def step(self, k: int, x_BFCHW: torch.Tensor, predict, noise, state=None):
+        with torch.set_grad_enabled(self.graded and k + 1 == self.num_steps):
+            return super().step(k, x_BFCHW, predict, noise, state)
+
+
+class MultiStep(Sampler):
     """One solver walk per chunk."""
 
     def __init__(self, solver: Solver, guidance: float = 1.0):

@@ -12,8 +12,6 @@ from wan.attention import BACKENDS, dispatch
 from wan.attention.dispatch import attend
 from wan.attention.masks import FrameMask, causal, teacher_forcing
 
-UNIT = 5  # tokens of a frame
-
 
 def inputs(num_queries=30, num_keys=30, width=16, dtype=torch.float32, device="cpu", grad=True):
     shapes = {"q": num_queries, "k": num_keys, "v": num_keys}
@@ -26,7 +24,8 @@ def reference(q, k, v, mask: FrameMask | None, scale=None) -> torch.Tensor:
     q, k, v = (x.double() for x in (q, k, v))
     scores = torch.einsum("blne,bsne->bnls", q, k) * (scale or q.shape[-1] ** -0.5)
     if mask is not None:
-        rows, columns = (torch.arange(x.shape[1]) // (x.shape[1] // n) for x, n in zip((q, k), mask.frames.shape))
+        sizes = zip((q.shape[1], k.shape[1]), mask.frames.shape, strict=True)
+        rows, columns = (torch.arange(tokens) // (tokens // frames) for tokens, frames in sizes)
         scores = scores.masked_fill(~mask.frames[rows][:, columns].to(q.device), float("-inf"))
     return torch.einsum("bnls,bsne->blne", scores.softmax(-1), v)
 

@@ -66,7 +66,13 @@ def test_it_holds_at_any_resolution(size):
 
 @pytest.mark.parametrize(
     ("window", "sink", "lengths", "equal"),  # equal: frames before the first chunk that missed a frame
-    [(-1, 0, (3, 3, 3), 9), (12, 0, (3, 3, 3, 3), 12), (6, 0, (3, 3, 3), 6), (9, 2, (3, 3, 3, 3), 9), (5, 2, (3, 3), 3)],
+    [
+        (-1, 0, (3, 3, 3), 9),
+        (12, 0, (3, 3, 3, 3), 12),
+        (6, 0, (3, 3, 3), 6),
+        (9, 2, (3, 3, 3, 3), 9),
+        (5, 2, (3, 3), 3),
+    ],
 )
 def test_read_rotation_is_it_until_the_first_eviction(window, sink, lengths, equal):
     wanted = masked(masks.causal(tiny.spans(*lengths), window, sink), lengths)

@@ -147,7 +147,9 @@ def drop_sink(monkeypatch):
 
 def swap_slots(monkeypatch):
     """Invisible until an eviction takes the wrong frame, for the order of keys does not matter."""
-    change_stored(monkeypatch, lambda writes, _: tuple(zip([i for i, _ in writes], [s for _, s in writes][::-1], strict=True)))
+    change_stored(
+        monkeypatch, lambda writes, _: tuple(zip([i for i, _ in writes], [s for _, s in writes][::-1], strict=True))
+    )
 
 
 def shift_positions(monkeypatch):

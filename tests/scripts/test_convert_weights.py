@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from scripts.convert_weights import main
 from tests.parity.case import load_case
-from tests.wan.manifest import numbered, tiny_transformer
+from tests.wan.manifest import numbered, same, tiny_transformer
 from wan.key_maps import config_to_official, lora_state
 from wan.library import IMAGE_CONFIG, TEXT_CONFIG, VAE_CONFIGS, build_image_model, build_text_model, build_vae
 from wan.spec import SPECS
@@ -27,10 +27,6 @@ SHAPES = {
     "ti2v": {"model_type": "ti2v", "in_dim": 48, "out_dim": 48},
     "another theta": {"rope_theta": 100.0, "text_len": 12},
 }
-
-
-def same(a, b) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in a)
 
 
 @pytest.fixture(params=sorted(SHAPES))

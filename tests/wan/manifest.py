@@ -50,3 +50,8 @@ def tiny_transformer(blocks: int = 2, **sizes):
     with torch.device("meta"):
         shapes = WanTransformer(spec).state_dict()
     return spec, numbered(shapes)
+
+
+def same(a: dict, b: dict) -> bool:
+    """True for equal names, bits and dtypes."""
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in a)

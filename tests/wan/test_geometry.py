@@ -123,5 +123,5 @@ def test_wrong_chunks(arguments, message):
 
 @pytest.mark.parametrize("arguments", [(6, 0), (6, -3), (5, 3, -1)])
 def test_chunks_without_length(arguments):
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="chunk"):
         chunks(*arguments)

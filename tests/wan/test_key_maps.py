@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.wan.manifest import TRANSFORMERS, manifest, numbered, shapes_of, tiny_transformer
+from tests.wan.manifest import TRANSFORMERS, manifest, numbered, same, shapes_of, tiny_transformer
 from wan.encoder_maps import (
     CLIP_DROPPED,
     image_to_official,
@@ -33,11 +33,6 @@ from wan.key_maps import (
 )
 from wan.library import IMAGE_CONFIG, TEXT_CONFIG, VAE_CONFIGS, build_image_model, build_text_model, build_vae
 from wan.spec import SPECS
-
-
-def same(a: dict, b: dict) -> bool:
-    """True for equal names and bits."""
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 def diffusers_transformer(spec):

@@ -1,0 +1,59 @@
+"""Draws the curves of a run and records its facts: `python scripts/plot_training.py runs/digits_teacher RECIPE`.
+
+Writes docs/images/<name>_training.png and docs/results/<name>_training.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+SMOOTHED = 15  # recorded points per average
+
+
+def main() -> int:
+    """Reads metrics.jsonl, plots every curve against wall time, writes the record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("recipe")
+    parser.add_argument("--note", default="", help="what a reader must know of this run")
+    flags = parser.parse_args()
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    import torch
+
+    from utils.atomic import write_json
+
+    latest = {}
+    for text in (flags.run / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(text)
+        latest[row["step"]] = row  # a resumed run repeats what came after its checkpoint
+    rows = [latest[k] for k in sorted(latest)]
+    names = [k for k in rows[0] if k not in ("step", "seconds", "sigma", "grad_norm")]
+    figure, axes = plt.subplots(1, len(names), figsize=(4 * len(names), 3), squeeze=False)
+    final = {}
+    for axis, name in zip(axes[0], names, strict=True):
+        values = [r[name] for r in rows]
+        smooth = [sum(values[max(0, i - SMOOTHED + 1) : i + 1]) / min(i + 1, SMOOTHED) for i in range(len(values))]
+        axis.plot([r["step"] for r in rows], values, alpha=0.3)
+        axis.plot([r["step"] for r in rows], smooth)
+        axis.set_title(f"{flags.run.name}: {name}")
+        axis.set_xlabel("step")
+        final[name] = smooth[-1]
+    figure.tight_layout()
+    figure.savefig(f"docs/images/{flags.run.name}_training.png", dpi=80)
+    facts = {"recipe": flags.recipe, "steps": rows[-1]["step"], "minutes": rows[-1]["seconds"] / 60, "final": final}
+    facts |= {"hardware": f"1 CPU thread, {platform.machine()}", "torch": torch.__version__, "note": flags.note}
+    write_json(f"docs/results/{flags.run.name}_training.json", facts)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,119 @@
+"""Writes the tables of recorded results into README.md and docs/results.md, from docs/results/*.json.
+
+    python scripts/tables.py            # rewrites what stands between <!-- table:NAME --> and <!-- end -->
+    python scripts/tables.py --check    # exit 1 if a page does not say what the records say
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = ("README.md", "docs/results.md")
+BLOCK = re.compile(r"(<!-- table:([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+SHOWN = ("digit", "colour", "direction", "speed", "consistency", "identity", "area")
+
+
+def main() -> int:
+    """Fills every marked block; returns 1 with --check if one was out of date."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    flags = parser.parse_args()
+    stale = []
+    for name in PAGES:
+        page = ROOT / name
+        old = page.read_text()
+        new = BLOCK.sub(lambda m: f"{m[1]}{table(m[2])}\n{m[3]}", old)
+        if new != old:
+            stale.append(name)
+            if not flags.check:
+                page.write_text(new)
+    print(f"out of date: {', '.join(stale)}" if stale else "all tables say what the records say")
+    return int(flags.check and bool(stale))
+
+
+def table(name: str) -> str:
+    """Returns the markdown of one named table. Errors: ValueError for a name without a maker."""
+    kind = name.split("-")[0]
+    if kind not in MAKERS:
+        raise ValueError(f"no table {name!r}; known kinds: {sorted(MAKERS)}")
+    return MAKERS[kind](name)
+
+
+def record(stem: str) -> dict | None:
+    """Returns docs/results/<stem>.json, or None if nothing was recorded."""
+    path = ROOT / "docs" / "results" / f"{stem}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def digits(name: str) -> str:
+    """`digits-<record>`: rows of scripts/evaluate.py digits."""
+    stem = name.replace("-", "_")
+    result = record(stem)
+    if result is None:
+        return f"not run: `python scripts/evaluate.py digits ... --output docs/results/{stem}.json`"
+    lines = [f"`{result['command']}` ({result['frames']} frames)", ""]
+    lines += head(["input", "videos", *SHOWN])
+    for row, content in result["rows"].items():
+        cells = []
+        for metric in SHOWN:
+            value = content["metrics"][metric]
+            mean = value["mean"]
+            half = None if mean is None else (value["high"] - value["low"]) / 2
+            cells.append("-" if mean is None else f"{mean:.3f}" + (f" +-{half:.3f}" if metric in SHOWN[:3] else ""))
+        lines.append(line([row, content["clips"], *cells]))
+    return "\n".join(lines)
+
+
+def codec(name: str) -> str:
+    """`codec-<record>`: rows of scripts/evaluate.py codec."""
+    result = record("digits_codec")
+    if result is None:
+        return "not run: `python scripts/evaluate.py codec --vae assets/digits/vae --frames 33 329 --clips 64`"
+    lines = [f"`{result['command']}`", "", *head(["real clips", "PSNR", "PSNR of ink", "digit", "colour", "direction"])]
+    for row, content in result["rows"].items():
+        means = [f"{content['metrics'][m]['mean']:.3f}" for m in SHOWN[:3]]
+        lines.append(line([row, f"{content['psnr']:.1f} dB", f"{content['psnr_foreground']:.1f} dB", *means]))
+    return "\n".join(lines)
+
+
+def training(name: str) -> str:
+    """`training`: wall time and final loss of the recorded runs."""
+    lines = head(["recipe", "steps", "wall time", "hardware", "final"])
+    for stem in ("digits_codec_training", "digits_teacher_training", "digits_causal_training"):
+        result = record(stem)
+        if result is None:
+            lines.append(line([stem.removesuffix("_training"), "-", "-", "-", "not run"]))
+            continue
+        final = ", ".join(f"{k} {v:.3f}" for k, v in result["final"].items())
+        lines.append(line([f"`{result['recipe']}`", result["steps"], f"{result['minutes']:.0f} min", result["hardware"], final]))
+    return "\n".join(lines)
+
+
+def benchmark(name: str) -> str:
+    """`benchmark-<record>`: the table that scripts/benchmark.py saved beside its JSON."""
+    stem = name.replace("-", "_")
+    path = ROOT / "docs" / "results" / f"{stem}.md"
+    return path.read_text().strip() if path.exists() else f"not run: `{COMMANDS.get(stem, 'python scripts/benchmark.py infer')}`"
+
+
+COMMANDS: dict[str, str] = {}
+MAKERS = {"digits": digits, "codec": codec, "training": training, "benchmark": benchmark}
+
+
+def head(cells) -> list[str]:
+    """Returns the two header lines of a markdown table."""
+    return [line(cells), line(["---"] * len(cells))]
+
+
+def line(cells) -> str:
+    """Returns one markdown row."""
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

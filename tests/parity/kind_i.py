@@ -1,0 +1,154 @@
+"""Kind I: training rollouts with a random exit step; gradients against those of a detached cache."""
+
+from __future__ import annotations
+
+import torch
+
+from pipeline.rollout import Chunk, ContextConfig, Rollout
+from pipeline.sampler import FewStepConfig, RandomExit
+from pipeline.track import Fixed
+from tests.parity import build
+from tests.parity.case import Case
+from utils.rng import Recording
+from wan.condition import Condition
+from wan.denoiser import Denoiser
+from wan.geometry import Geometry, Span, chunks
+from wan.ledger import CacheConfig
+from wan.schedule import NUM_TRAIN_TIMESTEPS
+
+GRADED_FRAMES = 21  # earlier frames of a longer rollout carry no gradient
+
+
+class TrainingDraws:
+    """noise(span, k) of the ancestor's rollout: stored start noise, then draws in call order."""
+
+    def __init__(self, start: torch.Tensor, first: int, recording: Recording):
+        self.start, self.first, self.recording = start, first, recording
+
+    def __call__(self, span: Span, k: int) -> torch.Tensor:
+        start = self.start[:, span.start - self.first : span.stop - self.first]
+        return start if k == 0 else self.recording.normal(start.shape)
+
+
+def rollout_of(denoiser, steps, warp, shift, geometry, cache: CacheConfig, exit_of, total, dtype) -> Rollout:
+    """Our rollout with the ancestor's training habits: table look-ups, context told 0 and re-noised."""
+    few = FewStepConfig(tuple(s for s in steps if s), shift, warp, snap="table").build()
+    graded = lambda span: span.start >= total - GRADED_FRAMES  # noqa: E731
+    context = ContextConfig(0.0, renoise=True, snap="table", shift=shift)
+    return Rollout(denoiser, RandomExit(few, exit_of, graded), geometry, cache, context, training=True, dtype=dtype)
+
+
+def exits(indices: torch.Tensor, spans, num_steps: int, same: bool, last_only: bool):
+    """Returns exit_of(span) by the recorded draw: one index for all, one per chunk, or always the last."""
+    listed = indices.tolist()
+    if last_only:
+        listed = [num_steps - 1] * len(listed)
+    table = {span: listed[0 if same else i] for i, span in enumerate(spans)}
+    return table.__getitem__
+
+
+def run(case: Case) -> dict[str, torch.Tensor]:
+    """The rollout, loss = 10 mean(latents R), gradients."""
+    config, inputs = case.config["config"], case.inputs
+    knobs, kwargs = config["pipeline_kwargs"], config["wrapper_kwargs"]
+    model = build.transformer(config["model"], case.weights).requires_grad_(True)
+    model.checkpointing = True
+    noise, size = inputs["noise"], knobs["num_frame_per_block"]
+    given = inputs.get("initial_latent")
+    first = 0 if given is None else given.shape[1]
+    head = 1 if knobs["independent_first_frame"] and not first else None
+    spans = chunks(noise.shape[1], size, head, start=first)
+    draws = case.draws()
+    steps = config["denoising_step_list_before_warp"]
+    num_steps = len([s for s in steps if s])
+    exit_of = exits(draws[0], spans, num_steps, knobs["same_step_across_blocks"], knobs["last_step_only"])
+    rollout = rollout_of(
+        Denoiser(model),
+        steps,
+        True,
+        kwargs["timestep_shift"],
+        Geometry(noise.shape[3] * 8, noise.shape[4] * 8),
+        CacheConfig(kwargs.get("local_attn_size", -1), kwargs.get("sink_size", 0)),
+        exit_of,
+        first + noise.shape[1],
+        noise.dtype,
+    )
+    source = TrainingDraws(noise, first, Recording(draws[1:], reshape=True))
+    caught = CaughtCache(rollout)
+    start = [] if given is None else [Chunk(Span(0, first), given, given=True)]
+    rollout.context.renoise = given is None  # a given frame is cached clean
+    made = []
+    for chunk in rollout(Fixed(Condition(inputs["prompt_embeds"])), spans, source, noise.shape[0], start):
+        rollout.context.renoise = True
+        made.append(chunk.latents)
+    source.recording.finish()
+    latents = torch.cat(made, 1)
+    loss = 10 * (latents * inputs["loss_weight_R"]).mean()
+    loss.backward()
+    outputs = {"output_latent": latents.detach(), "loss": loss.detach(), **gradients(case, model)}
+    final = caught.final(recompute_writes=case.config["reference"].startswith("Self-Forcing"))
+    return outputs | {f"final_cache_{stem}_layer0": tensor for stem, tensor in final.items()}
+
+
+def gradients(case: Case, model, role: str = "") -> dict[str, torch.Tensor]:
+    """Our gradients under the recorded names: `gradD*` where the case has it, the ancestor's leak is no target."""
+    wanted, found = case.outputs(), {}
+    detached = any(name.startswith("gradD") for name in wanted)
+    for stem in ("gradD", "grad"):
+        prefix = f"{stem}_{role}." if role else f"{stem}."
+        if stem == "grad" and detached:
+            found |= {name: wanted[name] for name in wanted if name.startswith((prefix, prefix[:-1] + "_norm"))}
+            continue
+        found |= {prefix + name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        square = sum(p.grad.double().square().sum() for p in model.parameters() if p.grad is not None)
+        found[prefix[:-1] + "_norm"] = torch.as_tensor(square).sqrt()
+    return found
+
+
+class CaughtCache:
+    """Layer 0's keys and values: `committed` of each span, and `exits` of each span that carries gradient."""
+
+    def __init__(self, rollout: Rollout):
+        self.committed, self.exits = {}, {}
+        opened = rollout._open
+
+        def open_caches(*arguments):
+            caches = opened(*arguments)
+            self.watch(caches[0])
+            return caches
+
+        rollout._open = open_caches
+
+    def watch(self, cache) -> None:
+        """Notes what the cache's committing and graded passes store in layer 0."""
+        enter, freeze = cache.commit, cache.freeze
+
+        def commit(plan):
+            self.committed[plan.span] = cache._own[0]
+            enter(plan)
+
+        def frozen(plan):
+            view = freeze(plan)
+            if view is not cache:
+                put = view.put
+
+                def noting(layer, plan, k, v):
+                    if layer == 0:
+                        self.exits[plan.span] = (k.detach(), v.detach())
+                    return put(layer, plan, k, v)
+
+                view.put = noting
+            return view
+
+        cache.commit, cache.freeze = commit, frozen
+
+    def final(self, recompute_writes: bool) -> dict[str, torch.Tensor]:
+        """The ancestor's cache after backward. Where its recompute writes in place, the first graded chunk is
+        the last one written: it holds that chunk's exit pass and ends behind it."""
+        spans = sorted(self.committed, key=lambda s: s.start)
+        kept = dict(self.committed)
+        if recompute_writes:
+            first = min(self.exits, key=lambda s: s.start)
+            spans = [s for s in spans if s.start <= first.start]
+            kept[first] = self.exits[first]
+        return {stem: torch.cat([kept[s][i] for s in spans], 1) for i, stem in enumerate(("k", "v"))}

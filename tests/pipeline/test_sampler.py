@@ -1,0 +1,157 @@
+"""Samplers and solvers on a field whose answer is known: straight lines from noise to x0."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pipeline.rollout import guided
+from pipeline.sampler import FewStep, FewStepConfig, MultiStep, MultiStepConfig, sample
+from pipeline.solver import SOLVERS, Solver
+from tests import tiny
+from wan.schedule import Schedule
+
+NOISE, X0 = tiny.latents(3, 2, 1), tiny.latents(3, 2, 2)
+SIGMAS = (1.0, 0.9, 0.5)
+
+
+def renoise(k: int) -> torch.Tensor:
+    return tiny.latents(3, 2, 100 + k)
+
+
+def no_noise(k: int) -> torch.Tensor:
+    raise AssertionError("a multi-step walk draws no noise")
+
+
+class Field:
+    """The velocity towards `x0` from anywhere, and the sigmas it was told."""
+
+    def __init__(self, x0=X0):
+        self.x0, self.told = x0, []
+
+    def __call__(self, x, sigma):
+        self.told.append(sigma)
+        return (x - self.x0) / sigma
+
+
+def test_few_steps_reach_x0():
+    field = Field()
+    assert tiny.error(sample(FewStep(SIGMAS, Schedule()), NOISE, field, renoise), tiny.healthy(X0)) < 1e-5
+    assert field.told == list(SIGMAS), "every step of the list is run, the last one too"
+
+
+def test_few_steps_renoise_with_the_noise_of_the_next_step():
+    """Written out: x = (1 - s) x0 + s noise_k, with k counted from the chunk's start."""
+    seen = []
+
+    def predict(x, sigma):
+        seen.append(x)
+        return 0.5 * x
+
+    out = sample(FewStep(SIGMAS, Schedule()), NOISE, predict, renoise)
+    x = NOISE
+    for k, sigma in enumerate(SIGMAS):
+        assert tiny.error(seen[k], x) < 1e-6
+        x0 = x - sigma * 0.5 * x
+        if k < 2:
+            x = (1 - SIGMAS[k + 1]) * x0 + SIGMAS[k + 1] * renoise(k + 1)
+            assert tiny.error(x, seen[k + 1].flip(1)) > 0.1
+    assert tiny.error(out, x0) < 1e-6
+
+
+def test_steps_are_public():
+    sampler, x = FewStep(SIGMAS, Schedule()), NOISE
+    for k in range(sampler.num_steps):
+        x = sampler.step(k, x, lambda x, sigma: 0.5 * x, renoise)
+    assert torch.equal(x, sample(sampler, NOISE, lambda x, sigma: 0.5 * x, renoise))
+
+
+def test_few_steps_snap():
+    """Told sigmas stay those of the list; the mixing uses the table's."""
+    field, table = Field(), Schedule(5.0, "table")
+    out = sample(FewStep((0.7301,), table), NOISE, field, renoise)
+    wanted = NOISE - table.snapped(torch.tensor(0.7301)) * (NOISE - X0) / 0.7301
+    assert field.told == [0.7301] and tiny.error(out, wanted) < 1e-6
+    assert tiny.error(out, X0) > 1e-4
+
+
+def test_few_steps_keep_the_latents_dtype():
+    out = sample(FewStep(SIGMAS, Schedule()), NOISE, lambda x, sigma: (0.5 * x).bfloat16(), renoise)
+    assert out.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_solvers_are_exact_on_straight_lines(name):
+    """A constant velocity leaves the walk on its line, whatever the order of the method."""
+    velocity, sampler = NOISE - X0, MultiStep(Solver(name, 6, 3.0))
+    walk = sampler.start()
+    out = sample(sampler, NOISE, lambda x, sigma: velocity, no_noise)
+    assert tiny.error(out, tiny.healthy(NOISE - float(walk.sigmas[0]) * velocity)) < 1e-5
+    assert len(walk) == sampler.num_steps == 6 and walk.sigmas[-1] == 0
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_solvers_converge(name):
+    """dx/dsigma = x - a has the solution a + (x1 - a) e^(sigma - 1): more steps, smaller error."""
+
+    def error_of(num_steps: int) -> float:
+        out = sample(MultiStep(Solver(name, num_steps, 1.0)), NOISE, lambda x, sigma: x - X0, no_noise)
+        return tiny.error(out, X0 + (NOISE - X0) * torch.tensor(-1.0).exp())
+
+    few, many = error_of(5), error_of(40)
+    assert many < 0.3 * few < 0.3
+    assert many < 0.05
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_every_chunk_has_its_own_walk(name):
+    sampler = MultiStep(Solver(name, 5, 3.0))
+    first, again = (sample(sampler, NOISE, lambda x, sigma: x.tanh(), no_noise) for _ in range(2))
+    assert torch.equal(first, again)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_told_sigmas(name):
+    walk = Solver(name, 8, 5.0).start()
+    told = torch.tensor(walk.told)
+    assert (told.diff() < 0).all() and 0.999 <= told[0] <= 1 and told[-1] > 0
+    assert (told - walk.sigmas[:-1].cpu()).abs().max() <= 1e-3, "truncated to whole timesteps at most"
+
+
+def test_guidance():
+    calls = []
+
+    def denoiser(x, sigma, condition, context):
+        calls.append((condition.key, context))
+        return condition.text.mean() * x
+
+    text = tiny.condition()
+    c, u = text.text.mean(), text.null_text.mean()
+    given = guided(denoiser, text, ["first", "second"], 3.0)(NOISE, 0.5)
+    assert tiny.error(given, (u + 3 * (c - u)) * NOISE) < 1e-6
+    assert tiny.error(given, (c + 3 * (c - u)) * NOISE) > 0.01, "the other convention"
+    assert calls == [(text.key, "first"), ((text.key, "null"), "second")]
+    assert torch.equal(guided(denoiser, text, ["only"], 1.0)(NOISE, 0.5), c * NOISE)
+    assert len(calls) == 3
+
+
+def test_configs_build():
+    few = FewStepConfig(steps=(1000, 500), shift=5.0, guidance=2.0).build()
+    assert few.sigmas == pytest.approx((1.0, 0.8333333)) and few.guidance == 2.0
+    many = MultiStepConfig("euler", 7, 3.0, 4.0).build()
+    assert (many.num_steps, many.guidance, many.solver) == (7, 4.0, Solver("euler", 7, 3.0))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (FewStepConfig(steps=(500, 750)), "must descend"),
+        (FewStepConfig(snap="floor"), "snap is 'floor'"),
+        (MultiStepConfig(solver="heun"), "solver 'heun' is unknown; write one of"),
+        (MultiStepConfig(num_steps=0), "num_steps 0 must be at least 1"),
+        (MultiStepConfig(shift=-1), "shift -1 positive"),
+    ],
+)
+def test_wrong_knobs(config, message):
+    with pytest.raises(ValueError, match=message):
+        config.check()
