@@ -44,14 +44,17 @@ RENAMED = {
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Reads the command line. Flags of the ancestors that have another name here are refused with it."""
     parser = argparse.ArgumentParser(
-        prog="inference.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        prog="inference.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--config_path", required=True, help="a recipe of configs/infer/")
     for flag, (_, text) in VALUES.items():
         parser.add_argument(flag, help=text)
     for flag, (_, text) in SWITCHES.items():
         parser.add_argument(flag, action="store_true", help=text)
-    parser.add_argument("--print_config", action="store_true", help="show every value and where it comes from, and stop")
+    parser.add_argument("--print_config", action="store_true", help="show every value and where it comes from")
     parser.add_argument("--log", default="info", help="debug, info, warning or error")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="any knob of the recipe")
     for argument in arguments:
@@ -86,9 +89,8 @@ def main(arguments: list[str] | None = None) -> int:
     flags = parse(sys.argv[1:] if arguments is None else arguments)
     try:
         log.setup(flags.log)
-        from utils.config import render
-
         from pipeline.config import load_recipe
+        from utils.config import render
 
         config, origins = load_recipe(flags.config_path, overrides(flags))
         if flags.print_config:

@@ -18,14 +18,22 @@ class Sample:
 
     latents: x0 [B, F, C, h, w]. index: each row's place in the global batch, the key of its draws.
     spans: the chunks of the F frames. prompts: for messages only.
+    frame_mask: bool [F], the frames that count in the loss, or None for all.
+    trajectory: states [B, T, F, C, h, w] of a teacher's ODE, noisiest first, clean last (ODE pairs).
+    real: real latents like `latents` (GAN).
+    exit_range: (from, to) on the 1000-grid: the step at which a rollout stopped and the next one.
     """
 
     step: int
-    latents: torch.Tensor
+    latents: torch.Tensor | None
     condition: Condition
     index: Sequence[int]
     spans: list[Span] = field(default_factory=list)
     prompts: Sequence[str] = ()
+    frame_mask: torch.Tensor | None = None
+    exit_range: tuple[int, int] | None = None
+    trajectory: torch.Tensor | None = None
+    real: torch.Tensor | None = None
 
 
 class Loss(Protocol):
@@ -35,6 +43,9 @@ class Loss(Protocol):
     """
 
     needs: frozenset[str]
+
+    def check_spans(self, spans: Sequence[Span]) -> None:
+        """Raises ValueError for chunks on which the loss cannot work; asked before any model is built."""
 
     def __call__(self, sample: Sample, roles, rng) -> tuple[torch.Tensor, dict[str, torch.Tensor]]: ...
 

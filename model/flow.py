@@ -12,6 +12,7 @@ where their augmentation index 0 is the noisiest entry of its table.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -19,7 +20,8 @@ import torch
 from model.base import Sample, draw_noise
 from wan.attention import masks
 from wan.context import Full, Masked
-from wan.ledger import CacheConfig
+from wan.geometry import Span
+from wan.ledger import CacheConfig, Ledger
 from wan.schedule import Schedule, shift_sigma
 from wan.transformer import Segment
 
@@ -32,6 +34,7 @@ class FlowConfig:
 
     mode: str = "bidirectional"  # bidirectional | diffusion_forcing | teacher_forcing
     shift: float = 5.0  # of the drawn sigma
+    snap: str = "none"  # table: as the ancestors look sigma up
     weight: str = "uniform"  # uniform | bell (the ancestors' training weight)
     clean_chunks: float = 0.0  # diffusion forcing: share of chunks shown clean (the last one never is)
     context_sigma: float = 0.0  # teacher forcing: noise of the clean half
@@ -59,7 +62,12 @@ class FlowLoss:
 
     def __init__(self, config: FlowConfig):
         self.config = config
-        self.schedule = Schedule(config.shift)
+        self.schedule = Schedule(config.shift, config.snap)
+
+    def check_spans(self, spans: Sequence[Span]) -> None:
+        """Raises ValueError for a window that cannot hold sink + chunk: its mask would hide a chunk from itself."""
+        if self.config.mode != "bidirectional":
+            Ledger(self.config.cache, max(map(len, spans)), spans[-1].stop)
 
     def __call__(self, sample: Sample, roles, rng):
         x0, noise = sample.latents, draw_noise(sample, rng)
@@ -80,29 +88,35 @@ class FlowLoss:
         source = rng.at("sample", sample.step, "sigma")
         if self.config.mode == "bidirectional":
             u = 1 - source.uniform_batch((1,), sample.index)
-            return shift_sigma(u, self.config.shift).expand(batch, num_frames).to(device)
+            return self.schedule.snapped(shift_sigma(u, self.config.shift)).expand(batch, num_frames).to(device)
         count = len(sample.spans)
         u = 1 - source.uniform_batch((count,), sample.index)  # (0, 1]
+        sigma = self.schedule.snapped(shift_sigma(u, self.config.shift))
         if self.config.mode == "diffusion_forcing" and self.config.clean_chunks:
             coin = rng.at("sample", sample.step, "clean").uniform_batch((count,), sample.index)
             coin[:, -1] = 1.0
-            u = torch.where(coin < self.config.clean_chunks, torch.zeros_like(u), u)
+            sigma = torch.where(coin < self.config.clean_chunks, torch.zeros_like(sigma), sigma)
         lengths = torch.tensor([len(s) for s in sample.spans])
-        return shift_sigma(u, self.config.shift).repeat_interleave(lengths, 1).to(device)
+        return sigma.repeat_interleave(lengths, 1).to(device)
 
     def context(self, sample: Sample):
         """Returns what a frame may see in this mode."""
         if self.config.mode == "bidirectional":
             return Full()
-        knobs = self.config.cache
-        return Masked(_mask(self.config.mode, tuple(sample.spans), knobs.window_frames, knobs.sink_frames))
+        return masked_context(self.config.mode, sample.spans, self.config.cache)
 
     def _clean(self, sample: Sample, noise: torch.Tensor) -> Segment | None:
         """Returns the clean half of teacher forcing."""
         if self.config.mode != "teacher_forcing":
             return None
         sigma = torch.full(sample.latents.shape[:2], self.config.context_sigma, device=noise.device)
-        return Segment(self.schedule.diffuse(sample.latents, noise, sigma), sigma)
+        clean = self.schedule.diffuse(sample.latents, noise, sigma) if self.config.context_sigma else sample.latents
+        return Segment(clean, sigma)
+
+
+def masked_context(mode: str, spans, cache: CacheConfig) -> Masked:
+    """Returns the masked context of `diffusion_forcing` or `teacher_forcing` over whole clips."""
+    return Masked(_mask(mode, tuple(spans), cache.window_frames, cache.sink_frames))
 
 
 @functools.lru_cache(maxsize=64)

@@ -49,10 +49,10 @@ class Causal:
     """A causal pipeline: `generate` yields the chunks of a batch of films."""
 
     def __init__(self, config: CausalConfig, kit: Kit, sampler, geometry: Geometry):
-        if not kit.spec.causal_ok:
-            raise ValueError(f"{kit.spec.name} has two experts and runs bidirectionally; write pipeline.name=bidirectional")
-        if kit.spec.transformer.in_dim != kit.spec.transformer.out_dim:
-            raise ValueError(f"{kit.spec.name} joins image channels and runs bidirectionally; write pipeline.name=bidirectional")
+        joins = kit.spec.transformer.in_dim != kit.spec.transformer.out_dim
+        if joins or not kit.spec.causal_ok:
+            why = "joins image channels" if joins else "has two experts"
+            raise ValueError(f"{kit.spec.name} {why} and runs bidirectionally; write pipeline.name=bidirectional")
         self.config, self.kit = config, kit
         self.rollout = Rollout(
             kit.denoiser, sampler, geometry, config.cache, config.context, device=kit.device, dtype=kit.dtype

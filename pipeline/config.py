@@ -75,8 +75,8 @@ class InferConfig:
     threads: int = 0  # torch threads of this process; 0 = torch's own choice
 
     def check(self):
-        low = {"num_output_frames": 1, "num_samples": 1, "batch": 1, "height": 0, "width": 0, "seconds": 0, "threads": 0}
-        for name, least in low.items():
+        low = {"num_output_frames": 1, "num_samples": 1, "batch": 1}
+        for name, least in {**low, "height": 0, "width": 0, "seconds": 0, "threads": 0}.items():
             if vars(self)[name] < least:
                 raise ValueError(f"{name} is {vars(self)[name]}; write {least} or more")
         self.pipeline.check_with(self)

@@ -38,9 +38,7 @@ class Films:
         frames: dict[int, list[np.ndarray]] = {row: [] for row in rows}
         with contextlib.ExitStack() as stack:
             writers = {
-                row: stack.enter_context(
-                    VideoWriter(film(self.requests[row], folder), self.fps, crf=self.output.crf)
-                )
+                row: stack.enter_context(VideoWriter(film(self.requests[row], folder), self.fps, crf=self.output.crf))
                 for row in rows
             }
             for chunk in chunks:

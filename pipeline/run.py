@@ -107,7 +107,7 @@ class Run:
         for tensor, path in ((self.noise, self.config.data.noise), (self.initial, self.config.data.initial_latents)):
             _rows(tensor, videos, path)
         if self.kit.joins_image and not self.config.data.i2v:
-            raise ValueError(f"{self.kit.spec.name} starts from images: give --i2v and --data_path with a folder of them")
+            raise ValueError(f"{self.kit.spec.name} starts from images: give --i2v and a folder of them as --data_path")
         for request in videos:  # before the first video is begun
             self.images([request])
 

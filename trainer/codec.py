@@ -7,6 +7,7 @@ because a codec trained on 9 frames drifts in colour after frame 12.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -84,7 +85,8 @@ class Codec:
         """Returns the pixels [B, 3, P, H, W] in [-1, 1] of one step."""
         stage = max((s for s in self.config.stages if s.start <= progress), key=lambda s: s.start)
         most = max(s.batch for s in self.config.stages)
-        return _clips([step * most + b for b in range(stage.batch)], stage.frames, 1 + self.rng.seed, self.config.digits)
+        numbers = [step * most + b for b in range(stage.batch)]
+        return _clips(numbers, stage.frames, 1 + self.rng.seed, self.config.digits)
 
     def state_dict(self) -> dict:
         """Returns weights and optimiser."""
@@ -98,8 +100,9 @@ class Codec:
     def export(self, folder: str | Path) -> None:
         """Writes `vae/` as diffusers does, with the latents' mean and scale measured on real clips."""
         mean, std = latent_statistics(self.model, self.config.digits)
-        self.model.register_to_config(latents_mean=mean, latents_std=std)
-        self.model.to(torch.bfloat16).save_pretrained(Path(folder) / "vae")
+        model = copy.deepcopy(self.model).to(torch.bfloat16)  # the training may go on
+        model.register_to_config(latents_mean=mean, latents_std=std)
+        model.save_pretrained(Path(folder) / "vae")
 
 
 def make_codec(config: CodecConfig):

@@ -50,4 +50,5 @@ class Ema:
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         """Takes back what `state_dict` returned."""
-        self.shadow = {k: v.clone() for k, v in state.items()}
+        device = next(self.module.parameters()).device  # a checkpoint is read to the CPU
+        self.shadow = {k: v.to(device, copy=True) for k, v in state.items()}

@@ -32,7 +32,9 @@ class RegressConfig:
         source, loss = self.source.build(), self.loss.build()
         missing = loss.needs - source.fills - {"generator"}
         if missing:
-            raise ValueError(f"loss {self.loss.name!r} needs {sorted(missing)}, source {self.source.name!r} does not fill it")
+            names = f"loss {self.loss.name!r} needs {sorted(missing)}, source {self.source.name!r}"
+            raise ValueError(f"{names} does not fill it; take another of the two")
+        loss.check_spans(source.spans)
         return Regress(self, Roles.build(model, self.generator, self.text, rng, device), source, loss, total, rng)
 
 

@@ -49,6 +49,7 @@ class Latents:
 
     def __init__(self, config: LatentsConfig):
         self.config, self.clips = config, LatentFolder(config.path)
+        self.spans = chunks(config.frames, config.chunk)
         shortest = min(len(clip) for clip in self.clips.latents)
         if shortest < config.frames:
             raise ValueError(f"{config.path} holds clips of {shortest} latent frames; frames is {config.frames}")
@@ -65,4 +66,4 @@ class Latents:
         prompts = ["" if dropped else prompt for (_, prompt), dropped in zip(rows, drop.tolist(), strict=True)]
         latents = torch.stack([clip[: config.frames] for clip, _ in rows]).float().to(roles.device)
         condition = Condition(roles.text(prompts).to(roles.device))
-        return Sample(step, latents, condition, index, chunks(config.frames, config.chunk), prompts)
+        return Sample(step, latents, condition, index, self.spans, prompts)

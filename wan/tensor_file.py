@@ -87,7 +87,11 @@ def listing(folder: Path) -> str:
 
 
 def write_safetensors(path: str | Path, state: dict[str, torch.Tensor], notes: dict[str, str] | None = None):
-    """Writes one safetensors file under a temporary name, then renames it; a failure leaves no file behind."""
+    """Writes one safetensors file under a temporary name, then renames it; a failure leaves no file behind.
+
+    Errors: OSError naming the path (e.g. a full disk).
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     path = Path(path)
@@ -101,6 +105,8 @@ def write_safetensors(path: str | Path, state: dict[str, torch.Tensor], notes: d
     try:
         save_file(separate, partial, {"format": "pt", **(notes or {})})
         os.replace(partial, path)
+    except SafetensorError as reason:  # the library's own kind, also for a full disk
+        raise OSError(f"{path} cannot be written ({reason}); nothing half has this name; free space") from reason
     finally:
         partial.unlink(missing_ok=True)
 

@@ -61,7 +61,7 @@ def poisoned(monkeypatch):
 
 
 def test_ring_equals_oracle(poisoned):
-    @settings(max_examples=40, deadline=None, derandomize=True)
+    @settings(max_examples=30, deadline=None, derandomize=True)
     @given(policy=policies(), batch=st.integers(1, 3))
     def compare(policy, batch):
         film, wanted = both_films(FP64, *policy, batch)

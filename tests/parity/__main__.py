@@ -18,6 +18,7 @@ KINDS = {
     "E": "tests.parity.kind_e",
     "F": "tests.parity.kind_f",
     "G": "tests.parity.kind_g",
+    "H": "tests.parity.kind_h",
     "I": "tests.parity.kind_i",
     "J": "tests.parity.kind_j",
 }

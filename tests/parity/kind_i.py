@@ -99,9 +99,9 @@ def gradients(case: Case, model, role: str = "") -> dict[str, torch.Tensor]:
         if stem == "grad" and detached:
             found |= {name: wanted[name] for name in wanted if name.startswith((prefix, prefix[:-1] + "_norm"))}
             continue
-        found |= {prefix + name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-        square = sum(p.grad.double().square().sum() for p in model.parameters() if p.grad is not None)
-        found[prefix[:-1] + "_norm"] = torch.as_tensor(square).sqrt()
+        grads = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()}
+        found |= {prefix + name: grad for name, grad in grads.items()}
+        found[prefix[:-1] + "_norm"] = sum(g.double().square().sum() for g in grads.values()).sqrt()
     return found
 
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from pipeline.rollout import guided
-from pipeline.sampler import FewStep, FewStepConfig, MultiStep, MultiStepConfig, sample
+from pipeline.sampler import FewStep, FewStepConfig, MultiStep, MultiStepConfig, RandomExit, sample
 from pipeline.solver import SOLVERS, Solver
 from tests import tiny
+from wan.geometry import Span
 from wan.schedule import Schedule
 
 NOISE, X0 = tiny.latents(3, 2, 1), tiny.latents(3, 2, 2)
@@ -78,6 +79,42 @@ def test_few_steps_snap():
 def test_few_steps_keep_the_latents_dtype():
     out = sample(FewStep(SIGMAS, Schedule()), NOISE, lambda x, sigma: (0.5 * x).bfloat16(), renoise)
     assert out.dtype == torch.float32
+
+
+def exits(graded=True):
+    few = FewStep(SIGMAS, Schedule())
+    return RandomExit(few, lambda span: span.start % 3, lambda span: graded)
+
+
+@pytest.mark.parametrize("exit_step", [0, 1, 2])
+def test_a_chunk_stops_at_its_exit_step(exit_step):
+    scale, grads = torch.tensor(0.5, requires_grad=True), []
+
+    def predict(x, sigma):
+        grads.append((sigma, torch.is_grad_enabled()))
+        return scale * x
+
+    out = sample(exits().at(Span(exit_step, exit_step + 3)), NOISE, predict, renoise)
+    assert grads == [(sigma, k == exit_step) for k, sigma in enumerate(SIGMAS[: exit_step + 1])]
+    x = NOISE
+    for k in range(exit_step):
+        x = (1 - SIGMAS[k + 1]) * (1 - 0.5 * SIGMAS[k]) * x + SIGMAS[k + 1] * renoise(k + 1)
+    assert tiny.error(out, (1 - 0.5 * SIGMAS[exit_step]) * x) < 1e-6
+    out.sum().backward()
+    assert scale.grad.item() == pytest.approx(-SIGMAS[exit_step] * x.sum().item(), rel=1e-4)
+
+
+def test_a_chunk_may_carry_no_gradient():
+    scale = torch.tensor(0.5, requires_grad=True)
+    assert not sample(exits(graded=False).at(Span(1, 4)), NOISE, lambda x, _: scale * x, renoise).requires_grad
+    assert torch.is_grad_enabled()
+
+
+def test_an_exit_does_not_undo_no_grad():
+    """Who runs a rollout without grad (a critic's turn, an evaluation) keeps no graph."""
+    scale = torch.tensor(0.5, requires_grad=True)
+    with torch.no_grad():
+        assert not sample(exits().at(Span(1, 4)), NOISE, lambda x, _: scale * x, renoise).requires_grad
 
 
 @pytest.mark.parametrize("name", SOLVERS)

@@ -1,0 +1,58 @@
+"""Distribution matching distillation: the generator follows teacher score minus critic score.
+
+    g = (x0_critic(x_sigma) - x0_teacher(x_sigma)) / mean |x - x0_teacher(x_sigma)|
+    L = 1/2 mean (x - stopgrad(x - g))^2,   so dL/dx = g / numel
+
+over the frames of the sample's mask. With the source `noised_data` instead of `rollout` this is
+CausVid's objective.
+Source: DMD2 (arXiv 2405.14867) equation 8; Self-Forcing, model/dmd.py; CausVid (arXiv 2412.07772).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from model.base import Sample
+from model.critic import CriticLoss
+from model.score import Score, ScoreConfig, per_sample_scale
+
+
+@dataclass
+class DmdConfig:
+    """Knobs of DMD: those of its scores."""
+
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+
+    def build(self) -> DmdLoss:
+        """Returns the generator's objective; its `critic` is the critic's."""
+        return DmdLoss(self)
+
+
+class DmdLoss:
+    """The generator's objective."""
+
+    needs = frozenset({"latents", "condition", "null", "teacher", "critic"})
+
+    def __init__(self, config: DmdConfig):
+        self.config, self.score = config, Score(config.score)
+        self.critic = CriticLoss(self.score)
+
+    def __call__(self, sample: Sample, roles, rng):
+        x = sample.latents
+        gradient, sigma = self.direction(sample, roles, rng)
+        target = (x.double() - gradient.double()).detach()
+        square = (x.double() - target).square()
+        mask = sample.frame_mask
+        loss = 0.5 * (square if mask is None else square[:, mask]).mean()
+        return loss, {"loss": loss.detach(), "dmd_gradient": gradient.abs().mean(), "sigma": sigma.mean()}
+
+    @torch.no_grad()
+    def direction(self, sample: Sample, roles, rng) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns (g, sigma): the normalised difference of the scores at a drawn noise level."""
+        knobs, noised = self.config.score, self.score.noised(sample, rng, "generator")
+        fake = self.score.x0(roles.critic, noised, sample.condition, knobs.fake_guidance)
+        real = self.score.x0(roles.teacher, noised, sample.condition, knobs.real_guidance)
+        gradient = (fake - real) / per_sample_scale(sample.latents - real)
+        return torch.nan_to_num(gradient), noised.sigma

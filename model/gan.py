@@ -1,0 +1,105 @@
+"""Adversarial matching of noised distributions: D sees real and generated latents at one drawn sigma.
+
+    plain:        L_G = w_g softplus(-D(fake)),          L_D = w_d (softplus(-D(real)) + softplus(D(fake)))
+    relativistic: L_G = w_g softplus(D(real) - D(fake)), L_D = w_d softplus(D(fake) - D(real))
+    R1, R2:       w ((D(x + s n) - D(x)) / s)^2 on real, on fake latents (approximate gradient penalty)
+
+Source: Self-Forcing, model/gan.py (which never starts); R1/R2 by finite differences: arXiv 2501.08316.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch.nn.functional import softplus
+
+from model.base import Sample
+from model.discriminator import DiscriminatorConfig
+from model.score import Noised, Score, ScoreConfig
+
+
+@dataclass
+class GanConfig:
+    """Weights of the two losses and of the penalties; sigma: width of the penalties' perturbation."""
+
+    generator_weight: float = 1e-2
+    discriminator_weight: float = 1e-2
+    relativistic: bool = False
+    r1_weight: float = 0.0
+    r2_weight: float = 0.0
+    r1_sigma: float = 0.01
+    r2_sigma: float = 0.01
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+
+    def check(self):
+        if min(self.r1_sigma, self.r2_sigma) <= 0:
+            raise ValueError("r1_sigma and r2_sigma are divided by; write positive numbers")
+
+    def build(self) -> GanLoss:
+        """Returns the generator's objective; its `critic` is the discriminator's."""
+        return GanLoss(self)
+
+
+class GanLoss:
+    """The generator's objective. `sample.real` holds the real latents of the batch."""
+
+    needs = frozenset({"latents", "condition", "real", "critic", "discriminator"})
+
+    def __init__(self, config: GanConfig):
+        self.config, self.score = config, Score(config.score)
+        self.critic = DiscriminatorLoss(config, self.score)
+
+    def __call__(self, sample: Sample, roles, rng):
+        sigma = self.score.draw_sigma(sample, rng, "generator")
+        fake = self.score.noised(sample, rng, "generator fake", sigma)
+        real = self.score.noised(replace(sample, latents=sample.real), rng, "generator real", sigma)
+        on_fake, on_real = logits(roles, sample, fake, real)
+        margin = on_fake - on_real if self.config.relativistic else on_fake
+        loss = self.config.generator_weight * softplus(-margin.float()).mean()
+        return loss, {"loss": loss.detach(), "logit_fake": on_fake.detach().mean(), "logit_real": on_real.detach().mean()}
+
+
+class DiscriminatorLoss:
+    """The discriminator's objective, on the same noise for real and fake."""
+
+    needs = frozenset({"latents", "condition", "real", "critic", "discriminator"})
+
+    def __init__(self, config: GanConfig, score: Score):
+        self.config, self.score = config, score
+
+    def __call__(self, sample: Sample, roles, rng):
+        config = self.config
+        fake = self.score.noised(sample, rng, "critic")
+        real_x = self.score.noise_clock.diffuse(sample.real, fake.noise, fake.sigma)
+        real = Noised(real_x, fake.noise, fake.sigma)
+        on_fake, on_real = (logit.float() for logit in logits(roles, sample, fake, real))
+        if config.relativistic:
+            gan = softplus(on_fake - on_real).mean()
+        else:
+            gan = softplus(-on_real).mean() + softplus(on_fake).mean()
+        gan = config.discriminator_weight * gan
+        r1 = self.penalty(roles, sample, real, on_real, rng, "r1")
+        r2 = self.penalty(roles, sample, fake, on_fake, rng, "r2")
+        loss = gan + r1 + r2
+        metrics = {"critic_loss": loss, "gan": gan, "r1": r1, "r2": r2, "logit_real": on_real.mean(), "logit_fake": on_fake.mean()}
+        return loss, {name: value.detach() for name, value in metrics.items()}
+
+    def penalty(self, roles, sample: Sample, noised: Noised, logit, rng, name: str) -> torch.Tensor:
+        """Returns weight * mean ((D(x + s n) - D(x)) / s)^2, or 0 without drawing if the weight is 0."""
+        weight, width = (vars(self.config)[f"{name}_{knob}"] for knob in ("weight", "sigma"))
+        if not weight:
+            return logit.new_zeros(())
+        shape = noised.x.shape[1:]
+        noise = rng.at("sample", sample.step, name).normal_batch(shape, sample.index).to(noised.x)
+        moved = roles.discriminator(roles.critic, noised.x + width * noise, noised.sigma, sample.condition)
+        return weight * ((moved.float() - logit) / width).square().mean()
+
+
+def logits(roles, sample: Sample, fake: Noised, real: Noised) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the logits of fake and real from one forward of both, fake first."""
+    condition = sample.condition
+    both = replace(condition, text=torch.cat((condition.text, condition.text)), null_text=None, key=(condition.key, "twice"))
+    x, sigma = torch.cat((fake.x, real.x)), torch.cat((fake.sigma, real.sigma))
+    return roles.discriminator(roles.critic, x, sigma, both).chunk(2)

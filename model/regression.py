@@ -1,0 +1,72 @@
+"""ODE regression: the causal generator learns to jump along recorded teacher trajectories.
+
+    L = mean over frames with sigma > 0 of |x0_theta(x_sigma, sigma, c) - x0|^2
+
+where x_sigma is the trajectory's state at a step drawn per chunk and x0 its end.
+Source: CausVid (arXiv 2412.07772) equation 7; Self-Forcing, model/ode_regression.py (which never starts).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from model.base import Sample
+from model.flow import masked_context
+from wan.ledger import CacheConfig
+from wan.schedule import Schedule, step_sigmas
+
+
+@dataclass
+class OdeConfig:
+    """steps: the noise levels of the trajectory, noisiest first, on the 1000-grid; its clean end comes after them."""
+
+    steps: tuple[float, ...] = (1000.0, 750.0, 500.0, 250.0)
+    shift: float = 5.0
+    warp: bool = True
+    snap: str = "none"
+    cache: CacheConfig = field(default_factory=CacheConfig)
+
+    def check(self):
+        step_sigmas(self.steps, self.shift, self.warp)
+        Schedule(self.shift, self.snap)
+
+    def build(self) -> OdeLoss:
+        """Returns the objective."""
+        return OdeLoss(self)
+
+
+class OdeLoss:
+    """The regression of a generator on ODE pairs."""
+
+    needs = frozenset({"trajectory", "condition", "spans"})
+
+    def __init__(self, config: OdeConfig):
+        self.config, self.schedule = config, Schedule(config.shift, config.snap)
+        self.sigmas = torch.tensor([*step_sigmas(config.steps, config.shift, config.warp), 0.0])
+
+    def __call__(self, sample: Sample, roles, rng):
+        x, sigma = self.noisy(sample, rng)
+        x0 = self.predict(x, sigma, sample, roles)
+        error = (x0 - sample.trajectory[:, -1]).float().square().mean((2, 3, 4))
+        counted = (sigma > 0).float()
+        loss = (counted * error).sum() / counted.sum().clamp(min=1)
+        return loss, {"loss": loss.detach(), "all_frames": error.detach().mean(), "sigma": sigma.mean()}
+
+    def noisy(self, sample: Sample, rng) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns (x [B, F, C, h, w], sigma [B, F]): the trajectory at one drawn step per chunk."""
+        count = sample.trajectory.shape[1]
+        if count != len(self.sigmas):
+            raise ValueError(f"the trajectory has {count} states; loss.steps names {len(self.sigmas) - 1} and the clean end")
+        source = rng.at("sample", sample.step, "ode step")
+        index = source.integers_batch(0, count, sample.index, shape=(len(sample.spans),))
+        index = index.repeat_interleave(torch.tensor([len(s) for s in sample.spans]), 1).to(sample.trajectory.device)
+        where = index[:, None, :, None, None, None].expand(-1, 1, -1, *sample.trajectory.shape[3:])
+        return sample.trajectory.gather(1, where).squeeze(1), self.sigmas.to(index.device)[index]
+
+    def predict(self, x: torch.Tensor, sigma: torch.Tensor, sample: Sample, roles) -> torch.Tensor:
+        """Returns x0 of one masked forward over the whole clip."""
+        context = masked_context("diffusion_forcing", sample.spans, self.config.cache)
+        velocity = roles.generator(x, sigma, sample.condition, context)
+        return self.schedule.velocity_to_x0(x, velocity, sigma)

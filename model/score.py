@@ -1,0 +1,99 @@
+"""The scores of distribution matching: draw a noise level, noise the generated x, ask teacher and critic for x0.
+
+Times are drawn on the 1000-grid, shifted and clamped. `noise` is the clock that mixes, `score` the
+one by which the networks' velocities become x0; the ancestors have different tables for the two
+(shift 5 and 8, snapped), ours is one continuous clock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from model.base import Sample
+from wan.condition import Condition
+from wan.context import Full
+from wan.schedule import NUM_TRAIN_TIMESTEPS, SNAPS, Schedule, shift_sigma
+
+
+@dataclass
+class ScoreConfig:
+    """Guidance and noise levels of the scores; w is `uncond + w (cond - uncond)`, 1 = none."""
+
+    real_guidance: float = 4.0
+    fake_guidance: float = 1.0
+    shift: float = 5.0  # of the drawn times
+    low: float = 0.02  # sigma is clamped to [low, high]
+    high: float = 0.98
+    first: int = 0  # times are drawn from [first, last) of the 1000-grid, before the shift
+    last: int = 1000
+    from_exit: bool = False  # draw above the noise level at which the generator stopped (ancestors' ts_schedule)
+    to_exit: bool = False  # and below the one it came from (ts_schedule_max)
+    snap: str = "none"  # none | table (published trainings)
+    noise_shift: float = 5.0  # tables of snap=table: of the mixing, of the networks' x0
+    score_shift: float = 8.0
+
+    def check(self):
+        if not 0 <= self.first < self.last <= NUM_TRAIN_TIMESTEPS:
+            raise ValueError(f"first {self.first} and last {self.last} must rise within 0..{NUM_TRAIN_TIMESTEPS}")
+        if not 0 <= self.low < self.high <= 1:
+            raise ValueError(f"low {self.low} and high {self.high} must rise within 0..1")
+        if self.snap not in SNAPS:
+            raise ValueError(f"snap is {self.snap!r}; write one of {SNAPS}")
+
+
+@dataclass
+class Noised:
+    """x at a drawn sigma: x_sigma = diffuse(x, noise, sigma), all [B, F, C, h, w]; sigma [B, F]."""
+
+    x: torch.Tensor
+    noise: torch.Tensor
+    sigma: torch.Tensor
+
+
+@dataclass
+class Score:
+    """The clocks and draws that generator and critic losses share."""
+
+    config: ScoreConfig
+    noise_clock: Schedule = field(init=False)
+    score_clock: Schedule = field(init=False)
+
+    def __post_init__(self):
+        self.noise_clock = Schedule(self.config.noise_shift, self.config.snap)
+        self.score_clock = Schedule(self.config.score_shift, self.config.snap)
+
+    def draw_sigma(self, sample: Sample, rng, name: str) -> torch.Tensor:
+        """Returns one sigma per sample, [B, F] with equal columns: drawn, shifted, clamped."""
+        config = self.config
+        low, high = config.first, config.last
+        if config.from_exit and sample.exit_range is not None:
+            low = sample.exit_range[1]
+        if config.to_exit and sample.exit_range is not None:
+            high = sample.exit_range[0]
+        grid = rng.at("sample", sample.step, f"{name} time").integers_batch(low, high, sample.index, shape=(1,))
+        sigma = shift_sigma(grid / NUM_TRAIN_TIMESTEPS, config.shift) if config.shift > 1 else grid / NUM_TRAIN_TIMESTEPS
+        sigma = sigma.clamp(config.low, config.high).to(sample.latents.device)
+        return sigma.expand(sample.latents.shape[:2])
+
+    def noised(self, sample: Sample, rng, name: str, sigma: torch.Tensor | None = None) -> Noised:
+        """Returns the sample's latents at a drawn (or given) sigma, under the draws of `name`."""
+        sigma = self.draw_sigma(sample, rng, name) if sigma is None else sigma
+        shape = sample.latents.shape[1:]
+        noise = rng.at("sample", sample.step, f"{name} noise").normal_batch(shape, sample.index).to(sample.latents)
+        return Noised(self.noise_clock.diffuse(sample.latents, noise, sigma), noise, sigma)
+
+    def x0(self, network, noised: Noised, condition: Condition, w: float = 1.0) -> torch.Tensor:
+        """Returns the network's x0 at the noised latents, guided by w."""
+        x, sigma = noised.x, noised.sigma
+        conditional = self.score_clock.velocity_to_x0(x, network(x, sigma, condition, Full()), sigma)
+        if w == 1:
+            return conditional
+        null = self.score_clock.velocity_to_x0(x, network(x, sigma, condition.null(), Full()), sigma)
+        return null + w * (conditional - null)
+
+
+def per_sample_scale(difference: torch.Tensor) -> torch.Tensor:
+    """Returns mean |difference| over frames, channels and cells, [B, 1, 1, 1, 1]: the ancestors' normaliser."""
+    return difference.abs().mean((1, 2, 3, 4), keepdim=True)

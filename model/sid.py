@@ -1,0 +1,51 @@
+"""Score identity distillation: like DMD, but the gradient also flows through both score networks.
+
+    L = mean (r - f) ((r - x) - alpha (r - f)) / stopgrad(mean |x - r|),   r, f = x0 of teacher, critic at x_sigma
+
+Source: SiD (arXiv 2404.04057) equation 23; Self-Forcing, model/sid.py (which never starts).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from model.base import Sample
+from model.critic import CriticLoss
+from model.score import Score, ScoreConfig, per_sample_scale
+
+
+@dataclass
+class SidConfig:
+    """alpha: weight of the critic's own error; 1.0 in the published runs."""
+
+    alpha: float = 1.0
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+
+    def build(self) -> SidLoss:
+        """Returns the generator's objective; its `critic` is the critic's."""
+        return SidLoss(self)
+
+
+class SidLoss:
+    """The generator's objective; teacher and critic are frozen but differentiated through."""
+
+    needs = frozenset({"latents", "condition", "null", "teacher", "critic"})
+
+    def __init__(self, config: SidConfig):
+        self.config, self.score = config, Score(config.score)
+        self.critic = CriticLoss(self.score)
+
+    def __call__(self, sample: Sample, roles, rng):
+        knobs, x = self.config.score, sample.latents
+        noised = self.score.noised(sample, rng, "generator")
+        fake = self.score.x0(roles.critic, noised, sample.condition, knobs.fake_guidance).double()
+        real = self.score.x0(roles.teacher, noised, sample.condition, knobs.real_guidance).double()
+        with torch.no_grad():
+            scale = per_sample_scale(x.double() - real)
+        product = (real - fake) * ((real - x.double()) - self.config.alpha * (real - fake))
+        product = torch.nan_to_num(product / scale)
+        mask = sample.frame_mask
+        loss = (product if mask is None else product[:, mask]).mean()
+        return loss, {"loss": loss.detach(), "sid_difference": (real - fake).detach().abs().mean()}

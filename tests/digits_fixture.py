@@ -1,0 +1,93 @@
+"""A digits model with random weights beside the shipped codec and text encoder, and a fast recipe for it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+import inference
+from tests import tiny
+from tests.architecture.source import ROOT
+from trainer.roles import export_transformer
+from utils.data.latents import write_shard
+from wan.spec import SPECS
+from wan.transformer import WanTransformer
+
+DIGITS = SPECS["digits"].transformer
+PROMPTS = ("a red three moves right", "a green seven moves up", "a blue two moves left")
+RECIPE = """
+model: {{path: {model}, dtype: fp32}}
+pipeline: {{name: causal, chunk: 1, cache: {{window_frames: 3, sink_frames: 1}}}}
+sampler: {{name: multi_step, solver: unipc, num_steps: 2, shift: 3.0, guidance: 3.0}}
+text: {{dtype: fp32}}
+output: {{sheet: false}}
+height: 32
+width: 32
+num_output_frames: 3
+threads: 1
+"""
+
+
+def link_parts(folder: Path, parts=("vae", "text_encoder", "tokenizer")) -> Path:
+    """Links the shipped parts of the digits model into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in parts:
+        (folder / part).symlink_to(ROOT / "assets/digits" / part, target_is_directory=True)
+    return folder
+
+
+def model_folder(folder: Path, **changes) -> Path:
+    """Returns a model folder whose transformer has the digits sizes, fields changed by `changes`, and drawn weights."""
+    sizes = asdict(replace(DIGITS, **changes))
+    network: WanTransformer = tiny.transformer(0, **sizes)
+    export_transformer(link_parts(folder), network, network.state_dict(), torch.float32)
+    return folder
+
+
+def write_recipe(path: Path, model: Path) -> Path:
+    """Writes the fast recipe: 3 latent frames of 32 x 32 pixels, one a chunk, 2 steps."""
+    path.write_text(RECIPE.format(model=model))
+    return path
+
+
+class Door:
+    """Runs inference.py in this process: `door(*arguments)` -> exit status; `door.error` is what stderr got."""
+
+    def __init__(self, recipe: Path, capsys):
+        self.recipe, self.capsys, self.error, self.said = recipe, capsys, "", ""
+
+    def __call__(self, *arguments) -> int:
+        self.capsys.readouterr()
+        try:
+            status = inference.main(["--config_path", str(self.recipe), *map(str, arguments)])
+        except SystemExit as end:  # argparse
+            status = end.code
+        self.said, self.error = self.capsys.readouterr()
+        return status
+
+    def fails(self, *arguments) -> str:
+        """Returns the last line of stderr after asserting that bad input was refused."""
+        status = self(*arguments)
+        assert status == 2, (status, self.error)
+        assert "Traceback" not in self.error
+        return self.error.strip().splitlines()[-1]
+
+
+def files(folder: Path, pattern: str = "*") -> dict[str, bytes]:
+    """Returns name -> content of the files in a folder, hidden ones too."""
+    return {p.name: p.read_bytes() for p in sorted(Path(folder).glob(pattern)) if p.is_file()}
+
+
+def videos(folder: Path) -> dict[str, bytes]:
+    """Returns name -> content of the videos in a folder."""
+    return files(folder, "*.mp4")
+
+
+def latent_folder(folder: Path, num_clips: int = 4, num_frames: int = 4, size: int = 4) -> Path:
+    """Writes one shard of smooth random latents [N, F, 16, size, size] with digits prompts."""
+    prompts = [PROMPTS[i % len(PROMPTS)] for i in range(num_clips)]
+    latents = tiny.draw("latents", shape=(num_clips, 1, 16, size, size)).expand(-1, num_frames, -1, -1, -1)
+    write_shard(folder, 0, latents.contiguous(), prompts)
+    return folder

@@ -1,0 +1,43 @@
+"""Floating-point operations of one transformer forward, counted from its sizes; a multiply-add counts as two.
+
+What is left out is what a causal chunk does not repeat or cannot feel: the text's projections (kept per
+condition), the time embedding (one row per sample), norms, rotations and softmax.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from wan.spec import CLIP_TOKENS, TransformerSpec
+
+
+@dataclass(frozen=True)
+class PassFlops:
+    """Operations of one forward: matrix products with weights, attention to the video, attention to the text."""
+
+    linear: int
+    self_attention: int
+    cross_attention: int
+
+    @property
+    def total(self) -> int:
+        """All three."""
+        return self.linear + self.self_attention + self.cross_attention
+
+
+def pass_flops(spec: TransformerSpec, query_tokens: int, key_tokens: int, batch: int = 1) -> PassFlops:
+    """Returns the operations of a forward over `query_tokens` whose self-attention reads `key_tokens`.
+
+    key_tokens: all that the pass really reads, its own tokens included (window_frames * frame_tokens when
+    the window is full). Text keys are `text_len`, padding included, plus the image tokens of Wan 2.1 i2v.
+    """
+    per_block = 4 * spec.dim**2 + 2 * spec.dim**2 + 2 * spec.dim * spec.ffn_dim  # q k v o; q o of cross; feed-forward
+    per_ends = math.prod(spec.patch_size) * (spec.in_dim + spec.out_dim) * spec.dim  # patch embedding and head
+    text_tokens = spec.text_len + (CLIP_TOKENS if spec.image_dim else 0)
+    queries = batch * query_tokens
+    return PassFlops(
+        linear=2 * queries * (spec.num_layers * per_block + per_ends),
+        self_attention=4 * queries * key_tokens * spec.dim * spec.num_layers,  # q k^T and (softmax) v
+        cross_attention=4 * queries * text_tokens * spec.dim * spec.num_layers,
+    )
