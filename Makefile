@@ -36,7 +36,7 @@ demo: $(STAMP)
 	@echo "contact sheet: $(DEMO_OUTPUT)/contact_sheet.png"
 
 test: lint
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -28,4 +28,3 @@ class CriticLoss:
         mask = sample.frame_mask
         loss = (square if mask is None else square[:, mask]).mean()
         return loss, {"critic_loss": loss.detach(), "critic_sigma": noised.sigma.mean(), "loss": loss.detach()}
-

@@ -58,7 +58,11 @@ class GanLoss:
         on_fake, on_real = logits(roles, sample, fake, real)
         margin = on_fake - on_real if self.config.relativistic else on_fake
         loss = self.config.generator_weight * softplus(-margin.float()).mean()
-        return loss, {"loss": loss.detach(), "logit_fake": on_fake.detach().mean(), "logit_real": on_real.detach().mean()}
+        return loss, {
+            "loss": loss.detach(),
+            "logit_fake": on_fake.detach().mean(),
+            "logit_real": on_real.detach().mean(),
+        }
 
 
 class DiscriminatorLoss:
@@ -83,7 +87,14 @@ class DiscriminatorLoss:
         r1 = self.penalty(roles, sample, real, on_real, rng, "r1")
         r2 = self.penalty(roles, sample, fake, on_fake, rng, "r2")
         loss = gan + r1 + r2
-        metrics = {"critic_loss": loss, "gan": gan, "r1": r1, "r2": r2, "logit_real": on_real.mean(), "logit_fake": on_fake.mean()}
+        metrics = {
+            "critic_loss": loss,
+            "gan": gan,
+            "r1": r1,
+            "r2": r2,
+            "logit_real": on_real.mean(),
+            "logit_fake": on_fake.mean(),
+        }
         return loss, {name: value.detach() for name, value in metrics.items()}
 
     def penalty(self, roles, sample: Sample, noised: Noised, logit, rng, name: str) -> torch.Tensor:
@@ -100,6 +111,8 @@ class DiscriminatorLoss:
 def logits(roles, sample: Sample, fake: Noised, real: Noised) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the logits of fake and real from one forward of both, fake first."""
     condition = sample.condition
-    both = replace(condition, text=torch.cat((condition.text, condition.text)), null_text=None, key=(condition.key, "twice"))
+    both = replace(
+        condition, text=torch.cat((condition.text, condition.text)), null_text=None, key=(condition.key, "twice")
+    )
     x, sigma = torch.cat((fake.x, real.x)), torch.cat((fake.sigma, real.sigma))
     return roles.discriminator(roles.critic, x, sigma, both).chunk(2)

@@ -58,7 +58,9 @@ class OdeLoss:
         """Returns (x [B, F, C, h, w], sigma [B, F]): the trajectory at one drawn step per chunk."""
         count = sample.trajectory.shape[1]
         if count != len(self.sigmas):
-            raise ValueError(f"the trajectory has {count} states; loss.steps names {len(self.sigmas) - 1} and the clean end")
+            raise ValueError(
+                f"the trajectory has {count} states; loss.steps names {len(self.sigmas) - 1} and the clean end"
+            )
         source = rng.at("sample", sample.step, "ode step")
         index = source.integers_batch(0, count, sample.index, shape=(len(sample.spans),))
         index = index.repeat_interleave(torch.tensor([len(s) for s in sample.spans]), 1).to(sample.trajectory.device)

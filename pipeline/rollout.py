@@ -63,7 +63,7 @@ class Rollout:
     context: ContextConfig = field(default_factory=ContextConfig)
     training: bool = False
     device: torch.device | str = "cpu"
-    dtype: torch.dtype = torch.float32
+    dtype: torch.dtype | None = None  # of the caches; by default that of the weights
 
     def __call__(
         self, track: Track, spans: Sequence[Span], noise, batch: int, given: Sequence[Chunk] = (), max_frames=None
@@ -117,7 +117,8 @@ class Rollout:
         ledgers = [Ledger(self.cache, chunk_frames, max_frames) for _ in range(count)]
         if self.training:
             return [Chunks(ledger, shape) for ledger in ledgers]
-        return [Ring(ledger, shape, self.device, self.dtype) for ledger in ledgers]
+        dtype = self.dtype or next(self.denoiser.parameters()).dtype
+        return [Ring(ledger, shape, self.device, dtype) for ledger in ledgers]
 
 
 def guided(denoiser, condition, contexts: Sequence, w):

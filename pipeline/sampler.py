@@ -120,7 +120,8 @@ class _GradedLast(FewStep):
         self.graded = graded
 
     def step(self, k: int, x_BFCHW: torch.Tensor, predict, noise, state=None):
-        with torch.set_grad_enabled(self.graded and k + 1 == self.num_steps):
+        last = self.graded and k + 1 == self.num_steps
+        with torch.set_grad_enabled(torch.is_grad_enabled() and last):
             return super().step(k, x_BFCHW, predict, noise, state)
 
 

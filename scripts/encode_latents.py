@@ -35,8 +35,8 @@ def main() -> int:
     import torch
 
     from utils.data.latents import write_shard
-    from wan.vae import StreamingVAE, check_pixel_frames
     from wan.library import load_vae
+    from wan.vae import StreamingVAE, check_pixel_frames
 
     try:
         check_pixel_frames(flags.frames)

@@ -1,7 +1,7 @@
 """Writes the tables of recorded results into README.md and docs/results.md, from docs/results/*.json.
 
-    python scripts/tables.py            # rewrites what stands between <!-- table:NAME --> and <!-- end -->
-    python scripts/tables.py --check    # exit 1 if a page does not say what the records say
+python scripts/tables.py            # rewrites what stands between <!-- table:NAME --> and <!-- end -->
+python scripts/tables.py --check    # exit 1 if a page does not say what the records say
 """
 
 from __future__ import annotations
@@ -90,7 +90,9 @@ def training(name: str) -> str:
             lines.append(line([stem.removesuffix("_training"), "-", "-", "-", "not run"]))
             continue
         final = ", ".join(f"{k} {v:.3f}" for k, v in result["final"].items())
-        lines.append(line([f"`{result['recipe']}`", result["steps"], f"{result['minutes']:.0f} min", result["hardware"], final]))
+        lines.append(
+            line([f"`{result['recipe']}`", result["steps"], f"{result['minutes']:.0f} min", result["hardware"], final])
+        )
     return "\n".join(lines)
 
 
@@ -98,7 +100,11 @@ def benchmark(name: str) -> str:
     """`benchmark-<record>`: the table that scripts/benchmark.py saved beside its JSON."""
     stem = name.replace("-", "_")
     path = ROOT / "docs" / "results" / f"{stem}.md"
-    return path.read_text().strip() if path.exists() else f"not run: `{COMMANDS.get(stem, 'python scripts/benchmark.py infer')}`"
+    return (
+        path.read_text().strip()
+        if path.exists()
+        else f"not run: `{COMMANDS.get(stem, 'python scripts/benchmark.py infer')}`"
+    )
 
 
 COMMANDS: dict[str, str] = {}

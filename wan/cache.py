@@ -34,10 +34,6 @@ class TextStore:
     def __init__(self):
         self._key, self._kept = None, {}
 
-    def has(self, key) -> bool:
-        """True if everything under `key` may be read (then the text need not even be embedded)."""
-        return not torch.is_grad_enabled() and self._key == key
-
     def get(self, layer: int, key, make):
         """Returns what `make()` returned for this layer and key."""
         if torch.is_grad_enabled():
@@ -69,6 +65,8 @@ class Ring:
     def put(self, layer: int, plan: Plan, k: torch.Tensor, v: torch.Tensor):
         """Writes the pass's own k, v [B, L, N, E] to the scratch; returns views of all that it sees."""
         assert not torch.is_grad_enabled(), "a ring has no gradient; training uses Chunks"
+        if len(k) != self.shape.batch:
+            raise ValueError(f"a batch of {len(k)} came to a cache of batch {self.shape.batch}")
         unit, chunk = self.shape.frame_tokens, self.ledger.chunk_frames
         begin = (chunk - len(plan.span)) * unit
         scratch, end = slice(begin, chunk * unit), (chunk + len(plan.slots)) * unit

@@ -104,6 +104,8 @@ def chunks(total: int, size: int, first: int | None = None, start: int = 0) -> l
     Errors: ValueError if the frames do not fill whole chunks.
     """
     head = first if first is not None else 0
+    if size < 1 or head < 0:
+        raise ValueError(f"a chunk of {size} latent frames (first {head}) cannot be; write 1 or more")
     rest = total - head
     if total < 1 or rest < 0 or rest % size:
         shape = f"{head} + {size}n" if head else f"{size}n"

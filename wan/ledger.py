@@ -88,6 +88,11 @@ class Ledger:
             raise ValueError(f"span {span} does not start at the next frame {self.next_frame}")
         if not 0 < len(span) <= self.chunk_frames:
             raise ValueError(f"span {span} must hold 1 to {self.chunk_frames} frames (the rollout's chunk)")
+        if self.config.window_frames == -1 and span.stop > self.num_slots:
+            raise ValueError(
+                f"span {span} goes beyond the film's length of {self.num_slots} frames and cache.window_frames is -1; "
+                "give a longer length or set a window"
+            )
         read = tuple(self.slot_of)
         if self.config.rope == "read":
             read_positions = tuple(range(len(read)))

@@ -97,6 +97,8 @@ class WanTransformer(nn.Module):
 
         All segments share their size. Positions, masks and kept keys come from the context.
         """
+        for segment in segments:
+            _check_sigma(segment)
         x = torch.cat([self.embed_patches(s.x, condition) for s in segments], 1)
         grid = self._grid(segments[-1].x)
         num_frames = segments[-1].x.shape[1] // self.spec.patch_size[0]
@@ -123,6 +125,10 @@ class WanTransformer(nn.Module):
         given, wanted = x_BFCHW.shape[2], self.spec.in_dim
         if given != wanted:
             raise ValueError(f"the transformer takes {wanted} channels and got {given} (image conditions add theirs)")
+        if any(n % p for n, p in zip(x_BFCHW.shape[3:], self.spec.patch_size[1:], strict=True)):
+            raise ValueError(
+                f"latents of {tuple(x_BFCHW.shape[3:])} cells do not fill patches of {self.spec.patch_size[1:]}"
+            )
         return self.patch_embedding(x_BFCHW.transpose(1, 2).to(self.dtype)).flatten(2).transpose(1, 2)
 
     def embed_time(self, sigma_BF: torch.Tensor):
@@ -155,6 +161,15 @@ class WanTransformer(nn.Module):
         x = x_BLD.unflatten(1, (num_frames, *grid)).unflatten(-1, (t, h, w, self.spec.out_dim))
         x = x.permute(0, 1, 4, 7, 2, 5, 3, 6)  # B F t C rows h columns w
         return x.flatten(6, 7).flatten(4, 5).flatten(1, 2)
+
+
+def _check_sigma(segment: Segment) -> None:
+    """Raises ValueError unless sigma is [B, 1] or [B, F]."""
+    given, (batch, frames) = tuple(segment.sigma.shape), segment.x.shape[:2]
+    if given not in ((batch, 1), (batch, frames)):
+        raise ValueError(
+            f"sigma is {list(given)} for {batch} x {frames} frames; give one per sample or per frame"
+        )
 
 
 def _joined_sigma(segments: Sequence[Segment]) -> torch.Tensor:

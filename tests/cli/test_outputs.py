@@ -53,7 +53,9 @@ def test_index_and_samples_in_names(door, prompts, tmp_path):
     assert len(set(videos(out).values())) == 4, "two videos are equal"
 
 
-@pytest.mark.parametrize("hostile", ["../../escape", "/etc/passwd", "a/b\\c", "..", "CON", "a\tb", "~", "-rf", "'; rm *"])
+@pytest.mark.parametrize(
+    "hostile", ["../../escape", "/etc/passwd", "a/b\\c", "..", "CON", "a\tb", "~", "-rf", "'; rm *"]
+)
 def test_names_stay_in_the_folder(custom_door, prompts, tmp_path, hostile):
     out = tmp_path / "deep" / "out"
     assert custom_door("--data_path", prompts(hostile), "--output_folder", out) == 0, custom_door.error

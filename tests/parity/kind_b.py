@@ -12,7 +12,6 @@ from wan.condition import Condition
 from wan.context import Full
 from wan.denoiser import Denoiser
 
-
 UPSTREAM_TEXT_TOKENS = 512  # upstream cuts the joined [image | text] sequence here, whatever text_len is
 
 

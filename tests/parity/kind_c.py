@@ -21,7 +21,9 @@ def run(case: Case) -> dict[str, torch.Tensor]:
     rope = "read" if "infinity" in case.config["reference"] else "write"
     knobs = CacheConfig(config.get("local_attn_size", -1), config.get("sink_size", 0), rope)
     chunk = max(c["num_frames"] for c in calls)
-    cache = build.ring(model, knobs, chunk, batch, case.config["tokens_per_frame"], case.config["kv_cache_capacity_frames"])
+    cache = build.ring(
+        model, knobs, chunk, batch, case.config["tokens_per_frame"], case.config["kv_cache_capacity_frames"]
+    )
     condition, outputs = build.condition(case, batch), {}
     wanted = case.outputs()
     for number, call in enumerate(calls):

@@ -8,7 +8,15 @@ import torch
 
 from pipeline.solver import Solver
 from tests.parity.case import Case
-from wan.schedule import NUM_TRAIN_TIMESTEPS, Schedule, nearest_index, shift_sigma, sigma_table, step_sigmas, weight_table
+from wan.schedule import (
+    NUM_TRAIN_TIMESTEPS,
+    Schedule,
+    nearest_index,
+    shift_sigma,
+    sigma_table,
+    step_sigmas,
+    weight_table,
+)
 
 DEFAULT_SIGMA_MIN = 0.003 / 1.002
 
@@ -38,7 +46,9 @@ def tables(case: Case) -> dict[str, torch.Tensor]:
             warped = [1000 * s for s in step_sigmas([s for s in listed if s], shift)]
             outputs[name] = torch.tensor(warped + [0.0] * listed.count(0))
         elif "default_sigma_min" in rest:
-            outputs[name] = shift_sigma(torch.linspace(1, DEFAULT_SIGMA_MIN, int(steps[1])), shift) * NUM_TRAIN_TIMESTEPS
+            outputs[name] = (
+                shift_sigma(torch.linspace(1, DEFAULT_SIGMA_MIN, int(steps[1])), shift) * NUM_TRAIN_TIMESTEPS
+            )
         else:
             outputs[name] = shift_sigma(torch.linspace(1, 0, int(steps[1]) + 1)[:-1], shift) * NUM_TRAIN_TIMESTEPS
     return outputs

@@ -14,7 +14,6 @@ from wan.condition import Condition
 from wan.denoiser import Denoiser
 from wan.geometry import Geometry, Span, chunks
 from wan.ledger import CacheConfig
-from wan.schedule import NUM_TRAIN_TIMESTEPS
 
 GRADED_FRAMES = 21  # earlier frames of a longer rollout carry no gradient
 

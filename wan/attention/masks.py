@@ -33,6 +33,8 @@ def causal(spans: list[Span], window_frames: int = -1, sink_frames: int = 0) -> 
 
     The history is the latest `window - sink - n` frames before the chunk, n the largest chunk.
     """
+    if spans[0].start:
+        raise ValueError(f"a mask over whole clips starts at frame 0, not at {spans[0].start}")
     total, largest = spans[-1].stop, max(map(len, spans))
     seen = torch.zeros(total, total, dtype=torch.bool)
     for span in spans:
