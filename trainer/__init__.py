@@ -1,7 +1,9 @@
 TRAINERS = {
     "regress": "trainer.regress:RegressConfig",
     "codec": "trainer.codec:CodecConfig",
+    "distill": "trainer.distill:DistillConfig",
 }
 SOURCES = {
     "latents": "trainer.source:LatentsConfig",
+    "rollout": "trainer.rollout_source:RolloutConfig",
 }

@@ -7,14 +7,17 @@ from pathlib import Path
 
 import torch
 
+from model.discriminator import Discriminator
 from utils.atomic import write_json
 from utils.rng import Rng, seed_libraries
 from wan.denoiser import Denoiser
+from wan.library import load_vae
 from wan.parts import find_parts
 from wan.spec import SPECS
 from wan.tensor_file import write_safetensors
 from wan.text import TextConfig, load_text_encoder
 from wan.transformer import WanTransformer
+from wan.vae import StreamingVAE
 from wan.weights import load_strict, load_transformer
 
 
@@ -53,6 +56,11 @@ class Roles:
     generator: Denoiser
     text: object  # prompts -> embeddings [B, T, width], kept per prompt
     device: torch.device
+    teacher: Denoiser | None = None
+    critic: Denoiser | None = None
+    discriminator: torch.nn.Module | None = None
+    vae: object | None = None
+    negative_prompt: str = ""
 
     @classmethod
     def build(cls, model: str, generator: RoleConfig, text: TextConfig, rng: Rng, device: torch.device) -> Roles:
@@ -60,6 +68,20 @@ class Roles:
         network = generator.build(rng, device)
         encoder = load_text_encoder(find_parts(model), network.spec.text_len, text, device)
         return cls(network, KeptText(encoder), device)
+
+
+    @classmethod
+    def for_distillation(cls, model: str, config, rng: Rng, device: torch.device) -> Roles:
+        """Returns generator, teacher, critic (and discriminator) of a `DistillConfig`, with text encoder and VAE."""
+        roles = cls.build(model, config.generator, config.text, rng, device)
+        roles.teacher = config.teacher.build(rng, device).requires_grad_(False)
+        roles.critic = config.critic.build(rng, device)
+        if config.loss.name == "gan":
+            seed_libraries(rng.at("init", "discriminator"))
+            roles.discriminator = Discriminator(roles.critic.spec, config.loss.discriminator).to(device)
+        roles.vae = StreamingVAE(load_vae(find_parts(model).need("vae")), config.vae).to(device).requires_grad_(False)
+        roles.negative_prompt = config.negative_prompt
+        return roles
 
 
 class KeptText:

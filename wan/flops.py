@@ -1,7 +1,7 @@
-"""Floating-point operations of one transformer forward, counted from its sizes; a multiply-add counts as two.
+"""Floating-point operations of a transformer forward and of a VAE's decode; a multiply-add counts as two.
 
-What is left out is what a causal chunk does not repeat or cannot feel: the text's projections (kept per
-condition), the time embedding (one row per sample), norms, rotations and softmax.
+A forward is counted from its sizes. Left out is what a causal chunk does not repeat or cannot feel: the text's
+projections (kept per condition), the time embedding (one row per sample), norms, rotations and softmax.
 """
 
 from __future__ import annotations
@@ -9,7 +9,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
 from wan.spec import CLIP_TOKENS, TransformerSpec
+from wan.vae import StreamingVAE
 
 
 @dataclass(frozen=True)
@@ -41,3 +45,18 @@ def pass_flops(spec: TransformerSpec, query_tokens: int, key_tokens: int, batch:
         self_attention=4 * queries * key_tokens * spec.dim * spec.num_layers,  # q k^T and (softmax) v
         cross_attention=4 * queries * text_tokens * spec.dim * spec.num_layers,
     )
+
+
+@torch.no_grad()
+def decode_flops(vae: StreamingVAE, latent_shape: tuple[int, ...]) -> int:
+    """Returns the operations of decoding latents [B, F, C, h, w] of a running stream (not its first chunk).
+
+    Counted by torch on a twin without storage, so nothing is computed.
+    """
+    with torch.device("meta"):
+        twin = StreamingVAE(type(vae.model).from_config(vae.model.config), vae.config).to("meta")
+        latents = torch.empty(latent_shape)
+    _, state = twin.decode_stream(latents)
+    with FlopCounterMode(display=False) as counter:
+        twin.decode_stream(latents, state)
+    return counter.get_total_flops()

@@ -10,9 +10,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests import tiny
 from wan.context import Full
-from wan.flops import pass_flops
+from wan.flops import decode_flops, pass_flops
 from wan.geometry import Geometry
+from wan.library import VAE_CONFIGS, build_vae
 from wan.spec import SPECS
+from wan.vae import StreamingVAE, VAEConfig
 
 CHUNK = 3
 
@@ -51,3 +53,10 @@ def test_attention_grows_with_keys_and_images_alone():
     image = pass_flops(replace(spec, image_dim=8), 18, 18)
     assert image.cross_attention - short.cross_attention == 4 * 18 * 257 * spec.dim * spec.num_layers
     assert image.linear == short.linear
+
+
+@pytest.mark.parametrize("together", [1, 3])
+def test_a_decoded_chunk_costs_what_is_known(together):
+    vae = StreamingVAE(build_vae(VAE_CONFIGS["vae 2.1"], "meta"), VAEConfig(frames_per_pass=together))
+    shape = (1, *Geometry.of(SPECS["t2v-1.3B"]).latent_shape(CHUNK))
+    assert decode_flops(vae, shape) / 1e12 == pytest.approx(40.65, abs=5e-3)

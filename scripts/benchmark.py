@@ -1,0 +1,282 @@
+"""Measures speed; prints a table and saves it as JSON and markdown under docs/results/.
+
+    python scripts/benchmark.py infer --config_path configs/infer/digits.yaml
+    python scripts/benchmark.py infer --config_path configs/infer/benchmark_wan_1.3B.yaml --random_weights
+    python scripts/benchmark.py infer --config_path configs/infer/benchmark_wan_1.3B.yaml --random_weights \\
+        --layers 4 --height 64 --width 96 model.dtype=fp32 vae.dtype=fp32     # reduced, for a CPU
+    python scripts/benchmark.py infer ... --windows 12 48                     # bytes copied, by window and rotation
+
+Times are those of the steady state: the window is full and warm-up chunks have run. MFU is counted operations
+(wan/flops.py) per second over the device's peak: the dense bf16 rate of a known GPU, or on a CPU the best of
+three 4096^3 fp32 products in the same run. What would take a CPU hours is recorded as "not run".
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+# Dense bf16 rates of the makers' data sheets, in tera-operations per second; the first name that fits counts.
+GPU_PEAKS = {"H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H200": 989, "A100": 312}
+PEAK_SIZE, PEAK_TRIES = 4096, 3
+CPU_LIMIT = 2e12  # operations of a chunk, decode not counted; minutes on a CPU
+DEFAULT_CHUNKS = 20  # measured, where the recipe names no `seconds`
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one subcommand; returns 0."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, metavar="|".join(COMMANDS))
+    for name, (add_arguments, run) in COMMANDS.items():
+        sub = commands.add_parser(name, help=run.__doc__.split("\n")[0], allow_abbrev=False)
+        add_arguments(sub)
+        sub.set_defaults(run=run)
+    args, args.overrides = parser.parse_known_args(argv)
+    for word in args.overrides:
+        if word.startswith("-") or "=" not in word:
+            parser.error(f"{word!r} is neither an option nor key=value")
+    args.command = " ".join(["python scripts/benchmark.py", *(sys.argv[1:] if argv is None else argv)])
+    try:
+        return args.run(args)
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"benchmark.py: {error}\n")
+
+
+def infer_arguments(parser):
+    parser.add_argument("--config_path", type=Path, required=True, help="a recipe of configs/infer/")
+    parser.add_argument("--random_weights", action="store_true", help="sizes of model.spec, no weight file needed")
+    parser.add_argument("--layers", type=int, help="with --random_weights: so many transformer blocks")
+    parser.add_argument("--height", type=int, help="pixels, instead of the recipe's")
+    parser.add_argument("--width", type=int, help="pixels, instead of the recipe's")
+    parser.add_argument("--chunks", type=int, help=f"measured (default: the recipe's `seconds`, or {DEFAULT_CHUNKS})")
+    parser.add_argument("--warmup", type=int, default=2, help="chunks after the window is full that do not count")
+    parser.add_argument("--windows", type=int, nargs="+", help="measure bytes copied only, for these window_frames")
+    parser.add_argument("--peak_tflops", type=float, help="the device's peak, where it is not to be looked up")
+    parser.add_argument("--name", help="of the files; default: the recipe's")
+    parser.add_argument("--output_folder", type=Path, default=Path("docs/results"))
+
+
+def infer(args) -> int:
+    """Milliseconds per chunk, fps, MFU, memory, copies and allocations of causal generation."""
+    begin, config = time.time(), read_config(args)
+    import torch
+
+    from scripts import benchmark_infer
+
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    result = {"command": args.command, "status": "measured", "device": device_facts(device)}
+    excess = cpu_excess(args, config) if device.type == "cpu" else ""
+    if excess:
+        return save(args, result | {"status": "not run", "reason": excess}, [f"not run: {excess}"])
+    peak = None if args.windows else peak_rate(device, args.peak_tflops)
+    kit, weights = benchmark_infer.build_kit(config, args.random_weights, args.layers, device)
+    result["model"] = describe(config, kit, weights, benchmark_infer.attention_backend(config, kit))
+    if args.windows:
+        result["bytes copied per chunk"] = benchmark_infer.compare_windows(config, kit, args.windows)
+        lines = copies_table(result["bytes copied per chunk"])
+    else:
+        chunks = args.chunks or default_chunks(config, kit.spec.fps)
+        result["peak"] = {"tera-operations per second": peak[0] / 1e12, "from": peak[1]}
+        result |= benchmark_infer.measure(config, kit, args.warmup, chunks, peak[0])
+        lines = infer_table(result)
+    return save(args, result | {"seconds": round(time.time() - begin, 1)}, lines)
+
+
+def read_config(args):
+    """Returns the recipe with overrides. Errors: ValueError for what cannot be measured."""
+    for name in ("layers", "chunks", "warmup"):
+        if vars(args)[name] is not None and vars(args)[name] < 1:
+            raise ValueError(f"--{name} is {vars(args)[name]}; write 1 or more")
+    if args.peak_tflops is not None and args.peak_tflops <= 0:
+        raise ValueError(f"--peak_tflops is {args.peak_tflops}; write a positive number")
+    if args.layers and not args.random_weights:
+        raise ValueError("--layers cuts a model to pieces that no weights fit; write --random_weights too")
+    from pipeline.config import load_recipe
+
+    sizes = [f"{side}={vars(args)[side]}" for side in ("height", "width") if vars(args)[side] is not None]
+    config, _ = load_recipe(args.config_path, args.overrides + sizes)
+    if "cache" not in vars(config.pipeline):
+        raise ValueError("only causal generation is measured; write pipeline.name=causal or another recipe")
+    if config.pipeline.cache.window_frames == -1 and not args.windows:
+        raise ValueError("without a window no two chunks cost the same; write pipeline.cache.window_frames=12")
+    least = config.pipeline.cache.sink_frames + max(config.pipeline.chunk, config.pipeline.first_chunk)
+    for window in args.windows or ():
+        if window < least:
+            raise ValueError(f"--windows {window} is smaller than sink + chunk; write {least} or more")
+    if args.random_weights and not config.model.spec:
+        raise ValueError("--random_weights needs the sizes by name; write model.spec=digits, model.spec=t2v-1.3B, ...")
+    return config
+
+
+def cpu_excess(args, config) -> str:
+    """Returns why a CPU should not try this, or '' if it may (or the sizes are known only after loading)."""
+    from wan.flops import pass_flops
+    from wan.geometry import Geometry
+    from wan.spec import SPECS
+
+    if not config.model.spec:
+        return ""
+    spec, sampler = SPECS[config.model.spec], config.sampler.build()
+    unit = Geometry.of(spec, config.height, config.width).frame_tokens
+    window = max(args.windows or [config.pipeline.cache.window_frames])
+    one = pass_flops(spec.transformer, config.pipeline.chunk * unit, window * unit, config.batch)
+    share = (args.layers or spec.transformer.num_layers) / spec.transformer.num_layers
+    work = share * one.total * (sampler.num_steps + 1) * (1 if sampler.guidance == 1 else 2)
+    if work <= CPU_LIMIT:
+        return ""
+    return f"{work / 1e12:.1f} tera-operations per chunk need a CUDA device"
+
+
+def default_chunks(config, fps: float) -> int:
+    """Returns how many chunks last the recipe's `seconds`."""
+    if not config.seconds:
+        return DEFAULT_CHUNKS
+    from wan.vae import TEMPORAL_STRIDE
+
+    return -(-round(config.seconds * fps) // (TEMPORAL_STRIDE * config.pipeline.chunk))
+
+
+def device_facts(device) -> dict:
+    """Returns what a reader needs to compare numbers: device, versions, threads, load."""
+    import torch
+
+    cuda = device.type == "cuda"
+    name = torch.cuda.get_device_name(device) if cuda else cpu_name()
+    facts = {"name": name, "torch": torch.__version__, "python": platform.python_version()}
+    facts |= {"threads": torch.get_num_threads(), "cores": os.cpu_count(), "load average": os.getloadavg()[0]}
+    return facts | ({"CUDA": torch.version.cuda, "cuDNN": torch.backends.cudnn.version()} if cuda else {})
+
+
+def cpu_name() -> str:
+    """Returns the processor's name as Linux tells it, or the platform's word."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def peak_rate(device, given: float | None) -> tuple[float, str]:
+    """Returns (operations per second, where the number is from).
+
+    Errors: ValueError for a GPU that the table does not know.
+    """
+    import torch
+
+    if given:
+        return given * 1e12, "--peak_tflops"
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        for known, rate in GPU_PEAKS.items():
+            if known in name:
+                return rate * 1e12, f"dense bf16 of {known}"
+        raise ValueError(f"the peak of {name!r} is not in the table; give its dense bf16 rate by --peak_tflops")
+    a, b = torch.randn(2, PEAK_SIZE, PEAK_SIZE)
+    out, seconds = torch.empty_like(a), []
+    for _ in range(PEAK_TRIES):
+        begin = time.perf_counter()
+        torch.mm(a, b, out=out)
+        seconds.append(time.perf_counter() - begin)
+    return 2 * PEAK_SIZE**3 / min(seconds), f"best of {PEAK_TRIES} fp32 products of {PEAK_SIZE}^3"
+
+
+def describe(config, kit, weights: str, backend: str) -> dict:
+    """Returns what was run."""
+    from wan.geometry import Geometry
+
+    geometry, sampler, cache = (
+        Geometry.of(kit.spec, config.height, config.width),
+        config.sampler.build(),
+        vars(config.pipeline.cache),
+    )
+    return {
+        "spec": kit.spec.name,
+        "blocks": kit.spec.transformer.num_layers,
+        "size": f"{geometry.height}x{geometry.width}",
+        "frame tokens": geometry.frame_tokens,
+        "chunk": config.pipeline.chunk,
+        **cache,
+        "passes": f"{sampler.num_steps} + 1 context" + ("" if sampler.guidance == 1 else ", twice (guidance)"),
+        "batch": config.batch,
+        "dtype": config.model.dtype,
+        "VAE dtype": config.vae.dtype,
+        "attention": backend,
+        "weights": weights,
+    }
+
+
+def infer_table(result: dict) -> list[str]:
+    """Returns the markdown of one measurement."""
+    from scripts.tables import head, line
+
+    times, work, used = result["ms per chunk"], result["tera-operations"]["per chunk"], result["MFU"]
+    lines = head(["per chunk", "p50 ms", "p95 ms", "tera-operations", "MFU"])
+    for name in used:
+        cells = [f"{times[name][q]:.1f}" for q in ("p50", "p95")]
+        lines.append(line([name, *cells, f"{work[name]:.4g}", f"{100 * used[name]:.1f} %"]))
+    noise = times["noise drawing"]
+    lines.append(line(["(of denoise: drawing noise)", f"{noise['p50']:.1f}", f"{noise['p95']:.1f}", "-", "-"]))
+    lines += ["", *head([f"fps: {name}" for name in result["fps"]])]
+    lines.append(line([f"{value:.2f}" for value in result["fps"].values()]))
+    asked = result["allocations per chunk"]
+    lines += ["", *copies_table({"this run": result["bytes copied per chunk"]}), ""]
+    lines += head(
+        ["", *(f"allocations: {part}" for part in asked), *(f"peak: {kind}" for kind in result["peak memory"])]
+    )
+    counts = [f"{value['number']} ({megabytes(value['bytes'])})" for value in asked.values()]
+    lines.append(line(["per chunk", *counts, *map(megabytes, result["peak memory"].values())]))
+    peak = result["peak"]
+    facts = f"peak {peak['tera-operations per second']:.4g} tera-operations/s ({peak['from']})"
+    kernels = ", ".join(result["attention kernels"]) or "not seen by torch"
+    return [*lines, "", f"{facts}; attention kernels: {kernels}; chunks: {pairs(result['chunks'])}"]
+
+
+def copies_table(rows: dict[str, dict[str, int]]) -> list[str]:
+    """Returns the markdown of bytes copied per chunk, a column for each scope."""
+    from scripts.tables import head, line
+
+    scopes = list(next(iter(rows.values())))
+    lines = head(["bytes copied per chunk", *scopes])
+    return lines + [line([name, *(f"{row[scope]:,}" for scope in scopes)]) for name, row in rows.items()]
+
+
+def megabytes(count: int) -> str:
+    """Returns bytes as text in MB (10^6)."""
+    return f"{count / 1e6:,.1f} MB"
+
+
+def pairs(facts: dict) -> str:
+    """Returns `name value, ...` on one line."""
+    return ", ".join(f"{name} {value}" for name, value in facts.items())
+
+
+def save(args, result: dict, lines: list[str]) -> int:
+    """Prints the table and writes it as markdown beside the JSON; what was measured is not replaced by "not run"."""
+    from utils.atomic import atomic_write, write_json
+
+    stem = args.name or args.config_path.stem.removeprefix("benchmark_") + ("_copies" if args.windows else "")
+    path = args.output_folder / f"benchmark_infer_{stem}.json"
+    facts = [pairs(result[key]) for key in ("device", "model") if key in result]
+    text = "\n\n".join([f"`{args.command}`", *facts, "\n".join(lines)]) + "\n"
+    print(text)
+    if result["status"] == "not run" and path.exists() and json.loads(path.read_text())["status"] != "not run":
+        print(f"kept {path}, which holds a measurement")
+        return 0
+    write_json(path, result)
+    atomic_write(path.with_suffix(".md"), text.encode())
+    print(f"saved {path} and {path.with_suffix('.md')}")
+    return 0
+
+
+COMMANDS = {"infer": (infer_arguments, infer)}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""The source of self-forcing: the generator's own rollout, by the loop that generates films."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from model.base import Sample
+from pipeline.rollout import ContextConfig, Rollout
+from pipeline.sampler import FewStepConfig, RandomExit
+from pipeline.track import Fixed
+from trainer.window import loss_window
+from utils.data.latents import LatentFolder
+from utils.data.prompts import read_prompts
+from wan.condition import Condition
+from wan.geometry import Geometry, chunks
+from wan.ledger import CacheConfig
+from wan.spec import find_spec
+
+
+@dataclass
+class RolloutConfig:
+    """Rollouts of the generator on prompts.
+
+    prompts: a text file, one per line. clips: a folder of encoded clips instead; their prompts are
+    used and their latents are the real ones (GAN). frames: length in latent frames, or
+    frames_max > frames: drawn per step in whole chunks. loss_frames: how many of the last are scored.
+    """
+
+    prompts: str = ""
+    clips: str = ""
+    batch: int = 8
+    frames: int = 21
+    frames_max: int = 0
+    loss_frames: int = 21
+    chunk: int = 3
+    first_chunk: int = 0
+    height: int = 0
+    width: int = 0
+    sampler: FewStepConfig = field(default_factory=FewStepConfig)
+    exit_per_chunk: bool = False  # an exit step for each chunk instead of one for all
+    last_step_only: bool = False
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    context: ContextConfig = field(default_factory=ContextConfig)
+
+    def check(self):
+        if bool(self.prompts) == bool(self.clips):
+            raise ValueError("write either prompts (a text file) or clips (a folder of encoded clips)")
+        for length in {self.frames, self.frames_max or self.frames, self.loss_frames}:
+            chunks(length, self.chunk, self.first_chunk or None)
+        if self.frames_max and self.frames_max < self.frames:
+            raise ValueError(f"frames_max {self.frames_max} is smaller than frames {self.frames}")
+
+    def build(self) -> RolloutSource:
+        """Returns the source."""
+        return RolloutSource(self)
+
+
+class RolloutSource:
+    """Generated latents with gradient at the exit step only."""
+
+    def __init__(self, config: RolloutConfig):
+        self.config = config
+        self.clips = LatentFolder(config.clips) if config.clips else None
+        self.prompts = self.clips.prompts if self.clips else [line.prompt for line in read_prompts(config.prompts)]
+        self.fills = frozenset({"latents", "condition", "null", "spans"} | ({"real"} if self.clips else set()))
+
+    def next(self, step: int, roles, rng, graded: bool) -> Sample:
+        """Rolls out one batch; `step` counts samples, so that generator and critic never share one."""
+        config = self.config
+        index = range(step * config.batch, (step + 1) * config.batch)
+        rows = [self.row(i, rng) for i in index]
+        prompts = [self.prompts[r] for r in rows]
+        condition = Condition(roles.text(prompts), roles.text([roles.negative_prompt]).expand(len(rows), -1, -1))
+        spans = chunks(self.length(step, rng), config.chunk, config.first_chunk or None)
+        exits = self.exits(step, len(spans), rng)
+        source = rng.at("sample", step, "rollout")
+        geometry = Geometry.of(find_spec(roles.generator.spec), config.height, config.width)
+
+        def noise(span, k):
+            return source.normal_batch((len(span), *geometry.latent_shape(1)[1:]), index, span.start, k)
+
+        rollout = self.rollout(roles, geometry, dict(zip(spans, exits, strict=True)), spans[-1].stop)
+        with torch.set_grad_enabled(graded):
+            made = torch.cat([c.latents for c in rollout(Fixed(condition), spans, noise, len(rows))], 1)
+        latents, mask = loss_window(made, config.loss_frames, roles.vae, len(spans[0]))
+        real = None
+        if self.clips:
+            real = torch.stack([self.clips[r][0][: latents.shape[1]] for r in rows]).to(latents)
+        return Sample(step, latents, condition, index, spans, prompts, mask, self.exit_range(exits), real=real)
+
+    def row(self, number: int, rng) -> int:
+        """Returns the prompt of a sample by its number in the run: a new order each epoch."""
+        epoch, place = divmod(number, len(self.prompts))
+        return int(rng.at("epoch", epoch).permutation(len(self.prompts))[place])
+
+    def length(self, step: int, rng) -> int:
+        """Returns this step's length in latent frames, equal on all ranks."""
+        config = self.config
+        if not config.frames_max:
+            return config.frames
+        choices = (config.frames_max - config.frames) // config.chunk + 1
+        return config.frames + config.chunk * int(rng.shared(step, "length").integers(0, choices))
+
+    def exits(self, step: int, count: int, rng) -> list[int]:
+        """Returns the exit step of each chunk, equal on all ranks."""
+        last = len(self.config.sampler.steps) - 1
+        if self.config.last_step_only:
+            return [last] * count
+        drawn = rng.shared(step, "exit").integers(0, last + 1, shape=(count,)).tolist()
+        return drawn if self.config.exit_per_chunk else drawn[:1] * count
+
+    def exit_range(self, exits: list[int]) -> tuple[int, int] | None:
+        """Returns (the step stopped at, the next one) on the 1000-grid, if all chunks stopped alike."""
+        steps = [int(s) for s in self.config.sampler.steps] + [0]
+        return (steps[exits[0]], steps[exits[0] + 1]) if len(set(exits)) == 1 else None
+
+    def rollout(self, roles, geometry: Geometry, exits: dict, total: int) -> Rollout:
+        """Returns the rollout; only frames inside the loss window carry gradient."""
+        config, first = self.config, total - self.config.loss_frames
+        sampler = RandomExit(config.sampler.build(), exits.__getitem__, lambda span: span.start >= first)
+        return Rollout(
+            roles.generator, sampler, geometry, config.cache, config.context, training=True, device=roles.device
+        )
