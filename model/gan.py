@@ -84,8 +84,12 @@ class DiscriminatorLoss:
         else:
             gan = softplus(-on_real).mean() + softplus(on_fake).mean()
         gan = config.discriminator_weight * gan
-        r1 = self.penalty(roles, sample, real, on_real, rng, "r1")
-        r2 = self.penalty(roles, sample, fake, on_fake, rng, "r2")
+        r1 = penalty(
+            roles, sample, real, on_real, rng.at("sample", sample.step, "r1"), config.r1_weight, config.r1_sigma
+        )
+        r2 = penalty(
+            roles, sample, fake, on_fake, rng.at("sample", sample.step, "r2"), config.r2_weight, config.r2_sigma
+        )
         loss = gan + r1 + r2
         metrics = {
             "critic_loss": loss,
@@ -97,15 +101,14 @@ class DiscriminatorLoss:
         }
         return loss, {name: value.detach() for name, value in metrics.items()}
 
-    def penalty(self, roles, sample: Sample, noised: Noised, logit, rng, name: str) -> torch.Tensor:
-        """Returns weight * mean ((D(x + s n) - D(x)) / s)^2, or 0 without drawing if the weight is 0."""
-        weight, width = (vars(self.config)[f"{name}_{knob}"] for knob in ("weight", "sigma"))
-        if not weight:
-            return logit.new_zeros(())
-        shape = noised.x.shape[1:]
-        noise = rng.at("sample", sample.step, name).normal_batch(shape, sample.index).to(noised.x)
-        moved = roles.discriminator(roles.critic, noised.x + width * noise, noised.sigma, sample.condition)
-        return weight * ((moved.float() - logit) / width).square().mean()
+
+def penalty(roles, sample: Sample, noised: Noised, logit, source, weight: float, width: float) -> torch.Tensor:
+    """Returns weight * mean ((D(x + width n) - D(x)) / width)^2, or 0 without drawing if the weight is 0."""
+    if not weight:
+        return logit.new_zeros(())
+    noise = source.normal_batch(noised.x.shape[1:], sample.index).to(noised.x)
+    moved = roles.discriminator(roles.critic, noised.x + width * noise, noised.sigma, sample.condition)
+    return weight * ((moved.float() - logit) / width).square().mean()
 
 
 def logits(roles, sample: Sample, fake: Noised, real: Noised) -> tuple[torch.Tensor, torch.Tensor]:

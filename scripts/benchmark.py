@@ -192,18 +192,14 @@ def describe(config, kit, weights: str, backend: str) -> dict:
     """Returns what was run."""
     from wan.geometry import Geometry
 
-    geometry, sampler, cache = (
-        Geometry.of(kit.spec, config.height, config.width),
-        config.sampler.build(),
-        vars(config.pipeline.cache),
-    )
+    geometry, sampler = Geometry.of(kit.spec, config.height, config.width), config.sampler.build()
     return {
         "spec": kit.spec.name,
         "blocks": kit.spec.transformer.num_layers,
         "size": f"{geometry.height}x{geometry.width}",
         "frame tokens": geometry.frame_tokens,
         "chunk": config.pipeline.chunk,
-        **cache,
+        **vars(config.pipeline.cache),
         "passes": f"{sampler.num_steps} + 1 context" + ("" if sampler.guidance == 1 else ", twice (guidance)"),
         "batch": config.batch,
         "dtype": config.model.dtype,
@@ -228,9 +224,8 @@ def infer_table(result: dict) -> list[str]:
     lines.append(line([f"{value:.2f}" for value in result["fps"].values()]))
     asked = result["allocations per chunk"]
     lines += ["", *copies_table({"this run": result["bytes copied per chunk"]}), ""]
-    lines += head(
-        ["", *(f"allocations: {part}" for part in asked), *(f"peak: {kind}" for kind in result["peak memory"])]
-    )
+    columns = [f"allocations: {part}" for part in asked] + [f"peak: {kind}" for kind in result["peak memory"]]
+    lines += head(["", *columns])
     counts = [f"{value['number']} ({megabytes(value['bytes'])})" for value in asked.values()]
     lines.append(line(["per chunk", *counts, *map(megabytes, result["peak memory"].values())]))
     peak = result["peak"]

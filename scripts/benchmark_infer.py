@@ -63,9 +63,9 @@ def build_kit(config, random_weights: bool, layers: int | None, device: torch.de
     denoiser = Denoiser(transformer.to(dtype).requires_grad_(False).eval())
     folder = Path(config.model.path)
     path = find_parts(folder).vae if folder.is_dir() else None
-    vae_dtype = DTYPES[config.vae.dtype]
-    model = load_vae(path, vae_dtype) if path else build_vae(VAE_CONFIGS[VAE_FAMILY[spec.vae_file]], device)
-    vae = StreamingVAE(model.to(vae_dtype).requires_grad_(False), config.vae).eval().to(device)
+    model = load_vae(path) if path else build_vae(VAE_CONFIGS[VAE_FAMILY[spec.vae_file]], device)
+    torch.nn.Module.to(model, DTYPES[config.vae.dtype])  # diffusers' own `to` warns about a list that is empty
+    vae = StreamingVAE(model.requires_grad_(False), config.vae).eval().to(device)
     return Kit(spec, denoiser, vae, None, None, device, dtype, "random"), f"random, VAE {path or 'random'}"
 
 
@@ -75,11 +75,9 @@ def attention_backend(config, kit: Kit) -> str:
         return config.model.attention
     spec = kit.spec.transformer
     q = torch.empty(1, 1, spec.num_heads, spec.head_dim, device=kit.device, dtype=kit.dtype)
-    for name, entry in BACKENDS.items():
-        module, _, kernel = entry.partition(":")
-        if vars(importlib.import_module(module))[kernel]().usable(q, None, False) is None:
-            break
-    return f"auto: {name}"
+    kernels = {name: entry.partition(":") for name, entry in BACKENDS.items()}
+    found = {name: vars(importlib.import_module(module))[kernel]() for name, (module, _, kernel) in kernels.items()}
+    return "auto: " + next(name for name, kernel in found.items() if kernel.usable(q, None, False) is None)
 
 
 class TimedRollout(Rollout):

@@ -69,7 +69,6 @@ class Roles:
         encoder = load_text_encoder(find_parts(model), network.spec.text_len, text, device)
         return cls(network, KeptText(encoder), device)
 
-
     @classmethod
     def for_distillation(cls, model: str, config, rng: Rng, device: torch.device) -> Roles:
         """Returns generator, teacher, critic (and discriminator) of a `DistillConfig`, with text encoder and VAE."""

@@ -167,9 +167,7 @@ def _check_sigma(segment: Segment) -> None:
     """Raises ValueError unless sigma is [B, 1] or [B, F]."""
     given, (batch, frames) = tuple(segment.sigma.shape), segment.x.shape[:2]
     if given not in ((batch, 1), (batch, frames)):
-        raise ValueError(
-            f"sigma is {list(given)} for {batch} x {frames} frames; give one per sample or per frame"
-        )
+        raise ValueError(f"sigma is {list(given)} for {batch} x {frames} frames; give one per sample or per frame")
 
 
 def _joined_sigma(segments: Sequence[Segment]) -> torch.Tensor:
