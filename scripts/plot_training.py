@@ -29,6 +29,7 @@ def main() -> int:
     import matplotlib.pyplot as plt
     import torch
 
+    from trainer.config import load_recipe
     from utils.atomic import write_json
 
     latest = {}
@@ -49,7 +50,7 @@ def main() -> int:
         final[name] = smooth[-1]
     figure.tight_layout()
     figure.savefig(f"docs/images/{flags.run.name}_training.png", dpi=80)
-    facts = {"recipe": flags.recipe, "steps": rows[-1]["step"], "minutes": rows[-1]["seconds"] / 60, "final": final}
+    facts = {"recipe": flags.recipe, "steps": load_recipe(flags.recipe)[0].steps, "minutes": rows[-1]["seconds"] / 60, "final": final}
     facts |= {"hardware": f"1 CPU thread, {platform.machine()}", "torch": torch.__version__, "note": flags.note}
     write_json(f"docs/results/{flags.run.name}_training.json", facts)
     return 0

@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Builds the embedded digits model from nothing: codec, text encoder, latents, teacher, causal model, tables.
+# About two and a half hours on one CPU thread; every stage resumes where it was killed.
+#   bash scripts/build_digits.sh [ASSETS]        (default assets/digits)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+case "${1:-}" in -h | --help) sed -n '2,5p' "$0"; exit 0 ;; esac
+assets=${1:-assets/digits}
+python=${PYTHON:-.venv/bin/python}
+export OMP_NUM_THREADS=1
+
+$python scripts/build_digits_text.py --output "$assets"
+[ -d "$assets/scheduler" ] || $python - "$assets/scheduler" <<'PYTHON'
+import sys
+from diffusers import UniPCMultistepScheduler
+UniPCMultistepScheduler(
+    prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, solver_type="bh2"
+).save_pretrained(sys.argv[1])
+PYTHON
+if [ ! -d "$assets/vae" ]; then
+  $python train.py --config_path configs/train/digits_codec.yaml
+  cp -r runs/digits_codec/export/vae "$assets/vae"
+fi
+$python scripts/evaluate.py codec --vae "$assets/vae" --frames 33 329 --clips 64
+$python scripts/encode_latents.py digits --vae "$assets/vae" --clips 8000 --batch 8 --output runs/digits_latents
+$python train.py --config_path configs/train/digits_teacher.yaml
+$python train.py --config_path configs/train/digits_causal.yaml
+[ -d "$assets/transformer" ] || cp -r runs/digits_causal/export/transformer "$assets/transformer"
+bash scripts/evaluate_digits.sh

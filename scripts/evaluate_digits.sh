@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Generates a video of each of the 240 prompts at one and four times the training length, measures them, and writes
+# the tables of README.md and docs/results.md. Finished videos are kept, so it resumes.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+case "${1:-}" in -h | --help) sed -n '2,3p' "$0"; exit 0 ;; esac
+python=${PYTHON:-.venv/bin/python}
+ranks=${RANKS:-1}
+export OMP_NUM_THREADS=1
+
+films() { # recipe, folder, further overrides
+  recipe=$1 folder=$2
+  shift 2
+  $python -m torch.distributed.run --nproc_per_node="$ranks" inference.py --config_path "configs/infer/$recipe.yaml" \
+    --data_path prompts/digits_all.txt --output_folder "$folder" batch=24 "$@"
+}
+measure() { # record, further flags
+  record=$1
+  shift
+  $python scripts/evaluate.py digits --output "docs/results/$record.json" "$@" || echo "a gate of $record failed"
+}
+films digits outputs/digits_1x
+films digits outputs/digits_4x num_output_frames=36
+measure digits_causal --videos outputs/digits_1x --codec assets/digits/vae --real
+measure digits_causal_long --videos outputs/digits_4x --codec assets/digits/vae --real
+measure digits_reference --reference --frames 33
+if [ -d runs/digits_teacher/export ]; then
+  films digits_teacher outputs/digits_teacher
+  measure digits_teacher --videos outputs/digits_teacher --codec assets/digits/vae
+fi
+$python scripts/tables.py

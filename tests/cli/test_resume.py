@@ -1,0 +1,125 @@
+"""What stays: finished videos are skipped, an interrupt or a full disk leaves no half file."""
+
+from __future__ import annotations
+
+import json
+import logging
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from tests.architecture.source import ROOT
+from tests.digits_fixture import PROMPTS, files, videos
+from utils.media_io import contact_sheet, read_video
+
+
+def test_finished_videos_are_skipped_and_the_rest_is_made(door, prompts, tmp_path):
+    out, path = tmp_path / "out", prompts(*PROMPTS)
+    assert door("--data_path", path, "--output_folder", out) == 0
+    whole = videos(out)
+    times = {p.name: p.stat().st_mtime_ns for p in out.glob("*.mp4")}
+    lost, half = sorted(whole)[0], sorted(whole)[1]
+    (out / lost).unlink()
+    (out / half).with_suffix(".json").unlink()  # a video without its JSON is not finished
+    assert door("--data_path", path, "--output_folder", out) == 0
+    assert videos(out) == whole
+    again = {p.name for p in out.glob("*.mp4") if p.stat().st_mtime_ns != times[p.name]}
+    assert again == {lost, half}
+    assert "1 of 3 videos are finished" in door.error
+
+
+def test_nothing_is_loaded_when_all_is_finished(door, tmp_path, monkeypatch):
+    arguments = ["--prompt", PROMPTS[0], "--output_folder", tmp_path / "out"]
+    assert door(*arguments) == 0
+    monkeypatch.setattr("pipeline.run.load_kit", None)
+    assert door(*arguments) == 0
+    assert "1 videos in" in door.said
+    with pytest.raises(TypeError):  # the twin: with --overwrite it is needed
+        door(*arguments, "--overwrite")
+
+
+def test_overwrite_makes_anew(door, tmp_path, caplog):
+    out = tmp_path / "out"
+    arguments = ["--prompt", PROMPTS[0], "--output_folder", out]
+    assert door(*arguments) == 0
+    (name,), (old,) = videos(out), videos(out).values()
+    with caplog.at_level(logging.WARNING):
+        assert door(*arguments, "--seed", 7) == 0
+    assert videos(out) == {name: old}
+    assert "made with {'seed': 0}" in caplog.text  # kept, but not without a word
+    assert door(*arguments, "--seed", 7, "--overwrite") == 0
+    assert videos(out)[name] != old
+    assert json.loads((out / name).with_suffix(".json").read_text())["seed"] == 7
+
+
+def test_a_batch_is_completed_without_touching_its_finished_half(door, prompts, tmp_path):
+    out, path = tmp_path / "out", prompts(*PROMPTS)
+    assert door("--data_path", path, "--output_folder", out, "batch=2") == 0
+    whole, name = videos(out), f"{PROMPTS[1]}-0.mp4"
+    time_of = (out / f"{PROMPTS[0]}-0.mp4").stat().st_mtime_ns
+    (out / name).unlink()
+    assert door("--data_path", path, "--output_folder", out, "batch=2") == 0
+    assert videos(out) == whole
+    assert (out / f"{PROMPTS[0]}-0.mp4").stat().st_mtime_ns == time_of
+
+
+def test_the_sheet_of_a_resumed_run_shows_all(door, prompts, tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr("pipeline.run.contact_sheet", lambda *a, **k: shown.append(a) or contact_sheet(*a, **k))
+    out = tmp_path / "out"
+    for lines in (PROMPTS[:1], PROMPTS[:2]):
+        assert door("--data_path", prompts(*lines), "--output_folder", out, "output.sheet=true") == 0
+    assert shown[-1][2] == list(PROMPTS[:2])
+    frames, _ = read_video(out / f"{PROMPTS[0]}-0.mp4")
+    assert np.abs(shown[-1][1][0][-1].astype(int) - frames[-1]).max() == 0  # read back from the file
+    assert (out / "contact_sheet.png").stat().st_size > 500
+
+
+def test_an_interrupt_keeps_finished_videos_and_leaves_nothing_half(door, prompts, tmp_path):
+    out, path = tmp_path / "out", prompts(*PROMPTS)
+    assert door("--data_path", path, "--output_folder", tmp_path / "whole", "--num_samples", 3) == 0
+    flags = ["--config_path", door.recipe, "--data_path", path, "--output_folder", out, "--num_samples", 3]
+    command = [sys.executable, "inference.py", *map(str, flags)]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as run:
+        deadline = time.monotonic() + 240
+        while not list(out.glob("*-0.mp4")) and run.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+        while not list(out.glob("*.partial.mp4")) and run.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.001)
+        run.send_signal(signal.SIGINT)
+        said = run.communicate(timeout=120)[1]
+    assert run.returncode == 130, said
+    assert "interrupted; finished videos are kept" in said and "Traceback" not in said
+    left = files(out)
+    assert 1 <= len(videos(out)) < 9
+    assert {name.rsplit(".", 1)[1] for name in left} == {"mp4", "json"} and not any("partial" in n for n in left)
+    for name in videos(out):
+        assert len(read_video(out / name)[0]) == 9
+    assert door(*flags[2:]) == 0
+    assert videos(out) == videos(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("also", ["output.sheet=false", "output.latents=true"])
+def test_a_full_disk_keeps_finished_videos_and_leaves_nothing_half(door, prompts, tmp_path, also):
+    out, path = tmp_path / "out", prompts(*PROMPTS)
+    assert door("--prompt", PROMPTS[0], "--output_folder", out) == 0
+    finished = files(out)
+    frames = 6 if also.startswith("output.latents") else 18
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000 if frames == 18 else 6000, old[1]))
+    try:
+        said = door.fails("--data_path", path, "--output_folder", out, f"num_output_frames={frames}", also)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert "too large" in said and "free space" in said and PROMPTS[1] in said
+    left = files(out)
+    assert {name: left[name] for name in finished} == finished
+    whole_video = {f"{PROMPTS[1]}-0.mp4"} if also.startswith("output.latents") else set()
+    assert set(left) - set(finished) == whole_video  # without its JSON it is made again
+    assert door("--data_path", path, "--output_folder", out, f"num_output_frames={frames}", also) == 0
+    assert len(videos(out)) == 3
