@@ -50,7 +50,12 @@ def main() -> int:
         final[name] = smooth[-1]
     figure.tight_layout()
     figure.savefig(f"docs/images/{flags.run.name}_training.png", dpi=80)
-    facts = {"recipe": flags.recipe, "steps": load_recipe(flags.recipe)[0].steps, "minutes": rows[-1]["seconds"] / 60, "final": final}
+    facts = {
+        "recipe": flags.recipe,
+        "steps": load_recipe(flags.recipe)[0].steps,
+        "minutes": rows[-1]["seconds"] / 60,
+        "final": final,
+    }
     facts |= {"hardware": f"1 CPU thread, {platform.machine()}", "torch": torch.__version__, "note": flags.note}
     write_json(f"docs/results/{flags.run.name}_training.json", facts)
     return 0

@@ -107,8 +107,19 @@ def benchmark(name: str) -> str:
     )
 
 
+def parity(name: str) -> str:
+    """`parity`: the recorded cases of the original systems."""
+    result = record("parity")
+    if result is None:
+        return "not run: `python -m tests.parity DIR --json docs/results/parity.json`"
+    totals = ", ".join(f"{count} {status}" for status, count in sorted(result["totals"].items()))
+    lines = ["`python -m tests.parity DIR --json docs/results/parity.json`: " + totals, ""]
+    lines += head(["case", "largest error", "tolerance", ""])
+    return "\n".join(lines + [line(text.split(" ", 3)) for text in result["lines"]])
+
+
 COMMANDS: dict[str, str] = {}
-MAKERS = {"digits": digits, "codec": codec, "training": training, "benchmark": benchmark}
+MAKERS = {"digits": digits, "codec": codec, "training": training, "benchmark": benchmark, "parity": parity}
 
 
 def head(cells) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import sys
 from pathlib import Path
 
@@ -79,6 +80,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.parity", description=__doc__)
     parser.add_argument("dir", type=Path)
     parser.add_argument("--kinds", default="", help="letters separated by commas; all if left out")
+    parser.add_argument("--json", type=Path, help="also record the lines in this file")
     flags = parser.parse_args()
     kinds = set(filter(None, flags.kinds.split(",")))
     folders = sorted(f.parent for f in flags.dir.glob("*/case.json"))
@@ -87,13 +89,17 @@ def main() -> int:
         return 2
     torch.manual_seed(0)
     totals: dict[str, int] = {}
+    lines = []
     for folder in folders:
         if kinds and folder.name.split("_")[0] not in kinds:
             continue
         status, line = check(folder)
         totals[status] = totals.get(status, 0) + 1
+        lines.append(line)
         print(line, flush=True)
     print(", ".join(f"{n} {s}" for s, n in sorted(totals.items())))
+    if flags.json:
+        flags.json.write_text(json.dumps({"lines": lines, "totals": totals}, indent=1) + "\n")
     return 1 if totals.get("FAIL") else 0
 
 
