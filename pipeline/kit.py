@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from utils import distributed, hub
+from utils.lora import inject_pairs
 from wan.condition import Condition
 from wan.denoiser import Denoiser, ExpertDenoiser
 from wan.image import load_image_encoder
@@ -27,13 +28,14 @@ HASHED_BYTES = 4096  # of each tensor; reading 28 GB for a name would take longe
 @dataclass
 class ModelConfig:
     """Which model. path: a directory (official, diffusers or ours) or a hub name; spec: its name where
-    the folder does not tell; checkpoint: other weights for its transformer; lora: merged into them."""
+    the folder does not tell; checkpoint: other weights for its transformer; lora: a change of these."""
 
     path: str = "assets/digits"
     spec: str = ""
     checkpoint: str = ""
     use_ema: bool = False
     lora: str = ""
+    lora_merge: bool = False  # add the LoRA to the weights (faster) instead of running it beside them (as published)
     lora_alpha: float = 0.0  # 0 = the rank (scale 1), as LongLive trains
     dtype: str = "bf16"  # fp32 | bf16
     precision: str = "weights"  # weights | upstream (fp32 modulation and head, for undistilled Wan weights)
@@ -125,20 +127,29 @@ def _network(config: ModelConfig, parts: Parts, expert: str, digest, device) -> 
     source = hub.resolve(config.checkpoint) if config.checkpoint else parts.transformers[expert]
     sizes = _sizes(config, parts) if config.checkpoint else None
     spec, state = load_transformer(source, use_ema=config.use_ema, spec=sizes)
-    if config.lora:
-        state = merge_lora(state, load_lora(config.lora), config.lora_alpha or None)
-    for name in sorted(state):
-        tensor = state[name]
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.flatten()[: HASHED_BYTES // tensor.element_size()].contiguous().view(torch.uint8).numpy())
+    _enter(digest, state)
+    pairs, alpha = load_lora(config.lora) if config.lora else {}, config.lora_alpha or None
+    _enter(digest, {f"{name}.{half}": t for name, pair in pairs.items() for half, t in zip("AB", pair, strict=True)})
+    if pairs and config.lora_merge:
+        state = merge_lora(state, pairs, alpha)
     with torch.device("meta"):
         transformer = WanTransformer(spec)
     dtype = DTYPES[config.dtype]
     load_strict(transformer, {k: v.to(dtype) for k, v in state.items()}, str(source), assign=True)
+    if pairs and not config.lora_merge:
+        inject_pairs(transformer, pairs, alpha)
     transformer.precision = config.precision
     for block in transformer.blocks:
         block.self_attn.backend = block.cross_attn.backend = config.attention
     return Denoiser(transformer.requires_grad_(False).eval()).to(device)
+
+
+def _enter(digest, state: dict[str, torch.Tensor]) -> None:
+    """Enters names, shapes and the first bytes of all tensors into the digest."""
+    for name in sorted(state):
+        tensor = state[name]
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.flatten()[: HASHED_BYTES // tensor.element_size()].contiguous().view(torch.uint8).numpy())
 
 
 def _sizes(config: ModelConfig, parts: Parts):

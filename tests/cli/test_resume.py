@@ -109,9 +109,9 @@ def test_a_full_disk_keeps_finished_videos_and_leaves_nothing_half(door, prompts
     out, path = tmp_path / "out", prompts(*PROMPTS)
     assert door("--prompt", PROMPTS[0], "--output_folder", out) == 0
     finished = files(out)
-    frames = 6 if also.startswith("output.latents") else 18
+    frames = 6 if also.startswith("output.latents") else 3
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (3000 if frames == 18 else 6000, old[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000 if frames == 3 else 6000, old[1]))
     try:
         said = door.fails("--data_path", path, "--output_folder", out, f"num_output_frames={frames}", also)
     finally:
