@@ -32,9 +32,11 @@ def read_requests(data, output, num_samples: int, suffix: str = "") -> list[Requ
 
     Errors: ValueError for no prompt at all, or a file that cannot be read.
     """
+    if data.i2v and not data.path:
+        raise ValueError("image-to-video needs --data_path, a folder of images with captions")
     if data.prompt:
         lines = [PromptLine(check_prompt(data.prompt, "--prompt"), 1)]
-    elif data.i2v and data.path:
+    elif data.i2v:
         lines = read_image_prompts(data.path)
     elif data.path:
         lines = read_prompts(data.path, data.extended_path or None)

@@ -55,8 +55,8 @@ def write_recipe(path: Path, model: Path) -> Path:
 class Door:
     """Runs inference.py in this process: `door(*arguments)` -> exit status; `door.error` is what stderr got."""
 
-    def __init__(self, recipe: Path, capsys):
-        self.recipe, self.capsys, self.error, self.said = recipe, capsys, "", ""
+    def __init__(self, recipe: Path, model: Path, capsys):
+        self.recipe, self.model, self.capsys, self.error, self.said = recipe, model, capsys, "", ""
 
     def __call__(self, *arguments) -> int:
         self.capsys.readouterr()

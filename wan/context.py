@@ -68,17 +68,19 @@ class Cached:
 
     def __init__(self, cache, span: Span):
         self.cache, self.plan = cache, cache.ledger.plan(span)
+        self._angles = None  # the plan is the same for every pass of the chunk
 
     def open(self, num_frames: int, num_segments: int, table: RotaryTable, grid, device, dtype) -> View:
         """Returns the view of one forward over the span."""
         plan = self.plan
         if (num_frames, num_segments) != (len(plan.span), 1):
             raise ValueError(f"{num_segments} x {num_frames} frames given for the span {plan.span}")
-        keys = None
-        if self.cache.ledger.config.rope == "read":
-            keys = table(self.cache.key_positions(plan), grid, device, dtype)
-        queries = table(plan.positions, grid, device, dtype)
-        return View(queries, keys, self.cache.text, cache=self.cache.freeze(plan), plan=plan)
+        if self._angles is None:
+            keys = None
+            if self.cache.ledger.config.rope == "read":
+                keys = table(self.cache.key_positions(plan), grid, device, dtype)
+            self._angles = (table(plan.positions, grid, device, dtype), keys)
+        return View(*self._angles, self.cache.text, cache=self.cache.freeze(plan), plan=plan)
 
     def commit(self) -> None:
         """Enters the keys and values of the last forward; must have run without grad."""

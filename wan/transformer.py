@@ -99,7 +99,8 @@ class WanTransformer(nn.Module):
         """
         for segment in segments:
             _check_sigma(segment)
-        x = torch.cat([self.embed_patches(s.x, condition) for s in segments], 1)
+        parts = [self.embed_patches(s.x, condition) for s in segments]
+        x = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
         grid = self._grid(segments[-1].x)
         num_frames = segments[-1].x.shape[1] // self.spec.patch_size[0]
         time, rows = self.embed_time(_joined_sigma(segments))

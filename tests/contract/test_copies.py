@@ -46,8 +46,8 @@ def keys(frames: int) -> int:
 
 
 def tables(frames: int) -> int:
-    """Returns the bytes of cosines and sines of so many frames, of all passes of a chunk."""
-    return PASSES * frames * UNIT * tiny.SPEC.head_dim * BYTES
+    """Returns the bytes of cosines and sines of so many frames, made twice: for denoising and for the context pass."""
+    return 2 * frames * UNIT * tiny.SPEC.head_dim * BYTES
 
 
 def test_rotating_when_written_copies_the_same_for_any_window():

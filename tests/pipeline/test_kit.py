@@ -1,0 +1,92 @@
+"""The parts of a model: which spec they are, text embeddings, hashes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from pipeline.kit import DTYPES, ModelConfig, load_kit
+from tests import digits_fixture
+from wan.geometry import Geometry
+from wan.text import TextConfig
+from wan.vae import VAEConfig
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return digits_fixture.model_folder(tmp_path_factory.mktemp("kit"))
+
+
+def kit(folder, **model):
+    return load_kit(ModelConfig(str(folder), **{"dtype": "fp32", **model}), VAEConfig(), TextConfig("fp32"))
+
+
+def test_the_digits_model_is_recognised(folder):
+    loaded = kit(folder)
+    assert loaded.spec.name == "digits" and not loaded.joins_image and loaded.image is None
+    assert loaded.vae.spatial_stride == loaded.spec.strides[1] == loaded.spec.strides[2]
+    weights = [*loaded.denoiser.parameters(), *loaded.vae.parameters(), *loaded.text.parameters()]
+    assert not any(w.requires_grad or w.is_meta for w in weights)
+    assert not loaded.denoiser.training
+
+
+def test_unknown_sizes_become_a_model_of_their_own(tmp_path):
+    loaded = kit(digits_fixture.model_folder(tmp_path / "own", num_layers=2, ffn_dim=96))
+    assert loaded.spec.name == "custom" and loaded.spec.strides == (4, 8, 8)
+    assert loaded.spec.transformer == dataclasses.replace(digits_fixture.DIGITS, num_layers=2, ffn_dim=96)
+    assert Geometry.of(loaded.spec, 32, 48).latent_shape(2) == (2, 16, 4, 6)
+
+
+def test_a_named_spec_must_have_as_many_transformers(folder):
+    with pytest.raises(ValueError, match=r"t2v-A14B has 2 transformer\(s\)"):
+        kit(folder, spec="t2v-A14B")
+
+
+def test_the_hash_tells_weights_apart_and_nothing_else(folder, tmp_path):
+    first, again = kit(folder), kit(folder)
+    assert first.weights_hash == again.weights_hash
+    other = digits_fixture.model_folder(tmp_path / "other", rope_theta=50.0)
+    path = other / "transformer/diffusion_pytorch_model.safetensors"
+    assert kit(other).weights_hash == first.weights_hash
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(path)
+    state["blocks.2.ffn.0.bias"][0] += 1
+    save_file(state, path)
+    assert kit(other).weights_hash != first.weights_hash
+
+
+def test_each_prompt_is_encoded_alone_and_once(folder):
+    loaded, calls = kit(folder), []
+    encode = loaded.text
+    loaded.text = lambda prompts: calls.append(prompts) or encode(prompts)
+    a, b = digits_fixture.PROMPTS[:2]
+    both = loaded.condition([a, b, a], "")
+    assert calls == [[""], [a], [b]]
+    assert both.text.shape == both.null_text.shape == (3, 12, 64)
+    assert torch.equal(both.text[0], both.text[2]) and not torch.equal(both.text[0], both.text[1])
+    alone = loaded.condition([b], None)
+    assert torch.equal(alone.text[0], both.text[1]) and alone.null_text is None and len(calls) == 3
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_dtype_is_that_of_the_weights(folder, dtype):
+    loaded = kit(folder, dtype=dtype)
+    assert {w.dtype for w in loaded.denoiser.parameters()} == {DTYPES[dtype]} == {loaded.dtype}
+    assert loaded.encode(["a red three moves right"]).dtype == DTYPES[dtype]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"dtype": "fp16"}, "model.dtype must be one of"),
+        ({"precision": "high"}, "model.precision one of"),
+        ({"spec": "digit"}, "is unknown; write one of"),
+        ({"lora": "x"}, "write model.checkpoint too"),
+    ],
+)
+def test_wrong_knobs_are_refused(wrong, words):
+    with pytest.raises(ValueError, match=words):
+        ModelConfig(**wrong).check()
