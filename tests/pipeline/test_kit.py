@@ -29,7 +29,7 @@ def test_the_digits_model_is_recognised(folder):
     assert loaded.vae.spatial_stride == loaded.spec.strides[1] == loaded.spec.strides[2]
     weights = [*loaded.denoiser.parameters(), *loaded.vae.parameters(), *loaded.text.parameters()]
     assert not any(w.requires_grad or w.is_meta for w in weights)
-    assert not loaded.denoiser.training
+    assert not loaded.denoiser.transformer.training and not loaded.vae.training
 
 
 def test_unknown_sizes_become_a_model_of_their_own(tmp_path):

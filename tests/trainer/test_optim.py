@@ -1,0 +1,139 @@
+"""Optimisers: Muon against torch's, who gets which weights, clipping, the learning-rate schedule."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from tests import tiny
+from trainer.optim import Muon, Optim, OptimConfig, learning_rate_factor, orthogonalise
+
+
+def network() -> nn.Module:
+    model = nn.ModuleDict({"blocks": nn.ModuleList([nn.Linear(6, 9), nn.LayerNorm(9)]), "head": nn.Linear(9, 4)})
+    return model.requires_grad_(True)
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (8, 24), (24, 8), (1, 12)])
+def test_orthogonalise(shape):
+    matrices = tiny.draw("m", shape=(3, *shape))
+    got = orthogonalise(matrices)
+    for matrix, made in zip(matrices, got, strict=True):
+        u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+        values = torch.linalg.svdvals(made)
+        assert 0.4 < values.min() and values.max() < 1.4  # nearly 1: the quintic trades precision for speed
+        cosine = (made * (u @ v)).sum() / made.norm() / (u @ v).norm()
+        assert cosine > 0.97
+        assert tiny.error(made, orthogonalise(matrix[None])[0]) < 1e-5
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (16, 48), (48, 16)])
+def test_muon_against_torch(shape):
+    ours = [nn.Parameter(tiny.draw("w", i, shape=shape)) for i in range(3)]  # of one shape: stepped together
+    theirs = copy.deepcopy(ours)
+    knobs = {"lr": 0.02, "momentum": 0.95, "weight_decay": 0.1}
+    a = Muon(ours, **knobs)
+    b = torch.optim.Muon(theirs, nesterov=True, adjust_lr_fn="match_rms_adamw", **knobs)
+    begin = [w.detach().clone() for w in ours]
+    for step in range(4):
+        for i, (x, y) in enumerate(zip(ours, theirs, strict=True)):
+            x.grad = tiny.draw("g", step, i, shape=shape)
+            y.grad = x.grad.clone()
+        a.step()
+        b.step()
+    for x, y, start in zip(ours, theirs, begin, strict=True):
+        moved = (y - start).norm()
+        assert moved > 0.1
+        assert (x - y).norm() / moved < 0.03  # torch iterates in bf16
+
+
+def test_muon_takes_kernels_as_matrices():
+    kernel = nn.Parameter(tiny.draw("k", shape=(8, 4, 3, 3)))
+    flat = nn.Parameter(kernel.detach().flatten(1).clone())
+    for weight in (kernel, flat):
+        weight.grad = tiny.draw("g", shape=(8, 36)).view_as(weight)
+        Muon([weight], lr=0.1).step()
+    assert torch.equal(kernel.flatten(1), flat)
+
+
+def test_who_gets_what():
+    model = network()
+    muon = Optim(model, OptimConfig("muon", lr=0.1, lr_rest=0.2), 10)
+    adamw, matrices = muon.parts
+    taken = {id(p) for g in matrices.param_groups for p in g["params"]}
+    assert taken == {id(model["blocks"][0].weight)}
+    rest = {id(p) for g in adamw.param_groups for p in g["params"]}
+    assert rest == {id(p) for p in model.parameters()} - taken
+    assert (adamw.param_groups[0]["lr"], matrices.param_groups[0]["lr"]) == (0.2, 0.1)
+    assert len(Optim(model, OptimConfig("adamw", lr=0.1), 10).parts) == 1
+    everything = Optim(model, OptimConfig("muon", matrices=""), 10)
+    assert len(everything.parts[1].param_groups[0]["params"]) == 2
+    model["head"].requires_grad_(False)
+    assert len(Optim(model, OptimConfig("adamw"), 10).parameters) == 4
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_step_clips_moves_clears_and_tells_the_norm(name):
+    model = network()
+    optim = Optim(model, OptimConfig(name, lr=0.1, lr_rest=0.1, clip=0.5), 10)
+    for p in model.parameters():
+        p.grad = torch.full_like(p, 3.0)
+    wanted = 3.0 * sum(p.numel() for p in model.parameters()) ** 0.5
+    before = [p.detach().clone() for p in model.parameters()]
+    assert optim.step(0).item() == pytest.approx(wanted, rel=1e-5)
+    assert all(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_the_clipped_gradient_is_what_counts():
+    results = []
+    for scale in (1.0, 100.0):
+        torch.manual_seed(0)
+        model = network()
+        optim = Optim(model, OptimConfig("adamw", lr=0.1, clip=1e-3), 10)
+        for turn in range(2):
+            for p in model.parameters():
+                p.grad = scale * (1 + turn) * tiny.draw("g", turn, shape=p.shape)
+            optim.step(turn)
+        results.append([p.detach() for p in model.parameters()])
+    assert all(tiny.error(a, b) < 1e-5 for a, b in zip(*results, strict=True))
+
+
+def test_the_schedule():
+    rates = [learning_rate_factor(step, 10, 4, 0.4) for step in range(10)]
+    assert rates == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 1, 0.75, 0.5, 0.25])
+    assert learning_rate_factor(0, 10, 0, 0.0) == 1 == learning_rate_factor(9, 10, 0, 0.0)
+    model = network()
+    optim = Optim(model, OptimConfig("muon", lr=1.0, lr_rest=0.1, warmup=4, decay=0.4), 10)
+    for step, rate in enumerate(rates):
+        optim.step(step)
+        assert [p.param_groups[0]["lr"] for p in optim.parts] == pytest.approx([0.1 * rate, rate])
+
+
+def test_state_comes_back():
+    first, second = network(), network()
+    a, b = (Optim(m, OptimConfig("muon"), 10) for m in (first, second))
+
+    def move(model, optim, step):
+        for p in model.parameters():
+            p.grad = tiny.draw("g", step, shape=p.shape)
+        optim.step(step)
+
+    move(first, a, 0)
+    second.load_state_dict(first.state_dict())
+    b.load_state_dict(a.state_dict())
+    for model, optim in ((first, a), (second, b)):
+        move(model, optim, 1)
+    assert all(torch.equal(x, y) for x, y in zip(first.parameters(), second.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [({"name": "sgd"}, "write adamw or muon"), ({"lr": 0}, "positive"), ({"clip": 0}, "positive"), ({"decay": 2}, "0, 1")],
+)
+def test_wrong_knobs(wrong, words):
+    with pytest.raises(ValueError, match=words):
+        OptimConfig(**wrong).check()
