@@ -40,6 +40,8 @@ def custom_model(tmp_path_factory):
 @pytest.fixture
 def custom_door(custom_model, tmp_path, capsys):
     """inference.py with the custom model: 1 latent frame, 1 step."""
-    door = digits_fixture.Door(digits_fixture.write_recipe(tmp_path / "custom.yaml", custom_model), custom_model, capsys)
+    door = digits_fixture.Door(
+        digits_fixture.write_recipe(tmp_path / "custom.yaml", custom_model), custom_model, capsys
+    )
     door.recipe.write_text(door.recipe.read_text().replace("num_output_frames: 3", "num_output_frames: 1"))
     return door

@@ -101,11 +101,11 @@ def test_equal_frames_give_equal_bytes(tmp_path):
     frame = rng.integers(0, 256, (15, 26, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
     clip = np.stack([np.roll(frame, 3 * i, 0) for i in range(8)])
     made = set()
-    for turn in range(5):
+    for _ in range(5):
         with VideoWriter(tmp_path / "v.mp4", 16) as video:
             for picture in clip:
                 junk = [torch.randn(int(n)) for n in rng.integers(10, 100_000, 20)]
                 del junk
                 video.write(picture[None])
         made.add((tmp_path / "v.mp4").read_bytes())
-    assert len(made) == 1, f"{len(made)} different files after {turn + 1} turns"
+    assert len(made) == 1

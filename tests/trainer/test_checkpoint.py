@@ -42,7 +42,7 @@ def test_the_newest_comes_back_and_older_ones_are_pruned(tmp_path):
     found = kept.load()
     assert found["step"] == 1_000_000 and found["nested"] == [{"a": 1, "b": (0.5, None)}]
     assert torch.equal(found["w"], state(1_000_000)["w"])
-    assert [p.name for p in kept.folder.iterdir()] == ["step_0999999", "step_1000000"] or len(kept.complete()) == 2
+    assert sorted(p.name for p in kept.folder.iterdir()) == ["step_0999999", "step_1000000"]
 
 
 @pytest.mark.parametrize("call", ["torch.save", "_hash", "_sync", "Path.rename", "shutil.rmtree"])
@@ -51,15 +51,12 @@ def test_a_stop_at_any_moment_of_a_save_leaves_a_loadable_one(tmp_path, monkeypa
     kept.save(state(1), 1)
     owner, _, name = call.rpartition(".")
     target = {"": module, "torch": torch, "Path": module.Path, "shutil": module.shutil}[owner]
-    real, count = getattr(target, name), 0
-    stops = 0
+    real, stops = getattr(target, name), 0
     for stop_at in range(1, 8):  # the first, second, ... time that it is called; then not at all
-        count = 0
+        calls = iter(range(1, 100))
 
-        def stop(*arguments, **options):
-            nonlocal count
-            count += 1
-            if count == stop_at:
+        def stop(*arguments, calls=calls, stop_at=stop_at, **options):
+            if next(calls) == stop_at:
                 raise KeyboardInterrupt
             return real(*arguments, **options)
 

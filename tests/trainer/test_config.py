@@ -72,11 +72,11 @@ def test_a_source_that_does_not_fill_what_the_loss_needs(config, monkeypatch):
 def test_the_door_refuses_with_a_message(recipe, tmp_path, capsys, arguments, words):
     assert train.main(["--config_path", str(recipe), "--logdir", str(tmp_path), *arguments]) == 2
     said = capsys.readouterr().err
-    assert words in said and "Traceback" not in said and said.splitlines()[-1 if len(said) else 0]
+    assert words in said and "Traceback" not in said
 
 
 def test_the_door_reports_an_interrupt(recipe, tmp_path, capsys, monkeypatch):
-    def interrupted(*arguments):
+    def interrupted(loop, resume):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("trainer.loop.Loop.fit", interrupted)

@@ -124,7 +124,7 @@ def test_state_comes_back():
 
     move(first, a, 0)
     second.load_state_dict(first.state_dict())
-    b.load_state_dict(a.state_dict())
+    b.load_state_dict(copy.deepcopy(a.state_dict()))
     for model, optim in ((first, a), (second, b)):
         move(model, optim, 1)
     assert all(torch.equal(x, y) for x, y in zip(first.parameters(), second.parameters(), strict=True))
@@ -132,7 +132,12 @@ def test_state_comes_back():
 
 @pytest.mark.parametrize(
     ("wrong", "words"),
-    [({"name": "sgd"}, "write adamw or muon"), ({"lr": 0}, "positive"), ({"clip": 0}, "positive"), ({"decay": 2}, "0, 1")],
+    [
+        ({"name": "sgd"}, "write adamw or muon"),
+        ({"lr": 0}, "positive"),
+        ({"clip": 0}, "positive"),
+        ({"decay": 2}, "0, 1"),
+    ],
 )
 def test_wrong_knobs(wrong, words):
     with pytest.raises(ValueError, match=words):
