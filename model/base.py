@@ -40,6 +40,7 @@ class Loss(Protocol):
     """`loss, metrics = loss(sample, roles, rng)`; metrics are tensors that nobody has read yet.
 
     `needs` names the fields of Sample and Roles that it reads, checked before any model is built.
+    A loss on trajectories also has `check_trajectory(count, sigmas)`: the states that its source holds.
     """
 
     needs: frozenset[str]

@@ -47,8 +47,7 @@ class FlowConfig:
             raise ValueError(f"weight is {self.weight!r}; write uniform or bell")
         if not 0 <= self.clean_chunks < 1 or not 0 <= self.context_sigma <= 1:
             raise ValueError("clean_chunks must lie in [0, 1) and context_sigma in [0, 1]")
-        if self.cache.rope == "read":
-            raise ValueError("rope: read is no single masked forward; train it by rollouts, or write rope: write")
+        check_mask(self.cache)
 
     def build(self) -> FlowLoss:
         """Returns the objective."""
@@ -67,7 +66,7 @@ class FlowLoss:
     def check_spans(self, spans: Sequence[Span]) -> None:
         """Raises ValueError for a window that cannot hold sink + chunk: its mask would hide a chunk from itself."""
         if self.config.mode != "bidirectional":
-            Ledger(self.config.cache, max(map(len, spans)), spans[-1].stop)
+            check_mask(self.config.cache, spans)
 
     def __call__(self, sample: Sample, roles, rng):
         x0, noise = sample.latents, draw_noise(sample, rng)
@@ -112,6 +111,14 @@ class FlowLoss:
         sigma = torch.full(sample.latents.shape[:2], self.config.context_sigma, device=noise.device)
         clean = self.schedule.diffuse(sample.latents, noise, sigma) if self.config.context_sigma else sample.latents
         return Segment(clean, sigma)
+
+
+def check_mask(cache: CacheConfig, spans: Sequence[Span] = ()) -> None:
+    """Raises ValueError for a cache that no single masked forward stands for, or too small for a chunk of `spans`."""
+    if cache.rope == "read":
+        raise ValueError("rope: read is no single masked forward; train it by rollouts, or write rope: write")
+    if spans:
+        Ledger(cache, max(map(len, spans)), spans[-1].stop)
 
 
 def masked_context(mode: str, spans, cache: CacheConfig) -> Masked:

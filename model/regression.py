@@ -8,14 +8,18 @@ Source: CausVid (arXiv 2412.07772) equation 7; Self-Forcing, model/ode_regressio
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from model.base import Sample
-from model.flow import masked_context
+from model.flow import check_mask, masked_context
+from wan.geometry import Span
 from wan.ledger import CacheConfig
 from wan.schedule import Schedule, step_sigmas
+
+SAME_SIGMA = 1e-5  # noise levels nearer than this are one
 
 
 @dataclass
@@ -31,6 +35,7 @@ class OdeConfig:
     def check(self):
         step_sigmas(self.steps, self.shift, self.warp)
         Schedule(self.shift, self.snap)
+        check_mask(self.cache)
 
     def build(self) -> OdeLoss:
         """Returns the objective."""
@@ -40,11 +45,27 @@ class OdeConfig:
 class OdeLoss:
     """The regression of a generator on ODE pairs."""
 
-    needs = frozenset({"trajectory", "condition", "spans"})
+    needs = frozenset({"trajectory", "condition", "spans", "generator"})
 
     def __init__(self, config: OdeConfig):
         self.config, self.schedule = config, Schedule(config.shift, config.snap)
         self.sigmas = torch.tensor([*step_sigmas(config.steps, config.shift, config.warp), 0.0])
+
+    def check_spans(self, spans: Sequence[Span]) -> None:
+        """Raises ValueError for a window that cannot hold sink + chunk."""
+        check_mask(self.config.cache, spans)
+
+    def check_trajectory(self, count: int, sigmas: Sequence[float] | None) -> None:
+        """Raises ValueError for pairs of another number of states, or at other noise levels than `steps` names."""
+        mine = self.sigmas.tolist()
+        if count != len(mine):
+            raise ValueError(f"the trajectory has {count} states; loss.steps names {len(mine) - 1} and the clean end")
+        if sigmas is not None and any(abs(a - b) > SAME_SIGMA for a, b in zip(sigmas, mine, strict=True)):
+            given, wanted = ([round(s, 4) for s in list_] for list_ in (sigmas, mine))
+            raise ValueError(
+                f"the pairs hold states at sigma {given}, loss.steps means {wanted}; make pairs for these steps "
+                "(scripts/make_ode_pairs.py) or write the steps, shift and warp of the pairs"
+            )
 
     def __call__(self, sample: Sample, roles, rng):
         x, sigma = self.noisy(sample, rng)
@@ -57,10 +78,7 @@ class OdeLoss:
     def noisy(self, sample: Sample, rng) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns (x [B, F, C, h, w], sigma [B, F]): the trajectory at one drawn step per chunk."""
         count = sample.trajectory.shape[1]
-        if count != len(self.sigmas):
-            raise ValueError(
-                f"the trajectory has {count} states; loss.steps names {len(self.sigmas) - 1} and the clean end"
-            )
+        self.check_trajectory(count, None)
         source = rng.at("sample", sample.step, "ode step")
         index = source.integers_batch(0, count, sample.index, shape=(len(sample.spans),))
         index = index.repeat_interleave(torch.tensor([len(s) for s in sample.spans]), 1).to(sample.trajectory.device)

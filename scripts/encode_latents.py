@@ -1,74 +1,212 @@
 """Encodes clips to latents for training.
 
     python scripts/encode_latents.py digits --vae assets/digits/vae --clips 6000 --output runs/digits_latents
+    torchrun --nproc_per_node=8 scripts/encode_latents.py folder --vae models/Wan2.1-T2V-1.3B/Wan2.1_VAE.pth \\
+        --input videos --frames 81 --height 480 --width 832 --fps 16 --output runs/wan_latents
+    python scripts/encode_latents.py lmdb --input runs/wan_latents --output runs/wan_latents.lmdb --num_shards 16
 
-Resumable: shards that are there are kept. A shard holds 32 clips and appears whole.
+`folder`: videos or images, each with a caption of the same name (.txt) beside it. `lmdb`: shards of latents or of
+ODE pairs as an LMDB in Self-Forcing's layout, which the sources read too.
+Resumable: shards that are there are kept, and a shard appears whole; ranks share the shards.
 """
 
 import argparse
+import json
+import logging
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils import log
+from utils import distributed, log
 
-SHARD_CLIPS = 32
+logger = logging.getLogger("scripts.encode_latents")
 
 
-def parse() -> argparse.Namespace:
+def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("digits",))
-    parser.add_argument("--vae", required=True, help="a VAE folder or file")
-    parser.add_argument("--clips", type=int, default=6000)
-    parser.add_argument("--frames", type=int, default=33, help="pixel frames of a clip, 4n+1")
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--seed", type=int, default=2, help="number of the endless set of clips")
-    parser.add_argument("--batch", type=int, default=4)
-    return parser.parse_args()
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("encode_latents.py", description=__doc__, formatter_class=form)
+    commands = parser.add_subparsers(required=True, metavar="digits|folder|lmdb")
+    digits = commands.add_parser("digits", help="clips of the digits world, drawn here")
+    digits.add_argument("--clips", type=int, default=6000)
+    digits.add_argument("--seed", type=int, default=2, help="number of the endless set of clips")
+    digits.set_defaults(run=run_digits, frames=33, batch=4)
+    folder = commands.add_parser("folder", help="videos or images with captions")
+    folder.add_argument("--input", type=Path, required=True, help="<name>.mp4 or <name>.png beside <name>.txt")
+    folder.add_argument("--height", type=int, required=True)
+    folder.add_argument("--width", type=int, required=True)
+    folder.add_argument("--fps", type=float, default=0.0, help="take frames at this rate (default: the video's own)")
+    folder.add_argument("--resize", choices=("crop", "stretch"), default="crop", help="how a clip gets its size")
+    folder.add_argument("--on_bad", choices=("stop", "skip"), default="stop", help="what to do with an unusable file")
+    folder.set_defaults(run=run_folder, frames=81, batch=1)
+    store = commands.add_parser("lmdb", help="shards as an LMDB")
+    store.add_argument("--input", type=Path, required=True, help="a folder of shards")
+    store.add_argument("--output", type=Path, required=True)
+    store.add_argument("--num_shards", type=int, default=0, help="0 = one environment, else folders shard_<k>")
+    store.set_defaults(run=run_lmdb)
+    for command in (digits, folder):
+        frames, batch = command.get_default("frames"), command.get_default("batch")
+        command.add_argument("--vae", required=True, help="a VAE folder or file")
+        command.add_argument("--frames", type=int, default=frames, help="pixel frames of a clip, 4n+1")
+        command.add_argument("--output", type=Path, required=True)
+        command.add_argument("--batch", type=int, default=batch, help="clips encoded together")
+        command.add_argument("--shard_clips", type=int, default=32, help="clips in a shard")
+        command.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="of the VAE")
+    return parser.parse_args(arguments)
 
 
-def main() -> int:
-    """Renders, encodes and writes shard by shard."""
-    flags = parse()
-    import torch
-
-    from utils.data.latents import write_shard
-    from wan.library import load_vae
-    from wan.vae import StreamingVAE, check_pixel_frames
-
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit status: 0 done, 2 bad input or a full disk, 130 interrupted."""
+    flags = parse(arguments)
     try:
-        check_pixel_frames(flags.frames)
-        torch.set_num_threads(1)
-        vae = StreamingVAE(load_vae(flags.vae)).eval()
+        log.setup()
+        flags.run(flags)
     except (ValueError, OSError) as error:
         print(f"encode_latents.py: {error}", file=sys.stderr)
         return 2
-    for number in log.progress(range(-(-flags.clips // SHARD_CLIPS)), label="shards", unit="shard"):
-        if (flags.output / f"shard_{number:05d}.safetensors").exists():
-            continue
+    except KeyboardInterrupt:
+        print("encode_latents.py: interrupted; run again to go on with the next shard", file=sys.stderr)
+        return 130
+    return 0
+
+
+def load(flags: argparse.Namespace):
+    """Returns the VAE on its device. Errors: ValueError for sizes that it does not take."""
+    import torch
+
+    from wan.library import load_vae
+    from wan.vae import StreamingVAE, VAEConfig, check_pixel_frames
+
+    if min(flags.batch, flags.shard_clips) < 1:
+        raise ValueError("--batch and --shard_clips must be at least 1")
+    check_pixel_frames(flags.frames)
+    device = torch.device("cuda", distributed.local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[flags.dtype]
+    vae = StreamingVAE(load_vae(flags.vae, dtype), VAEConfig(dtype=flags.dtype)).eval().to(device)
+    if "height" in flags and (flags.height % vae.spatial_stride or flags.width % vae.spatial_stride):
+        raise ValueError(f"--height and --width must be multiples of the VAE's stride {vae.spatial_stride}")
+    return vae
+
+
+def encode(vae, clips: list):
+    """Returns fp16 latents [N, F, C, h, w] on the CPU of clips [P, 3, H, W]."""
+    import torch
+
+    with torch.no_grad():
+        return vae.encode(torch.stack(clips).to(vae.mean.device)).half().cpu()
+
+
+def run_digits(flags: argparse.Namespace) -> None:
+    """Renders, encodes and writes shard by shard."""
+    import torch
+
+    from utils.data.latents import shard_path, write_shard
+
+    torch.set_num_threads(1)
+    vae = load(flags)
+    numbers = distributed.split(range(-(-flags.clips // flags.shard_clips)))
+    missing = [n for n in numbers if not shard_path(flags.output, n).exists()]
+    for number in log.progress(missing, label="shards", unit="shard"):
         latents, prompts = encode_digits(vae, number, flags)
         write_shard(flags.output, number, latents, prompts)
-    return 0
 
 
 def encode_digits(vae, number: int, flags: argparse.Namespace):
     """Returns (latents [N, F, C, h, w] fp16, prompts) of one shard."""
-    import numpy as np
     import torch
 
     from utils.data.digits import random_clip
 
-    rows, prompts = [], []
-    for start in range(0, SHARD_CLIPS, flags.batch):
-        numbers = range(number * SHARD_CLIPS + start, number * SHARD_CLIPS + min(start + flags.batch, SHARD_CLIPS))
+    rows, prompts, first = [], [], number * flags.shard_clips
+    for start in range(first, first + flags.shard_clips, flags.batch):
+        numbers = range(start, min(start + flags.batch, first + flags.shard_clips))
         pairs = [random_clip(i, flags.frames, flags.seed) for i in numbers]
-        pixels = torch.from_numpy(np.stack([clip for clip, _ in pairs])).permute(0, 1, 4, 2, 3) * 2 - 1
-        with torch.no_grad():
-            rows.append(vae.encode(pixels).half())
+        rows.append(encode(vae, [torch.from_numpy(clip).permute(0, 3, 1, 2) * 2 - 1 for clip, _ in pairs]))
         prompts += [prompt for _, prompt in pairs]
     return torch.cat(rows), prompts
+
+
+def run_folder(flags: argparse.Namespace) -> None:
+    """Encodes a folder of videos or images, shard by shard: shard n holds the n-th group of files, by name."""
+    from utils.data.latents import shard_path
+    from utils.data.media_folder import list_media
+    from utils.data.prompts import IMAGE_SUFFIXES
+
+    media = list_media(flags.input)
+    if media[0].suffix.lower() in IMAGE_SUFFIXES:
+        flags.frames = 1
+    groups = [media[i : i + flags.shard_clips] for i in range(0, len(media), flags.shard_clips)]
+    missing = []
+    for number, group in distributed.split(list(enumerate(groups))):
+        path = shard_path(flags.output, number)
+        if path.exists():
+            check_files(path, group)
+        else:
+            missing.append((number, group))
+    if missing:
+        vae = load(flags)
+        for number, group in log.progress(missing, label="shards", unit="shard"):
+            encode_files(vae, number, group, flags)
+
+
+def check_files(path: Path, group: list[Path]) -> None:
+    """Raises ValueError if a shard was made of files that are no longer its group: some would be there twice."""
+    from utils.data.latents import read_facts
+
+    made = json.loads(read_facts(path).get("files", "[]"))
+    if other := sorted(set(made) - {f.name for f in group}):
+        raise ValueError(f"{path} was made of other files ({other[0]}): the folder has changed; give another --output")
+
+
+def encode_files(vae, number: int, group: list[Path], flags: argparse.Namespace) -> None:
+    """Writes one shard; a file that cannot be used stops the run, or is named and left out."""
+    import torch
+
+    from utils.data.latents import write_shard
+    from utils.data.media_folder import read_caption, read_clip
+    from utils.data.records import BadRecord
+
+    rows, clips, prompts, files = [], [], [], []
+    for path in group:
+        try:
+            prompt = read_caption(path)
+            clip = read_clip(path, flags.frames, (flags.height, flags.width), flags.fps, flags.resize)
+        except BadRecord as error:
+            if flags.on_bad == "stop":
+                raise ValueError(f"{error}; or write --on_bad skip") from error
+            logger.warning("skipped: %s", error)
+            continue
+        prompts.append(prompt)
+        files.append(path.name)
+        clips.append(clip)
+        if len(clips) == flags.batch:
+            rows.append(encode(vae, clips))
+            clips = []
+    if clips:
+        rows.append(encode(vae, clips))
+    if rows:
+        write_shard(flags.output, number, torch.cat(rows), prompts, files)
+
+
+def run_lmdb(flags: argparse.Namespace) -> None:
+    """Writes the shards of a folder as an LMDB."""
+    from utils.data.latents import LatentFolder, read_facts
+    from utils.data.lmdb_store import write_lmdb
+    from utils.data.pairs import PairFolder
+
+    if flags.num_shards < 0:
+        raise ValueError(f"--num_shards is {flags.num_shards}; write 0 (one environment) or more")
+    paths = sorted(flags.input.glob("shard_*.safetensors"))
+    if not paths:
+        raise ValueError(f"{flags.input} holds no shard_*.safetensors; check the path")
+    if "sigmas" in read_facts(paths[0]):
+        pairs = PairFolder(flags.input)
+        count = write_lmdb(flags.output, (pairs[i] for i in range(len(pairs))), flags.num_shards, pairs.sigmas)
+    else:
+        clips = LatentFolder(flags.input)
+        count = write_lmdb(flags.output, (clips[i] for i in range(len(clips))), flags.num_shards)
+    logger.info("%s holds %d rows", flags.output, count)
 
 
 if __name__ == "__main__":

@@ -6,4 +6,6 @@ TRAINERS = {
 SOURCES = {
     "latents": "trainer.source:LatentsConfig",
     "rollout": "trainer.rollout_source:RolloutConfig",
+    "noised_data": "trainer.data_source:NoisedDataConfig",
+    "ode_pairs": "trainer.data_source:OdePairsConfig",
 }

@@ -1,4 +1,4 @@
-"""One network, one loss: source -> loss -> backward -> step (flow, later ODE regression)."""
+"""One network, one loss: source -> loss -> backward -> step (flow matching, ODE regression)."""
 
 from __future__ import annotations
 
@@ -35,6 +35,8 @@ class RegressConfig:
             names = f"loss {self.loss.name!r} needs {sorted(missing)}, source {self.source.name!r}"
             raise ValueError(f"{names} does not fill it; take another of the two")
         loss.check_spans(source.spans)
+        if "trajectory" in loss.needs:
+            loss.check_trajectory(source.num_states, source.sigmas)
         return Regress(self, Roles.build(model, self.generator, self.text, rng, device), source, loss, total, rng)
 
 

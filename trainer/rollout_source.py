@@ -10,9 +10,11 @@ from model.base import Sample
 from pipeline.rollout import ContextConfig, Rollout
 from pipeline.sampler import FewStepConfig, RandomExit
 from pipeline.track import Fixed
+from trainer.source import epoch_row
 from trainer.window import loss_window
-from utils.data.latents import LatentFolder
 from utils.data.prompts import read_prompts
+from utils.data.records import check_on_bad
+from utils.data.store import open_clips
 from wan.condition import Condition
 from wan.geometry import Geometry, chunks
 from wan.ledger import CacheConfig
@@ -23,7 +25,7 @@ from wan.spec import find_spec
 class RolloutConfig:
     """Rollouts of the generator on prompts.
 
-    prompts: a text file, one per line. clips: a folder of encoded clips instead; their prompts are
+    prompts: a text file, one per line. clips: a folder or LMDB of encoded clips instead; their prompts are
     used and their latents are the real ones (GAN). frames: length in latent frames, or
     frames_max > frames: drawn per step in whole chunks. loss_frames: how many of the last are scored.
     """
@@ -43,8 +45,10 @@ class RolloutConfig:
     last_step_only: bool = False
     cache: CacheConfig = field(default_factory=CacheConfig)
     context: ContextConfig = field(default_factory=ContextConfig)
+    on_bad: str = "stop"  # stop | skip a clip that cannot be used
 
     def check(self):
+        check_on_bad(self.on_bad)
         if bool(self.prompts) == bool(self.clips):
             raise ValueError("write either prompts (a text file) or clips (a folder of encoded clips)")
         for length in {self.frames, self.frames_max or self.frames, self.loss_frames}:
@@ -62,17 +66,16 @@ class RolloutSource:
 
     def __init__(self, config: RolloutConfig):
         self.config = config
-        self.clips = LatentFolder(config.clips) if config.clips else None
-        self.prompts = self.clips.prompts if self.clips else [line.prompt for line in read_prompts(config.prompts)]
+        self.clips = open_clips(config.clips, config.on_bad) if config.clips else None
+        self.prompts = [] if self.clips else [line.prompt for line in read_prompts(config.prompts)]
         self.fills = frozenset({"latents", "condition", "null", "spans"} | ({"real"} if self.clips else set()))
 
-    def next(self, step: int, roles, rng, graded: bool) -> Sample:
+    def next(self, step: int, roles, rng, graded: bool = True) -> Sample:
         """Rolls out one batch; `step` counts samples, so that generator and critic never share one."""
         config = self.config
         index = range(step * config.batch, (step + 1) * config.batch)
-        rows = [self.row(i, rng) for i in index]
-        prompts = [self.prompts[r] for r in rows]
-        condition = Condition(roles.text(prompts), roles.text([roles.negative_prompt]).expand(len(rows), -1, -1))
+        clips, prompts = self.rows(index, rng)
+        condition = Condition(roles.text(prompts), roles.text([roles.negative_prompt]).expand(len(prompts), -1, -1))
         spans = chunks(self.length(step, rng), config.chunk, config.first_chunk or None)
         exits = self.exits(step, len(spans), rng)
         source = rng.at("sample", step, "rollout")
@@ -83,17 +86,18 @@ class RolloutSource:
 
         rollout = self.rollout(roles, geometry, dict(zip(spans, exits, strict=True)), spans[-1].stop)
         with torch.set_grad_enabled(graded):
-            made = torch.cat([c.latents for c in rollout(Fixed(condition), spans, noise, len(rows))], 1)
+            made = torch.cat([c.latents for c in rollout(Fixed(condition), spans, noise, len(prompts))], 1)
         latents, mask = loss_window(made, config.loss_frames, roles.vae, len(spans[0]))
         real = None
         if self.clips:
-            real = torch.stack([self.clips[r][0][: latents.shape[1]] for r in rows]).to(latents)
+            real = torch.stack([clip[: latents.shape[1]] for clip in clips]).to(latents)
         return Sample(step, latents, condition, index, spans, prompts, mask, self.exit_range(exits), real=real)
 
-    def row(self, number: int, rng) -> int:
-        """Returns the prompt of a sample by its number in the run: a new order each epoch."""
-        epoch, place = divmod(number, len(self.prompts))
-        return int(rng.at("epoch", epoch).permutation(len(self.prompts))[place])
+    def rows(self, index, rng) -> tuple[list[torch.Tensor], list[str]]:
+        """Returns (real clips, prompts) of samples by their numbers in the run; no clips without a folder of them."""
+        records = self.clips or self.prompts
+        drawn = [records[epoch_row(i, len(records), rng)] for i in index]
+        return ([clip for clip, _ in drawn], [prompt for _, prompt in drawn]) if self.clips else ([], drawn)
 
     def length(self, step: int, rng) -> int:
         """Returns this step's length in latent frames, equal on all ranks."""

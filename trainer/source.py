@@ -1,7 +1,8 @@
-"""Sources make samples: `source.next(step, roles, rng) -> Sample`.
+"""Sources make samples: `source.next(step, roles, rng, graded=True) -> Sample`.
 
 What a step sees is a function of the step and of a sample's index in the global batch, so a resumed
-run, or one on another number of ranks, sees the same.
+run, or one on another number of ranks, sees the same. `graded` is for sources that generate: whether the
+latents carry gradient.
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ from dataclasses import dataclass
 import torch
 
 from model.base import Sample
-from utils.data.latents import LatentFolder
+from utils.data.records import check_on_bad
+from utils.data.store import open_clips
 from wan.condition import Condition
 from wan.geometry import chunks
 
 
 @dataclass
 class LatentsConfig:
-    """Encoded clips from a folder (`scripts/encode_latents.py`), cut to `frames` latent frames.
+    """Encoded clips from a folder (`scripts/encode_latents.py`) or LMDB, cut to `frames` latent frames.
 
     The codec is causal, so the first frames of a longer clip are a clip.
     """
@@ -29,8 +31,10 @@ class LatentsConfig:
     chunk: int = 3
     dropout: float = 0.1  # share of samples that see the empty prompt
     growing: bool = False  # look for new shards every 100 steps (an encoder still fills the folder)
+    on_bad: str = "stop"  # stop | skip a record that cannot be used
 
     def check(self):
+        check_on_bad(self.on_bad)
         chunks(self.frames, self.chunk)
         if self.batch < 1 or not 0 <= self.dropout < 1:
             raise ValueError("batch must be at least 1 and dropout lie in [0, 1)")
@@ -48,13 +52,11 @@ class Latents:
     fills = frozenset({"latents", "condition", "spans"})
 
     def __init__(self, config: LatentsConfig):
-        self.config, self.clips = config, LatentFolder(config.path)
+        self.config, self.clips = config, open_clips(config.path, config.on_bad)
         self.spans = chunks(config.frames, config.chunk)
-        shortest = min(len(clip) for clip in self.clips.latents)
-        if shortest < config.frames:
-            raise ValueError(f"{config.path} holds clips of {shortest} latent frames; frames is {config.frames}")
+        check_length(config.path, self.clips.shortest, config.frames)
 
-    def next(self, step: int, roles, rng) -> Sample:
+    def next(self, step: int, roles, rng, graded: bool = True) -> Sample:
         """Returns the batch of one step: clips drawn with replacement, some without their prompt."""
         config = self.config
         if config.growing and step % 100 == 0:
@@ -67,3 +69,15 @@ class Latents:
         latents = torch.stack([clip[: config.frames] for clip, _ in rows]).float().to(roles.device)
         condition = Condition(roles.text(prompts).to(roles.device))
         return Sample(step, latents, condition, index, self.spans, prompts)
+
+
+def check_length(path: str, shortest: int, frames: int) -> None:
+    """Raises ValueError if the shortest clip of a store holds fewer latent frames than are asked for."""
+    if shortest < frames:
+        raise ValueError(f"{path} holds clips of {shortest} latent frames; frames is {frames}")
+
+
+def epoch_row(number: int, count: int, rng) -> int:
+    """Returns which of `count` records sample `number` of the run sees: each once an epoch, in a new order each."""
+    epoch, place = divmod(number, count)
+    return int(rng.at("epoch", epoch).permutation(count)[place])

@@ -6,6 +6,7 @@ A file appears under its final name only when it is complete and on the disk; un
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 import struct
@@ -184,8 +185,11 @@ class VideoWriter:
                 container.close()
 
 
-def read_video(path: str | Path) -> tuple[np.ndarray, float]:
-    """Returns (uint8 frames [P, H, W, 3], frames per second). Errors: ValueError naming a file that is no video."""
+def read_video(path: str | Path, seconds: float | None = None, most: int = 0) -> tuple[np.ndarray, float]:
+    """Returns (uint8 frames [P, H, W, 3], frames per second); only the first `seconds` or `most` frames if given.
+
+    Errors: ValueError naming a file that is no video.
+    """
     import av
 
     path = _existing(path)
@@ -194,8 +198,9 @@ def read_video(path: str | Path) -> tuple[np.ndarray, float]:
             if not container.streams.video:
                 raise ValueError(f"{path} holds no video stream")
             stream = container.streams.video[0]
-            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
             rate = stream.average_rate or stream.guessed_rate
+            count = (most or None) if seconds is None else math.ceil(seconds * rate) + 1
+            frames = [f.to_ndarray(format="rgb24") for f in itertools.islice(container.decode(stream), count)]
     except av.FFmpegError as error:
         raise ValueError(
             f"{path} cannot be read as a video ({error.strerror}); it is damaged or of another kind"

@@ -38,7 +38,7 @@ def test_a_recipe_with_an_unknown_key_is_caught(kind, tmp_path):
     load = loader(kind)
     path = next(p for k, p in RECIPES if k == kind)
     broken = tmp_path / path.name
-    broken.write_text(path.read_text() + "\nno_such_knob: 1\n")
+    broken.write_text(f"base: {path}\nno_such_knob: 1\n")
     with pytest.raises(ValueError, match="no_such_knob"):
         load(broken)
 

@@ -1,0 +1,167 @@
+"""Records a teacher's ODE trajectories at a student's noise levels, for the loss `ode`.
+
+    python scripts/make_ode_pairs.py --teacher configs/infer/digits_teacher.yaml \\
+        --student configs/train/digits_ode.yaml --prompts prompts/digits_all.txt --pairs 960 --shift 3 --guidance 3
+    torchrun --nproc_per_node=8 scripts/make_ode_pairs.py --teacher configs/infer/wan.yaml \\
+        --student configs/train/ode_init.yaml --prompts prompts.txt
+
+The teacher (any bidirectional model) comes from a recipe of configs/infer/ with `key=value` overrides; noise levels,
+length and folder come from the student's recipe, so that the two cannot disagree. Resumable: shards that are there
+are kept, and a shard appears whole. Ranks share the shards; a pair does not depend on how many there are.
+Euler, 48 steps, shift 8, guidance 6 (uncond + w (cond - uncond)) are those of Self-Forcing's script.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from utils import distributed, log
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Reads the command line."""
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("make_ode_pairs.py", description=__doc__, formatter_class=form, allow_abbrev=False)
+    parser.add_argument("--teacher", required=True, metavar="RECIPE", help="a recipe of configs/infer/")
+    parser.add_argument("--student", required=True, metavar="RECIPE", help="a recipe of configs/train/ with loss ode")
+    parser.add_argument("--prompts", required=True, help="a text file, one per line")
+    parser.add_argument("--output", default="", help="the folder of shards (default: the student's source.path)")
+    parser.add_argument("--pairs", type=int, default=0, help="how many; prompts go round (default: one per prompt)")
+    parser.add_argument("--num_steps", type=int, default=48, help="Euler steps; the student's levels are added")
+    parser.add_argument("--shift", type=float, default=8.0, help="of the teacher's grid")
+    parser.add_argument("--guidance", type=float, default=6.0, help="w of uncond + w (cond - uncond)")
+    parser.add_argument("--batch", type=int, default=1, help="pairs made together")
+    parser.add_argument("--shard_pairs", type=int, default=8, help="pairs in a shard")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the teacher, e.g. model.path=DIR")
+    return parser.parse_intermixed_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit status: 0 done, 2 bad input or a full disk, 130 interrupted."""
+    flags = parse(arguments)
+    try:
+        log.setup()
+        make(flags)
+    except (ValueError, OSError) as error:
+        print(f"make_ode_pairs.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("make_ode_pairs.py: interrupted; run again to go on with the next shard", file=sys.stderr)
+        return 130
+    return 0
+
+
+def make(flags: argparse.Namespace) -> None:
+    """Makes this rank's shards that are not there yet."""
+    import torch
+
+    from pipeline.config import load_recipe
+    from pipeline.kit import load_kit
+    from utils.data.latents import shard_path
+    from utils.data.prompts import read_prompts
+
+    if min(flags.batch, flags.shard_pairs) < 1 or flags.pairs < 0:
+        raise ValueError("--batch and --shard_pairs must be at least 1, --pairs 0 (one per prompt) or more")
+    teacher, _ = load_recipe(flags.teacher, flags.overrides)
+    source, sigmas = read_student(flags.student)
+    prompts = [line.prompt for line in read_prompts(flags.prompts)]
+    folder, count = Path(flags.output or source.path), flags.pairs or len(prompts)
+    remember(folder, flags, teacher, source, sigmas, prompts)
+    mine = distributed.split(range(-(-count // flags.shard_pairs)))
+    missing = [number for number in mine if not shard_path(folder, number).exists()]
+    if not missing:
+        return
+    if teacher.threads:
+        torch.set_num_threads(teacher.threads)
+    kit = load_kit(teacher.model, teacher.vae, teacher.text)
+    maker = Maker(flags, teacher, kit, source.frames, sigmas)
+    for number in log.progress(missing, label="shards", unit="shard"):
+        first = number * flags.shard_pairs
+        maker.shard(folder, number, range(first, min(first + flags.shard_pairs, count)), prompts)
+
+
+def read_student(path: str):
+    """Returns (source, sigmas) of a training recipe. Errors: ValueError if its loss is not `ode`."""
+    from trainer.config import load_recipe
+    from wan.schedule import step_sigmas
+
+    config, _ = load_recipe(path)
+    method = config.trainer
+    if method.name != "regress" or method.loss.name != "ode" or method.source.name != "ode_pairs":
+        raise ValueError(f"{path} does not train by the loss ode from ode_pairs; give a recipe like ode_init.yaml")
+    return method.source, step_sigmas(method.loss.steps, method.loss.shift, method.loss.warp)
+
+
+def remember(folder: Path, flags, teacher, source, sigmas, prompts: list[str]) -> None:
+    """Writes what decides the pairs into `pairs.json`.
+
+    Errors: ValueError if the folder was begun with something else: its shards would not belong together.
+    """
+    import hashlib
+
+    from utils.atomic import write_json
+    from utils.config import to_dict
+
+    facts = {
+        "sigmas": list(sigmas),
+        "frames": source.frames,
+        "model": to_dict(teacher.model),
+        "size": [teacher.height, teacher.width],
+        "negative_prompt": teacher.negative_prompt,
+        "prompts": hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:12],
+        **{name: vars(flags)[name] for name in ("num_steps", "shift", "guidance", "shard_pairs", "seed")},
+    }
+    path = folder / "pairs.json"
+    if path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        if other := sorted(name for name in facts if before.get(name) != json.loads(json.dumps(facts[name]))):
+            raise ValueError(f"{folder} was begun with other {', '.join(other)} ({path}); give another --output")
+        return
+    write_json(path, facts)
+
+
+class Maker:
+    """The teacher and its walk."""
+
+    def __init__(self, flags: argparse.Namespace, teacher, kit, frames: int, sigmas):
+        from pipeline.trajectory import grid_with
+        from utils.rng import Rng
+        from wan.geometry import Geometry
+
+        self.flags, self.teacher, self.kit, self.sigmas = flags, teacher, kit, sigmas
+        self.walk = grid_with(sigmas, flags.num_steps, flags.shift)
+        self.shape = Geometry.of(kit.spec, teacher.height, teacher.width).latent_shape(frames)
+        self.rng = Rng(flags.seed).at("ode pair")
+
+    def shard(self, folder: Path, number: int, pairs: range, prompts: list[str]) -> None:
+        """Makes and writes the pairs with these numbers; pair i takes prompt i, going round."""
+        import torch
+
+        from utils.data.pairs import write_pairs
+        from utils.data.records import check_finite
+
+        texts = [prompts[i % len(prompts)] for i in pairs]
+        groups = [pairs[i : i + self.flags.batch] for i in range(0, len(pairs), self.flags.batch)]
+        made = [self.batch(group, [prompts[i % len(prompts)] for i in group]).half().cpu() for group in groups]
+        states = check_finite(torch.cat(made), f"shard {number} (in fp16)")
+        write_pairs(folder, number, states, texts, [*self.sigmas, 0.0])
+
+    def batch(self, pairs: range, prompts: list[str]):
+        """Returns the trajectories [B, T, F, C, h, w] of some pairs."""
+        from pipeline.rollout import guided
+        from pipeline.trajectory import trajectory
+        from wan.context import Full
+
+        guidance = self.flags.guidance
+        condition = self.kit.condition(prompts, None if guidance == 1 else self.teacher.negative_prompt)
+        predict = guided(self.kit.denoiser, condition, [Full(), Full()], guidance)
+        noise = self.rng.normal_batch(self.shape, list(pairs)).to(self.kit.device, self.kit.dtype)
+        return trajectory(predict, noise, self.walk, self.sigmas)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

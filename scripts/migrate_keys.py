@@ -1,0 +1,120 @@
+"""The keys of Self-Forcing's and LongLive's YAML that have no place in our recipes, each with the reason."""
+
+from __future__ import annotations
+
+from typing import Any
+
+TRAINING, GENERATION = "read by training only", "read by generation only"
+UNUSED = "the ancestors never read it"
+PREVIEWS = "previews while training have no knob here"
+TRACKERS = "a run writes metrics.jsonl into its folder; trackers have no knob here"
+STREAMING = "streaming rollouts are not there yet; each step rolls out anew"
+SWITCHES = "prompt switches are not there yet; the first prompt holds"
+SHARDING = "sharding is no knob of a recipe"
+LORA = "training of adapters is not there yet; all weights are trained"
+
+DROPPED = {
+    **dict.fromkeys(("ckpt_step", "prompt_name", "prompt_path", "eval_first_n", "causal", "model_name"), UNUSED),
+    **dict.fromkeys(("height", "width", "num_frames"), UNUSED),
+    "num_train_timestep": "always 1000",
+    "denoising_loss_type": "flow matching is the critic's only loss here",
+    "mixed_precision": "weights are trained in fp32; there is no knob yet",
+    "sharding_strategy": SHARDING,
+    "gradient_accumulation_steps": "source.batch is the batch of the whole optimiser step",
+    "gc_interval": "nothing is collected by hand",
+    "load_raw_video": "videos are encoded before (scripts/encode_latents.py)",
+    "backward_simulation": "the source decides: rollout or noised_data",
+    "max_pair": "write fewer pairs into the folder",
+    "noise_augmentation_max_timestep": "its small indices are the noisiest levels (a fault); see loss.context_sigma",
+    "global_sink": "the sink stays across prompts; there is no recache yet that could rewrite it",
+    "train_first_chunk": STREAMING,
+    "switch_prompt_path": SWITCHES,
+    "fixed_switch_index": SWITCHES,
+    "min_switch_frame_index": SWITCHES,
+    "max_switch_frame_index": SWITCHES,
+    "switch_frame_indices": SWITCHES,
+    "inference_iter": "cut the prompt file instead",
+    "extended_prompt_path": "write data.extended_path",
+    "discriminator_lr_multiplier": "critic and discriminator share critic_optim",
+    "discriminator_warmup_steps": "critic and discriminator start together",
+    "loss_scale": "weights are trained in fp32",
+}
+PREFIXES = {
+    "wandb_": TRACKERS,
+    "one_logger": TRACKERS,
+    "vis_": PREVIEWS,
+    "val_": PREVIEWS,
+    "streaming_": STREAMING,
+    "switch_": SWITCHES,
+}
+SUFFIXES = {"_fsdp_wrap_strategy": SHARDING}
+TRAINING_KEYS = """
+trainer distribution_loss generator_ckpt real_name fake_name ts_schedule ts_schedule_max timestep_shift lr lr_critic
+gen_lr critic_lr beta1 beta2 beta1_critic beta2_critic weight_decay max_grad_norm_generator max_grad_norm_critic
+batch_size total_batch_size ema_weight ema_start_step log_iters max_checkpoints max_iters dfake_gen_update_ratio
+image_or_video_shape num_training_frames min_num_training_frames slice_last_frames gradient_checkpointing
+real_guidance_scale fake_guidance_scale min_score_timestep sid_alpha teacher_forcing same_step_across_blocks
+last_step_only text_encoder_cpu_offload critic_timestep_shift gan_g_weight gan_d_weight r1_weight r2_weight r1_sigma
+r2_sigma relativistic_discriminator num_class logdir
+""".split()
+SHARED_KEYS = """
+denoising_step_list warp_denoising_step num_frame_per_block independent_first_frame data_path seed guidance_scale
+negative_prompt context_noise i2v adapter model_kwargs.timestep_shift model_kwargs.local_attn_size
+model_kwargs.sink_size model_kwargs.use_infinite_attention
+""".split()
+GENERATION_KEYS = "output_folder num_output_frames use_ema num_samples save_with_index lora_ckpt".split()
+
+
+class Old:
+    """An ancestor's tree. `take` reads a key; what nobody takes must be a known drop, or it is an error."""
+
+    def __init__(self, tree: dict[str, Any], where: str):
+        self.tree, self.where = tree, where
+        self.taken: set[str] = set()
+        self.dropped: dict[str, str] = {}
+
+    def take(self, key: str, default: Any = None) -> Any:
+        """Returns the value of a key (a dot goes inside), or what the ancestors do without it."""
+        self.taken.add(key)
+        node: Any = self.tree
+        for part in key.split("."):
+            if not isinstance(node, dict) or node.get(part) is None:
+                return default
+            node = node[part]
+        return node
+
+    def drop(self, key: str, reason: str) -> None:
+        """Names a key, if it is there, that has no place."""
+        self.taken.add(key)
+        if self.take(key) is not None:
+            self.dropped[key] = reason
+
+    def finish(self, other_kind: dict[str, str]) -> None:
+        """Drops the rest. other_kind: keys of the other kind of run. Errors: ValueError naming unknown keys."""
+        unknown = []
+        for key in self._leaves():
+            if key in self.taken:
+                continue
+            reason = DROPPED.get(key) or other_kind.get(key) or _affix(key)
+            if reason is None and key in (*TRAINING_KEYS, *GENERATION_KEYS, *SHARED_KEYS):
+                reason = "this kind of run does not read it"
+            if reason is None:
+                unknown.append(key)
+            else:
+                self.dropped[key] = reason
+        if unknown:
+            raise ValueError(
+                f"{self.where} holds keys that neither ancestor reads: {', '.join(unknown)}; correct or remove them"
+            )
+
+    def _leaves(self) -> list[str]:
+        """Returns the keys; those inside `model_kwargs` one by one."""
+        inner = [f"model_kwargs.{key}" for key in self.tree.get("model_kwargs") or {}]
+        return [key for key in self.tree if key != "model_kwargs"] + inner
+
+
+def _affix(key: str) -> str | None:
+    """Returns the reason of a family of keys, or None."""
+    found = [reason for start, reason in PREFIXES.items() if key.startswith(start)]
+    found += [reason for end, reason in SUFFIXES.items() if key.endswith(end)]
+    return found[0] if found else None

@@ -1,0 +1,276 @@
+"""Self-Forcing's and LongLive's YAML as our recipes: which key goes where. Missing keys mean their defaults."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from scripts.migrate_keys import LORA, Old
+from wan.schedule import NUM_TRAIN_TIMESTEPS
+from wan.spec import SPECS
+
+BASE = SPECS["t2v-1.3B"]
+FOLDER = "models"
+WRAPPER_SHIFT = 8.0  # of their network wrapper, where model_kwargs says nothing
+LEAST_FRAMES = 21  # of their rollouts, and of their loss window
+SCORE_LOSSES = ("dmd", "dmd_switch", "sid", "causvid")
+
+
+def train_recipe(old: Old) -> dict[str, Any]:
+    """Returns the tree of a training recipe. Errors: ValueError for a trainer or loss that is not known."""
+    name = old.take("trainer", "score_distillation")
+    makers = {"score_distillation": distill, "gan": distill, "diffusion": regress, "ode": regress}
+    if name not in makers:
+        raise ValueError(f"{old.where}: trainer is {name!r}; their trainers are {sorted(makers)}")
+    if old.take("denoising_loss_type", "flow") != "flow":
+        raise ValueError(f"{old.where}: denoising_loss_type is {old.take('denoising_loss_type')!r}; only flow ever ran")
+    old.taken.discard("denoising_loss_type")  # named among the dropped
+    recipe = {"model": f"{FOLDER}/{BASE.hub_name.split('/')[1]}", "seed": old.take("seed", 0)}
+    if old.take("max_iters"):
+        recipe["steps"] = old.take("max_iters")
+    if old.take("logdir"):
+        recipe["logdir"] = old.take("logdir")
+    recipe["checkpoint"] = kept({"every": old.take("log_iters"), "keep": old.take("max_checkpoints")})
+    old.drop("adapter", LORA)
+    old.drop("lora_ckpt", LORA)
+    if old.take("i2v", False):
+        old.drop("i2v", "training from a given first frame is not there yet")
+    recipe["trainer"] = makers[name](old, name)
+    return {key: value for key, value in recipe.items() if value != {}}
+
+
+def distill(old: Old, trainer: str) -> dict[str, Any]:
+    """Returns the tree of a score distillation."""
+    loss = old.take("distribution_loss", "gan" if trainer == "gan" else "dmd")
+    if loss not in (*SCORE_LOSSES, "gan"):
+        raise ValueError(f"{old.where}: distribution_loss is {loss!r}; known are {[*SCORE_LOSSES, 'gan']}")
+    recompute = old.take("gradient_checkpointing", False)
+    tree = {
+        "name": "distill",
+        "generator": generator(old),
+        "teacher": {"weights": f"{FOLDER}/{old.take('real_name', BASE.hub_name.split('/')[1])}"},
+        "critic": {
+            "weights": f"{FOLDER}/{old.take('fake_name', BASE.hub_name.split('/')[1])}",
+            "checkpointing": recompute,
+        },
+        "source": noised_source(old) if loss == "causvid" else rollout_source(old, loss),
+        "loss": gan_loss(old) if loss == "gan" else score_loss(old, loss),
+        "optim": optim(old, ("gen_lr", "lr"), "", "max_grad_norm_generator"),
+        "critic_optim": optim(old, ("critic_lr", "lr_critic", "lr"), "_critic", "max_grad_norm_critic"),
+        "ratio": old.take("dfake_gen_update_ratio", 5),
+        **ema_and_text(old),
+        "negative_prompt": old.take("negative_prompt", ""),
+    }
+    return tree
+
+
+def regress(old: Old, trainer: str) -> dict[str, Any]:
+    """Returns the tree of the trainers `ode` and `diffusion`."""
+    old.drop("distribution_loss", "the trainer says it")
+    old.drop("negative_prompt", "read by its previews only")
+    old.drop("guidance_scale", "read by its previews only")
+    shape = old.take("image_or_video_shape", [1, LEAST_FRAMES])
+    old.drop("num_training_frames", "image_or_video_shape holds the length")
+    frames = {"batch": batch(old), "frames": shape[1], **chunks_of(old)}
+    first = frames.pop("first_chunk", 0)
+    if trainer == "ode":
+        source = {"name": "ode_pairs", "path": old.take("data_path", ""), **frames, **kept({"first_chunk": first})}
+        loss = {"name": "ode", **steps_of(old), "cache": cache_of(old)}
+    else:
+        if first:
+            old.drop("independent_first_frame", "the source latents has chunks of one length")
+        source = {"name": "latents", "path": old.take("data_path", ""), **frames, "dropout": 0.0}
+        mode = "teacher_forcing" if old.take("teacher_forcing", False) else "diffusion_forcing"
+        loss = {"name": "flow", "mode": mode, "shift": wrapper_shift(old), "weight": "bell", "cache": cache_of(old)}
+        for key in ("denoising_step_list", "warp_denoising_step"):
+            old.drop(key, "diffusion draws any noise level")
+    rates = optim(old, ("lr",), "", "max_grad_norm_generator")
+    return {"name": "regress", "generator": generator(old), "source": source, "loss": loss, "optim": rates} | (
+        ema_and_text(old)
+    )
+
+
+def generator(old: Old) -> dict[str, Any]:
+    """Returns the student's role."""
+    weights = old.take("generator_ckpt", f"{FOLDER}/{BASE.hub_name.split('/')[1]}")
+    return {"weights": weights, "checkpointing": old.take("gradient_checkpointing", False)}
+
+
+def rollout_source(old: Old, loss: str) -> dict[str, Any]:
+    """Returns the source of self-forcing; GAN takes prompts and real clips from the data."""
+    most = old.take("num_training_frames", LEAST_FRAMES)
+    least = old.take("min_num_training_frames", min(LEAST_FRAMES, most))
+    window = old.take("slice_last_frames", LEAST_FRAMES)
+    window = most if window == -1 else min(window, most)
+    shape, lengths = old.take("image_or_video_shape", []), chunks_of(old)
+    extra = lengths.get("first_chunk", 0)  # theirs count whole chunks, the single first frame comes on top
+    sizes = {}
+    if len(shape) == 5:
+        rows, columns = (n * stride for n, stride in zip(shape[3:], BASE.strides[1:], strict=True))
+        sizes = {} if (rows, columns) == (BASE.height, BASE.width) else {"height": rows, "width": columns}
+    noise = old.take("context_noise", 0)
+    return {
+        "name": "rollout",
+        "clips" if loss == "gan" else "prompts": old.take("data_path", ""),
+        "batch": batch(old),
+        "frames": least + extra,
+        **({"frames_max": most + extra} if most > least else {}),
+        "loss_frames": window + extra,
+        **lengths,
+        **sizes,
+        "sampler": steps_of(old),
+        "exit_per_chunk": not old.take("same_step_across_blocks", True),
+        "last_step_only": old.take("last_step_only", False),
+        "cache": cache_of(old),
+        **({"context": {"sigma": noise / NUM_TRAIN_TIMESTEPS}} if noise else {}),
+    }
+
+
+def noised_source(old: Old) -> dict[str, Any]:
+    """Returns the source of CausVid; a 0 in the step list means chunks that stay clean."""
+    shape = old.take("image_or_video_shape", [1, LEAST_FRAMES])
+    clean = 0 in old.take("denoising_step_list", [])
+    return {
+        "name": "noised_data",
+        "clips": old.take("data_path", ""),
+        "batch": batch(old),
+        "frames": shape[1],
+        **chunks_of(old),
+        **steps_of(old),
+        "clean_step": clean,
+        "teacher_forcing": old.take("teacher_forcing", False),
+        "cache": cache_of(old),
+    }
+
+
+def score_loss(old: Old, loss: str) -> dict[str, Any]:
+    """Returns DMD's or SiD's loss. Their score guidance is cond + s (cond - uncond): ours is one more."""
+    real, fake = old.take("guidance_scale", 0.0), 0.0
+    if old.take("real_guidance_scale") is not None:
+        old.drop("guidance_scale", "real_guidance_scale and fake_guidance_scale overrule it")
+        real, fake = old.take("real_guidance_scale"), old.take("fake_guidance_scale", 0.0)
+    score = {"real_guidance": real + 1, "fake_guidance": fake + 1, "shift": old.take("timestep_shift", 1.0)}
+    score["first"] = old.take("min_score_timestep", 0)
+    if loss != "causvid":
+        score |= {"from_exit": old.take("ts_schedule", True), "to_exit": old.take("ts_schedule_max", False)}
+    else:
+        old.drop("ts_schedule", "noised data has no exit step")
+        old.drop("ts_schedule_max", "noised data has no exit step")
+    if loss == "sid":
+        return {"name": "sid", "alpha": old.take("sid_alpha", 1.0), "score": score}
+    if loss == "dmd_switch":
+        old.dropped["distribution_loss"] = "dmd_switch is dmd: prompt switches are not there yet"
+    old.drop("sid_alpha", "the loss is dmd, not sid")
+    return {"name": "dmd", "score": score}
+
+
+def gan_loss(old: Old) -> dict[str, Any]:
+    """Returns the GAN's loss."""
+    for key in ("guidance_scale", "real_guidance_scale", "fake_guidance_scale"):
+        old.drop(key, "the GAN has no score")
+    shift = old.take("critic_timestep_shift", old.take("timestep_shift", 1.0))
+    tree = {
+        "name": "gan",
+        "generator_weight": old.take("gan_g_weight", 1e-2),
+        "discriminator_weight": old.take("gan_d_weight", 1e-2),
+        "relativistic": old.take("relativistic_discriminator", False),
+        **{name: old.take(name, default) for name, default in (("r1_weight", 0.0), ("r2_weight", 0.0))},
+        **{name: old.take(name, 0.01) for name in ("r1_sigma", "r2_sigma")},
+        "score": {"shift": shift, "first": old.take("min_score_timestep", 0)},
+    }
+    if old.take("num_class"):
+        tree["discriminator"] = {"num_class": old.take("num_class")}
+    tree["score"] |= {"from_exit": old.take("ts_schedule", True), "to_exit": old.take("ts_schedule_max", False)}
+    return tree
+
+
+def infer_recipe(old: Old) -> dict[str, Any]:
+    """Returns the tree of a generation recipe: few steps with a step list, else guided multi-step."""
+    folder = f"{FOLDER}/{BASE.hub_name.split('/')[1]}"
+    model = {"path": folder, "spec": BASE.name, **kept({"checkpoint": old.take("generator_ckpt")})}
+    model |= {"use_ema": old.take("use_ema", False), **kept({"lora": old.take("lora_ckpt")})}
+    if "lora" in model:
+        model |= kept({"lora_alpha": old.take("adapter", {}).get("alpha")})
+    else:
+        old.drop("adapter", "there is no lora_ckpt to merge")
+    if old.take("i2v", False):
+        old.drop("i2v", "write data.i2v: true and a folder as data.path")
+    noise = old.take("context_noise", 0)
+    pipeline = {"name": "causal", **chunks_of(old), "cache": cache_of(old)}
+    if noise:
+        pipeline["context"] = {"sigma": noise / NUM_TRAIN_TIMESTEPS}
+    if old.take("denoising_step_list"):
+        sampler = {"name": "few_step", **steps_of(old)}
+        old.drop("guidance_scale", "few-step models run without guidance")
+        old.drop("negative_prompt", "few-step models run without guidance")
+    else:
+        old.drop("warp_denoising_step", "there is no step list")
+        guidance = old.take("guidance_scale", 1.0)
+        sampler = {"name": "multi_step", "solver": "unipc", "shift": wrapper_shift(old), "guidance": guidance}
+    data, prompts = {}, str(old.take("data_path", ""))
+    if prompts.endswith((".json", ".jsonl")):
+        old.drop("data_path", "prompt switches are not there yet; give a text file with --data_path")
+    elif prompts:
+        data = {"path": prompts}
+    output = kept({"folder": old.take("output_folder"), "save_with_index": old.take("save_with_index")})
+    counts = {name: old.take(name) for name in ("num_output_frames", "num_samples", "seed", "negative_prompt")}
+    parts = {"model": model, "pipeline": pipeline, "sampler": sampler, "data": data, "output": output}
+    if "negative_prompt" in old.dropped:
+        counts.pop("negative_prompt")
+    return {key: value for key, value in parts.items() if value} | kept(counts)
+
+
+def steps_of(old: Old) -> dict[str, Any]:
+    """Returns the student's step list without a closing 0, and its clock."""
+    steps = [float(s) for s in old.take("denoising_step_list", []) if s]
+    return {"steps": steps, "shift": wrapper_shift(old), "warp": old.take("warp_denoising_step", False)}
+
+
+def wrapper_shift(old: Old) -> float:
+    """Returns the shift of their generator's table."""
+    return float(old.take("model_kwargs.timestep_shift", WRAPPER_SHIFT))
+
+
+def cache_of(old: Old) -> dict[str, Any]:
+    """Returns window and sink; the infinity model is rotary positions that are written when read."""
+    tree = {"window_frames": old.take("model_kwargs.local_attn_size", -1)}
+    tree["sink_frames"] = old.take("model_kwargs.sink_size", 0)
+    return tree | ({"rope": "read"} if old.take("model_kwargs.use_infinite_attention", False) else {})
+
+
+def chunks_of(old: Old) -> dict[str, int]:
+    """Returns the chunk, and a first chunk of one frame where theirs is independent."""
+    tree = {"chunk": old.take("num_frame_per_block", 1)}
+    return tree | ({"first_chunk": 1} if old.take("independent_first_frame", False) else {})
+
+
+def batch(old: Old) -> int:
+    """Returns the global batch."""
+    total = old.take("total_batch_size")
+    if total is None:
+        return old.take("batch_size", 1)
+    old.drop("batch_size", "per GPU; source.batch is total_batch_size, the batch of all")
+    return total
+
+
+def optim(old: Old, rates: tuple[str, ...], suffix: str, clip: str) -> dict[str, Any]:
+    """Returns an AdamW; the first rate that is given counts."""
+    given = [old.take(name) for name in rates]
+    betas = [old.take(f"beta{n}{suffix}", old.take(f"beta{n}", default)) for n, default in ((1, 0.9), (2, 0.999))]
+    return {
+        "name": "adamw",
+        "lr": next((float(rate) for rate in given if rate is not None), 2e-6),
+        "betas": [float(beta) for beta in betas],
+        "weight_decay": float(old.take("weight_decay", 0.01)),
+        "clip": float(old.take(clip, 10.0)),
+    }
+
+
+def ema_and_text(old: Old) -> dict[str, Any]:
+    """Returns the average and where the text encoder stays."""
+    tree = {"ema": {"decay": old.take("ema_weight", 0.0), "start_step": old.take("ema_start_step", 0)}}
+    return tree | ({"text": {"device": "cpu"}} if old.take("text_encoder_cpu_offload", False) else {})
+
+
+def kept(tree: dict[str, Any]) -> dict[str, Any]:
+    """Returns the tree without what is not given."""
+    return {key: value for key, value in tree.items() if value not in (None, 0, "")}

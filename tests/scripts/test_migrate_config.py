@@ -1,0 +1,221 @@
+"""scripts/migrate_config.py: every key of the ancestors is taken or dropped by name; the results load."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import yaml
+
+import pipeline.config
+import trainer.config
+from scripts import migrate_config
+from tests.architecture.source import ROOT
+
+NEGATIVE = yaml.safe_load((ROOT / "configs/infer/wan.yaml").read_text())["negative_prompt"]
+DMD = {
+    "generator_ckpt": "checkpoints/ode_init.pt",
+    **{f"{r}_fsdp_wrap_strategy": "size" for r in ("generator", "real_score", "fake_score", "text_encoder")},
+    "real_name": "Wan2.1-T2V-14B",
+    "denoising_step_list": [1000, 750, 500, 250],
+    "warp_denoising_step": True,
+    "ts_schedule": False,
+    "num_train_timestep": 1000,
+    "timestep_shift": 5.0,
+    "guidance_scale": 3.0,
+    "denoising_loss_type": "flow",
+    "mixed_precision": True,
+    "seed": 0,
+    "wandb_host": "WANDB_HOST",
+    "wandb_project": "WANDB_PROJECT",
+    "sharding_strategy": "hybrid_full",
+    "lr": 2.0e-06,
+    "lr_critic": 4.0e-07,
+    "beta1": 0.0,
+    "beta2": 0.999,
+    "beta1_critic": 0.0,
+    "beta2_critic": 0.999,
+    "data_path": "prompts/vidprom_filtered_extended.txt",
+    "batch_size": 1,
+    "total_batch_size": 64,
+    "ema_weight": 0.99,
+    "ema_start_step": 200,
+    "log_iters": 50,
+    "negative_prompt": NEGATIVE,
+    "dfake_gen_update_ratio": 5,
+    "image_or_video_shape": [1, 21, 16, 60, 104],
+    "distribution_loss": "dmd",
+    "trainer": "score_distillation",
+    "gradient_checkpointing": True,
+    "num_frame_per_block": 3,
+    "load_raw_video": False,
+    "model_kwargs": {"timestep_shift": 5.0},
+}
+LONGLIVE = {
+    **DMD,
+    "model_kwargs": {"timestep_shift": 5.0, "local_attn_size": 12, "sink_size": 3},
+    "distribution_loss": "dmd_switch",
+    "max_iters": 3000,
+    "max_checkpoints": 3,
+    "gradient_accumulation_steps": 1,
+    "min_num_training_frames": 21,
+    "num_training_frames": 39,
+    "slice_last_frames": 21,
+    "streaming_training": True,
+    "streaming_max_length": 240,
+    "switch_mode": "random_choice",
+    "switch_choices": [21, 39],
+    "switch_prompt_path": "b.txt",
+    "vis_interval": 500,
+    "val_data_path": "c.txt",
+    "adapter": {"type": "lora", "rank": 256, "alpha": 256},
+    "global_sink": False,
+    "one_logger_project": "x",
+}
+INFER = {
+    "denoising_step_list": [1000, 750, 500, 250],
+    "warp_denoising_step": True,
+    "num_frame_per_block": 3,
+    "model_name": "Wan2.1-T2V-1.3B",
+    "model_kwargs": {"local_attn_size": 12, "timestep_shift": 5.0, "sink_size": 3},
+    "data_path": "prompts/long.txt",
+    "output_folder": "videos/long",
+    "inference_iter": -1,
+    "num_output_frames": 120,
+    "use_ema": False,
+    "seed": 1,
+    "num_samples": 1,
+    "save_with_index": True,
+    "global_sink": True,
+    "context_noise": 0,
+    "switch_frame_indices": "40, 80",
+    "generator_ckpt": "longlive_base.pt",
+    "lora_ckpt": "lora.pt",
+    "adapter": {"type": "lora", "rank": 256, "alpha": 128},
+}
+
+
+def migrate(tmp_path, old: dict, kind: str | None = None):
+    """Returns (the typed configuration, dropped) of an ancestor's tree."""
+    path, new = tmp_path / "old.yaml", tmp_path / "new.yaml"
+    path.write_text(yaml.safe_dump(old))
+    text, dropped = migrate_config.migrate(path, kind)
+    new.write_text(text)
+    room = trainer.config if "\ntrainer:" in text else pipeline.config
+    return room.load_recipe(new)[0], dropped
+
+
+def test_self_forcing_dmd_becomes_our_recipe(tmp_path):
+    config, dropped = migrate(tmp_path, DMD)
+    ours, _ = trainer.config.load_recipe(ROOT / "configs/train/self_forcing_dmd.yaml")
+    assert config.trainer == ours.trainer and config.model == ours.model
+    assert config.checkpoint.every == 50
+    assert set(dropped) == {
+        *(key for key in DMD if key.endswith("_fsdp_wrap_strategy") or key.startswith("wandb")),
+        *("num_train_timestep", "denoising_loss_type", "mixed_precision", "sharding_strategy", "batch_size"),
+        "load_raw_video",
+    }
+    assert all(dropped.values())
+
+
+def test_only_the_score_guidance_is_shifted(tmp_path):
+    score = migrate(tmp_path, DMD)[0].trainer.loss.score
+    assert (score.real_guidance, score.fake_guidance) == (4.0, 1.0)
+    score = migrate(tmp_path, {**DMD, "real_guidance_scale": 2.5, "fake_guidance_scale": 0.5})[0].trainer.loss.score
+    assert (score.real_guidance, score.fake_guidance) == (3.5, 1.5)
+    sampling = {key: value for key, value in INFER.items() if key != "denoising_step_list"}
+    config, _ = migrate(tmp_path, {**sampling, "guidance_scale": 3.0})
+    assert config.sampler.name == "multi_step" and config.sampler.guidance == 3.0
+
+
+def test_longlive_names_what_is_not_there(tmp_path):
+    config, dropped = migrate(tmp_path, LONGLIVE)
+    source = config.trainer.source
+    assert (config.steps, config.checkpoint.keep) == (3000, 3)
+    assert (source.frames, source.frames_max, source.loss_frames) == (21, 39, 21)
+    assert (source.cache.window_frames, source.cache.sink_frames, source.cache.rope) == (12, 3, "write")
+    named = {"streaming_training", "streaming_max_length", "switch_mode", "switch_choices", "switch_prompt_path"}
+    named |= {"adapter", "vis_interval", "val_data_path", "gradient_accumulation_steps", "one_logger_project"}
+    assert named | {"distribution_loss"} <= set(dropped)
+    assert config.trainer.loss.name == "dmd"
+
+
+OBJECTIVES = {
+    "sid": ({**DMD, "distribution_loss": "sid", "sid_alpha": 0.5}, "sid", "rollout"),
+    "causvid": ({**DMD, "distribution_loss": "causvid", "data_path": "clips"}, "dmd", "noised_data"),
+    "gan": ({**DMD, "trainer": "gan", "distribution_loss": "gan", "gan_g_weight": 0.02}, "gan", "rollout"),
+    "ode": ({**DMD, "trainer": "ode", "data_path": "pairs"}, "ode", "ode_pairs"),
+    "diffusion": ({**DMD, "trainer": "diffusion", "teacher_forcing": True}, "flow", "latents"),
+}
+
+
+@pytest.mark.parametrize("old, loss, source", OBJECTIVES.values(), ids=OBJECTIVES)
+def test_every_objective_migrates(tmp_path, old, loss, source):
+    config, _ = migrate(tmp_path, old)
+    assert (config.trainer.loss.name, config.trainer.source.name) == (loss, source)
+    assert config.trainer.optim.lr == 2e-6 and config.trainer.source.batch == 64
+    if loss == "flow":
+        assert config.trainer.loss.mode == "teacher_forcing"
+
+
+def test_causvids_closing_zero_is_the_clean_step(tmp_path):
+    old = {**OBJECTIVES["causvid"][0], "denoising_step_list": [1000, 757, 522, 0], "warp_denoising_step": False}
+    source = migrate(tmp_path, old)[0].trainer.source
+    assert source.steps == (1000, 757, 522) and source.clean_step and not source.warp
+
+
+def test_missing_keys_mean_the_ancestors_defaults(tmp_path):
+    old = {key: value for key, value in DMD.items() if key not in ("ts_schedule", "warp_denoising_step", "fake_name")}
+    config, _ = migrate(tmp_path, {**old, "model_kwargs": {}, "context_noise": 100})
+    assert config.trainer.loss.score.from_exit
+    assert not config.trainer.source.sampler.warp and config.trainer.source.sampler.shift == 8.0
+    assert config.trainer.source.context.sigma == 0.1
+
+
+def test_generation_migrates(tmp_path):
+    config, dropped = migrate(tmp_path, INFER)
+    model = config.model
+    assert (model.checkpoint, model.lora, model.lora_alpha) == ("longlive_base.pt", "lora.pt", 128)
+    assert config.pipeline.cache.window_frames == 12 and config.pipeline.cache.sink_frames == 3
+    assert config.sampler == replace(config.sampler, steps=(1000, 750, 500, 250), shift=5.0, warp=True)
+    assert (config.num_output_frames, config.seed, config.data.path) == (120, 1, "prompts/long.txt")
+    assert config.output.save_with_index and config.output.folder == "videos/long"
+    assert set(dropped) == {"model_name", "inference_iter", "global_sink", "switch_frame_indices"}
+    assert "not there yet" in dropped["switch_frame_indices"]
+
+
+def test_infinity_is_rope_when_read_and_jsonl_is_dropped(tmp_path):
+    old = {**INFER, "data_path": "a.jsonl", "model_kwargs": {**INFER["model_kwargs"], "use_infinite_attention": True}}
+    config, dropped = migrate(tmp_path, old)
+    assert config.pipeline.cache.rope == "read" and "data_path" in dropped
+
+
+def test_a_training_file_can_become_a_generation(tmp_path):
+    config, dropped = migrate(tmp_path, DMD, "infer")
+    assert config.model.checkpoint == "checkpoints/ode_init.pt" and config.sampler.name == "few_step"
+    assert dropped["lr"] == "read by training only"
+
+
+@pytest.mark.parametrize("old", [{**DMD, "lr_critc": 1}, {**INFER, "model_kwargs": {"sink": 3}}])
+def test_unknown_keys_are_an_error(tmp_path, old):
+    with pytest.raises(ValueError, match="lr_critc|model_kwargs.sink"):
+        migrate(tmp_path, old)
+
+
+@pytest.mark.parametrize("key, value", [("trainer", "magic"), ("distribution_loss", "x"), ("denoising_loss_type", "v")])
+def test_unknown_values_are_an_error(tmp_path, key, value):
+    with pytest.raises(ValueError, match=f"{key} is '{value}'"):
+        migrate(tmp_path, {**DMD, key: value})
+
+
+def test_the_door(tmp_path, capsys):
+    old, new = tmp_path / "old.yaml", tmp_path / "new.yaml"
+    old.write_text(yaml.safe_dump(DMD))
+    assert migrate_config.main([str(old)]) == 0
+    said = capsys.readouterr()
+    assert "real_guidance: 4.0" in said.out and "dropped mixed_precision: " in said.err
+    assert migrate_config.main([str(old), str(new)]) == 0
+    assert new.read_text() == said.out
+    assert migrate_config.main([str(old), str(new)]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert migrate_config.main([str(tmp_path / "no.yaml")]) == 2
