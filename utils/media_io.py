@@ -6,6 +6,7 @@ A file appears under its final name only when it is complete and on the disk; un
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import math
 import os
@@ -172,6 +173,7 @@ class VideoWriter:
                 self._container.close()
                 with open(self.partial, "rb+") as file:
                     sync_file(file)
+                    _check_whole(file)
         finally:
             self._release()
 
@@ -183,6 +185,20 @@ class VideoWriter:
         if container is not None:
             with contextlib.suppress(OSError, av.FFmpegError):
                 container.close()
+
+
+def _check_whole(file) -> None:
+    """Raises OSError unless the boxes of a finished MP4 fill the file and the last one is its index.
+
+    The muxer keeps silent about a disk that is full at its last write.
+    """
+    size, start, kind = os.fstat(file.fileno()).st_size, 0, b""
+    while start + 8 <= size:
+        file.seek(start)
+        length, kind, wide = struct.unpack(">I4sQ", file.read(16).ljust(16))
+        start += max(8, wide if length == 1 else length)
+    if start != size or kind != b"mfra":
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def read_video(path: str | Path, seconds: float | None = None, most: int = 0) -> tuple[np.ndarray, float]:

@@ -116,7 +116,7 @@ def test_a_full_disk_keeps_finished_videos_and_leaves_nothing_half(door, prompts
         said = door.fails("--data_path", path, "--output_folder", out, f"num_output_frames={frames}", also)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
-    assert "too large" in said and "free space" in said and PROMPTS[1] in said
+    assert "free space" in said and PROMPTS[1] in said
     left = files(out)
     assert {name: left[name] for name in finished} == finished
     whole_video = {f"{PROMPTS[1]}-0.mp4"} if also.startswith("output.latents") else set()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+
 import numpy as np
 import pytest
 import torch
@@ -109,3 +111,25 @@ def test_equal_frames_give_equal_bytes(tmp_path):
                 video.write(picture[None])
         made.add((tmp_path / "v.mp4").read_bytes())
     assert len(made) == 1
+
+
+def test_a_disk_that_fills_up_at_any_byte_is_reported(tmp_path):
+    """Also at the last write, about which the muxer keeps silent."""
+    clip = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
+
+    def write():
+        with VideoWriter(tmp_path / "v.mp4", 8) as video:
+            video.write(clip)
+        return (tmp_path / "v.mp4").read_bytes()
+
+    whole, old = write(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    (tmp_path / "v.mp4").unlink()
+    for limit in [*range(100, len(whole), 97), len(whole) - 1]:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, old[1]))
+        try:
+            with pytest.raises(OSError, match="finished files are kept; free space"):
+                write()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        assert files(tmp_path) == {}, limit
+    assert write() == whole
