@@ -13,6 +13,29 @@ def model(tmp_path_factory):
     return digits_fixture.model_folder(tmp_path_factory.mktemp("model"))
 
 
+@pytest.fixture(scope="session")
+def kits():
+    """The models that a test has loaded, by their configuration."""
+    return {}
+
+
+@pytest.fixture(autouse=True)
+def kept_kits(request, kits, monkeypatch):
+    """Loads a model once for all tests; those of test_weights.py are about loading and do it themselves."""
+    if request.module.__name__.endswith("test_weights"):
+        return
+    from pipeline import run
+
+    load = run.load_kit
+
+    def once(*configs):
+        if repr(configs) not in kits:
+            kits[repr(configs)] = load(*configs)
+        return kits[repr(configs)]
+
+    monkeypatch.setattr(run, "load_kit", once)
+
+
 @pytest.fixture
 def door(model, tmp_path, capsys):
     """inference.py with a recipe that takes a fraction of a second a video."""

@@ -17,7 +17,13 @@ from utils.rng import Rng
 from wan.library import load_vae
 from wan.vae import StreamingVAE
 
-SMALL = ["trainer.base_dim=4", "trainer.z_dim=4", "trainer.stages=[{frames: 5, batch: 1}]", "log_every=1"]
+SMALL = [
+    "trainer.base_dim=4",
+    "trainer.z_dim=4",
+    "trainer.stages=[{frames: 5, batch: 1}]",
+    "log_every=1",
+    "trainer.digits.canvas=32",
+]
 
 
 @pytest.fixture
@@ -34,10 +40,10 @@ def test_two_steps_export_and_resume(config, tmp_path):
     whole.fit()
     vae = StreamingVAE(load_vae(tmp_path / "whole/export/vae")).eval()
     assert vae.spatial_stride == 8 and vae.dtype == torch.float32
-    pixels = torch.linspace(-1, 1, 5 * 3 * 64 * 64).view(1, 5, 3, 64, 64)
+    pixels = torch.linspace(-1, 1, 5 * 3 * 32 * 32).view(1, 5, 3, 32, 32)
     with torch.no_grad():
         latents = vae.encode(pixels)
-        assert latents.shape == (1, 2, 4, 8, 8) and vae.decode(latents).shape == pixels.shape
+        assert latents.shape == (1, 2, 4, 4, 4) and vae.decode(latents).shape == pixels.shape
     assert vae.std.unique().numel() == 1 and vae.std.min() > 0 and vae.mean.abs().max() > 0
     assert {p.dtype for p in whole.method.model.parameters()} == {torch.float32}, "the export changed what trains"
     rows = [json.loads(line) for line in (tmp_path / "whole/metrics.jsonl").read_text().splitlines()]
@@ -76,7 +82,7 @@ def test_stages_lengthen_the_clips(config):
     settings = config("steps=10", "trainer.stages=[{frames: 5, batch: 2}, {start: 0.5, frames: 9, batch: 1}]")
     method = settings.trainer.build("", 10, Rng(0), torch.device("cpu"))
     shapes = [tuple(method.clips(step, step / 10).shape) for step in (0, 4, 5, 9)]
-    assert shapes == [(2, 3, 5, 64, 64)] * 2 + [(1, 3, 9, 64, 64)] * 2
+    assert shapes == [(2, 3, 5, 32, 32)] * 2 + [(1, 3, 9, 32, 32)] * 2
     clips = method.clips(0, 0.0)
     assert (clips.min(), clips.max()) == (-1, 1)
     assert torch.equal(clips, method.clips(0, 0.0)) and not torch.equal(clips, method.clips(1, 0.0))
