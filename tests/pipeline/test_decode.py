@@ -100,13 +100,13 @@ def test_a_replaced_film_is_unfinished_until_its_own_json_is_there(tmp_path):
 def test_equal_frames_give_equal_bytes(tmp_path):
     """Whatever the memory held before: x264 once read some that nobody had set."""
     rng = np.random.default_rng(0)
-    frame = rng.integers(0, 256, (15, 26, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
-    clip = np.stack([np.roll(frame, 3 * i, 0) for i in range(8)])
+    frame = rng.integers(0, 256, (30, 52, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+    clip = np.stack([np.roll(frame, 3 * i, 1) for i in range(12)])
     made = set()
-    for _ in range(5):
+    for _ in range(6):
         with VideoWriter(tmp_path / "v.mp4", 16) as video:
             for picture in clip:
-                junk = [torch.randn(int(n)) for n in rng.integers(10, 100_000, 20)]
+                junk = [torch.randn(int(n)) for n in rng.integers(10, 200_000, 20)]
                 del junk
                 video.write(picture[None])
         made.add((tmp_path / "v.mp4").read_bytes())
