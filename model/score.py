@@ -14,7 +14,8 @@ import torch
 from model.base import Sample
 from wan.condition import Condition
 from wan.context import Full
-from wan.schedule import NUM_TRAIN_TIMESTEPS, SNAPS, Schedule, shift_sigma
+from wan.options import SNAPS
+from wan.schedule import NUM_TRAIN_TIMESTEPS, Schedule, shift_sigma
 
 
 @dataclass

@@ -1,4 +1,4 @@
 PIPELINES = {
-    "causal": "pipeline.causal:CausalConfig",
-    "bidirectional": "pipeline.bidirectional:BidirectionalConfig",
+    "causal": "pipeline.options:CausalConfig",
+    "bidirectional": "pipeline.options:BidirectionalConfig",
 }

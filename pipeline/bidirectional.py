@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 
@@ -12,21 +11,7 @@ from pipeline.rollout import Chunk, guided
 from pipeline.sampler import sample
 from wan.condition import Condition
 from wan.context import Full
-from wan.geometry import Geometry, Span
-
-
-@dataclass
-class BidirectionalConfig:
-    """No knobs of its own: the length is the clip's."""
-
-    def check_with(self, config) -> None:
-        """Raises ValueError for what this pipeline cannot do."""
-        if config.data.initial_latents:
-            raise ValueError("initial_latents are continued chunk by chunk; write pipeline.name=causal")
-
-    def build(self, kit: Kit, sampler, geometry: Geometry) -> Bidirectional:
-        """Returns the pipeline."""
-        return Bidirectional(kit, sampler)
+from wan.geometry import Span
 
 
 class Bidirectional:

@@ -3,46 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 import torch
 
 from pipeline.kit import Kit
-from pipeline.rollout import Chunk, ContextConfig, Rollout
+from pipeline.options import CausalConfig
+from pipeline.rollout import Chunk, Rollout
 from pipeline.track import Fixed
 from wan.condition import Condition
 from wan.geometry import Geometry, Span, chunks
-from wan.ledger import CacheConfig
-
-
-@dataclass
-class CausalConfig:
-    """chunk: latent frames denoised together. first_chunk: length of the first one, 0 = the same."""
-
-    chunk: int = 3
-    first_chunk: int = 0
-    cache: CacheConfig = field(default_factory=CacheConfig)
-    context: ContextConfig = field(default_factory=ContextConfig)
-
-    def check(self):
-        if self.chunk < 1 or self.first_chunk < 0:
-            raise ValueError("chunk must be at least 1 and first_chunk must not be negative")
-
-    def check_with(self, config) -> None:
-        """Raises ValueError for a length that does not fill chunks, or a window too small for them."""
-        window, sink = self.cache.window_frames, self.cache.sink_frames
-        largest = max(self.chunk, self.first_chunk)
-        if window != -1 and window < sink + largest:
-            raise ValueError(
-                f"pipeline.cache.window_frames {window} is smaller than sink_frames {sink} + chunk {largest}; "
-                f"write at least {sink + largest}"
-            )
-        if not config.seconds and not config.data.i2v and not config.data.initial_latents:
-            chunks(config.num_output_frames, self.chunk, self.first_chunk or None)
-
-    def build(self, kit: Kit, sampler, geometry: Geometry) -> Causal:
-        """Returns the pipeline."""
-        return Causal(self, kit, sampler, geometry)
 
 
 class Causal:

@@ -6,11 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline import PIPELINES
-from pipeline.kit import ModelConfig
-from pipeline.sampler import SAMPLERS
+from pipeline.options import SAMPLERS, ModelConfig
 from utils.config import load, one_of, parse_overrides, read_defaults, read_recipe
-from wan.text import TextConfig
-from wan.vae import VAEConfig
+from wan.options import TextConfig, VAEConfig
 
 DEFAULTS = Path(__file__).parent.parent / "configs" / "default_config.yaml"
 

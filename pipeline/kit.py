@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from pipeline.options import ModelConfig
 from utils import distributed, hub
 from utils.lora import inject_pairs
 from wan.condition import Condition
@@ -17,37 +18,12 @@ from wan.library import load_vae
 from wan.parts import Parts, find_parts
 from wan.spec import SPECS, ModelSpec, TransformerSpec, find_spec
 from wan.text import TextConfig, load_text_encoder
-from wan.transformer import PRECISIONS, WanTransformer
+from wan.transformer import WanTransformer
 from wan.vae import TEMPORAL_STRIDE, StreamingVAE, VAEConfig
 from wan.weights import load_lora, load_strict, load_transformer, merge_lora
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 HASHED_BYTES = 4096  # of each tensor; reading 28 GB for a name would take longer than a video
-
-
-@dataclass
-class ModelConfig:
-    """Which model. path: a directory (official, diffusers or ours) or a hub name; spec: its name where
-    the folder does not tell; checkpoint: other weights for its transformer; lora: a change of these."""
-
-    path: str = "assets/digits"
-    spec: str = ""
-    checkpoint: str = ""
-    use_ema: bool = False
-    lora: str = ""
-    lora_merge: bool = False  # add the LoRA to the weights (faster) instead of running it beside them (as published)
-    lora_alpha: float = 0.0  # 0 = the rank (scale 1), as LongLive trains
-    dtype: str = "bf16"  # fp32 | bf16
-    precision: str = "weights"  # weights | upstream (fp32 modulation and head, for undistilled Wan weights)
-    attention: str = "auto"
-
-    def check(self):
-        if self.dtype not in DTYPES or self.precision not in PRECISIONS:
-            raise ValueError(f"model.dtype must be one of {sorted(DTYPES)}, model.precision one of {PRECISIONS}")
-        if self.spec and self.spec not in SPECS:
-            raise ValueError(f"model.spec {self.spec!r} is unknown; write one of {sorted(SPECS)}")
-        if self.lora and not self.checkpoint:
-            raise ValueError("model.lora changes a base checkpoint: write model.checkpoint too")
 
 
 @dataclass

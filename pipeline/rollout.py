@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from pipeline.options import ContextConfig
 from pipeline.sampler import sample
 from pipeline.track import Track
 from wan.cache import CacheShape, Chunks, Ring
@@ -28,24 +29,6 @@ class Chunk:
     span: Span
     latents: torch.Tensor
     given: bool = False
-
-
-@dataclass
-class ContextConfig:
-    """The context pass: `sigma` is the time told to the network, `renoise` mixes x0 to it first.
-
-    The ancestors' training tells 0 and mixes (their table's last sigma is not 0); ours does neither.
-    """
-
-    sigma: float = 0.0
-    renoise: bool = False
-    snap: str = "none"
-    shift: float = 5.0
-
-    def check(self):
-        Schedule(self.shift, self.snap)
-        if not 0 <= self.sigma <= 1:
-            raise ValueError(f"context.sigma is {self.sigma}; write a number in [0, 1]")
 
 
 @dataclass

@@ -7,54 +7,23 @@ over several devices calls it one step at a time.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
+from pipeline.options import FewStepConfig, MultiStepConfig
 from pipeline.solver import Solver
 from wan.schedule import Schedule, step_sigmas
 
-SAMPLERS = {
-    "few_step": "pipeline.sampler:FewStepConfig",
-    "multi_step": "pipeline.sampler:MultiStepConfig",
-}
+
+def few_step(config: FewStepConfig) -> FewStep:
+    """Returns the sampler of a `FewStepConfig`."""
+    sigmas = step_sigmas(config.steps, config.shift, config.warp)
+    return FewStep(sigmas, Schedule(config.shift, config.snap), config.guidance)
 
 
-@dataclass
-class FewStepConfig:
-    """x0 prediction and re-noising at a short list of steps (distilled models)."""
-
-    steps: tuple[float, ...] = (1000.0, 750.0, 500.0, 250.0)
-    shift: float = 5.0
-    warp: bool = True  # the list indexes the shifted table, as the models were trained
-    snap: str = "none"
-    guidance: float = 1.0  # w; 1 = the conditional prediction alone
-
-    def check(self):
-        self.build()
-
-    def build(self) -> FewStep:
-        """Returns the sampler."""
-        return FewStep(step_sigmas(self.steps, self.shift, self.warp), Schedule(self.shift, self.snap), self.guidance)
-
-
-@dataclass
-class MultiStepConfig:
-    """A solver of the probability flow with classifier-free guidance (undistilled models)."""
-
-    solver: str = "unipc"  # unipc | dpm++ | euler
-    num_steps: int = 50
-    shift: float = 5.0
-    guidance: float = 5.0  # w of uncond + w (cond - uncond)
-    guidance_high: float = 0.0  # w of the high-noise expert of a model that has two; 0 = the same
-
-    def check(self):
-        self.build()
-
-    def build(self) -> MultiStep:
-        """Returns the sampler."""
-        w = (self.guidance, self.guidance_high) if self.guidance_high else self.guidance
-        return MultiStep(Solver(self.solver, self.num_steps, self.shift), w)
+def multi_step(config: MultiStepConfig) -> MultiStep:
+    """Returns the sampler of a `MultiStepConfig`; two experts have a weight each."""
+    w = (config.guidance, config.guidance_high) if config.guidance_high else config.guidance
+    return MultiStep(Solver(config.solver, config.num_steps, config.shift), w)
 
 
 class Sampler:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
+from pipeline.options import check_solver
 from wan.schedule import NUM_TRAIN_TIMESTEPS, shift_sigma
 
-SOLVERS = ("unipc", "dpm++", "euler")
 FIRST_SIGMA = 0.999  # UniPC's grid starts at the second entry of a 1000-step schedule
 
 
@@ -29,10 +29,7 @@ class Solver:
     shift: float = 5.0
 
     def __post_init__(self):
-        if self.name not in SOLVERS:
-            raise ValueError(f"solver {self.name!r} is unknown; write one of {SOLVERS}")
-        if self.num_steps < 1 or self.shift <= 0:
-            raise ValueError(f"num_steps {self.num_steps} must be at least 1 and shift {self.shift} positive")
+        check_solver(self.name, self.num_steps, self.shift)
 
     def start(self) -> Walk:
         """Returns the walk of one chunk."""

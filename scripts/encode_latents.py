@@ -76,7 +76,8 @@ def load(flags: argparse.Namespace):
     import torch
 
     from wan.library import load_vae
-    from wan.vae import StreamingVAE, VAEConfig, check_pixel_frames
+    from wan.options import VAEConfig
+    from wan.vae import StreamingVAE, check_pixel_frames
 
     if min(flags.batch, flags.shard_clips) < 1:
         raise ValueError("--batch and --shard_clips must be at least 1")

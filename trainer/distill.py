@@ -18,8 +18,7 @@ from trainer.optim import Optim, OptimConfig
 from trainer.roles import RoleConfig, Roles, export_transformer
 from utils.config import one_of
 from utils.rng import Rng
-from wan.text import TextConfig
-from wan.vae import VAEConfig
+from wan.options import TextConfig, VAEConfig
 
 
 @dataclass

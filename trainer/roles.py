@@ -12,10 +12,11 @@ from utils.atomic import write_json
 from utils.rng import Rng, seed_libraries
 from wan.denoiser import Denoiser
 from wan.library import load_vae
+from wan.options import TextConfig
 from wan.parts import find_parts
 from wan.spec import SPECS
 from wan.tensor_file import write_safetensors
-from wan.text import TextConfig, load_text_encoder
+from wan.text import load_text_encoder
 from wan.transformer import WanTransformer
 from wan.vae import StreamingVAE
 from wan.weights import load_strict, load_transformer

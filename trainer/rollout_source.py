@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 import torch
 
 from model.base import Sample
-from pipeline.rollout import ContextConfig, Rollout
-from pipeline.sampler import FewStepConfig, RandomExit
+from pipeline.options import ContextConfig, FewStepConfig
+from pipeline.rollout import Rollout
+from pipeline.sampler import RandomExit
 from pipeline.track import Fixed
 from trainer.source import epoch_row
 from trainer.window import loss_window

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 
 import torch
 
+from wan.options import check_clock, check_steps
+
 NUM_TRAIN_TIMESTEPS = 1000
-SNAPS = ("none", "integer", "table")
 
 
 def shift_sigma(sigma, shift: float):
@@ -56,10 +57,7 @@ class Schedule:
     snap: str = "none"  # none | integer | table
 
     def __post_init__(self):
-        if self.snap not in SNAPS:
-            raise ValueError(f"snap is {self.snap!r}; write one of {SNAPS}")
-        if self.shift <= 0:
-            raise ValueError(f"shift is {self.shift}; write a positive number (1 = none)")
+        check_clock(self.shift, self.snap)
 
     def snapped(self, sigma: torch.Tensor) -> torch.Tensor:
         """Returns the sigma that this role computes with when told `sigma` (fp32 or wider)."""
@@ -102,10 +100,7 @@ def step_sigmas(steps, shift: float, warp: bool = True) -> tuple[float, ...]:
     """
     steps = list(steps)
     top = NUM_TRAIN_TIMESTEPS
-    if not steps or any(not 0 < s <= top for s in steps):
-        raise ValueError(f"steps {steps} must lie in (0, {top}]; write for example [1000, 750, 500, 250]")
-    if any(a <= b for a, b in zip(steps[:-1], steps[1:], strict=True)):
-        raise ValueError(f"steps {steps} must descend")
+    check_steps(steps)
     if warp:
         table = sigma_table(shift)
         return tuple(float(table[top - int(s)]) for s in steps)

@@ -5,30 +5,14 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from wan.options import TextConfig
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-@dataclass
-class TextConfig:
-    """How to run the text encoder."""
-
-    dtype: str = "bf16"  # fp32 | bf16; of the weights and of the result
-    device: str = "auto"  # auto: with the model | cpu: saves 11 GB on the GPU
-    batch_size: int = 8  # prompts encoded together
-
-    def check(self):
-        if self.dtype not in DTYPES:
-            raise ValueError(f"text.dtype is {self.dtype!r}; write {' or '.join(DTYPES)}")
-        if self.device not in ("auto", "cpu"):
-            raise ValueError(f"text.device is {self.device!r}; write auto or cpu")
-        if self.batch_size < 1:
-            raise ValueError(f"text.batch_size is {self.batch_size}; write 1 or more")
 
 
 class TextEncoder(nn.Module):

@@ -24,8 +24,6 @@ from wan.rope import RotaryTable
 from wan.schedule import NUM_TRAIN_TIMESTEPS
 from wan.spec import TransformerSpec
 
-PRECISIONS = ("weights", "upstream")
-
 
 @dataclass(frozen=True)
 class Segment:

@@ -9,28 +9,12 @@ Source: Wan2.1 causal VAE (arXiv 2503.20314, section 4.1); `tests/parity` kind J
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import nn
 
+from wan.options import VAEConfig
+
 TEMPORAL_STRIDE = 4  # pixel frames per later latent frame, fixed by the architecture
-
-
-@dataclass
-class VAEConfig:
-    """How to run the VAE. `frames_per_pass` latents are decoded together after the first."""
-
-    dtype: str = "fp32"  # fp32 | bf16
-    tiling: bool = False  # whole clips in overlapping tiles: little memory, not for streams
-    slicing: bool = False  # one clip of a batch at a time
-    frames_per_pass: int = 1  # >1 is faster on a GPU and agrees to 3e-6
-
-    def check(self):
-        if self.dtype not in ("fp32", "bf16"):
-            raise ValueError(f"vae.dtype is {self.dtype!r}; write fp32 or bf16")
-        if self.frames_per_pass < 1:
-            raise ValueError(f"vae.frames_per_pass is {self.frames_per_pass}; write 1 or more")
 
 
 class StreamingVAE(nn.Module):

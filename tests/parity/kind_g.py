@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from pipeline.options import FewStepConfig, MultiStepConfig
 from pipeline.rollout import Chunk, Rollout, guided
-from pipeline.sampler import FewStepConfig, MultiStepConfig, sample
+from pipeline.sampler import sample
 from pipeline.track import Fixed
 from tests.parity import build
 from tests.parity.case import Case, NotBuilt

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from pipeline.rollout import Chunk, ContextConfig, Rollout
-from pipeline.sampler import FewStepConfig, RandomExit
+from pipeline.options import ContextConfig, FewStepConfig
+from pipeline.rollout import Chunk, Rollout
+from pipeline.sampler import RandomExit
 from pipeline.track import Fixed
 from tests.parity import build
 from tests.parity.case import Case

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.bidirectional import Bidirectional, BidirectionalConfig
-from pipeline.sampler import MultiStepConfig
+from pipeline.bidirectional import Bidirectional
+from pipeline.options import BidirectionalConfig, MultiStepConfig
 from tests import tiny
 from wan.denoiser import ExpertDenoiser
 from wan.geometry import Span

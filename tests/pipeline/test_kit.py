@@ -7,11 +7,11 @@ import dataclasses
 import pytest
 import torch
 
-from pipeline.kit import DTYPES, ModelConfig, load_kit
+from pipeline.kit import DTYPES, load_kit
+from pipeline.options import ModelConfig
 from tests import digits_fixture
 from wan.geometry import Geometry
-from wan.text import TextConfig
-from wan.vae import VAEConfig
+from wan.options import TextConfig, VAEConfig
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,8 @@ import hashlib
 import pytest
 import torch
 
-from pipeline.kit import ModelConfig, _network
+from pipeline.kit import _network
+from pipeline.options import ModelConfig
 from tests import tiny
 from utils.lora import inject, layers
 from wan.context import Full

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pipeline.rollout import Chunk, ContextConfig
+from pipeline.options import ContextConfig
+from pipeline.rollout import Chunk
 from pipeline.track import Fixed
 from tests import tiny
 from wan.cache import Chunks, Ring

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from pipeline.options import SOLVERS, FewStepConfig, MultiStepConfig
 from pipeline.rollout import guided
-from pipeline.sampler import FewStep, FewStepConfig, MultiStep, MultiStepConfig, RandomExit, sample
-from pipeline.solver import SOLVERS, Solver
+from pipeline.sampler import FewStep, MultiStep, RandomExit, sample
+from pipeline.solver import Solver
 from tests import tiny
 from wan.geometry import Span
 from wan.schedule import Schedule

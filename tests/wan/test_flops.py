@@ -13,8 +13,9 @@ from wan.context import Full
 from wan.flops import decode_flops, pass_flops
 from wan.geometry import Geometry
 from wan.library import VAE_CONFIGS, build_vae
+from wan.options import VAEConfig
 from wan.spec import SPECS
-from wan.vae import StreamingVAE, VAEConfig
+from wan.vae import StreamingVAE
 
 CHUNK = 3
 

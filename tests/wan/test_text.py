@@ -10,8 +10,9 @@ import torch
 from tests.parity.case import load_case
 from wan.encoder_maps import text_to_official
 from wan.library import TEXT_CONFIG, build_text_model, load_text_model
+from wan.options import TextConfig
 from wan.parts import find_parts
-from wan.text import TextConfig, TextEncoder, clean_text, load_text_encoder, load_tokenizer
+from wan.text import TextEncoder, clean_text, load_text_encoder, load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 DIGITS = ROOT / "assets" / "digits"

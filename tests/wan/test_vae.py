@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from wan.library import VAE_CONFIGS, build_vae
-from wan.vae import StreamingVAE, VAEConfig
+from wan.options import VAEConfig
+from wan.vae import StreamingVAE
 
 TOLERANCE = 5e-6
 

@@ -1,0 +1,60 @@
+"""Knobs of `wan` and the checks of their values, without torch: a configuration is read before anything heavy loads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SNAPS = ("none", "integer", "table")
+PRECISIONS = ("weights", "upstream")
+DTYPES = ("fp32", "bf16")
+TOP = 1000  # of the published step lists
+
+
+@dataclass
+class VAEConfig:
+    """How to run the VAE. `frames_per_pass` latents are decoded together after the first."""
+
+    dtype: str = "fp32"  # fp32 | bf16
+    tiling: bool = False  # whole clips in overlapping tiles: little memory, not for streams
+    slicing: bool = False  # one clip of a batch at a time
+    frames_per_pass: int = 1  # >1 is faster on a GPU and agrees to 3e-6
+
+    def check(self):
+        if self.dtype not in ("fp32", "bf16"):
+            raise ValueError(f"vae.dtype is {self.dtype!r}; write fp32 or bf16")
+        if self.frames_per_pass < 1:
+            raise ValueError(f"vae.frames_per_pass is {self.frames_per_pass}; write 1 or more")
+
+
+@dataclass
+class TextConfig:
+    """How to run the text encoder."""
+
+    dtype: str = "bf16"  # fp32 | bf16; of the weights and of the result
+    device: str = "auto"  # auto: with the model | cpu: saves 11 GB on the GPU
+    batch_size: int = 8  # prompts encoded together
+
+    def check(self):
+        if self.dtype not in DTYPES:
+            raise ValueError(f"text.dtype is {self.dtype!r}; write {' or '.join(DTYPES)}")
+        if self.device not in ("auto", "cpu"):
+            raise ValueError(f"text.device is {self.device!r}; write auto or cpu")
+        if self.batch_size < 1:
+            raise ValueError(f"text.batch_size is {self.batch_size}; write 1 or more")
+
+
+def check_clock(shift: float, snap: str) -> None:
+    """Raises ValueError for a shift that is not positive or an unknown way to look sigma up."""
+    if snap not in SNAPS:
+        raise ValueError(f"snap is {snap!r}; write one of {SNAPS}")
+    if shift <= 0:
+        raise ValueError(f"shift is {shift}; write a positive number (1 = none)")
+
+
+def check_steps(steps) -> None:
+    """Raises ValueError for an empty list of steps, values outside (0, 1000], or steps that do not descend."""
+    steps = list(steps)
+    if not steps or any(not 0 < s <= TOP for s in steps):
+        raise ValueError(f"steps {steps} must lie in (0, {TOP}]; write for example [1000, 750, 500, 250]")
+    if any(a <= b for a, b in zip(steps[:-1], steps[1:], strict=True)):
+        raise ValueError(f"steps {steps} must descend")
