@@ -29,7 +29,8 @@ RECIPES = {"inference.py": "configs/infer/digits.yaml", "train.py": "configs/tra
 
 @pytest.mark.parametrize("door", RECIPES)
 def test_print_config_loads_nothing_heavy(door):
-    assert loaded_packages(PRINT.format(door=door, recipe=RECIPES[door]), HEAVY) == set()
+    heavy = {*HEAVY, "torch"} if door == "inference.py" else HEAVY  # torch alone takes seconds
+    assert loaded_packages(PRINT.format(door=door, recipe=RECIPES[door]), heavy) == set()
 
 
 def test_help_is_quick_and_lists_every_flag():
