@@ -24,6 +24,7 @@ fi
 $python scripts/evaluate.py codec --vae "$assets/vae" --frames 33 329 --clips 64
 $python scripts/encode_latents.py digits --vae "$assets/vae" --clips 8000 --batch 8 --output runs/digits_latents
 $python train.py --config_path configs/train/digits_teacher.yaml
+[ -d "$assets/teacher" ] || cp -r runs/digits_teacher/export/transformer "$assets/teacher"
 $python train.py --config_path configs/train/digits_causal.yaml
 [ -d "$assets/transformer" ] || cp -r runs/digits_causal/export/transformer "$assets/transformer"
 bash scripts/evaluate_digits.sh

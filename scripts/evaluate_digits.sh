@@ -24,8 +24,6 @@ films digits outputs/digits_4x num_output_frames=36
 measure digits_causal --videos outputs/digits_1x --codec assets/digits/vae --real
 measure digits_causal_long --videos outputs/digits_4x --real
 measure digits_reference --reference --frames 33
-if [ -d runs/digits_teacher/export ]; then
-  films digits_teacher outputs/digits_teacher
-  measure digits_teacher --videos outputs/digits_teacher --codec assets/digits/vae
-fi
+films digits_teacher outputs/digits_teacher
+measure digits_teacher --videos outputs/digits_teacher --codec assets/digits/vae
 $python scripts/tables.py
