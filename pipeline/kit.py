@@ -17,12 +17,11 @@ from wan.image import load_image_encoder
 from wan.library import load_vae
 from wan.parts import Parts, find_parts
 from wan.spec import SPECS, ModelSpec, TransformerSpec, find_spec
-from wan.text import TextConfig, load_text_encoder
+from wan.text import DTYPES, TextConfig, load_text_encoder
 from wan.transformer import WanTransformer
 from wan.vae import TEMPORAL_STRIDE, StreamingVAE, VAEConfig
 from wan.weights import load_lora, load_strict, load_transformer, merge_lora
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 HASHED_BYTES = 4096  # of each tensor; reading 28 GB for a name would take longer than a video
 
 

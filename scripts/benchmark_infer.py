@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 import wan.context
-from pipeline.kit import DTYPES, Kit, load_kit
+from pipeline.kit import Kit, load_kit
 from pipeline.request import KeyedNoise, Request
 from pipeline.rollout import Rollout
 from utils.counter import OTHER, CopiedBytes, count_allocations
@@ -34,6 +34,7 @@ from wan.library import VAE_CONFIGS, build_vae, load_vae
 from wan.parts import find_parts
 from wan.rope import RotaryTable
 from wan.spec import SPECS
+from wan.text import DTYPES
 from wan.transformer import WanTransformer
 from wan.vae import StreamingVAE
 

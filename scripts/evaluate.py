@@ -174,11 +174,10 @@ def load_codec(folder: Path):
     """Returns the StreamingVAE of a diffusers VAE folder, fp32, frozen."""
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} holds no config.json; give the folder of an AutoencoderKLWan (diffusers layout)")
-    from diffusers import AutoencoderKLWan
-
+    from wan.library import load_vae
     from wan.vae import StreamingVAE
 
-    return StreamingVAE(AutoencoderKLWan.from_pretrained(folder).float()).eval().requires_grad_(False)
+    return StreamingVAE(load_vae(folder)).eval().requires_grad_(False)
 
 
 def roundtrip(codec, clip):
