@@ -20,20 +20,25 @@ ifneq ($(shell cat $(STAMP) 2>/dev/null),$(TORCH_INDEX))
 endif
 endif
 
-.PHONY: help demo test lint clean
+.PHONY: help demo digits-table test lint clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo    generate 8 prompted videos into $(DEMO_OUTPUT), with a contact sheet"
-	@echo "make test    lint and run the whole test suite"
-	@echo "make lint    ruff: check and format check"
-	@echo "make clean   remove .venv and caches; outputs/ and runs/ stay"
-	@echo "make help    this list"
-	@echo "options      PYTHON=python3.12 (3.11 or newer)   TORCH_INDEX=URL (wheel index for torch)"
+	@echo "make demo           generate 8 prompted videos into $(DEMO_OUTPUT), with a contact sheet"
+	@echo "make digits-table   train and measure every objective on the digits world; resumes (ARGS=--help)"
+	@echo "make test           lint and run the whole test suite"
+	@echo "make lint           ruff: check and format check"
+	@echo "make clean          remove .venv and caches; outputs/ and runs/ stay"
+	@echo "make help           this list"
+	@echo "options             PYTHON=python3.12 (3.11 or newer)   TORCH_INDEX=URL (wheel index for torch)"
 
 demo: $(STAMP)
 	$(BIN)/python inference.py --config_path configs/infer/digits.yaml --data_path prompts/digits.txt --output_folder $(DEMO_OUTPUT)
 	@echo "contact sheet: $(DEMO_OUTPUT)/contact_sheet.png"
+
+# Hours on a CPU; finished rows are skipped. ARGS="--rows dmd,sid --jobs 1", ARGS=--dry_run, ...
+digits-table: $(STAMP)
+	$(BIN)/python scripts/digits_table.py $(ARGS)
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q

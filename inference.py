@@ -5,10 +5,10 @@ Under torchrun the videos are shared by the ranks; files do not depend on their 
 """
 
 import argparse
-import difflib
 import sys
 
 from utils import distributed, log
+from utils.flags import read_flags
 
 # flag -> (key of the configuration, help)
 VALUES = {
@@ -57,18 +57,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--print_config", action="store_true", help="show every value and where it comes from")
     parser.add_argument("--log", default="info", help="debug, info, warning or error")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="any knob of the recipe")
-    for argument in arguments:
-        name = argument.split("=")[0]
-        if name in RENAMED:
-            parser.error(f"{name} is not a flag here; use {RENAMED[name]}")
-    flags, unknown = parser.parse_known_intermixed_args(arguments)
-    if unknown:
-        name = unknown[0].split("=")[0]
-        known = [*VALUES, *SWITCHES, "--config_path", "--print_config", "--log", "--help"]
-        near = difflib.get_close_matches(name, known, 1)
-        hint = f"did you mean {near[0]}?" if near else "--help lists all flags; knobs of the recipe are key=value"
-        parser.error(f"{name} is no flag; {hint}")
-    return flags
+    return read_flags(parser, arguments, RENAMED, "--help lists all flags; knobs of the recipe are key=value")
 
 
 def overrides(flags: argparse.Namespace) -> list[str]:

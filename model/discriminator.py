@@ -64,8 +64,9 @@ class Discriminator(nn.Module):
         with tap(critic.transformer, self.layers) as features:
             critic(x_BFCHW, sigma_BF, condition, Full())
         tokens = self.register_norm(self.registers).expand(len(x_BFCHW), -1, -1)
+        num_frames = x_BFCHW.shape[1] // critic.spec.patch_size[0]
         read = [
-            reader(tokens[:, i : i + 1], features[layer])
+            reader(tokens[:, i : i + 1], critic.transformer.sequence.join(features[layer], num_frames))
             for i, (layer, reader) in enumerate(zip(self.layers, self.readers, strict=True))
         ]
         return self.classify(torch.cat(read, 1).flatten(1))

@@ -16,10 +16,10 @@ from wan.denoiser import Denoiser, ExpertDenoiser
 from wan.image import load_image_encoder
 from wan.library import load_vae
 from wan.parts import Parts, find_parts
-from wan.spec import SPECS, ModelSpec, TransformerSpec, find_spec
+from wan.spec import SPECS, ModelSpec, spec_for
 from wan.text import DTYPES, TextConfig, load_text_encoder
 from wan.transformer import WanTransformer
-from wan.vae import TEMPORAL_STRIDE, StreamingVAE, VAEConfig
+from wan.vae import StreamingVAE, VAEConfig
 from wan.weights import load_lora, load_strict, load_transformer, merge_lora
 
 HASHED_BYTES = 4096  # of each tensor; reading 28 GB for a name would take longer than a video
@@ -38,6 +38,11 @@ class Kit:
     dtype: torch.dtype
     weights_hash: str
     _kept: dict = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, denoiser: Denoiser, vae: StreamingVAE, text, device: torch.device, dtype: torch.dtype) -> Kit:
+        """Returns the kit of parts that are loaded already (a training's), for text to video."""
+        return cls(spec_for(denoiser.spec, vae.strides), denoiser, vae, text, None, device, dtype, "")
 
     def condition(self, prompts: list[str], negative: str | None) -> Condition:
         """Returns the text condition of a batch; `negative` None: no unconditional branch is needed."""
@@ -141,15 +146,7 @@ def _spec(config: ModelConfig, network: Denoiser, num_experts: int, vae: Streami
         spec = SPECS[config.spec]
     else:
         same = [s for s in SPECS.values() if s.transformer == network.spec and len(s.experts) == num_experts]
-        spec = same[0] if same else _nearest(network.spec, vae)
+        spec = same[0] if same else spec_for(network.spec, vae.strides)
     if len(spec.experts) != num_experts:
         raise ValueError(f"{spec.name} has {len(spec.experts)} transformer(s), {config.path} holds {num_experts}")
     return spec
-
-
-def _nearest(sizes: TransformerSpec, vae: StreamingVAE) -> ModelSpec:
-    """Returns the published model of these sizes, or a model of its own with the strides of its VAE."""
-    try:
-        return find_spec(sizes)
-    except ValueError:
-        return ModelSpec("custom", sizes, strides=(TEMPORAL_STRIDE, vae.spatial_stride, vae.spatial_stride))

@@ -94,8 +94,8 @@ class Rollout:
 
     def _open(self, track: Track, batch: int, chunk_frames: int, max_frames: int) -> list:
         """Returns one empty cache per guidance branch."""
-        spec = self.denoiser.spec
-        shape = CacheShape(spec.num_layers, batch, spec.num_heads, spec.head_dim, self.geometry.frame_tokens)
+        spec, heads = self.denoiser.spec, self.denoiser.cache_heads
+        shape = CacheShape(spec.num_layers, batch, heads, spec.head_dim, self.geometry.frame_tokens)
         count = 1 if self.sampler.guidance == 1 else 2
         ledgers = [Ledger(self.cache, chunk_frames, max_frames) for _ in range(count)]
         if self.training:

@@ -5,6 +5,8 @@
     python scripts/benchmark.py infer --config_path configs/infer/benchmark_wan_1.3B.yaml --random_weights \\
         --layers 4 --height 64 --width 96 model.dtype=fp32 vae.dtype=fp32     # reduced, for a CPU
     python scripts/benchmark.py infer ... --windows 12 48                     # bytes copied, by window and rotation
+    python scripts/benchmark.py train --config_path configs/train/digits_self_forcing_dmd.yaml
+    python scripts/benchmark.py train --config_path configs/train/benchmark_wan_1.3B.yaml --random_weights
 
 Times are those of the steady state: the window is full and warm-up chunks have run. MFU is counted operations
 (wan/flops.py) per second over the device's peak: the dense bf16 rate of a known GPU, or on a CPU the best of
@@ -37,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     for name, (add_arguments, run) in COMMANDS.items():
         sub = commands.add_parser(name, help=run.__doc__.split("\n")[0], allow_abbrev=False)
         add_arguments(sub)
-        sub.set_defaults(run=run)
+        sub.set_defaults(run=run, kind=name)
     args, args.overrides = parser.parse_known_args(argv)
     for word in args.overrides:
         if word.startswith("-") or "=" not in word:
@@ -258,7 +260,7 @@ def save(args, result: dict, lines: list[str]) -> int:
     from utils.atomic import atomic_write, write_json
 
     stem = args.name or args.config_path.stem.removeprefix("benchmark_") + ("_copies" if args.windows else "")
-    path = args.output_folder / f"benchmark_infer_{stem}.json"
+    path = args.output_folder / f"benchmark_{args.kind}_{stem}.json"
     facts = [pairs(result[key]) for key in ("device", "model") if key in result]
     text = "\n\n".join([f"`{args.command}`", *facts, "\n".join(lines)]) + "\n"
     print(text)
@@ -271,7 +273,45 @@ def save(args, result: dict, lines: list[str]) -> int:
     return 0
 
 
-COMMANDS = {"infer": (infer_arguments, infer)}
+def train_arguments(parser):
+    parser.add_argument("--config_path", type=Path, required=True, help="a recipe of configs/train/ that distils")
+    parser.add_argument("--random_weights", action="store_true", help="networks by `spec`, no file needed")
+    parser.add_argument("--updates", type=int, default=3, help="of generator and of critic that are measured")
+    parser.add_argument("--warmup", type=int, default=1, help="updates before those")
+    parser.add_argument("--peak_tflops", type=float, help="the device's peak, where it is not to be looked up")
+    parser.add_argument("--name", help="of the files; default: the recipe's")
+    parser.add_argument("--output_folder", type=Path, default=Path("docs/results"))
+    parser.set_defaults(windows=None)
+
+
+def train(args) -> int:
+    """Seconds, MFU and memory of generator and critic updates."""
+    begin = time.time()
+    from trainer.config import load_recipe
+
+    config, _ = load_recipe(args.config_path, args.overrides)
+    if min(args.updates, args.warmup) < 1:
+        raise ValueError("--updates and --warmup must be at least 1")
+    import torch
+
+    from scripts import benchmark_train
+
+    torch.set_num_threads(config.threads)
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    result = {"command": args.command, "status": "measured", "device": device_facts(device)}
+    if device.type == "cpu" and config.trainer.generator.spec not in ("", "digits"):
+        excess = f"a step of {config.trainer.generator.spec} needs a CUDA device"
+        return save(args, result | {"status": "not run", "reason": excess}, [f"not run: {excess}"])
+    peak = peak_rate(device, args.peak_tflops)
+    method = benchmark_train.build_method(config, args.random_weights, device)
+    weights = "random" if args.random_weights else config.trainer.generator.weights
+    result["model"] = benchmark_train.describe(config, method, weights)
+    result["peak"] = {"tera-operations per second": peak[0] / 1e12, "from": peak[1]}
+    result |= benchmark_train.measure(method, args.warmup, args.updates, peak[0])
+    return save(args, result | {"time": round(time.time() - begin, 1)}, benchmark_train.table(result))
+
+
+COMMANDS = {"infer": (infer_arguments, infer), "train": (train_arguments, train)}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -2,10 +2,12 @@
 
     python scripts/evaluate.py digits --reference                        # what the metrics are worth
     python scripts/evaluate.py digits --videos outputs/demo --reference --codec assets/digits/vae
+    python scripts/evaluate.py digits --videos outputs/x --prompts prompts/digits_128.txt
     python scripts/evaluate.py codec --vae assets/digits/vae --frames 33 329 --clips 64
+    python scripts/evaluate.py compare outputs/a outputs/b                # PSNR, SSIM, sharpness, flicker
 
-`digits` asks for a video of each of the 240 prompts (`--partial` measures what there is), so that
-nobody can pick the good ones. A video is an mp4 with a JSON of the same stem beside it that has
+`digits` asks for a video of each of the 240 prompts, or of each line of `--prompts` (`--partial` measures what there
+is), so that nobody can pick the good ones. A video is an mp4 with a JSON of the same stem beside it that has
 `prompt` and `seed`.
 """
 
@@ -18,7 +20,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-GATED = ("digit", "colour", "direction")
+from scripts.evaluate_compare import compare, compare_arguments  # noqa: E402
+from scripts.evaluate_report import (  # noqa: E402
+    GATED,
+    drift_table,
+    frechet_table,
+    metric_table,
+    save,
+    verdict_table,
+)
+
 SHARE = {"digit": 0.6, "colour": 0.8, "direction": 0.8}  # of the codec's ceiling, asked of a model
 CEILING = "real through codec"  # no model that uses the codec can score more
 FALL = 0.1  # the most a gated metric may lose from the first to the last window
@@ -50,6 +61,7 @@ def digits_arguments(parser):
     parser.add_argument("--frames", type=int, help="pixel frames measured (default: those of the videos, or 33)")
     parser.add_argument("--windows", type=int, default=4, help="stretches of the clip in the drift table")
     parser.add_argument("--seed", type=int, default=0, help="of the real clips")
+    parser.add_argument("--prompts", type=Path, help="a file of the prompts to measure (default: all 240)")
     parser.add_argument("--partial", action="store_true", help="allow videos that leave prompts out")
     parser.add_argument("--output", type=Path, default=Path("docs/results/digits.json"))
 
@@ -57,25 +69,31 @@ def digits_arguments(parser):
 def digits(args) -> int:
     """Fidelity, motion, consistency and drift of digits videos beside reference rows."""
     from utils.metrics.digits_reference import REFERENCES, reference
-    from utils.metrics.digits_videos import load_videos
+    from utils.metrics.digits_videos import load_videos, prompt_numbers, read_asked
 
     begin = time.time()
     if not (args.videos or args.real or args.reference or args.codec):
         raise ValueError("nothing to measure; give --videos, --real, --reference or --codec")
-    folders = {_row_name(path, args.videos): load_videos(path, args.frames, args.partial) for path in args.videos}
+    prompts = read_asked(args.prompts)
+    folders = {
+        _row_name(path, args.videos): load_videos(path, args.frames, args.partial, prompts) for path in args.videos
+    }
     num_frames = args.frames or next((len(v.clips[0]) for v in folders.values()), 33)
-    rows = {name: _row(videos.clips, videos.subjects, args.windows) for name, videos in folders.items()}
+    rows = {name: _row(videos.clips, videos.subjects, args.windows, True) for name, videos in folders.items()}
+    numbers = prompt_numbers(prompts)
     if args.codec:
-        clips, subjects = reference("real", num_frames, args.seed)
+        clips, subjects = reference("real", num_frames, args.seed, prompts=numbers)
         codec = load_codec(args.codec)
-        rows[CEILING] = _row((roundtrip(codec, clip) for clip in clips), subjects, args.windows)
+        rows[CEILING] = _row((roundtrip(codec, clip) for clip in clips), subjects, args.windows, True)
     for name in REFERENCES if args.reference else ["real"] * args.real:
-        rows[name] = _row(*reference(name, num_frames, args.seed), args.windows)
+        rows[name] = _row(*reference(name, num_frames, args.seed, prompts=numbers), args.windows, True)
     verdicts = judge_models(rows, list(folders))
     notes = {name: videos.facts for name, videos in folders.items()}
-    result = {"frames": num_frames, "seed": args.seed, "rows": rows, "verdicts": verdicts, "videos": notes}
+    asked = {"prompts": str(args.prompts or "all 240"), "num_prompts": len(prompts)}
+    result = {"frames": num_frames, "seed": args.seed, **asked, "rows": rows, "verdicts": verdicts, "videos": notes}
     title = f"Digits: {num_frames} frames"
-    save(args, result, [title, *_table(rows), *_drift_table(rows), *_verdict_table(verdicts)], begin)
+    lines = [*metric_table(rows), *drift_table(rows), *frechet_table(rows), *verdict_table(verdicts)]
+    save(args, result, [title, *lines], begin)
     return int(any(not v["pass"] for v in verdicts))
 
 
@@ -87,11 +105,13 @@ def _row_name(path, paths):
     return str(path) if path.name in taken else path.name
 
 
-def _row(clips, subjects, num_windows) -> dict:
-    """Returns {clips, metrics, drift, by}: one row of the table."""
+def _row(clips, subjects, num_windows, with_frechet=False) -> dict:
+    """Returns {clips, metrics, drift, by} and perhaps frechet: one row of the table."""
     from utils.metrics.digits import clip_means, drift, measure_frames, summary
+    from utils.metrics.digits_frechet import Looker
 
-    frames = measure_frames(clips, subjects)
+    looker = Looker()
+    frames = measure_frames(looker.watch(clips) if with_frechet else clips, subjects)
     per_clip = clip_means(frames)
     by = {}
     for field in GATED:  # a mean hides a digit that always fails
@@ -100,7 +120,8 @@ def _row(clips, subjects, num_windows) -> dict:
             groups.setdefault(str(getattr(subject, field)), []).append(float(hit))
         by[field] = {value: round(sum(hits) / len(hits), 4) for value, hits in sorted(groups.items())}
     windows = min(num_windows, frames["area"].shape[1])
-    return {"clips": len(subjects), "metrics": summary(per_clip), "drift": drift(frames, windows), "by": by}
+    row = {"clips": len(subjects), "metrics": summary(per_clip), "drift": drift(frames, windows), "by": by}
+    return row | ({"frechet": looker.row(subjects)} if with_frechet else {})
 
 
 def judge_models(rows, names) -> list[dict]:
@@ -145,7 +166,7 @@ def codec(args) -> int:
             verdicts.append(_verdict(name, metric, rows[name]["metrics"][metric]["mean"], ">=", limit))
     result = {"vae": str(args.vae), "clips": args.clips, "seed": args.seed, "rows": rows, "verdicts": verdicts}
     title = f"Codec gate: real clips through {args.vae}"
-    save(args, result, [title, *_table(rows), *_drift_table(rows), *_verdict_table(verdicts)], begin)
+    save(args, result, [title, *metric_table(rows), *drift_table(rows), *verdict_table(verdicts)], begin)
     return int(any(not v["pass"] for v in verdicts))
 
 
@@ -191,70 +212,11 @@ def roundtrip(codec, clip):
         return to_uint8(codec.decode(codec.encode(pixels))[0])
 
 
-def _table(rows) -> list[str]:
-    """Markdown lines: mean +- half the width of the 95 % interval; drift = last minus first window of GATED."""
-    from utils.metrics.digits import METRICS
-
-    extra = [k for k in ("psnr", "psnr_foreground") if any(k in row for row in rows.values())]
-    lines = _head(["input", "clips", *METRICS, *extra, "drift: " + " / ".join(GATED)])
-    for name, row in rows.items():
-        cells = [_cell(row["metrics"][m], m in GATED) for m in METRICS] + [f"{row[k]:.1f}" for k in extra]
-        changes = [row["drift"][m]["change"]["mean"] for m in GATED]
-        cells.append(" / ".join("-" if c is None else f"{round(c, 3) + 0.0:+.3f}" for c in changes))
-        lines.append(_line([name, row["clips"], *cells]))
-    return ["", *lines]
-
-
-def _drift_table(rows) -> list[str]:
-    lines = _head(["drift", "metric", "windows, first to last", "last - first [95 %]"])
-    quiet = ("noise", "black", "frozen", "shuffled")  # nothing to learn there
-    for name, row in rows.items():
-        for metric in (*GATED, "identity", "area", "sharpness") if name not in quiet else ():
-            values, change = row["drift"][metric]["windows"], row["drift"][metric]["change"]
-            text = " / ".join("-" if v is None else f"{v:.3f}" for v in values)
-            lines.append(_line([name, metric, text, _range(change)]))
-    return ["", *lines]
-
-
-def _verdict_table(verdicts) -> list[str]:
-    rows = [_line([v["row"], v["what"], v["value"], v["limit"], "pass" if v["pass"] else "FAIL"]) for v in verdicts]
-    return ["", *_head(["row", "what", "value", "limit", "verdict"]), *rows] if rows else []
-
-
-def _cell(interval, with_error):
-    if interval["mean"] is None:
-        return "-"
-    half = (interval["high"] - interval["low"]) / 2
-    return f"{interval['mean']:.3f}" + (f" +-{half:.3f}" if with_error else "")
-
-
-def _range(interval):
-    if interval["mean"] is None:
-        return "-"
-    mean, low, high = (round(interval[k], 3) + 0.0 for k in ("mean", "low", "high"))  # + 0.0: no "-0.000"
-    return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
-
-
-def _head(cells):
-    return [_line(cells), _line(["---"] * len(cells))]
-
-
-def _line(cells):
-    return "| " + " | ".join(str(c) for c in cells) + " |"
-
-
-def save(args, result: dict, lines: list[str], begin: float):
-    """Prints the markdown lines and writes them beside the JSON of `result`."""
-    text = "\n".join([f"# {lines[0]}", "", f"`{args.command}`", *lines[1:], ""])
-    from utils.atomic import atomic_write, write_json
-
-    facts = {"command": args.command, "seconds": round(time.time() - begin, 1)}
-    write_json(args.output, facts | result)
-    atomic_write(args.output.with_suffix(".md"), text.encode())
-    print(text + f"\nsaved {args.output} and {args.output.with_suffix('.md')}")
-
-
-COMMANDS = {"digits": (digits_arguments, digits), "codec": (codec_arguments, codec)}
+COMMANDS = {
+    "digits": (digits_arguments, digits),
+    "codec": (codec_arguments, codec),
+    "compare": (compare_arguments, compare),
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -32,22 +32,18 @@ def main() -> int:
     from trainer.config import load_recipe
     from utils.atomic import write_json
 
-    latest = {}
-    for text in (flags.run / "metrics.jsonl").read_text().splitlines():
-        row = json.loads(text)
-        latest[row["step"]] = row  # a resumed run repeats what came after its checkpoint
-    rows = [latest[k] for k in sorted(latest)]
+    rows = read_metrics(flags.run)
     names = [k for k in rows[0] if k not in ("step", "seconds", "sigma", "grad_norm")]
     figure, axes = plt.subplots(1, len(names), figsize=(4 * len(names), 3), squeeze=False)
     final = {}
     for axis, name in zip(axes[0], names, strict=True):
         values = [r[name] for r in rows]
-        smooth = [sum(values[max(0, i - SMOOTHED + 1) : i + 1]) / min(i + 1, SMOOTHED) for i in range(len(values))]
+        averaged = smooth(values)
         axis.plot([r["step"] for r in rows], values, alpha=0.3)
-        axis.plot([r["step"] for r in rows], smooth)
+        axis.plot([r["step"] for r in rows], averaged)
         axis.set_title(f"{flags.run.name}: {name}")
         axis.set_xlabel("step")
-        final[name] = smooth[-1]
+        final[name] = averaged[-1]
     figure.tight_layout()
     figure.savefig(f"docs/images/{flags.run.name}_training.png", dpi=80)
     facts = {
@@ -59,6 +55,22 @@ def main() -> int:
     facts |= {"hardware": f"1 CPU thread, {platform.machine()}", "torch": torch.__version__, "note": flags.note}
     write_json(f"docs/results/{flags.run.name}_training.json", facts)
     return 0
+
+
+def read_metrics(run: Path) -> list[dict]:
+    """Returns the lines of `<run>/metrics.jsonl` by step; a line that is being written is left out."""
+    latest = {}
+    for text in (run / "metrics.jsonl").read_text().splitlines():
+        if text.endswith("}"):
+            row = json.loads(text)
+            latest[row["step"]] = row  # a resumed run repeats what came after its checkpoint
+    return [latest[step] for step in sorted(latest)]
+
+
+def smooth(values: list[float]) -> list[float]:
+    """Returns the average of each value and those before it, SMOOTHED at most."""
+    starts = [max(0, i - SMOOTHED + 1) for i in range(len(values))]
+    return [sum(values[a : i + 1]) / (i + 1 - a) for i, a in enumerate(starts)]
 
 
 if __name__ == "__main__":

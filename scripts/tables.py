@@ -12,17 +12,22 @@ import re
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from scripts.digits_plan import LENGTHS, RECORDS, ROWS
+from scripts.digits_records import pooled, read_seeds
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "docs/results.md")
 BLOCK = re.compile(r"(<!-- table:([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 SHOWN = ("digit", "colour", "direction", "speed", "consistency", "identity", "area")
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Fills every marked block; returns 1 with --check if one was out of date."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
-    flags = parser.parse_args()
+    flags = parser.parse_args(arguments)
     stale = []
     for name in PAGES:
         page = ROOT / name
@@ -118,8 +123,78 @@ def parity(name: str) -> str:
     return "\n".join(lines + [line(text.split(" ", 3)) for text in result["lines"]])
 
 
+def objectives(name: str) -> str:
+    """`objectives`: the digits table, every objective at one and ten times the training length; `objectives-cost`."""
+    cost, gated, frechet = name.endswith("-cost"), SHOWN[:3], {"1x": "first", "10x": "last"}
+    cells = ["model", "steps per chunk"]
+    for length in LENGTHS:
+        cells += [*(f"{metric} {length}" for metric in gated), f"Frechet {length}, {frechet[length]} 33 frames (real)"]
+    cells += ["drift at 10x: " + " / ".join(gated)]
+    if cost:
+        cells = ["model", "updates", "seeds", "films", "training", "films, measuring", "hardware"]
+    lines = head(cells)
+    for row, plan in ROWS.items():
+        if records := read_seeds(ROOT / RECORDS, row):
+            own = cost_cells(records) if cost else quality_cells(row, records, frechet)
+        else:
+            own = [f"not run: `python scripts/digits_table.py --rows {row}`", *[""] * (len(cells) - 2)]
+        lines.append(line([plan.title, *own]))
+    return "\n".join(lines)
+
+
+def quality_cells(row: str, records: list[dict], frechet: dict[str, str]) -> list:
+    """Returns steps per chunk, the metrics of each length, and what the films lose from first to last quarter."""
+    measured = {length: [r[length] for r in records if length in r] for length in LENGTHS}
+    cells = [next(found[0]["sampler"]["steps"] for found in measured.values() if found)]
+    for length, found in measured.items():
+        if not found:
+            cells += ["not run" if length in ROWS[row].lengths else "does not apply", "", "", ""]
+            continue
+        distance, floor = seeds(found, "frechet", frechet[length]), seeds(found, "frechet", "floor")["mean"]
+        cells += [with_half(seeds(found, "metrics", metric)) for metric in SHOWN[:3]]
+        cells.append(with_half(distance, 1) + ("" if floor is None else f" ({floor:.1f})"))
+    changes = [seeds(measured["10x"], "drift", metric, "change") for metric in SHOWN[:3]] if measured["10x"] else []
+    return [*cells, " / ".join(with_half(change, sign="+") for change in changes)]
+
+
+def seeds(found: list[dict], *keys: str) -> dict:
+    """Returns one interval {mean, low, high} of measurements, over their seeds; all None where it was not measured."""
+    intervals = []
+    for interval in found:
+        for key in keys:
+            interval = interval.get(key, {})
+        intervals.append({"mean": None, "low": None, "high": None} | interval)
+    return pooled(intervals)
+
+
+def with_half(interval: dict, digits: int = 3, sign: str = "") -> str:
+    """Returns `mean +-half the width` of a 95 % interval."""
+    if interval["mean"] is None:
+        return "-"
+    return f"{interval['mean']:{sign}.{digits}f} +-{(interval['high'] - interval['low']) / 2:.{digits}f}"
+
+
+def cost_cells(records: list[dict]) -> list:
+    """Returns updates, seeds, films, the time of training and of films and measurement (per seed), and the hardware."""
+    lengths = [r[length] for r in records for length in LENGTHS if length in r]
+    films, measuring = (sum(x["seconds"][k] for x in lengths) / len(records) / 60 for k in ("films", "evaluate"))
+    training = records[0]["training"]
+    minutes = sum(r["training"]["minutes"] for r in records) / len(records)
+    trained = f"{minutes:.0f} min" + (" (shipped)" if "shipped" in training else "")
+    counts = " + ".join(str(records[0][length]["videos"]) for length in LENGTHS if length in records[0])
+    hardware = records[0]["hardware"]["name"]
+    return [training["updates"], len(records), counts, trained, f"{films:.0f} + {measuring:.0f} min", hardware]
+
+
 COMMANDS: dict[str, str] = {}
-MAKERS = {"digits": digits, "codec": codec, "training": training, "benchmark": benchmark, "parity": parity}
+MAKERS = {
+    "digits": digits,
+    "codec": codec,
+    "training": training,
+    "benchmark": benchmark,
+    "parity": parity,
+    "objectives": objectives,
+}
 
 
 def head(cells) -> list[str]:

@@ -10,7 +10,7 @@ import torch
 import inference
 from tests import tiny
 from tests.architecture.source import ROOT
-from trainer.roles import export_transformer
+from trainer.export import write_transformer
 from utils.data.latents import write_shard
 from wan.spec import SPECS
 from wan.transformer import WanTransformer
@@ -42,7 +42,7 @@ def model_folder(folder: Path, **changes) -> Path:
     """Returns a model folder whose transformer has the digits sizes, fields changed by `changes`, and drawn weights."""
     sizes = asdict(replace(DIGITS, **changes))
     network: WanTransformer = tiny.transformer(0, **sizes)
-    export_transformer(link_parts(folder), network, network.state_dict(), torch.float32)
+    write_transformer(link_parts(folder), network.spec, network.state_dict(), torch.float32)
     return folder
 
 

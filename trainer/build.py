@@ -2,22 +2,60 @@
 
 from __future__ import annotations
 
+import math
+import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
+from trainer import preflight
 from trainer.callbacks import Export, Metrics
 from trainer.checkpoint import Checkpoint
 from trainer.config import TrainConfig
 from trainer.loop import Loop
+from trainer.preview import Preview
+from utils import distributed
+from utils.config import to_dict
+from utils.log import memory
 from utils.rng import Rng
 
 
-def build(config: TrainConfig, logdir: str | Path) -> Loop:
-    """Returns the loop of a run in `logdir`; every network is built here."""
+def build(config: TrainConfig, logdir: str | Path, origins: Mapping[str, str] | None = None) -> Loop:
+    """Returns the loop of a run in `logdir`; every network is built here, nothing is written.
+
+    origins: where each value was written, for messages. Errors: ValueError for what cannot work, before any
+    network is built.
+    """
     torch.set_num_threads(config.threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    rng = Rng(config.seed)
-    method = config.trainer.build(config.model, config.steps, rng, device)
-    callbacks = [Metrics(logdir, config.log_every, method), Export(logdir)]
-    return Loop(method, config.steps, Checkpoint(logdir, config.checkpoint), callbacks)
+    preflight.check(config, origins)
+    distributed.init()
+    device = torch.device("cuda", distributed.local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+    layout, rng = config.layout.build(device), Rng(config.seed)
+    method = config.trainer.build(config.model, config.steps, rng, device, layout)
+    trackers = config.track.build(logdir, to_dict(config))
+    callbacks = [Metrics(logdir, config.log_every, method, trackers)]
+    if config.preview.every:
+        callbacks.append(Preview(logdir, config.preview, config.model, method, rng, trackers))
+    if config.save:
+        callbacks.append(Export(logdir))
+    checkpoint = (Checkpoint if config.save else Unsaved)(logdir, config.checkpoint, to_dict(config))
+    return Loop(method, config.steps, checkpoint, callbacks)
+
+
+class Unsaved(Checkpoint):
+    """The checkpoints of a trial: an earlier one is gone on from, none is written."""
+
+    def save(self, state: dict, step: int) -> None:
+        """Does nothing."""
+
+
+def try_step(loop: Loop) -> str:
+    """Takes the first step and writes nothing; returns what it took, in words. Errors: ValueError for a NaN loss."""
+    begin = time.monotonic()
+    loss = float(loop.method.step(0)["loss"])
+    seconds = time.monotonic() - begin
+    if not math.isfinite(loss):
+        raise ValueError(f"the loss of the first step is {loss}; look at weights and data")
+    used = ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in memory().items())
+    return f"everything is there and fits; one step took {seconds:.1f} s (loss {loss:.4f}, {used}); nothing was written"

@@ -1,4 +1,4 @@
-"""What looks on while a run trains: metrics file, progress bar, export of the result."""
+"""What looks on while a run trains: metrics file and trackers, progress bar, export of the result."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 
 from trainer.checkpoint import set_aside
+from utils import distributed
 from utils.atomic import atomic_write
-from utils.log import progress
+from utils.log import StepProgress
 
 
 class Callback:
@@ -28,48 +29,75 @@ class Callback:
     def finish(self, method, seconds: float) -> None:
         """Called after the last step."""
 
+    def stop(self) -> None:
+        """Called instead when a signal ends the run before its last step."""
+
+
+class NotFinite(ValueError):
+    """A loss or gradient of which nothing can be learned any more: the run stops and saves nothing."""
+
 
 class Metrics(Callback):
-    """Appends a line to `<run>/metrics.jsonl` every `every` steps and drives the bar; stops on a NaN loss.
+    """Appends a line to `<run>/metrics.jsonl` every `every` steps and drives bar and trackers; stops on a NaN loss.
 
-    Losses are read (which waits for the device) when a line is due and before a checkpoint, but all of them:
-    a NaN is reported with the step and the prompts that made it, and never saved.
+    Losses and gradient norms are read (which waits for the device) when a line is due and before a checkpoint,
+    but all of them: a NaN is reported with the step and the prompts that made it, and never saved. All ranks
+    read theirs together, and all stop if one rank's is not finite. File, bar and trackers share the values that
+    were read: means over the ranks, shown by the first.
     """
 
-    def __init__(self, run: str | Path, every: int, method):
-        self.path, self.every, self.method = Path(run) / "metrics.jsonl", every, method
-        self._unread: list[tuple[int, torch.Tensor, tuple]] = []
+    def __init__(self, run: str | Path, every: int, method, trackers=()):
+        self.path, self.every, self.method, self.trackers = Path(run) / "metrics.jsonl", every, method, trackers
+        self._unread: list[tuple[int, dict[str, torch.Tensor], tuple]] = []
 
     def start(self, step: int, total: int) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._keep_before(start=step)
-        self.bar = progress(total=total, label=self.path.parent.name, unit="step")
-        self.bar.update(step)
+        if distributed.rank() == 0:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._keep_before(start=step)
+        for tracker in self.trackers:
+            tracker.start(step)
+        self.bar = StepProgress(step, total, label=self.path.parent.name)
 
     def after_step(self, step: int, metrics: dict, seconds: float) -> None:
-        self.bar.update()
-        self._unread.append((step, metrics["loss"], tuple(getattr(self.method, "last_prompts", ()))))
+        self.bar.step()
+        watched = {name: value for name, value in metrics.items() if name.endswith(("loss", "grad_norm"))}
+        self._unread.append((step, watched, tuple(getattr(self.method, "last_prompts", ()))))
         if step % self.every:
             return
-        self.before_save()
-        row = {"step": step, "seconds": round(seconds, 2), **{k: float(v) for k, v in metrics.items()}}
-        self.bar.set_postfix(loss=f"{row['loss']:.4f}")
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        row = {"step": step, "seconds": round(seconds, 2), **self._read(metrics)}
+        self.bar.show(row["loss"])
+        if distributed.rank() == 0:
+            with self.path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+        for tracker in self.trackers:
+            tracker.log(row)
 
     def before_save(self) -> None:
-        """Raises ValueError for the first loss since the last call that is not finite."""
+        """Raises NotFinite on all ranks for a loss or gradient norm since the last call that is not finite."""
+        self._read({})
+
+    def _read(self, metrics: dict[str, torch.Tensor]) -> dict[str, float]:
+        """Returns the means of these metrics over the ranks; one transfer brings them and what is unread."""
         unread, self._unread = self._unread, []
-        losses = torch.stack([loss for _, loss, _ in unread]).tolist() if unread else []
-        for (step, _, prompts), loss in zip(unread, losses, strict=True):
-            if not math.isfinite(loss):
-                raise ValueError(
-                    f"the loss is {loss} at step {step}; prompts: {list(prompts)[:4]}. "
-                    "Earlier checkpoints are kept; lower the learning rate or look at these samples"
-                )
+        flat = [(step, name, value, prompts) for step, row, prompts in unread for name, value in row.items()]
+        values = _transfer([value for _, _, value, _ in flat] + list(metrics.values()))
+        told = None
+        for (step, name, _, prompts), value in zip(flat, values, strict=False):
+            if not math.isfinite(value):
+                told = f"the {name.replace('grad_norm', 'gradient norm')} is {value} at step {step}; "
+                told += f"prompts: {list(prompts)[:4]}. Lower the learning rate or look at these samples"
+                break
+        if told := distributed.first_text(told):
+            raise NotFinite(told)
+        return dict(zip(metrics, distributed.mean(values[len(flat) :]), strict=True))
 
     def finish(self, method, seconds: float) -> None:
+        self.stop()
+
+    def stop(self) -> None:
         self.bar.close()
+        for tracker in self.trackers:
+            tracker.finish()
 
     def _keep_before(self, start: int) -> None:
         """Drops the lines of steps that this run does again (and one that a kill cut off)."""
@@ -80,6 +108,13 @@ class Metrics(Callback):
         lines = self.path.read_text().splitlines()
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < start]
         atomic_write(self.path, "".join(f"{line}\n" for line in kept).encode())
+
+
+def _transfer(values: list[torch.Tensor]) -> list[float]:
+    """Returns the numbers of scalar tensors on any devices, all brought over at once."""
+    if not values:
+        return []
+    return torch.stack([v.detach().to(values[0].device, torch.float64).reshape(()) for v in values]).tolist()
 
 
 class Export(Callback):

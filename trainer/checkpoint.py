@@ -1,7 +1,9 @@
-"""Saves and resumes a run: a folder per step, complete or absent.
+"""Saves and resumes a run: a folder per step, complete or absent, readable by any number of ranks.
 
-`<run>/checkpoints/step_0000100/` holds `state.pt` and a manifest of its hash; it is written as
-`<name>.tmp` and renamed, so a kill at any moment leaves the last complete one.
+`<run>/checkpoints/step_0000100/` holds the tensors (`trainer/dcp.py`), `state.json` (all else, and the recipe)
+and `manifest.json` with the hash of each file. It is written as `<name>.tmp` while the training goes on, and
+renamed when the manifest is on disk, so a kill at any moment leaves the last complete one.
+`trainer/dcp.py` is imported on use: it costs a second, which a configuration error need not wait for.
 """
 
 from __future__ import annotations
@@ -9,77 +11,204 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
+import re
 import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
+from utils import distributed
+from utils.atomic import sync_folder
 
 logger = logging.getLogger(__name__)
+
+STATE, MANIFEST, ANCIENT = "state.json", "manifest.json", "state.pt"
 
 
 @dataclass
 class CheckpointConfig:
-    """Save every so many steps, keep the last few."""
+    """Save every so many steps; keep the last `keep`, and for ever those of every `keep_every`-th step (0 = none)."""
 
     every: int = 500
     keep: int = 2
+    keep_every: int = 0
 
     def check(self):
         if self.every < 1 or self.keep < 1:
             raise ValueError("checkpoint.every and checkpoint.keep must be at least 1")
+        if self.keep_every < 0 or self.keep_every % self.every:
+            raise ValueError(
+                f"checkpoint.keep_every is {self.keep_every}; write 0 (none) or a multiple of checkpoint.every, "
+                f"{self.every}: other steps are not saved"
+            )
 
 
 class Checkpoint:
-    """The checkpoints of one run folder."""
+    """The checkpoints of one run folder. With several ranks all methods but `complete` are called by all together."""
 
-    def __init__(self, run: str | Path, config: CheckpointConfig):
-        self.folder, self.config = Path(run) / "checkpoints", config
+    def __init__(self, run: str | Path, config: CheckpointConfig, recipe: dict | None = None):
+        """recipe: the configuration as a plain tree, kept in each checkpoint."""
+        self.run, self.folder, self.config = Path(run), Path(run) / "checkpoints", config
+        self.recipe = recipe or {}
+        self.good: Path | None = None  # the newest that this process wrote or found whole
+        self._saving: tuple[Future, Path] | None = None
+        self._group, self._thread = None, ThreadPoolExecutor(1, "checkpoint")
 
-    def save(self, state: dict, step: int) -> Path:
-        """Writes the state reached after `step` optimiser steps and prunes older ones.
+    def save(self, state: dict, step: int) -> None:
+        """Copies the state reached after `step` optimiser steps and starts to write it; older ones are pruned then.
 
-        Errors: OSError naming the folder (e.g. a full disk); older checkpoints stay.
+        state: nested dicts, lists and tuples of (sharded) tensors, numbers, text and None.
+        Errors: what the save before this one ran into, as `wait` does; ValueError for another kind of value.
         """
+        from trainer import dcp
+
+        self.wait()
         final = self.folder / f"step_{step:07d}"
         partial = final.with_suffix(".tmp")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        file = partial / "state.pt"
-        _write({"step": step, **state}, file)
-        manifest = partial / "manifest.json"
-        manifest.write_text(json.dumps({"step": step, "state.pt": _hash(file)}))
-        for written in (file, manifest, partial):
-            _sync(written)
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
-        _sync(self.folder)
-        for old in self.complete()[: -self.config.keep]:
-            shutil.rmtree(old)
-        return final
+        tree, tensors = dcp.split(state)
+        self._raise_together(self._make_room(partial))
+        upload = dcp.start_save(tensors, partial, self._cpu_group())
+        told = {"step": step, "recipe": self.recipe, "state": tree}
+        self._saving = self._thread.submit(self._finish, upload, partial, final, told), final
+
+    def wait(self) -> None:
+        """Waits for the save in flight, if there is one.
+
+        Errors: OSError naming the folder (e.g. a full disk), on all ranks; older checkpoints stay.
+        """
+        if self._saving is not None:
+            (saving, final), self._saving = self._saving, None
+            self._raise_together(saving.result())
+            self.good = final
 
     def complete(self) -> list[Path]:
         """Returns the finished checkpoint folders, oldest first."""
-        return sorted(p for p in self.folder.glob("step_*") if p.suffix != ".tmp" and (p / "manifest.json").exists())
+        folders = [p for p in self.folder.glob("step_*") if re.fullmatch(r"step_\d+", p.name)]
+        return sorted((p for p in folders if (p / MANIFEST).exists()), key=_number)
 
-    def load(self) -> dict | None:
-        """Returns the newest state whose hash holds, or None; damaged ones are named and passed over.
+    def find(self) -> Saved | None:
+        """Returns the newest checkpoint whose hashes hold, or None; damaged ones are named and passed over.
 
-        Errors: ValueError if all are damaged.
+        Errors: ValueError if all are damaged, or the newest is of a kind that cannot be read any more.
         """
-        folders = self.complete()
+        seen = json.dumps([p.name for p in self.complete()]) if distributed.rank() == 0 else None
+        folders = [self.folder / name for name in json.loads(distributed.first_text(seen))]
         for folder in reversed(folders):
-            if _is_whole(folder):
-                return torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
-            logger.warning("%s is damaged (it is not what its manifest says); trying the one before", folder)
+            if (folder / ANCIENT).exists():
+                raise ValueError(f"{folder} was written by an earlier version; start anew with --no-auto-resume")
+            problem = distributed.first_text(_find_damage(folder))
+            if problem is None:
+                self.good = folder
+                return Saved(folder, self._cpu_group())
+            if distributed.rank() == 0:
+                logger.warning("%s is damaged (%s); trying the one before", folder, problem)
         if folders:
             raise ValueError(f"every checkpoint in {self.folder} is damaged; start anew with --no-auto-resume")
         return None
 
     def set_aside(self) -> None:
         """Renames what an earlier run left here, so that a run that starts anew neither resumes nor prunes it."""
-        set_aside(self.folder)
+        if distributed.rank() == 0:
+            set_aside(self.folder)
+        distributed.barrier()
+
+    def _cpu_group(self):
+        if self._group is None:
+            self._group = distributed.cpu_group()
+        return self._group
+
+    def _raise_together(self, error: str | None) -> None:
+        """Raises OSError on all ranks if one of them has an error."""
+        if told := distributed.first_text(error):
+            raise OSError(told)
+
+    def _make_room(self, partial: Path) -> str | None:
+        """Makes the empty folder to write into, and removes what kills left behind; returns what went wrong."""
+        if distributed.rank():
+            return None
+        for left in self.folder.glob("step_*.tmp"):
+            shutil.rmtree(left, ignore_errors=True)
+        try:
+            partial.mkdir(parents=True)
+        except OSError as error:
+            return f"{partial} cannot be made ({error.strerror}); earlier checkpoints are kept"
+        return None
+
+    def _finish(self, upload: Future, partial: Path, final: Path, told: dict) -> str | None:
+        """In the thread: waits for all ranks' tensors, then seals on rank 0; returns what went wrong."""
+        from trainer import dcp
+
+        try:
+            upload.result()
+            if distributed.rank() == 0:
+                self._seal(partial, final, told)
+            return None
+        except (dcp.CheckpointException, OSError) as error:
+            reason = dcp.reason(error) if isinstance(error, dcp.CheckpointException) else str(error)
+        if distributed.rank() == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+        return f"{partial} cannot be written ({reason}); earlier checkpoints are kept; free space and resume"
+
+    def _seal(self, partial: Path, final: Path, told: dict) -> None:
+        """Writes state and manifest, brings all to the disk, gives the folder its name and prunes."""
+        from trainer import dcp
+
+        dcp.write_json(partial / STATE, told)
+        if lost := sorted(name for name in dcp.named_files(partial) if not (partial / name).exists()):
+            raise OSError(f"{lost[0]} of another rank is not there; the run's folder must be one that all ranks share")
+        files = {path.name: _hash(path) for path in sorted(partial.iterdir())}
+        dcp.write_json(partial / MANIFEST, {"step": told["step"], "files": files})
+        sync_folder(partial)
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        sync_folder(self.folder)
+        self._prune(told["step"])
+
+    def _prune(self, step: int) -> None:
+        """Removes older ones than the one just saved. Later ones are damaged: the run resumed before them."""
+        older = [p for p in self.complete() if _number(p) < step]
+        for folder in older[: max(0, len(older) + 1 - self.config.keep)]:
+            if not self.config.keep_every or _number(folder) % self.config.keep_every:
+                gone = folder.rename(folder.with_suffix(".tmp"))  # a kill leaves no half folder that looks whole
+                shutil.rmtree(gone, ignore_errors=True)
+
+
+class Saved:
+    """A whole checkpoint on disk: `step`, `recipe` (as `Checkpoint` was given it), and the state, by `read`."""
+
+    def __init__(self, folder: Path, group):
+        content = json.loads((folder / STATE).read_text())
+        self.folder, self.step, self.recipe = folder, content["step"], content["recipe"]
+        self._tree, self._group = content["state"], group
+
+    def read(self, like: dict) -> dict:
+        """Returns the state as it was saved, with `like`'s tensors filled in place; all ranks call this together.
+
+        like: a state with a tensor for each one saved, sharded as wanted. Errors: ValueError naming the tensor
+        that is not there or does not fit.
+        """
+        from trainer import dcp
+
+        wanted, here = dcp.read_index(self.folder), dcp.split(like)[1]
+        if lost := [name for name in wanted if name not in here]:
+            raise ValueError(f"{lost[0]} is in it, but nothing here has that name")
+        dcp.load({name: here[name] for name in wanted}, self.folder, self._group)
+        return dcp.join(self._tree, here)
+
+    def told(self, *path: str):
+        """Returns the part of the state at `path`, which must hold no tensors."""
+        from trainer import dcp
+
+        tree = self._tree
+        for key in path:
+            tree = tree[key]
+        return dcp.join(tree, {})
+
+    def changes(self, recipe: dict) -> list[str]:
+        """Returns "key: saved -> now" for each value that differs between the saved recipe and this one."""
+        saved, now = _leaves(self.recipe), _leaves(json.loads(json.dumps(recipe)))
+        keys = [key for key in {**saved, **now} if saved.get(key, "absent") != now.get(key, "absent")]
+        return [f"{key}: {saved.get(key, 'absent')} -> {now.get(key, 'absent')}" for key in keys]
 
 
 def set_aside(path: Path) -> None:
@@ -91,34 +220,29 @@ def set_aside(path: Path) -> None:
         path.rename(path.with_name(f"{path.name}.before{number}"))
 
 
-def _is_whole(folder: Path) -> bool:
-    """True if the folder's state has the hash that its manifest names."""
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        return _hash(folder / "state.pt") == manifest["state.pt"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+def _number(folder: Path) -> int:
+    return int(folder.name.partition("_")[2])
 
 
-def _write(state: dict, path: Path) -> None:
-    """Writes a torch archive. torch reports a full disk as RuntimeError; the caller gets OSError."""
+def _leaves(tree, path: str = "") -> dict[str, object]:
+    if not isinstance(tree, dict):
+        return {path: tree}
+    return {k: v for key, value in tree.items() for k, v in _leaves(value, f"{path}.{key}".lstrip(".")).items()}
+
+
+def _find_damage(folder: Path) -> str | None:
+    """Returns what is wrong with this rank's share of the folder's files, or None."""
     try:
-        torch.save(state, path)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        message = f"{path.parent} cannot be written ({reason}); earlier checkpoints are kept; free space and resume"
-        raise OSError(message) from error
+        files = json.loads((folder / MANIFEST).read_text())["files"]
+        if STATE not in files:
+            return "its manifest lacks files"
+        share = sorted(files)[distributed.rank() :: distributed.world_size()]
+        changed = [name for name in share if _hash(folder / name) != files[name]]
+        return f"{changed[0]} is not what its manifest says" if changed else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{type(error).__name__}: {error}"
 
 
 def _hash(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Forces a file or folder to disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

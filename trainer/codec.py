@@ -16,6 +16,7 @@ import torch
 
 from trainer.optim import Optim, OptimConfig
 from utils.data.digits import DigitsConfig, random_clip
+from utils.layout import Layout
 from utils.rng import Rng, seed_libraries
 from wan.vae import decode_features
 
@@ -58,8 +59,10 @@ class CodecConfig:
         if not 0 <= self.kl_ramp[0] < self.kl_ramp[1] <= 1:
             raise ValueError(f"kl_ramp {self.kl_ramp} must be two rising fractions in [0, 1]")
 
-    def build(self, model: str, total: int, rng: Rng, device: torch.device) -> Codec:
+    def build(self, model: str, total: int, rng: Rng, device: torch.device, layout: Layout) -> Codec:
         """Returns the method; `model` is not used, a codec starts from nothing."""
+        if layout.world > 1:
+            raise ValueError("a codec is trained by one process; start train.py without torchrun")
         return Codec(self, total, rng, device)
 
 

@@ -7,14 +7,20 @@ from pathlib import Path
 
 from trainer import TRAINERS
 from trainer.checkpoint import CheckpointConfig
+from trainer.preview import PreviewConfig
+from trainer.trackers import TrackConfig
 from utils.config import load, one_of, parse_overrides, read_defaults, read_recipe
+from utils.layout import LayoutConfig
 
 DEFAULTS = Path(__file__).parent.parent / "configs" / "default_config.yaml"
 
 
 @dataclass
 class TrainConfig:
-    """One training run. model: the directory with text encoder and VAE; logdir: where the run lives."""
+    """One training run. model: the directory with text encoder and VAE; logdir: where the run lives.
+
+    save: false = a trial that leaves neither checkpoints nor the exported model.
+    """
 
     model: str = "assets/digits"
     logdir: str = ""
@@ -23,11 +29,26 @@ class TrainConfig:
     threads: int = 1  # torch threads of this process; on a busy machine two are slower than one
     log_every: int = 20
     trainer: object = one_of(TRAINERS, default="regress")
+    layout: LayoutConfig = field(default_factory=LayoutConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    save: bool = True
+    preview: PreviewConfig = field(default_factory=PreviewConfig)
+    track: TrackConfig = field(default_factory=TrackConfig)
 
     def check(self):
         if self.steps < 1 or self.log_every < 1 or self.threads < 1:
             raise ValueError("steps, log_every and threads must be at least 1")
+        if self.preview.every:
+            self._check_preview()
+
+    def _check_preview(self) -> None:
+        source = vars(self.trainer).get("source")
+        if source is None:
+            raise ValueError(f"trainer {self.trainer.name!r} trains no generator of films; write preview.every=0")
+        try:
+            self.preview.asked(source.frames)
+        except ValueError as error:
+            raise ValueError(f"preview: {error}; or write preview.every=0") from error
 
 
 def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()):

@@ -10,7 +10,7 @@ import torch
 from model.base import Sample
 from model.flow import check_mask
 from model.noised import generate_from_data
-from trainer.source import check_length, epoch_row
+from trainer.source import Source, check_length, epoch_row
 from utils.data.records import check_on_bad
 from utils.data.store import open_clips, open_pairs
 from wan.condition import Condition
@@ -56,7 +56,7 @@ class NoisedDataConfig:
         return NoisedData(self)
 
 
-class NoisedData:
+class NoisedData(Source):
     """Latents that the generator makes of noised clips. `real` are the clips themselves."""
 
     fills = frozenset({"latents", "condition", "null", "spans", "real"})
@@ -69,10 +69,9 @@ class NoisedData:
         clean = [0.0] if config.clean_step else []
         self.sigmas = torch.tensor([*step_sigmas(config.steps, config.shift, config.warp), *clean])
 
-    def next(self, step: int, roles, rng, graded: bool = True) -> Sample:
+    def next(self, step: int, roles, rng, graded: bool = True, index: range | None = None) -> Sample:
         """Generates one batch from noised data; `step` counts samples, so generator and critic never share one."""
-        config = self.config
-        index = range(step * config.batch, (step + 1) * config.batch)
+        config, index = self.config, self.index(step) if index is None else index
         rows = [self.clips[epoch_row(i, len(self.clips), rng)] for i in index]
         prompts = [prompt for _, prompt in rows]
         clean = torch.stack([clip[: config.frames] for clip, _ in rows]).float().to(roles.device)
@@ -123,7 +122,7 @@ class OdePairsConfig:
         return OdePairs(self)
 
 
-class OdePairs:
+class OdePairs(Source):
     """Trajectories with their prompts; fills trajectory, condition and spans."""
 
     fills = frozenset({"trajectory", "condition", "spans"})
@@ -145,10 +144,9 @@ class OdePairs:
         """Noise levels of the states, or None where the store does not say them."""
         return self.pairs.sigmas
 
-    def next(self, step: int, roles, rng, graded: bool = True) -> Sample:
+    def next(self, step: int, roles, rng, graded: bool = True, index: range | None = None) -> Sample:
         """Returns the batch of one step: each pair once an epoch, in a new order each."""
-        config = self.config
-        index = range(step * config.batch, (step + 1) * config.batch)
+        config, index = self.config, self.index(step) if index is None else index
         rows = [self.pairs[epoch_row(i, len(self.pairs), rng)] for i in index]
         prompts = [prompt for _, prompt in rows]
         trajectory = torch.stack([states[:, : config.frames] for states, _ in rows]).float().to(roles.device)

@@ -7,16 +7,20 @@ Source: DMD2 (arXiv 2405.14867) section 4; Self-Forcing, trainer/distillation.py
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import torch
 
 from model import OBJECTIVES
 from trainer import SOURCES
+from trainer.accumulate import backward
 from trainer.ema import Ema, EmaConfig
+from trainer.export import export_generator
 from trainer.optim import Optim, OptimConfig
-from trainer.roles import RoleConfig, Roles, export_transformer
+from trainer.preflight import check_fills
+from trainer.roles import RoleConfig, Roles
 from utils.config import one_of
+from utils.layout import Layout
 from utils.rng import Rng
 from wan.options import TextConfig, VAEConfig
 
@@ -33,25 +37,23 @@ class DistillConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     critic_optim: OptimConfig = field(default_factory=OptimConfig)
     ratio: int = 5  # critic updates per generator update
+    accumulate: int = 1  # parts that a rank's share of the batch is cut into
     ema: EmaConfig = field(default_factory=EmaConfig)
     text: TextConfig = field(default_factory=TextConfig)
     vae: VAEConfig = field(default_factory=VAEConfig)
     negative_prompt: str = ""
 
     def check(self):
-        if self.ratio < 1:
-            raise ValueError(f"ratio is {self.ratio}; write 1 or more critic updates per generator update")
+        if self.ratio < 1 or self.accumulate < 1:
+            raise ValueError("ratio (critic updates per generator update) and accumulate must be at least 1")
 
-    def build(self, model: str, total: int, rng: Rng, device: torch.device) -> Distill:
+    def build(self, model: str, total: int, rng: Rng, device: torch.device, layout: Layout) -> Distill:
         """Returns the method; source and loss are matched before any network is built."""
         source, loss = self.source.build(), self.loss.build()
         roles = {"generator", "teacher", "critic"} | ({"discriminator"} if self.loss.name == "gan" else set())
-        missing = (loss.needs | loss.critic.needs) - source.fills - roles
-        if missing:
-            raise ValueError(
-                f"loss {self.loss.name!r} needs {sorted(missing)}, which source {self.source.name!r} does not fill"
-            )
-        return Distill(self, Roles.for_distillation(model, self, rng, device), source, loss, total, rng)
+        check_fills(self, loss.needs | loss.critic.needs, source.fills | roles)
+        layout.check_batch(self.source.batch, self.accumulate)
+        return Distill(self, Roles.for_distillation(model, self, rng, device, layout), source, loss, total, rng)
 
 
 class Distill:
@@ -73,12 +75,10 @@ class Distill:
         return {**metrics, **self.critic_step(step)}
 
     def generator_step(self, step: int) -> dict[str, torch.Tensor]:
-        """Samples with gradient and moves the generator; the judges pass gradient on but get none."""
-        self.judges.requires_grad_(False)
-        sample = self.source.next(2 * step, self.roles, self.rng, graded=True)
-        self.last_prompts = sample.prompts
-        loss, metrics = self.loss(sample, self.roles, self.rng)
-        loss.backward()
+        """Samples with gradient and moves the generator; the judges pass gradient on but keep none."""
+        parts = self.config.accumulate
+        metrics, self.last_prompts = backward(self.source, self.loss, self.roles, self.rng, 2 * step, parts)
+        self.judges.zero_grad(set_to_none=True)  # SiD and GAN differentiate through them
         metrics["grad_norm"] = self.optim.step(step)
         self.roles.generator.transformer.weights_version += 1
         self.ema.update(step)
@@ -86,20 +86,20 @@ class Distill:
 
     def critic_step(self, step: int) -> dict[str, torch.Tensor]:
         """Samples without gradient and moves the critic (and discriminator)."""
-        self.judges.requires_grad_(True)
-        sample = self.source.next(2 * step + 1, self.roles, self.rng, graded=False)
-        self.last_prompts = sample.prompts
-        loss, metrics = self.loss.critic(sample, self.roles, self.rng)
-        loss.backward()
+        parts, loss = self.config.accumulate, self.loss.critic
+        metrics, self.last_prompts = backward(
+            self.source, loss, self.roles, self.rng, 2 * step + 1, parts, graded=False
+        )
         metrics["critic_grad_norm"] = self.critic_optim.step(step)
         self.roles.critic.transformer.weights_version += 1
-        return {"loss": loss.detach(), **metrics}
+        return metrics
 
     def state_dict(self) -> dict:
-        """Returns weights, average and both optimisers."""
+        """Returns the trained weights, their average and both optimisers."""
         return {
-            "generator": self.roles.generator.state_dict(),
-            "judges": self.judges.state_dict(),
+            "spec": asdict(self.roles.generator.spec),
+            "generator": self.optim.weights(),
+            "judges": self.critic_optim.weights(),
             "ema": self.ema.state_dict(),
             "optim": self.optim.state_dict(),
             "critic_optim": self.critic_optim.state_dict(),
@@ -107,11 +107,11 @@ class Distill:
 
     def load_state_dict(self, state: dict) -> None:
         """Takes back what `state_dict` returned."""
-        self.roles.generator.load_state_dict(state["generator"])
-        self.judges.load_state_dict(state["judges"])
+        self.optim.load_weights(state["generator"])
+        self.critic_optim.load_weights(state["judges"])
         for part in ("ema", "optim", "critic_optim"):
             getattr(self, part).load_state_dict(state[part])
 
     def export(self, folder) -> None:
         """Writes the generator (its average where there is one) in the layout that inference reads."""
-        export_transformer(folder, self.roles.generator.transformer, self.ema.weights())
+        export_generator(folder, self.roles.generator.spec, self.ema.weights(), self.config.generator.lora)

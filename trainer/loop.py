@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 import time
 
+from trainer.callbacks import NotFinite
+from trainer.interrupt import Interrupt
+
 logger = logging.getLogger(__name__)
 
 
@@ -18,39 +21,76 @@ class Loop:
     def resume(self) -> int:
         """Loads the newest complete checkpoint; returns the step to go on with.
 
-        Errors: ValueError for a checkpoint of another configuration.
+        Errors: ValueError for a checkpoint of another configuration, with the values that differ.
         """
-        state = self.checkpoint.load()
-        if state is None:
+        found = self.checkpoint.find()
+        if found is None:
             return 0
+        changes = found.changes(self.checkpoint.recipe)
         try:
+            state = found.read(self._state())
             self.method.load_state_dict(state["method"])
         except (RuntimeError, KeyError, ValueError) as error:
             raise ValueError(
-                f"the checkpoint of step {state['step']} is of another configuration ({str(error).splitlines()[0]}); "
+                f"the checkpoint of step {found.step} is of another configuration ({str(error).splitlines()[0]}). "
+                f"Changed since (saved -> now): {', '.join(changes[:10]) or 'nothing that the recipe says'}; "
                 "give its own recipe, another --logdir, or --no-auto-resume"
             ) from error
+        if changes:
+            logger.warning("the run goes on with other values (saved -> now): %s", ", ".join(changes))
         self.seconds = state["seconds"]
-        logger.info("resumed at step %d", state["step"])
-        return state["step"]
+        logger.info("resumed at step %d", found.step)
+        return found.step
 
     def fit(self, resume: bool = True) -> None:
-        """Trains to the end. Callbacks see tensors; who reads them waits for the device."""
+        """Trains to the end, or to a signal: then it saves, asks to be started again, and returns.
+
+        Callbacks see tensors; who reads them waits for the device.
+        Errors: ValueError for a loss that is not finite, on all ranks; OSError if a checkpoint cannot be written.
+        """
         if not resume:
             self.checkpoint.set_aside()
         start = self.resume()
         for callback in self.callbacks:
             callback.start(start, self.total)
+        with Interrupt(self.checkpoint.run) as interrupt:
+            interrupt.clear()
+            try:
+                done = self._train(start, interrupt)
+            except NotFinite as error:
+                raise ValueError(f"{error}; {self._last_good()}") from error
+            self.checkpoint.wait()
+            if done < self.total:
+                interrupt.ask_for_requeue()
+                for callback in self.callbacks:
+                    callback.stop()
+                logger.warning("stopped by a signal after %d of %d steps; run again to go on", done, self.total)
+                return
+        for callback in self.callbacks:
+            callback.finish(self.method, self.seconds)
+
+    def _train(self, start: int, interrupt: Interrupt) -> int:
+        """Runs and saves until the last step or a signal; returns the number of steps done."""
         before, begin = self.seconds, time.monotonic()
         for step in range(start, self.total):
             metrics = self.method.step(step)
             self.seconds = before + time.monotonic() - begin
             for callback in self.callbacks:
                 callback.after_step(step, metrics, self.seconds)
-            done = step + 1
-            if done % self.checkpoint.config.every == 0 or done == self.total:
+            done, stop = step + 1, interrupt.due()
+            if stop or done % self.checkpoint.config.every == 0 or done == self.total:
                 for callback in self.callbacks:
                     callback.before_save()
-                self.checkpoint.save({"method": self.method.state_dict(), "seconds": self.seconds}, done)
-        for callback in self.callbacks:
-            callback.finish(self.method, self.seconds)
+                self.checkpoint.save(self._state(), done)
+            if stop:
+                return done
+        return self.total
+
+    def _state(self) -> dict:
+        return {"method": self.method.state_dict(), "seconds": self.seconds}
+
+    def _last_good(self) -> str:
+        """Returns where to go on from; a save that was under way is waited for."""
+        self.checkpoint.wait()
+        good = self.checkpoint.good
+        return f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"

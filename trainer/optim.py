@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from utils.fsdp import part_of, whole
+
 
 @dataclass
 class OptimConfig:
@@ -33,11 +35,15 @@ class Optim:
     """The optimisers of one role: step, clip, schedule, state, as one."""
 
     def __init__(self, module: torch.nn.Module, config: OptimConfig, total: int):
-        self.config, self.total = config, total
+        self.module, self.config, self.total = module, config, total
         named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
         self.parameters = [p for _, p in named]
         muon = config.name == "muon"
-        matrices = [p for n, p in named if muon and n.startswith(config.matrices) and min(p.shape[0], p[0].numel()) > 1]
+        matrices = [
+            p
+            for n, p in named
+            if muon and n.startswith(config.matrices) and min(p.shape[0], p.numel() // p.shape[0]) > 1
+        ]
         taken = {id(p) for p in matrices}
         rest = [p for p in self.parameters if id(p) not in taken]
         rates = {"lr": config.lr_rest if muon else config.lr, "betas": config.betas}
@@ -48,7 +54,7 @@ class Optim:
 
     def step(self, step: int) -> torch.Tensor:
         """Clips, updates and clears the gradients; returns the gradient norm before clipping."""
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip))
         factor = learning_rate_factor(step, self.total, self.config.warmup, self.config.decay)
         groups = [g for part in self.parts for g in part.param_groups]
         for group, rate in zip(groups, self.rates, strict=True):
@@ -58,14 +64,31 @@ class Optim:
             part.zero_grad(set_to_none=True)
         return norm
 
-    def state_dict(self) -> list[dict]:
-        """Returns the states of the parts."""
-        return [part.state_dict() for part in self.parts]
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Returns the weights that are trained, by name, sharded as they are; with LoRA the adapters alone."""
+        trained = {id(p) for p in self.parameters}
+        return {n: p.detach() for n, p in self.module.named_parameters() if id(p) in trained}
 
-    def load_state_dict(self, states: list[dict]) -> None:
-        """Takes back what `state_dict` returned."""
-        for part, state in zip(self.parts, states, strict=True):
-            part.load_state_dict(state)
+    @torch.no_grad()
+    def load_weights(self, state: dict[str, torch.Tensor]) -> None:
+        """Takes back what `weights` returned. Errors: ValueError if names differ."""
+        own = self.weights()
+        if differing := own.keys() ^ state.keys():
+            raise ValueError(f"{min(differing)} is trained here and not there, or there and not here")
+        for name, weight in own.items():
+            weight.copy_(state[name])
+
+    def state_dict(self) -> dict[str, dict]:
+        """Returns what the optimisers know of each weight, by the weight's name; rates and betas are the recipe's."""
+        from trainer import dcp  # late: costs a second
+
+        return dcp.optimizer_state(self.module, self.parts)
+
+    def load_state_dict(self, state: dict[str, dict]) -> None:
+        """Takes back what `state_dict` returned, on any number of ranks."""
+        from trainer import dcp
+
+        dcp.load_optimizer_state(self.module, self.parts, state)
 
 
 class Muon(torch.optim.Optimizer):
@@ -87,19 +110,25 @@ class Muon(torch.optim.Optimizer):
             shapes: dict[tuple, list] = {}
             for p in group["params"]:
                 if p.grad is not None:
-                    shapes.setdefault((p.shape[0], p[0].numel()), []).append(p)
+                    shapes.setdefault(_sides(p), []).append(p)
             for (rows, columns), weights in shapes.items():
-                nesterov = torch.stack([self._momentum(p, group["momentum"]).flatten(1) for p in weights])
+                ahead = [self._momentum(p, group["momentum"]) for p in weights]
+                nesterov = torch.stack([whole(t).flatten(1) for t in ahead])  # of sharded weights all ranks do all
                 scale = 0.2 * max(rows, columns) ** 0.5
                 for p, update in zip(weights, orthogonalise(nesterov), strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
-                    p.add_(update.view_as(p), alpha=-group["lr"] * scale)
+                    p.add_(part_of(update.view(p.shape), p), alpha=-group["lr"] * scale)
 
     def _momentum(self, p: torch.Tensor, decay: float) -> torch.Tensor:
         """Moves the weight's momentum and returns the Nesterov look-ahead."""
         buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
         buffer.lerp_(p.grad, 1 - decay)
         return p.grad.lerp(buffer, decay)
+
+
+def _sides(p: torch.Tensor) -> tuple[int, int]:
+    """Returns rows and columns of a weight as a matrix."""
+    return p.shape[0], p.numel() // p.shape[0]
 
 
 def orthogonalise(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import torch
 
 from model import LOSSES
 from trainer import SOURCES
+from trainer.accumulate import backward
 from trainer.ema import Ema, EmaConfig
+from trainer.export import export_generator
 from trainer.optim import Optim, OptimConfig
-from trainer.roles import RoleConfig, Roles, export_transformer
+from trainer.preflight import check_fills
+from trainer.roles import RoleConfig, Roles
 from utils.config import one_of
+from utils.layout import Layout
 from utils.rng import Rng
 from wan.options import TextConfig
 
@@ -24,20 +28,23 @@ class RegressConfig:
     source: object = one_of(SOURCES, default="latents")
     loss: object = one_of(LOSSES, default="flow")
     optim: OptimConfig = field(default_factory=OptimConfig)
+    accumulate: int = 1  # parts that a rank's share of the batch is cut into
     ema: EmaConfig = field(default_factory=EmaConfig)
     text: TextConfig = field(default_factory=TextConfig)
 
-    def build(self, model: str, total: int, rng: Rng, device: torch.device) -> Regress:
+    def check(self):
+        if self.accumulate < 1:
+            raise ValueError(f"accumulate is {self.accumulate}; write 1 (the whole share at once) or more")
+
+    def build(self, model: str, total: int, rng: Rng, device: torch.device, layout: Layout) -> Regress:
         """Returns the method; source and loss are matched before any network is built."""
         source, loss = self.source.build(), self.loss.build()
-        missing = loss.needs - source.fills - {"generator"}
-        if missing:
-            names = f"loss {self.loss.name!r} needs {sorted(missing)}, source {self.source.name!r}"
-            raise ValueError(f"{names} does not fill it; take another of the two")
+        check_fills(self, loss.needs, source.fills | {"generator"})
         loss.check_spans(source.spans)
         if "trajectory" in loss.needs:
             loss.check_trajectory(source.num_states, source.sigmas)
-        return Regress(self, Roles.build(model, self.generator, self.text, rng, device), source, loss, total, rng)
+        layout.check_batch(self.source.batch, self.accumulate)
+        return Regress(self, Roles.build(model, self, rng, device, layout), source, loss, total, rng)
 
 
 class Regress:
@@ -51,26 +58,28 @@ class Regress:
 
     def step(self, step: int) -> dict[str, torch.Tensor]:
         """Performs one update; returns metrics as tensors."""
-        sample = self.source.next(step, self.roles, self.rng)
-        self.last_prompts = sample.prompts
-        loss, metrics = self.loss(sample, self.roles, self.rng)
-        loss.backward()
+        parts = self.config.accumulate
+        metrics, self.last_prompts = backward(self.source, self.loss, self.roles, self.rng, step, parts)
         metrics["grad_norm"] = self.optim.step(step)
         self.roles.generator.transformer.weights_version += 1
         self.ema.update(step)
         return metrics
 
     def state_dict(self) -> dict:
-        """Returns weights, average and optimiser."""
-        generator = self.roles.generator.state_dict()
-        return {"generator": generator, "ema": self.ema.state_dict(), "optim": self.optim.state_dict()}
+        """Returns the trained weights, their average and the optimiser."""
+        return {
+            "spec": asdict(self.roles.generator.spec),
+            "generator": self.optim.weights(),
+            "ema": self.ema.state_dict(),
+            "optim": self.optim.state_dict(),
+        }
 
     def load_state_dict(self, state: dict) -> None:
         """Takes back what `state_dict` returned."""
-        self.roles.generator.load_state_dict(state["generator"])
+        self.optim.load_weights(state["generator"])
         self.ema.load_state_dict(state["ema"])
         self.optim.load_state_dict(state["optim"])
 
     def export(self, folder) -> None:
         """Writes the weights (the average where there is one) in the layout that inference reads."""
-        export_transformer(folder, self.roles.generator.transformer, self.ema.weights())
+        export_generator(folder, self.roles.generator.spec, self.ema.weights(), self.config.generator.lora)

@@ -1,53 +1,96 @@
-"""Builds, loads and freezes the networks of a training: the roles."""
+"""Builds, loads, freezes and places the networks of a training: the roles."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from model.discriminator import Discriminator
-from utils.atomic import write_json
+from trainer.lora import LoraConfig
+from utils import fsdp
+from utils.layout import Layout
 from utils.rng import Rng, seed_libraries
 from wan.denoiser import Denoiser
 from wan.library import load_vae
-from wan.options import TextConfig
+from wan.options import DTYPES, PRECISIONS
 from wan.parts import find_parts
 from wan.spec import SPECS
-from wan.tensor_file import write_safetensors
 from wan.text import load_text_encoder
 from wan.transformer import WanTransformer
 from wan.vae import StreamingVAE
 from wan.weights import load_strict, load_transformer
 
+TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
 
 @dataclass
 class RoleConfig:
-    """One network. spec: its sizes when it starts from nothing; weights: a file or folder to start from."""
+    """One network. spec: its sizes when it starts from nothing; weights: a file or folder to start from.
+
+    dtype: what it computes in. A trained role keeps fp32 master weights in any case, a frozen one is
+    stored in dtype. checkpointing: recompute activations during backward: less memory, more time.
+    compile: torch.compile of the blocks. offload: weights lie in CPU memory between uses (frozen roles).
+    """
 
     spec: str = ""
     weights: str = ""
     use_ema: bool = False
-    checkpointing: bool = False  # recompute activations during backward: less memory, more time
+    dtype: str = "fp32"
+    precision: str = "weights"  # upstream: modulation, residual stream and head in fp32 whatever the dtype
+    checkpointing: bool = False
+    compile: bool = False
+    offload: bool = False
+    lora: LoraConfig = field(default_factory=LoraConfig)
 
     def check(self):
         if bool(self.spec) == bool(self.weights):
             raise ValueError("write either spec (start from nothing) or weights (a file or folder), one of the two")
         if self.spec and self.spec not in SPECS:
             raise ValueError(f"spec {self.spec!r} is unknown; write one of {sorted(SPECS)}")
+        if self.dtype not in DTYPES or self.precision not in PRECISIONS:
+            raise ValueError(f"dtype must be one of {DTYPES} and precision one of {PRECISIONS}")
 
-    def build(self, rng: Rng, device: torch.device) -> Denoiser:
-        """Returns the network in fp32 on the device, freshly drawn or loaded."""
-        if self.weights:
-            spec, state = load_transformer(self.weights, use_ema=self.use_ema)
+    def build(self, rng: Rng, device: torch.device, layout: Layout, trained: bool) -> Denoiser:
+        """Returns the network, freshly drawn or loaded, in its place on this rank."""
+        if self.offload and trained:
+            raise ValueError("offload is for frozen roles; a trained one saves memory by more ranks (layout.shard)")
+        transformer = self._loaded() if self.weights else self._drawn(rng)
+        transformer.requires_grad_(trained)
+        if self.lora.rank:
+            self.lora.apply(transformer, rng.at("init", "lora"), trained)
+        transformer.precision, transformer.checkpointing = self.precision, self.checkpointing
+        self._place(transformer, device, layout, trained)
+        return Denoiser(transformer)
+
+    def _loaded(self) -> WanTransformer:
+        """Returns the network with the file's own tensors: mapped from disk, read when a block is placed."""
+        spec, state = load_transformer(self.weights, use_ema=self.use_ema)
+        with torch.device("meta"):
             transformer = WanTransformer(spec)
-            load_strict(transformer, {k: v.float() for k, v in state.items()}, self.weights)
+        load_strict(transformer, state, self.weights, assign=True)
+        return transformer
+
+    def _drawn(self, rng: Rng) -> WanTransformer:
+        seed_libraries(rng.at("init", self.spec))
+        return WanTransformer(SPECS[self.spec].transformer)
+
+    def _place(self, transformer: WanTransformer, device: torch.device, layout: Layout, trained: bool) -> None:
+        """Joins the sample's ranks, compiles, casts, shards or moves."""
+        if layout.sequence > 1:
+            from utils import sequence_parallel
+
+            sequence_parallel.apply(transformer, layout.sequence_group)
+        if self.compile:
+            from utils.compiled import compile_blocks
+
+            compile_blocks(transformer)
+        compute = TORCH_DTYPES[self.dtype]
+        if layout.world > 1 or self.offload or (trained and compute != torch.float32):  # masters need FSDP's copies
+            fsdp.shard(transformer, transformer.blocks, layout, compute, self.offload)
         else:
-            seed_libraries(rng.at("init", self.spec))
-            transformer = WanTransformer(SPECS[self.spec].transformer)
-        transformer.checkpointing = self.checkpointing
-        return Denoiser(transformer).to(device)
+            fsdp.cast(transformer, compute)
+            transformer.to(device)
 
 
 @dataclass
@@ -57,6 +100,7 @@ class Roles:
     generator: Denoiser
     text: object  # prompts -> embeddings [B, T, width], kept per prompt
     device: torch.device
+    layout: Layout = field(default_factory=Layout.single)
     teacher: Denoiser | None = None
     critic: Denoiser | None = None
     discriminator: torch.nn.Module | None = None
@@ -64,47 +108,52 @@ class Roles:
     negative_prompt: str = ""
 
     @classmethod
-    def build(cls, model: str, generator: RoleConfig, text: TextConfig, rng: Rng, device: torch.device) -> Roles:
-        """Returns the roles; `model` is the directory that holds the text encoder."""
-        network = generator.build(rng, device)
-        encoder = load_text_encoder(find_parts(model), network.spec.text_len, text, device)
-        return cls(network, KeptText(encoder), device)
+    def build(cls, model: str, config, rng: Rng, device: torch.device, layout: Layout) -> Roles:
+        """Returns the generator and text encoder of a `RegressConfig`; `model` is the encoder's directory."""
+        network = config.generator.build(rng, device, layout, trained=True)
+        sharded = layout.world > 1 and layout.config.shard_text
+        encoder = load_text_encoder(find_parts(model), network.spec.text_len, config.text, device)
+        if sharded:
+            dtype = next(encoder.parameters()).dtype
+            fsdp.shard(encoder.model.requires_grad_(False), encoder.model.encoder.block, layout, dtype)
+        return cls(network, KeptText(encoder, keep=not sharded), device, layout)
 
     @classmethod
-    def for_distillation(cls, model: str, config, rng: Rng, device: torch.device) -> Roles:
+    def for_distillation(cls, model: str, config, rng: Rng, device: torch.device, layout: Layout) -> Roles:
         """Returns generator, teacher, critic (and discriminator) of a `DistillConfig`, with text encoder and VAE."""
-        roles = cls.build(model, config.generator, config.text, rng, device)
-        roles.teacher = config.teacher.build(rng, device).requires_grad_(False)
-        roles.critic = config.critic.build(rng, device)
+        roles = cls.build(model, config, rng, device, layout)
+        teacher = config.teacher.build(rng, device, layout, trained=False)
+        critic = config.critic.build(rng, device, layout, trained=True)
+        discriminator = None
         if config.loss.name == "gan":
             seed_libraries(rng.at("init", "discriminator"))
-            roles.discriminator = Discriminator(roles.critic.spec, config.loss.discriminator).to(device)
-        roles.vae = StreamingVAE(load_vae(find_parts(model).need("vae")), config.vae).to(device).requires_grad_(False)
-        roles.negative_prompt = config.negative_prompt
-        return roles
+            fsdp.keep_root(critic.transformer)
+            discriminator = Discriminator(critic.spec, config.loss.discriminator).to(device)
+            if layout.world > 1 or config.critic.dtype != "fp32":
+                fsdp.shard(discriminator, discriminator.readers, layout, TORCH_DTYPES[config.critic.dtype])
+        vae = StreamingVAE(load_vae(find_parts(model).need("vae")), config.vae).to(device).requires_grad_(False)
+        return replace(
+            roles,
+            teacher=teacher,
+            critic=critic,
+            discriminator=discriminator,
+            vae=vae,
+            negative_prompt=config.negative_prompt,
+        )
 
 
 class KeptText:
-    """Encodes each prompt once."""
+    """Encodes each prompt once; with keep=False every time, as ranks that share the encoder must together."""
 
-    def __init__(self, encoder):
-        self.encoder, self._kept = encoder, {}
+    def __init__(self, encoder, keep: bool = True):
+        self.encoder, self.keep, self._kept = encoder, keep, {}
 
     @torch.no_grad()
     def __call__(self, prompts) -> torch.Tensor:
         """Returns the embeddings [B, T, width] of the prompts."""
+        if not self.keep:
+            return self.encoder(list(prompts))
         new = [p for p in dict.fromkeys(prompts) if p not in self._kept]
         if new:
             self._kept.update(zip(new, self.encoder(new), strict=True))
         return torch.stack([self._kept[p] for p in prompts])
-
-
-def export_transformer(folder: str | Path, transformer: WanTransformer, weights: dict, dtype=torch.bfloat16) -> Path:
-    """Writes `config.json` and `diffusion_pytorch_model.safetensors` with official names; a valid `--model` part."""
-    folder = Path(folder) / "transformer"
-    folder.mkdir(parents=True, exist_ok=True)
-    config = {"_class_name": "WanTransformer", **asdict(transformer.spec)}
-    write_json(folder / "config.json", config)
-    state = {k: v.detach().to(dtype).cpu().contiguous() for k, v in weights.items()}
-    write_safetensors(folder / "diffusion_pytorch_model.safetensors", state)
-    return folder

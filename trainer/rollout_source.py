@@ -8,18 +8,18 @@ import torch
 
 from model.base import Sample
 from pipeline.options import ContextConfig, FewStepConfig
-from pipeline.rollout import Rollout
+from pipeline.rollout import Chunk, Rollout
 from pipeline.sampler import RandomExit
 from pipeline.track import Fixed
-from trainer.source import epoch_row
+from trainer.source import Source, check_length, epoch_row
 from trainer.window import loss_window
 from utils.data.prompts import read_prompts
 from utils.data.records import check_on_bad
 from utils.data.store import open_clips
 from wan.condition import Condition
 from wan.geometry import Geometry, chunks
-from wan.ledger import CacheConfig
-from wan.spec import find_spec
+from wan.ledger import CacheConfig, Ledger
+from wan.spec import spec_for
 
 
 @dataclass
@@ -29,6 +29,7 @@ class RolloutConfig:
     prompts: a text file, one per line. clips: a folder or LMDB of encoded clips instead; their prompts are
     used and their latents are the real ones (GAN). frames: length in latent frames, or
     frames_max > frames: drawn per step in whole chunks. loss_frames: how many of the last are scored.
+    given: so many first frames are those of the clips (image to video: 1); they do not count in the loss.
     """
 
     prompts: str = ""
@@ -39,6 +40,7 @@ class RolloutConfig:
     loss_frames: int = 21
     chunk: int = 3
     first_chunk: int = 0
+    given: int = 0
     height: int = 0
     width: int = 0
     sampler: FewStepConfig = field(default_factory=FewStepConfig)
@@ -53,45 +55,57 @@ class RolloutConfig:
         if bool(self.prompts) == bool(self.clips):
             raise ValueError("write either prompts (a text file) or clips (a folder of encoded clips)")
         for length in {self.frames, self.frames_max or self.frames, self.loss_frames}:
-            chunks(length, self.chunk, self.first_chunk or None)
+            chunks(length, self.chunk, self.given or self.first_chunk or None)
+        if self.given and not self.clips:
+            raise ValueError("given frames come from clips; write clips (a folder of encoded clips) instead of prompts")
         if self.frames_max and self.frames_max < self.frames:
             raise ValueError(f"frames_max {self.frames_max} is smaller than frames {self.frames}")
+        longest = self.frames_max or self.frames
+        if self.loss_frames > longest:
+            raise ValueError(
+                f"loss_frames {self.loss_frames} is more than a rollout's {longest} frames; write at most that"
+            )
+        Ledger(self.cache, max(self.chunk, self.first_chunk), longest)  # raises for a window that holds no chunk
 
     def build(self) -> RolloutSource:
         """Returns the source."""
         return RolloutSource(self)
 
 
-class RolloutSource:
+class RolloutSource(Source):
     """Generated latents with gradient at the exit step only."""
 
     def __init__(self, config: RolloutConfig):
         self.config = config
         self.clips = open_clips(config.clips, config.on_bad) if config.clips else None
+        if self.clips:
+            check_length(config.clips, self.clips.shortest, max(config.given, config.loss_frames))
         self.prompts = [] if self.clips else [line.prompt for line in read_prompts(config.prompts)]
         self.fills = frozenset({"latents", "condition", "null", "spans"} | ({"real"} if self.clips else set()))
 
-    def next(self, step: int, roles, rng, graded: bool = True) -> Sample:
+    def next(self, step: int, roles, rng, graded: bool = True, index: range | None = None) -> Sample:
         """Rolls out one batch; `step` counts samples, so that generator and critic never share one."""
-        config = self.config
-        index = range(step * config.batch, (step + 1) * config.batch)
+        config, index = self.config, self.index(step) if index is None else index
         clips, prompts = self.rows(index, rng)
         condition = Condition(roles.text(prompts), roles.text([roles.negative_prompt]).expand(len(prompts), -1, -1))
-        spans = chunks(self.length(step, rng), config.chunk, config.first_chunk or None)
-        exits = self.exits(step, len(spans), rng)
+        spans = chunks(self.length(step, rng), config.chunk, config.given or config.first_chunk or None)
+        given = [Chunk(spans[0], _cut(clips, config.given).to(roles.device), given=True)] if config.given else []
+        made_spans = spans[len(given) :]
+        exits = self.exits(step, len(made_spans), rng)
         source = rng.at("sample", step, "rollout")
-        geometry = Geometry.of(find_spec(roles.generator.spec), config.height, config.width)
+        geometry = Geometry.of(spec_for(roles.generator.spec, roles.vae.strides), config.height, config.width)
 
         def noise(span, k):
             return source.normal_batch((len(span), *geometry.latent_shape(1)[1:]), index, span.start, k)
 
-        rollout = self.rollout(roles, geometry, dict(zip(spans, exits, strict=True)), spans[-1].stop)
+        rollout = self.rollout(roles, geometry, dict(zip(made_spans, exits, strict=True)), spans[-1].stop)
         with torch.set_grad_enabled(graded):
-            made = torch.cat([c.latents for c in rollout(Fixed(condition), spans, noise, len(prompts))], 1)
+            film = rollout(Fixed(condition), made_spans, noise, len(prompts), given)
+            made = torch.cat([chunk.latents for chunk in film], 1)
         latents, mask = loss_window(made, config.loss_frames, roles.vae, len(spans[0]))
-        real = None
-        if self.clips:
-            real = torch.stack([clip[: latents.shape[1]] for clip in clips]).to(latents)
+        if given and mask is None:
+            mask = torch.arange(made.shape[1], device=made.device) >= config.given
+        real = _cut(clips, latents.shape[1]).to(latents) if self.clips else None
         return Sample(step, latents, condition, index, spans, prompts, mask, self.exit_range(exits), real=real)
 
     def rows(self, index, rng) -> tuple[list[torch.Tensor], list[str]]:
@@ -128,3 +142,8 @@ class RolloutSource:
         return Rollout(
             roles.generator, sampler, geometry, config.cache, config.context, training=True, device=roles.device
         )
+
+
+def _cut(clips: list[torch.Tensor], num_frames: int) -> torch.Tensor:
+    """Returns the first frames of the clips, fp32 [B, F, C, h, w]."""
+    return torch.stack([clip[:num_frames] for clip in clips]).float()

@@ -1,13 +1,15 @@
-"""Sources make samples: `source.next(step, roles, rng, graded=True) -> Sample`.
+"""Sources make samples: `source.next(step, roles, rng, graded=True, index=None) -> Sample`.
 
 What a step sees is a function of the step and of a sample's index in the global batch, so a resumed
-run, or one on another number of ranks, sees the same. `graded` is for sources that generate: whether the
-latents carry gradient.
+run, or one on another number of ranks, sees the same. `index`: which samples of the step, a part of
+`source.index(step)` on a rank among others, by default all. `graded` is for sources that generate:
+whether the latents carry gradient.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -46,7 +48,15 @@ class LatentsConfig:
         return Latents(self)
 
 
-class Latents:
+class Source:
+    """What all sources share: the numbers of a step's samples. `config.batch` is the global batch."""
+
+    def index(self, step: int) -> range:
+        """Returns the numbers of the step's samples, counted over the whole run."""
+        return range(step * self.config.batch, (step + 1) * self.config.batch)
+
+
+class Latents(Source):
     """Clean latents with their prompts; fills latents, condition and spans."""
 
     fills = frozenset({"latents", "condition", "spans"})
@@ -56,12 +66,11 @@ class Latents:
         self.spans = chunks(config.frames, config.chunk)
         check_length(config.path, self.clips.shortest, config.frames)
 
-    def next(self, step: int, roles, rng, graded: bool = True) -> Sample:
+    def next(self, step: int, roles, rng, graded: bool = True, index: range | None = None) -> Sample:
         """Returns the batch of one step: clips drawn with replacement, some without their prompt."""
-        config = self.config
+        config, index = self.config, self.index(step) if index is None else index
         if config.growing and step % 100 == 0:
             self.clips.refresh()
-        index = range(step * config.batch, (step + 1) * config.batch)
         picks = rng.at("sample", step, "clip").uniform_batch((), index)
         rows = [self.clips[int(u * len(self.clips))] for u in picks]
         drop = rng.at("sample", step, "dropout").uniform_batch((), index) < config.dropout
@@ -80,4 +89,9 @@ def check_length(path: str, shortest: int, frames: int) -> None:
 def epoch_row(number: int, count: int, rng) -> int:
     """Returns which of `count` records sample `number` of the run sees: each once an epoch, in a new order each."""
     epoch, place = divmod(number, count)
-    return int(rng.at("epoch", epoch).permutation(count)[place])
+    return _order(rng, epoch, count)[place]
+
+
+@lru_cache(maxsize=2)  # a batch may touch two epochs
+def _order(rng, epoch: int, count: int) -> list[int]:
+    return rng.at("epoch", epoch).permutation(count).tolist()

@@ -8,10 +8,12 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 logger = logging.getLogger(__name__)
+
+BOTH = "cpu:gloo,cuda:nccl"
 
 
 def is_initialised() -> bool:
@@ -62,7 +64,8 @@ def split(items: Sequence, here: int | None = None, world: int | None = None) ->
 def init(backend: str | None = None, timeout_minutes: float = 30) -> None:
     """Joins the process group torchrun prepared; does nothing for a single process or a second time.
 
-    backend: nccl or gloo; by default nccl where CUDA is at hand, else gloo.
+    backend: nccl or gloo; by default nccl where CUDA is at hand, else gloo. With nccl the group has gloo too, for
+    tensors on the CPU: checkpoints and signals are agreed on without waiting for the GPU.
     """
     if world_size() == 1 or is_initialised():
         return
@@ -77,7 +80,64 @@ def init(backend: str | None = None, timeout_minutes: float = 30) -> None:
         raise ValueError(f"backend is {backend!r}; write 'nccl' or 'gloo'")
     if backend == "nccl":
         torch.cuda.set_device(local_rank())
+        backend = BOTH
     dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
+
+
+def make_mesh(device_type: str, sizes: tuple[int, ...], names: tuple[str, ...]):
+    """Returns a device mesh over all ranks, the last axis of neighbours; a lone process gets a group of one."""
+    import torch
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+
+    if not is_initialised():
+        backend = BOTH if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    return init_device_mesh(device_type, sizes, mesh_dim_names=names)
+
+
+def cpu_group():
+    """Returns a new group of all ranks for the CPU, None where there is no group; all ranks must call this together.
+
+    A thread that talks to other ranks needs a group of its own: messages of one group are matched by their order.
+    """
+    return sys.modules["torch.distributed"].new_group(backend="gloo") if is_initialised() else None
+
+
+def first_text(text: str | None) -> str | None:
+    """Returns, on all ranks alike, the text of the lowest rank that has one, or None; all ranks call this together."""
+    if not is_initialised():
+        return text
+    import torch
+
+    dist = sys.modules["torch.distributed"]
+    content = torch.tensor(list(f"{text}.".encode("utf-8", "replace")), dtype=torch.uint8)  # ".": so it is never empty
+    lengths = torch.zeros(world_size(), dtype=torch.int64)
+    lengths[rank()] = 0 if text is None else len(content)
+    dist.all_reduce(lengths)
+    if not lengths.any():
+        return None
+    speaker = int(lengths.nonzero()[0])
+    if rank() != speaker:
+        content = torch.empty(int(lengths[speaker]), dtype=torch.uint8)
+    dist.broadcast(content, speaker)
+    return bytes(content.tolist()).decode()[:-1]
+
+
+def ask_any(flag: bool) -> Callable[[], bool]:
+    """Asks all ranks, without waiting; returns a function that waits for the answer: whether any rank's flag is set."""
+    if not is_initialised():
+        return lambda: flag
+    import torch
+
+    dist, told = sys.modules["torch.distributed"], torch.tensor([int(flag)])
+    work = dist.all_reduce(told, dist.ReduceOp.MAX, async_op=True)
+
+    def answer() -> bool:
+        work.wait()
+        return bool(told)
+
+    return answer
 
 
 def barrier() -> None:
@@ -90,3 +150,14 @@ def shutdown() -> None:
     """Leaves the process group, if there is one."""
     if is_initialised():
         sys.modules["torch.distributed"].destroy_process_group()
+
+
+def mean(values: Sequence[float]) -> list[float]:
+    """Returns each number's mean over the ranks; all ranks call this together with as many numbers."""
+    if not is_initialised() or world_size() == 1 or not values:
+        return list(values)
+    import torch
+
+    total = torch.tensor(values, dtype=torch.float64)
+    torch.distributed.all_reduce(total)
+    return (total / world_size()).tolist()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterable
@@ -24,7 +25,10 @@ ROOMS = (
     "__main__",
 )
 LEVELS = ("debug", "info", "warning", "error")
+RATE_STEPS = 50  # steps over which a training's speed is smoothed
+QUIET_SECONDS = 60  # between two lines of a training without a terminal
 _installed: list[logging.Handler] = []
+logger = logging.getLogger(__name__)
 
 
 class _Terminal(logging.Handler):
@@ -122,3 +126,64 @@ class VideoProgress:
 
     def __exit__(self, *error) -> None:
         self.bar.close()
+
+
+class StepProgress:
+    """A bar of training steps: loss, steps per second (smoothed), the time left, memory.
+
+    `step()` after each step, `show(loss)` when a loss has been read: the bar never asks a device. Without a
+    terminal rank 0 logs the same words, at most once a minute; other ranks are silent.
+    """
+
+    def __init__(self, start: int, total: int, label: str = "", force: bool | None = None):
+        """start: steps that an earlier run has done; they say nothing about speed."""
+        self.done, self.total, self.rate = start, total, 0.0
+        self._steps, self._seconds, self._last, self._told = 0, 0.0, None, time.monotonic()
+        self.bar = progress(total=total, label=label, unit="step", force=force)
+        self.bar.bar_format = "{desc} |{bar}| step {n_fmt}/{total_fmt} [{elapsed}]{postfix}"
+        self.bar.initial = self.bar.n = start
+
+    def step(self) -> None:
+        """Counts a step; the first one of a process is left out of the speed, for it also warms up."""
+        now, self.done = time.monotonic(), self.done + 1
+        if self._last is not None:
+            keep = 1 - 1 / RATE_STEPS
+            self._steps = self._steps * keep + 1
+            self._seconds = self._seconds * keep + now - self._last
+            self.rate = self._steps / max(self._seconds, 1e-9)
+        self._last = now
+        self.bar.update()
+
+    def show(self, loss: float) -> None:
+        """Shows the loss with what is known of speed and memory."""
+        said = f"loss {loss:.4f}, {self.describe()}"
+        if not self.bar.disable:
+            self.bar.set_postfix_str(said)
+        elif distributed.rank() == 0 and time.monotonic() - self._told >= QUIET_SECONDS:
+            self._told = time.monotonic()
+            logger.info("step %d/%d: %s", self.done, self.total, said)
+
+    def describe(self) -> str:
+        """Returns speed, time left and memory in words."""
+        words = []
+        if self.rate:
+            left = (self.total - self.done) / self.rate
+            words = [f"{self.rate:.2f} steps/s", f"ETA {self.bar.format_interval(left)}"]
+        return ", ".join([*words, *(f"{name} {size / 1e9:.2f} GB" for name, size in memory().items())])
+
+    def close(self) -> None:
+        self.bar.close()
+
+
+def memory() -> dict[str, int]:
+    """Returns bytes: `memory` that this process holds (where the system tells), `GPU peak` that torch had allocated."""
+    found = {}
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            found["memory"] = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        pass  # not Linux
+    torch = sys.modules.get("torch")  # only where the program uses it anyway
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        found["GPU peak"] = torch.cuda.max_memory_allocated()
+    return found

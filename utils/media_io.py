@@ -12,7 +12,7 @@ import math
 import os
 import struct
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -206,24 +206,49 @@ def read_video(path: str | Path, seconds: float | None = None, most: int = 0) ->
 
     Errors: ValueError naming a file that is no video.
     """
+    with open_video(path) as (frames, rate):
+        count = (most or None) if seconds is None else math.ceil(seconds * rate) + 1
+        return np.stack(list(itertools.islice(frames, count))), float(rate)
+
+
+@contextlib.contextmanager
+def open_video(path: str | Path) -> Iterator[tuple[Iterator[np.ndarray], Fraction]]:
+    """A context: (iterator over uint8 frames [H, W, 3], frames per second), for videos too long for the memory.
+
+    Errors: ValueError naming a file that is no video, also while the frames are taken.
+    """
     import av
 
     path = _existing(path)
+    with _explain_damage(path):
+        container = av.open(f"file:{path}")
+    with container:
+        if not container.streams.video:
+            raise ValueError(f"{path} holds no video stream")
+        stream = container.streams.video[0]
+        frames = _decode(path, container, stream)
+        first = next(frames, None)
+        if first is None:
+            raise ValueError(f"{path} holds a video stream without a frame")
+        yield itertools.chain([first], frames), stream.average_rate or stream.guessed_rate
+
+
+def _decode(path, container, stream) -> Iterator[np.ndarray]:
+    with _explain_damage(path):
+        for frame in container.decode(stream):
+            yield frame.to_ndarray(format="rgb24")
+
+
+@contextlib.contextmanager
+def _explain_damage(path: Path):
+    import av
+
     try:
-        with av.open(f"file:{path}") as container:
-            if not container.streams.video:
-                raise ValueError(f"{path} holds no video stream")
-            stream = container.streams.video[0]
-            rate = stream.average_rate or stream.guessed_rate
-            count = (most or None) if seconds is None else math.ceil(seconds * rate) + 1
-            frames = [f.to_ndarray(format="rgb24") for f in itertools.islice(container.decode(stream), count)]
+        yield
     except av.FFmpegError as error:
         raise ValueError(
             f"{path} cannot be read as a video ({error.strerror}); it is damaged or of another kind"
         ) from error
-    if not frames:
-        raise ValueError(f"{path} holds a video stream without a frame")
-    return np.stack(frames), float(rate)
 
 
 def _existing(path: str | Path) -> Path:

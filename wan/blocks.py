@@ -31,12 +31,12 @@ class Attention(nn.Module):
 
 
 class SelfAttention(Attention):
-    """Attention among video tokens; what they see is the view's business."""
+    """Attention among video tokens; what they see is the sight's business."""
 
-    def forward(self, x_BLD: torch.Tensor, view, layer: int) -> torch.Tensor:
+    def project(self, x_BLD: torch.Tensor):
+        """Returns q, k, v [B, L, N, E]."""
         q, k = self.heads(self.norm_q(self.q(x_BLD))), self.heads(self.norm_k(self.k(x_BLD)))
-        q, k, v, mask = view.extend(layer, q, k, self.heads(self.v(x_BLD)))
-        return self.o(attend(q, k, v, mask=mask, backend=self.backend).flatten(2))
+        return q, k, self.heads(self.v(x_BLD))
 
 
 class CrossAttention(Attention):
@@ -56,16 +56,20 @@ class CrossAttention(Attention):
             pairs.append((self.heads(k), self.heads(self.v_img(image_BTD))))
         return pairs
 
-    def forward(self, x_BLD: torch.Tensor, pairs) -> torch.Tensor:
-        q = self.heads(self.norm_q(self.q(x_BLD)))
-        return self.o(sum(attend(q, k, v, backend=self.backend).flatten(2) for k, v in pairs))
+    def read(self, q_BLNE: torch.Tensor, pairs) -> torch.Tensor:
+        """Returns what the queries read from the pairs, summed, [B, L, D] before the projection `o`."""
+        return sum(attend(q_BLNE, k, v, backend=self.backend).flatten(2) for k, v in pairs)
 
 
 class Block(nn.Module):
     """x += gate * SelfAttn(mod(x)); x += CrossAttn(norm3(x)); x += gate * FFN(mod(x)).
 
     Modulation rows: shift, scale, gate of attention, then of the feed-forward; one set per frame.
+    The methods named in `regions` are tensor code alone, the same for every layer: caches, masks,
+    kept text and the choice of a kernel stay between them, so a compiler can take each as one graph.
     """
+
+    regions = ("enter", "absorb", "leave")
 
     def __init__(self, spec: TransformerSpec):
         super().__init__()
@@ -76,17 +80,35 @@ class Block(nn.Module):
         self.ffn = nn.Sequential(nn.Linear(spec.dim, spec.ffn_dim), nn.GELU("tanh"), nn.Linear(spec.ffn_dim, spec.dim))
         self.modulation = nn.Parameter(torch.empty(1, 6, spec.dim))
 
-    def forward(self, x_BLD, time_BF6D, text, view, layer: int) -> torch.Tensor:
+    def forward(self, x_BLD, time_BF6D, text, sight, layer: int) -> torch.Tensor:
         """`text`: callable without arguments -> (text tokens, image tokens), asked only if not kept."""
-        half = self.ffn[0].weight.dtype
         rows = (self.modulation[:, None].to(time_BF6D.dtype) + time_BF6D).unbind(2)
         shift_attn, scale_attn, gate_attn, shift_ffn, scale_ffn, gate_ffn = rows
-        h = modulate(layer_norm(x_BLD, self.eps), shift_attn, scale_attn).to(half)
-        x_BLD = gated_sum(x_BLD, self.self_attn(h, view, layer), gate_attn)
-        pairs = view.text.get(layer, text.key, lambda: self.cross_attn.project(*text()))
-        x_BLD = x_BLD + self.cross_attn(self._norm3(x_BLD).to(half), pairs)
-        h = modulate(layer_norm(x_BLD, self.eps), shift_ffn, scale_ffn).to(half)
-        return gated_sum(x_BLD, self.ffn(h), gate_ffn)
+        q, k, v = self.enter(x_BLD, shift_attn, scale_attn)
+        x_BLD, q = self.absorb(x_BLD, sight.look(layer, q, k, v, self.self_attn.backend), gate_attn)
+        pairs = sight.text.get(layer, text.key, lambda: self.cross_attn.project(*text()))
+        return self.leave(x_BLD, self.cross_attn.read(q, pairs), shift_ffn, scale_ffn, gate_ffn)
+
+    def enter(self, x_BLD, shift_BFD, scale_BFD):
+        """Returns q, k, v [B, L, N, E] of self-attention."""
+        return self.self_attn.project(modulate(layer_norm(x_BLD, self.eps), shift_BFD, scale_BFD).to(self._half))
+
+    def absorb(self, x_BLD, seen_BLNE, gate_BFD):
+        """Adds what self-attention saw; returns x and the queries [B, L, N, E] of cross-attention."""
+        x_BLD = gated_sum(x_BLD, self.self_attn.o(seen_BLNE.flatten(2)), gate_BFD)
+        attention = self.cross_attn
+        return x_BLD, attention.heads(attention.norm_q(attention.q(self._norm3(x_BLD).to(self._half))))
+
+    def leave(self, x_BLD, read_BLD, shift_BFD, scale_BFD, gate_BFD):
+        """Adds what cross-attention read, then the feed-forward; returns x."""
+        x_BLD = x_BLD + self.cross_attn.o(read_BLD)
+        h = modulate(layer_norm(x_BLD, self.eps), shift_BFD, scale_BFD).to(self._half)
+        return gated_sum(x_BLD, self.ffn(h), gate_BFD)
+
+    @property
+    def _half(self) -> torch.dtype:
+        """Dtype of the projections, which may be narrower than the residual stream."""
+        return self.ffn[0].weight.dtype
 
     def _norm3(self, x: torch.Tensor) -> torch.Tensor:
         """norm3 in the dtype of x: its weights follow when the residual stream is wider."""

@@ -21,6 +21,11 @@ class Denoiser(nn.Module):
         """Sizes of the transformer."""
         return self.transformer.spec
 
+    @property
+    def cache_heads(self) -> int:
+        """How many heads a cache of this denoiser holds; fewer than it has where its sequence is split."""
+        return self.spec.num_heads // self.transformer.sequence.size
+
     def forward(self, x_BFCHW, sigma, condition: Condition, context, clean: Segment | None = None) -> torch.Tensor:
         """Returns the velocity [B, F, C, H, W].
 

@@ -154,3 +154,11 @@ def find_spec(transformer: TransformerSpec) -> ModelSpec:
         if replace(spec.transformer, rope_theta=transformer.rope_theta) == transformer:
             return spec
     raise ValueError(f"no published model has the sizes {transformer}; known: {sorted(SPECS)}")
+
+
+def spec_for(transformer: TransformerSpec, strides: tuple[int, int, int]) -> ModelSpec:
+    """Returns the published model of these sizes, or a model of its own with the strides of its VAE."""
+    try:
+        return find_spec(transformer)
+    except ValueError:
+        return ModelSpec("custom", transformer, strides=strides)

@@ -22,6 +22,7 @@ from wan.condition import Condition
 from wan.layers import sinusoid
 from wan.rope import RotaryTable
 from wan.schedule import NUM_TRAIN_TIMESTEPS
+from wan.sequence import WholeSequence
 from wan.spec import TransformerSpec
 
 
@@ -50,7 +51,7 @@ class WanTransformer(nn.Module):
     """Predicts the velocity of the last segment.
 
     `weights_version` belongs to the identity of kept text keys: whoever changes weights in place
-    raises it by one.
+    raises it by one. `sequence` says which tokens are worked on here (all; see wan/sequence.py).
     """
 
     def __init__(self, spec: TransformerSpec):
@@ -58,6 +59,7 @@ class WanTransformer(nn.Module):
         self.spec, self.precision = spec, "weights"
         self.checkpointing = False
         self.weights_version = 0
+        self.sequence = WholeSequence()
         dim, patch = spec.dim, spec.patch_size
         self.patch_embedding = nn.Conv3d(spec.in_dim, dim, kernel_size=patch, stride=patch)
         self.text_embedding = nn.Sequential(nn.Linear(spec.text_dim, dim), nn.GELU("tanh"), nn.Linear(dim, dim))
@@ -98,24 +100,27 @@ class WanTransformer(nn.Module):
         for segment in segments:
             _check_sigma(segment)
         parts = [self.embed_patches(s.x, condition) for s in segments]
-        x = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
         grid = self._grid(segments[-1].x)
         num_frames = segments[-1].x.shape[1] // self.spec.patch_size[0]
+        total = num_frames * len(segments)
+        x = self.sequence.split(parts[0] if len(parts) == 1 else torch.cat(parts, 1), total)
         time, rows = self.embed_time(_joined_sigma(segments))
         x = x.to(time.dtype)
         angle_dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         view = context.open(num_frames, len(segments), self.rotary, grid, x.device, angle_dtype)
+        sight = self.sequence.sight(view, total)
         text = _LazyText(self, condition)
         if torch.is_grad_enabled():
             text()  # outside the first checkpointed block, whose recompute would not see it
         for layer, block in enumerate(self.blocks):
             if self.checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, rows, text, view, layer, use_reentrant=False)
+                x = checkpoint(block, x, rows, text, sight, layer, use_reentrant=False)
             else:
-                x = block(x, rows, text, view, layer)
-        length = num_frames * grid[0] * grid[1]
+                x = block(x, rows, text, sight, layer)
+        length = x.shape[1] // len(segments)
         time = time[:, -segments[-1].sigma.shape[1] :] if len(segments) == 1 else time[:, -num_frames:]
-        return self._unpatchify(self.head(x[:, -length:], time), num_frames, grid)
+        x = self.sequence.join(self.head(x[:, -length:], time), num_frames)
+        return self._unpatchify(x, num_frames, grid)
 
     def embed_patches(self, x_BFCHW: torch.Tensor, condition: Condition) -> torch.Tensor:
         """Returns tokens [B, L, D]; joins the condition's channels (i2v) behind the latents."""
@@ -159,7 +164,8 @@ class WanTransformer(nn.Module):
         t, h, w = self.spec.patch_size
         x = x_BLD.unflatten(1, (num_frames, *grid)).unflatten(-1, (t, h, w, self.spec.out_dim))
         x = x.permute(0, 1, 4, 7, 2, 5, 3, 6)  # B F t C rows h columns w
-        return x.flatten(6, 7).flatten(4, 5).flatten(1, 2)
+        # In one step, so that the copy is no view: sharded modules (FSDP2) warn of outputs that are views.
+        return x.reshape(len(x), num_frames * t, self.spec.out_dim, grid[0] * h, grid[1] * w)
 
 
 def _check_sigma(segment: Segment) -> None:

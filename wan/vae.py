@@ -33,6 +33,11 @@ class StreamingVAE(nn.Module):
         self.register_buffer("std", torch.tensor(c.latents_std).view(shape), persistent=False)
 
     @property
+    def strides(self) -> tuple[int, int, int]:
+        """Pixel frames, rows and columns per later latent frame and cell."""
+        return TEMPORAL_STRIDE, self.spatial_stride, self.spatial_stride
+
+    @property
     def spatial_stride(self) -> int:
         """Pixels per latent cell along height and width."""
         return self.model.config.scale_factor_spatial

@@ -34,19 +34,20 @@ def load_transformer(
     role: str = "generator",
     expert: str = "",
     spec: TransformerSpec | None = None,
+    shapes_only: bool = False,
 ) -> tuple[TransformerSpec, State]:
     """Returns (spec, state dict with official names, in the dtype of the file).
 
     path: a weight file, a transformer's folder, or a model's folder. use_ema: take the averaged
     weights of a training checkpoint. role: `generator` or `critic` of a checkpoint that holds both.
     expert: which transformer of a model that has two. spec: its sizes if neither the file nor a
-    config.json beside it nor the published sizes tell them.
+    config.json beside it nor the published sizes tell them. shapes_only: no weight is read (see `tensor_file.read`).
     Errors: ValueError, naming the file, for anything else or if sizes contradict each other.
     """
     path = Path(path)
     if path.is_dir():
         path = _transformer_folder(path, expert)
-    state = clean_names(_select(path, tensor_file.read(path), use_ema, role))
+    state = clean_names(_select(path, tensor_file.read(path, shapes_only), use_ema, role))
     family = family_of(state)
     if family == "wan transformer, diffusers":
         state = transformer_to_official(state)

@@ -22,7 +22,7 @@ DISTRIBUTED_HOMES = {
     "utils/fsdp.py",
     "utils/sequence_parallel.py",
     "pipeline/tpp.py",
-    "trainer/checkpoint.py",
+    "trainer/dcp.py",
 }
 REGISTRY_ENTRY = re.compile(r"([a-z]\w*(?:\.\w+)*):[A-Za-z_]\w*")
 

@@ -33,7 +33,7 @@ class Recorded:
     """A denoiser that notes sigma, the span, the condition's key and whether gradients flowed."""
 
     def __init__(self):
-        self.spec, self.calls = MODEL.spec, []
+        self.spec, self.cache_heads, self.calls = MODEL.spec, MODEL.cache_heads, []
 
     def __call__(self, x, sigma, condition, context):
         self.calls.append((context.plan.span.start, sigma, condition.key, torch.is_grad_enabled(), x))

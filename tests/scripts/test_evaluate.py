@@ -130,3 +130,82 @@ def test_roundtrip_goes_through_the_streaming_vae(tmp_path):
     assert out.shape == clip.shape and out.dtype == np.uint8 and out.std() > 0
     with pytest.raises(ValueError, match="4n"):
         evaluate.roundtrip(codec, clip[:8])
+
+
+def test_a_prompt_file_says_which_videos_must_be_there(tmp_path, capsys):
+    folder, asked = tmp_path / "some", tmp_path / "asked.txt"
+    folder.mkdir()
+    write(folder, (1, 62, 123))
+    asked.write_text("a red zero moves left\n" + prompt_clip(62, 1)[1].text() + "\n")
+    status, result, _ = run(tmp_path, "digits", "--videos", folder, "--prompts", asked, "--windows", 2, "--real")
+    assert (result["prompts"], result["num_prompts"], result["rows"]["some"]["clips"]) == (str(asked), 2, 2)
+    assert result["videos"]["some"] == {
+        "folder": str(folder),
+        "videos": 2,
+        "prompts": 2,
+        "seeds": ["3"],
+        "left_out": 1,
+    }
+    assert result["rows"]["real"]["clips"] == 2  # reference rows answer the same prompts
+    asked.write_text(asked.read_text() + "a white nine moves up\n")
+    message = refusal(capsys, "digits", "--videos", folder, "--prompts", asked)
+    assert "2 of the 3 prompts, 'a white nine moves up' is missing" in message
+    for text, said in (
+        ("a pink one moves up\n", "line 1: "),
+        ("a red one moves up and a red two moves up", "2 digits"),
+    ):
+        asked.write_text(text)
+        assert said in refusal(capsys, "digits", "--videos", folder, "--prompts", asked)
+
+
+def test_every_video_of_an_asked_prompt_counts(tmp_path, capsys):
+    """A second, bad video of a prompt cannot be hidden, and a prompt that is asked twice needs two."""
+    asked = tmp_path / "asked.txt"
+    asked.write_text("a red zero moves right\n")
+    write(tmp_path, (0,))
+    (tmp_path / "again.json").write_text(json.dumps({"prompt": "a red zero moves right", "seed": 4}))
+    with VideoWriter(tmp_path / "again.mp4", 8) as video:
+        video.write(np.zeros((17, 64, 64, 3), np.uint8))
+    _, result, _ = run(tmp_path, "digits", "--videos", tmp_path, "--prompts", asked, "--windows", 1)
+    row = result["rows"][tmp_path.name]
+    assert row["clips"] == 2 and row["metrics"]["colour"]["mean"] == 0.5
+    (tmp_path / "again.mp4").unlink()
+    asked.write_text("a red zero moves right\n" * 2)
+    assert "1 of the 2 prompts" in refusal(capsys, "digits", "--videos", tmp_path, "--prompts", asked)
+
+
+@pytest.mark.parametrize("count", (32, 128))
+def test_shipped_prompt_files_follow_the_rule_and_are_even(count):
+    from itertools import combinations
+
+    from utils.data.digits import COLOURS, DIRECTIONS, all_prompts, balanced_prompts, parse_prompt
+
+    prompts = (ROOT / f"prompts/digits_{count}.txt").read_text().splitlines()
+    assert prompts == balanced_prompts(count) == balanced_prompts(200)[:count]
+    assert len(set(prompts)) == count and set(prompts) <= set(all_prompts())
+    subjects = [parse_prompt(p)[0] for p in prompts]
+    kinds = {"digit": range(10), "colour": COLOURS, "direction": DIRECTIONS}
+    for size in (1, 2):
+        for names in combinations(kinds, size):
+            found = [tuple(getattr(s, n) for n in names) for s in subjects]
+            possible = np.prod([len(kinds[n]) for n in names])
+            counts = [found.count(f) for f in set(found)] + [0] * (possible > len(set(found)))
+            assert max(counts) - min(counts) <= 1, names
+
+
+def test_frechet_columns_stand_in_json_and_table(tmp_path):
+    good, stills = tmp_path / "good", tmp_path / "stills"
+    good.mkdir()
+    stills.mkdir()
+    indices = range(0, 240, 20)
+    write(good, indices, num_frames=65)
+    write(stills, indices, num_frames=65, frozen_after=33)
+    _, result, text = run(tmp_path, "digits", "--videos", good, stills, "--partial", "--windows", 2)
+    rows = {name: row["frechet"] for name, row in result["rows"].items()}
+    assert set(rows["good"]) == {"all", "first", "last", "floor"}
+    assert rows["good"]["floor"] == rows["stills"]["floor"] and len(rows["good"]["floor"]["draws"]) == 5
+    assert rows["stills"]["last"]["low"] > rows["good"]["last"]["high"]
+    assert rows["stills"]["first"]["mean"] == pytest.approx(rows["good"]["first"]["mean"], rel=0.1)
+    value = rows["stills"]["last"]
+    shown = f"{value['mean']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
+    assert shown in text and "| frechet | drift: digit" in text.splitlines()[4]

@@ -12,6 +12,7 @@ from tests import digits_fixture
 from trainer.build import build
 from trainer.config import load_recipe
 from trainer.source import LatentsConfig
+from utils.layout import Layout
 from utils.rng import Rng
 
 WRONG = [
@@ -23,7 +24,7 @@ WRONG = [
     (["trainer.source.frames=5"], "5 latent frames do not fill chunks of 2"),
     (["trainer.source.frames=6"], "holds clips of 4 latent frames; frames is 6"),
     (["trainer.source.path="], "path is empty"),
-    (["trainer.source.path=no/such/folder"], "holds no shard"),
+    (["trainer.source.path=no/such/folder"], "trainer.source.path: no/such/folder is not there"),
     (["trainer.source.dropout=1"], "dropout lie in"),
     (["trainer.source.name=latent"], "latents"),
     (["trainer.generator.spec=digits"], "either spec .* or weights"),
@@ -57,7 +58,7 @@ def test_a_source_that_does_not_fill_what_the_loss_needs(config, monkeypatch):
     settings = config()
     monkeypatch.setattr("trainer.source.Latents.fills", frozenset({"latents"}))
     with pytest.raises(ValueError, match=r"loss 'flow' needs \['condition', 'spans'\], source 'latents'"):
-        settings.trainer.build(settings.model, 1, Rng(0), torch.device("cpu"))
+        settings.trainer.build(settings.model, 1, Rng(0), torch.device("cpu"), Layout.single())
 
 
 @pytest.mark.parametrize(

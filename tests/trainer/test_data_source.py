@@ -144,7 +144,8 @@ def test_a_rollout_on_clips_keeps_prompt_and_clip_together(clips):
     config.sampler.steps = (1000.0,)
     network = Denoiser(tiny.transformer(0, **asdict(DIGITS)))
     text = lambda prompts: torch.zeros(len(prompts), 4, DIGITS.text_dim)  # noqa: E731
-    stand_in = SimpleNamespace(generator=network, text=text, device=torch.device("cpu"), negative_prompt="", vae=None)
+    vae = SimpleNamespace(strides=(4, 8, 8))
+    stand_in = SimpleNamespace(generator=network, text=text, device=torch.device("cpu"), negative_prompt="", vae=vae)
     sample, stored = config.build().next(1, stand_in, RNG), LatentFolder(clips)
     rows = [stored[epoch_row(i, len(stored), RNG)] for i in (2, 3)]
     assert sample.prompts == [prompt for _, prompt in rows]
@@ -214,8 +215,9 @@ def test_train_runs(recipe, model, clips, pairs, tmp_path, capsys):
     assert (tmp_path / "run/export/transformer/diffusion_pytorch_model.safetensors").exists()
 
 
-def test_pairs_of_other_levels_end_a_run_before_a_model_is_built(pairs, tmp_path, capsys):
-    path = tmp_path / "recipe.yaml"
-    path.write_text(ODE.format(model="no/such/model", pairs=pairs))
+def test_pairs_of_other_levels_end_a_run_before_a_model_is_built(pairs, tmp_path, capsys, monkeypatch):
+    model, path = digits_fixture.model_folder(tmp_path / "model", num_layers=1, ffn_dim=64), tmp_path / "recipe.yaml"
+    monkeypatch.setattr("trainer.roles.RoleConfig.build", None)
+    path.write_text(ODE.format(model=model, pairs=pairs))
     status = train.main(["--config_path", str(path), "--logdir", str(tmp_path / "run"), "trainer.loss.shift=5.0"])
     assert status == 2 and "make pairs for these steps" in capsys.readouterr().err

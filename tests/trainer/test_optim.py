@@ -142,3 +142,34 @@ def test_state_comes_back():
 def test_wrong_knobs(wrong, words):
     with pytest.raises(ValueError, match=words):
         OptimConfig(**wrong).check()
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_state_goes_by_name_not_by_place(name):
+    """Whatever else is frozen or stands before a weight, it gets its own state back."""
+    first, second = network(), nn.ModuleDict({"more": nn.Linear(2, 2).requires_grad_(False), **network()})
+    a, b = (Optim(m, OptimConfig(name, lr=0.1, weight_decay=w), 10) for m, w in ((first, 0.5), (second, 0.25)))
+    for turn in range(2):
+        for n, p in first.named_parameters():
+            if n != "head.bias":  # never had a gradient
+                p.grad = tiny.draw(n, turn, shape=p.shape)
+        a.step(turn)
+    assert all("head.bias" not in state for state in (a.state_dict(), transfer(b, a)))
+    assert a.weights().keys() == b.weights().keys() == dict(first.named_parameters()).keys()
+    b.load_weights({n: w.clone() for n, w in a.weights().items()})
+    for n, p in first.named_parameters():
+        assert torch.equal(p, second.get_parameter(n))
+    assert {g["weight_decay"] for part in b.parts for g in part.param_groups} == {0.25}, "the recipe decides"
+    with pytest.raises(ValueError, match="head.bias is trained here and not there"):
+        b.load_weights({n: w for n, w in a.weights().items() if n != "head.bias"})
+
+
+def transfer(optim: Optim, other: Optim) -> dict:
+    """Loads another's state and returns what is held then, after checking that it is the same."""
+    saved = copy.deepcopy(other.state_dict())
+    optim.load_state_dict(saved)
+    held = optim.state_dict()
+    assert held.keys() == saved.keys()
+    for name, state in saved.items():
+        assert state.keys() == held[name].keys() and all(torch.equal(v, held[name][k]) for k, v in state.items())
+    return held

@@ -121,7 +121,7 @@ def test_starting_anew_keeps_the_old_run_aside(recipe, tmp_path):
     assert train.main([*arguments, "steps=2", "--no-auto-resume", "seed=5"]) == 0
     assert [row["step"] for row in rows(tmp_path)] == [0, 1] and rows(tmp_path) != old[:2]
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_0000002"]
-    assert (tmp_path / "checkpoints.before1/step_0000004/state.pt").exists()
+    assert (tmp_path / "checkpoints.before1/step_0000004/manifest.json").exists()
     assert len((tmp_path / "metrics.jsonl.before1").read_text().splitlines()) == 4
 
 

@@ -44,6 +44,9 @@ def test_init_alone_does_nothing(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "1")
     distributed.init()
     distributed.barrier()
+    assert distributed.cpu_group() is None
+    assert distributed.first_text(None) is None and distributed.first_text("") == ""
+    assert distributed.ask_any(True)() is True and distributed.ask_any(False)() is False
     distributed.shutdown()
     assert not distributed.is_initialised()
 
@@ -78,6 +81,15 @@ if rank == 0:
 distributed.barrier()
 seen = pathlib.Path(sys.argv[1], "0").read_text()
 pathlib.Path(sys.argv[1], f"done{rank}").write_text(f"{rank} {world} {seen} {distributed.split(range(3))}")
+for mine in ((None, None), ("", "b"), (None, "two \\u00e9\\n"), ("zero", "a longer one"), (None, None)):
+    told = distributed.first_text(mine[rank])
+    assert told == next((text for text in mine if text is not None), None), (mine, told)
+waiting = [distributed.ask_any(flag) for flag in (False, rank == 1, rank == 0, True)]  # all under way at once
+assert [answer() for answer in waiting] == [False, True, True, True]
+import torch
+numbers = torch.ones(1)
+torch.distributed.all_reduce(numbers, group=distributed.cpu_group())
+assert numbers.item() == 2
 distributed.barrier()
 distributed.shutdown()
 assert not distributed.is_initialised()

@@ -112,3 +112,55 @@ def test_silent_video_progress_counts_too(monkeypatch):
         bar.chunk(4)
         bar.video()
     assert bar.videos == 2 and bar.frames == 4 and stream.getvalue() == ""
+
+
+def test_step_progress_smooths_speed_and_leaves_the_first_step_out(monkeypatch):
+    stream, clock = io.StringIO(), [0.0]
+    monkeypatch.setattr("sys.stderr", stream)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setattr("utils.log.time.monotonic", lambda: clock[0])
+    bar = log.StepProgress(1000, 2000, "a run", force=True)
+    for seconds in (500.0, *[0.5] * 100):  # the first step warms up
+        clock[0] += seconds
+        bar.step()
+    assert bar.rate == pytest.approx(2.0)
+    clock[0] += 20.0  # one slow step moves a smoothed speed a little
+    bar.step()
+    assert 1 < bar.rate < 1.5
+    bar.show(0.25)
+    last = stream.getvalue().split("\r")[-1]
+    left = bar.bar.format_interval((2000 - 1102) / bar.rate)
+    for words in ("a run", "step 1102/2000", "loss 0.2500", f"{bar.rate:.2f} steps/s", f"ETA {left}", "memory ", " GB"):
+        assert words in last, (words, last)
+    bar.close()
+
+
+@pytest.mark.parametrize(("rank", "lines"), [(0, 2), (1, 0)])
+def test_without_a_terminal_rank_0_logs_a_line_a_minute(monkeypatch, caplog, rank, lines):
+    clock = [0.0]
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setattr("utils.log.time.monotonic", lambda: clock[0])
+    bar = log.StepProgress(0, 400)
+    with caplog.at_level(logging.INFO, "utils.log"):
+        for _ in range(260):
+            clock[0] += 0.5
+            bar.step()
+            bar.show(1.5)
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == lines and all("loss 1.5000, 2.00 steps/s, ETA" in line for line in said)
+    if lines:
+        assert said[0].startswith("step 120/400: ") and said[1].startswith("step 240/400: ")
+
+
+def test_memory_is_that_of_this_process():
+    before = log.memory()["memory"]
+    block = bytearray(b"x") * 200_000_000
+    assert 150e6 < log.memory()["memory"] - before < 300e6 and len(block)
+    assert 1e7 < before < 1e11
+
+
+def test_memory_knows_the_peak_of_a_gpu(monkeypatch):
+    cuda = type("cuda", (), {"is_available": lambda: True, "is_initialized": lambda: True})
+    cuda.max_memory_allocated = lambda: 7
+    monkeypatch.setitem(__import__("sys").modules, "torch", type("torch", (), {"cuda": cuda}))
+    assert log.memory()["GPU peak"] == 7

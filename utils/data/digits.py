@@ -9,6 +9,8 @@ every frame and the world is stationary at any length. Handwriting: scikit-learn
 from __future__ import annotations
 
 import functools
+import itertools
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,6 +69,32 @@ class Subject:
 def all_prompts() -> list[str]:
     """Returns the 240 one-digit prompts in a fixed order (digit, colour, direction)."""
     return [Subject(c, d, m).text() for d in range(10) for c in COLOURS for m in DIRECTIONS]
+
+
+def balanced_prompts(count: int) -> list[str]:
+    """Returns the first `count` of the 240 prompts in an order whose every beginning is even.
+
+    Each next prompt is the one whose digit, colour, direction and pairs of these were used least, ties in the order
+    of `all_prompts`. So no digit, colour, direction or pair of them stands more than once oftener than another, and
+    nobody chose. `prompts/digits_32.txt` and `digits_128.txt` hold `"\n".join(balanced_prompts(32))` and 128.
+    Errors: ValueError for a count outside 1 .. 240.
+    """
+    left = [(d, c, m) for d in range(10) for c in COLOURS for m in DIRECTIONS]
+    if not 1 <= count <= len(left):
+        raise ValueError(f"{count} balanced prompts were asked for; write 1 to {len(left)}")
+    used, chosen = Counter(), []
+    for _ in range(count):
+        best = min(left, key=lambda prompt: sum(used[part] for part in _parts(prompt)))
+        left.remove(best)
+        used.update(_parts(best))
+        chosen.append(Subject(best[1], best[0], best[2]).text())
+    return chosen
+
+
+def _parts(prompt) -> list[tuple]:
+    """Returns the three values and the three pairs of values of one (digit, colour, direction)."""
+    values = list(enumerate(prompt))
+    return [*itertools.combinations(values, 1), *itertools.combinations(values, 2)]
 
 
 def parse_prompt(prompt: str) -> list[Subject]:

@@ -6,7 +6,6 @@ A shard is complete or absent (temporary name, then rename), so a folder may gro
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,9 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from utils.data.records import BadRecord, check_finite, check_on_bad
-
-logger = logging.getLogger(__name__)
+from utils.data.records import BadRecord, Careful, check_finite
 
 
 def shard_path(folder: str | Path, number: int) -> Path:
@@ -53,73 +50,64 @@ def read_facts(path: Path) -> dict[str, str]:
 
 
 class LatentFolder:
-    """All clips of a folder in memory; `refresh` reads what has come since. on_bad: stop | skip."""
+    """The clips of a folder: `clips[i] -> (latents [F, C, h, w], prompt)`; `refresh` enters what has come since.
+
+    Heads are read once, a clip when it is asked for. on_bad: stop | skip.
+    """
 
     def __init__(self, folder: str | Path, on_bad: str = "stop"):
-        check_on_bad(on_bad)
-        self.folder, self.on_bad = Path(folder), on_bad
-        self.latents: list[torch.Tensor] = []
+        self.folder, self._careful = Path(folder), Careful(on_bad, folder)
         self.prompts: list[str] = []
+        self._rows: list[tuple[Path, int, int]] = []  # shard, row, frames
         self._seen: set[str] = set()
         self.refresh()
-        if not self.latents:
+        if not self._rows:
             raise ValueError(f"{self.folder} holds no shard_*.safetensors; make some with scripts/encode_latents.py")
 
     def __len__(self) -> int:
-        return len(self.latents)
+        return len(self._rows)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, str]:
         """Returns (latents [F, C, h, w], prompt)."""
-        return self.latents[index], self.prompts[index]
+        return self._careful.read(index, len(self), self._read)
 
     @property
     def shortest(self) -> int:
         """Latent frames of the shortest clip."""
-        return min(map(len, self.latents))
+        return min(frames for _, _, frames in self._rows)
 
     def refresh(self) -> None:
-        """Reads new shards, in the order of their names.
+        """Enters new shards, in the order of their names.
 
-        Errors: ValueError naming a shard that cannot be read or a clip that is not finite, unless they are skipped.
+        Errors: BadRecord naming a shard that is none, unless it is skipped.
         """
         for path in sorted(self.folder.glob("shard_*.safetensors")):
-            if path.name in self._seen:
-                continue
-            self._seen.add(path.name)
-            for latents, prompt in self._whole(path):
-                self.latents.append(latents)
-                self.prompts.append(prompt)
+            if path.name not in self._seen:
+                self._seen.add(path.name)
+                self._careful.attempt(lambda path=path: self._enter(path))
 
-    def _whole(self, path: Path) -> list[tuple[torch.Tensor, str]]:
-        """Returns the usable clips of one shard."""
-        kept = []
+    def _enter(self, path: Path) -> None:
+        """Notes the rows of a shard; only its head is read."""
         try:
-            rows = list(zip(*_read_shard(path), strict=True))
-        except BadRecord as error:
-            self._judge(error)
-            return []
-        for number, (latents, prompt) in enumerate(rows):
-            try:
-                kept.append((check_finite(latents, f"{path}, clip {number},"), prompt))
-            except BadRecord as error:
-                self._judge(error)
-        return kept
+            with safe_open(path, "pt") as shard:
+                count, frames, *_ = shard.get_slice("latents").get_shape()
+                prompts = json.loads(shard.metadata()["prompts"])
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise BadRecord(f"{path} is damaged or no latent shard ({error}); encode it again") from error
+        if len(prompts) != count:
+            raise BadRecord(f"{path} holds {count} clips and {len(prompts)} prompts; encode it again")
+        self._rows += [(path, row, frames) for row in range(count)]
+        self.prompts += prompts
 
-    def _judge(self, error: BadRecord) -> None:
-        """Raises the error, or names what is skipped."""
-        if self.on_bad == "stop":
-            raise BadRecord(f"{error}, or write on_bad: skip") from error
-        logger.warning("skipped: %s", error)
+    def _read(self, index: int) -> tuple[torch.Tensor, str]:
+        path, row, _ = self._rows[index]
+        return check_finite(read_row(path, "latents", row), f"{path}, clip {row},"), self.prompts[index]
 
 
-def _read_shard(path: Path) -> tuple[torch.Tensor, list[str]]:
-    """Returns (latents [N, F, C, h, w], prompts). Errors: BadRecord naming the file."""
+def read_row(path: Path, name: str, row: int) -> torch.Tensor:
+    """Returns one row of a shard's tensor. Errors: BadRecord naming it."""
     try:
         with safe_open(path, "pt") as shard:
-            latents = shard.get_tensor("latents")
-            prompts = json.loads(shard.metadata()["prompts"])
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise BadRecord(f"{path} is damaged or no latent shard ({error}); encode it again") from error
-    if len(prompts) != len(latents):
-        raise BadRecord(f"{path} holds {len(latents)} clips and {len(prompts)} prompts; encode it again")
-    return latents, prompts
+            return shard.get_slice(name)[row]
+    except (SafetensorError, OSError) as error:
+        raise BadRecord(f"{path}, row {row}, cannot be read ({error}); make it again") from error

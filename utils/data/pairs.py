@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from utils.data.latents import read_facts, save_shard, shard_path
+from utils.data.latents import read_facts, read_row, save_shard, shard_path
 from utils.data.records import BadRecord, Careful, check_finite
 
 
@@ -43,12 +43,7 @@ class PairFolder:
         self.prompts: list[str] = []
         self.shape, self.sigmas, self._rows = None, None, []
         for path in sorted(self.folder.glob("shard_*.safetensors")):
-            try:
-                self._enter(path)
-            except BadRecord as error:
-                if on_bad == "stop":
-                    raise
-                self._careful.warn(error)
+            self._careful.attempt(lambda path=path: self._enter(path))
         if not self._rows:
             raise ValueError(f"{self.folder} holds no shard_*.safetensors; make some with scripts/make_ode_pairs.py")
 
@@ -82,10 +77,4 @@ class PairFolder:
 
     def _read(self, index: int) -> tuple[torch.Tensor, str]:
         path, row = self._rows[index]
-        where = f"{path}, pair {row},"
-        try:
-            with safe_open(path, "pt") as shard:
-                trajectory = shard.get_slice("trajectory")[row]
-        except (SafetensorError, OSError) as error:
-            raise BadRecord(f"{where} cannot be read ({error}); make it again") from error
-        return check_finite(trajectory, where), self.prompts[index]
+        return check_finite(read_row(path, "trajectory", row), f"{path}, pair {row},"), self.prompts[index]

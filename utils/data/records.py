@@ -50,12 +50,18 @@ class Careful:
             try:
                 return read(at)
             except BadRecord as error:
-                if self.on_bad == "stop":
-                    raise BadRecord(f"{error}, or write on_bad: skip") from error
-                self.warn(error)
+                self._judge(error)
                 self.bad.add(at)
         raise ValueError(f"{self.where} holds no whole record; make it again")
 
-    def warn(self, error: BadRecord) -> None:
-        """Names what is skipped."""
+    def attempt(self, call: Callable) -> None:
+        """Calls; a bad record is named and passed over with `skip`. Errors: BadRecord under `stop`."""
+        try:
+            call()
+        except BadRecord as error:
+            self._judge(error)
+
+    def _judge(self, error: BadRecord) -> None:
+        if self.on_bad == "stop":
+            raise BadRecord(f"{error}, or write on_bad: skip") from error
         logger.warning("skipped: %s", error)

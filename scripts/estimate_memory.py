@@ -1,0 +1,157 @@
+"""Estimates the memory of one GPU in a DMD training, from sizes alone; prints the sum line by line.
+
+    python scripts/estimate_memory.py                          # the table of docs/results.md, with the arithmetic
+    python scripts/estimate_memory.py --student t2v-14B --teacher t2v-14B --ranks 8 --sequence 8
+
+Nothing is run. Counted: weights, gradients, optimiser and average as `utils/fsdp.py` holds them, the gathered
+blocks, the keys and values that a rollout keeps, what backward needs with checkpointed blocks, encoders.
+Not counted: the allocator's fragmentation and the library's own buffers, some 3-6 GB by experience of others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+GIGA = 1e9
+BF16, FP32 = 2, 4
+TEXT_ENCODER = 5.68e9  # parameters of the umT5-xxl encoder, whole on each GPU in bf16
+CASES = (
+    ("t2v-1.3B", "t2v-14B", 8, 1, False),
+    ("t2v-1.3B", "t2v-14B", 64, 1, False),
+    ("t2v-14B", "t2v-14B", 8, 8, False),
+    ("t2v-14B", "t2v-14B", 8, 8, True),
+    ("t2v-14B", "t2v-14B", 32, 4, False),
+    ("t2v-14B", "t2v-14B", 64, 1, False),
+)
+LORA_RANK = 256
+
+
+@dataclass(frozen=True)
+class Case:
+    """A DMD training: student (= critic) and teacher by name, GPUs, GPUs that share a sample, LoRA, lengths."""
+
+    student: str
+    teacher: str
+    ranks: int
+    sequence: int
+    lora: bool = False
+    shard_text: bool = True
+    frames: int = 21
+    chunk: int = 3
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prints one case, or writes the table's record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--student", help="t2v-1.3B, t2v-14B, ... (default: the table's cases)")
+    parser.add_argument("--teacher", default="t2v-14B")
+    parser.add_argument("--ranks", type=int, default=8)
+    parser.add_argument("--sequence", type=int, default=1, help="ranks that share one sample")
+    parser.add_argument("--lora", action="store_true", help=f"adapters of rank {LORA_RANK} on student and critic")
+    parser.add_argument("--whole_text", action="store_true", help="layout.shard_text=false")
+    parser.add_argument("--output", type=Path, default=Path("docs/results/memory.json"))
+    flags = parser.parse_args(arguments)
+    from utils.atomic import write_json
+
+    if flags.student:
+        sizes = (flags.student, flags.teacher, flags.ranks, flags.sequence)
+        cases = [Case(*sizes, flags.lora, not flags.whole_text)]
+    else:
+        cases = [Case(*case) for case in CASES]
+    rows = []
+    for case in cases:
+        parts = estimate(case)
+        rows.append({**vars(case), "parts": parts, "total": sum(p["GB"] for p in parts)})
+        print(f"\n{case}")
+        for part in parts:
+            print(f"  {part['GB']:8.2f} GB  {part['what']}: {part['sum']}")
+        print(f"  {rows[-1]['total']:8.2f} GB  sum")
+    if not flags.student:
+        write_json(flags.output, {"command": "python scripts/estimate_memory.py", "rows": rows})
+    return 0
+
+
+def count(name: str) -> tuple[int, int]:
+    """Returns (parameters of the transformer, parameters of one block)."""
+    import torch
+
+    from wan.spec import SPECS
+    from wan.transformer import WanTransformer
+
+    with torch.device("meta"):
+        network = WanTransformer(SPECS[name].transformer)
+    return sum(p.numel() for p in network.parameters()), sum(p.numel() for p in network.blocks[0].parameters())
+
+
+def estimate(case: Case) -> list[dict]:
+    """Returns the parts {what, sum (the arithmetic), GB} of one GPU's memory."""
+    student, block = count(case.student)
+    frozen, teacher_block = count(case.teacher)
+    text = TEXT_ENCODER * BF16 / (case.ranks if case.shard_text else 1)
+    return [
+        *trained_weights(case, student),
+        part("teacher", frozen * BF16 / case.ranks, f"{frozen / 1e9:.2f}e9 x {BF16} bytes / {case.ranks}"),
+        part("gathered weights", gathered(student, block, teacher_block), "two blocks, one block's gradient, the ends"),
+        *activations(case),
+        part("text encoder", text, f"{TEXT_ENCODER / 1e9:.2f}e9 x {BF16}" + case.shard_text * f" / {case.ranks}"),
+    ]
+
+
+def trained_weights(case: Case, student: int) -> list[dict]:
+    """Returns what student and critic hold: gradients are there for one of the two at a time."""
+    from wan.spec import SPECS
+
+    number, parts = student, []
+    if case.lora:
+        sizes = SPECS[case.student].transformer
+        attention, feed = 8 * 2 * sizes.dim, 2 * (sizes.dim + sizes.ffn_dim)
+        number = sizes.num_layers * LORA_RANK * (attention + feed)
+        base = 2 * student * BF16 / case.ranks
+        parts.append(part("frozen bases", base, f"2 x {student / 1e9:.2f}e9 x {BF16} / {case.ranks}"))
+    kept = 2 * number * (FP32 + 2 * FP32) / case.ranks
+    told = f"2 x {number / 1e9:.2f}e9 x {3 * FP32} bytes (master, two moments) / {case.ranks}"
+    parts.append(part("student and critic", kept, told))
+    for what in ("gradients of one of them", "average of the student"):
+        parts.append(part(what, number * FP32 / case.ranks, f"{number / 1e9:.2f}e9 x {FP32} / {case.ranks}"))
+    return parts
+
+
+def gathered(network: int, block: int, teacher_block: int) -> float:
+    """Returns bytes: this block and the next one in bf16, one block's gradient in fp32, embeddings and head."""
+    return 2 * max(block, teacher_block) * BF16 + block * FP32 + (network % block) * BF16
+
+
+def activations(case: Case) -> list[dict]:
+    """Returns keys and values of the rollout, and the larger of the two backwards (generator, critic)."""
+    from wan.geometry import Geometry
+    from wan.spec import SPECS
+
+    spec = SPECS[case.student]
+    sizes, unit = spec.transformer, Geometry.of(spec, 0, 0).frame_tokens
+    film, chunk = case.frames * unit // case.sequence, case.chunk * unit // case.sequence
+    kept = 2 * film * sizes.dim * BF16 * sizes.num_layers
+    inputs = film * sizes.dim * BF16 * sizes.num_layers
+    inside = film * (14 * sizes.dim + 2 * sizes.ffn_dim) * BF16
+    return [
+        part("keys and values", kept, f"2 x {film} tokens x {sizes.dim} x {BF16} bytes x {sizes.num_layers} layers"),
+        part("inputs of checkpointed blocks", inputs, f"{film} tokens x {sizes.dim} x {BF16} x {sizes.num_layers}"),
+        part(
+            "inside one block",
+            inside,
+            f"{film} tokens x (14 x {sizes.dim} + 2 x {sizes.ffn_dim}) x {BF16} (the critic's; the generator's {chunk})",
+        ),
+    ]
+
+
+def part(what: str, size: float, arithmetic: str) -> dict:
+    """Returns one line of the sum."""
+    return {"what": what, "sum": arithmetic, "GB": round(size / GIGA, 3)}
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,107 @@
+"""Writes the generator of a run's checkpoint as one safetensors file with official names.
+
+    python scripts/export_checkpoint.py runs/digits_causal out.safetensors
+    python scripts/export_checkpoint.py runs/digits_causal out.safetensors --step 1000 --no_ema
+    python inference.py --config_path configs/infer/digits.yaml --checkpoint_path out.safetensors
+
+A run that trained LoRA gives its adapters (`inference.py --lora_ckpt`), or with --merge base and adapters as one plain
+model. The training need not be over, and no process of it is asked.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+DTYPES = ("bf16", "fp32")
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Reads the command line."""
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("export_checkpoint.py", description=__doc__, formatter_class=form)
+    parser.add_argument("run", type=Path, help="the run's folder")
+    parser.add_argument("output", type=Path, help="the file to write")
+    parser.add_argument("--step", type=int, default=0, help="which checkpoint (default: the newest whole one)")
+    parser.add_argument("--no_ema", action="store_true", help="the weights themselves and not their average")
+    parser.add_argument("--merge", action="store_true", help="LoRA: add the adapters into the base")
+    parser.add_argument("--dtype", choices=DTYPES, default="bf16")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit status: 0 done, 2 bad input or a full disk."""
+    flags = parse(arguments)
+    try:
+        export(flags)
+    except (ValueError, OSError) as error:
+        print(f"export_checkpoint.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def export(flags: argparse.Namespace) -> None:
+    """Reads the weights and writes the file."""
+    import torch
+
+    from trainer.lora import LoraConfig
+    from wan.spec import TransformerSpec
+    from wan.tensor_file import write_safetensors
+    from wan.weights import export_transformer, load_transformer
+
+    saved = find(flags.run, flags.step)
+    weights = read(saved, "generator")
+    average = {} if flags.no_ema else read(saved, "ema/average")
+    if not (average or flags.no_ema):
+        print(f"{saved.folder} holds no average yet; the weights themselves are written", file=sys.stderr)
+    state, role = {**weights, **average}, saved.recipe["trainer"]["generator"]
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[flags.dtype]
+    lora = role["lora"]
+    if lora["rank"]:
+        state = LoraConfig(rank=lora["rank"], alpha=lora["alpha"]).export(state)
+        if not flags.merge:
+            return write_safetensors(flags.output, {k: v.to(dtype) for k, v in state.items()})
+        from wan.key_maps import lora_pairs
+        from wan.weights import merge_lora
+
+        _, base = load_transformer(role["weights"], use_ema=role["use_ema"])
+        state = merge_lora({k: v.float() for k, v in base.items()}, lora_pairs(state), lora["alpha"] or None)
+    elif flags.merge:
+        raise ValueError(f"{flags.run} trained no LoRA; leave --merge out")
+    spec = TransformerSpec(**saved.told("method", "spec"))
+    state = {k: v.to(dtype).contiguous() for k, v in state.items()}
+    export_transformer(flags.output, state, spec, {"step": saved.step, "ema": bool(average)})
+
+
+def find(run: Path, step: int):
+    """Returns the checkpoint. Errors: ValueError naming what is there instead."""
+    from trainer.checkpoint import Checkpoint, CheckpointConfig, Saved
+
+    checkpoints = Checkpoint(run, CheckpointConfig())
+    if not step:
+        saved = checkpoints.find()
+        if saved is None:
+            raise ValueError(f"{checkpoints.folder} holds no checkpoint; give the folder of a run")
+        return saved
+    folders = {int(p.name.partition("_")[2]): p for p in checkpoints.complete()}
+    if step not in folders:
+        raise ValueError(f"{checkpoints.folder} has no step {step}; it has {sorted(folders) or 'none'}")
+    return Saved(folders[step], None)
+
+
+def read(saved, part: str):
+    """Returns name -> tensor of one part of the method's state, whole, on the CPU."""
+    import torch
+
+    from trainer import dcp
+
+    prefix = f"method/{part}/"
+    index = {name: told for name, told in dcp.read_index(saved.folder).items() if name.startswith(prefix)}
+    tensors = {name: torch.empty(told.size, dtype=told.properties.dtype) for name, told in index.items()}
+    dcp.load(tensors, saved.folder, None)
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,57 @@
+"""A checkpoint becomes a file that inference loads: averaged or not, LoRA alone or merged."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from scripts import export_checkpoint
+from trainer.build import build
+from trainer.config import load_recipe
+from wan.weights import load_lora, load_transformer, merge_lora
+
+from tests.trainer.conftest import recipe  # noqa: F401  (a fixture)
+
+
+def fit(recipe, run, *overrides):
+    """Trains four steps, saving every two, and returns the method."""
+    config = load_recipe(recipe, ["steps=4", "checkpoint.every=2", "checkpoint.keep=5", *overrides])[0]
+    loop = build(config, run)
+    loop.fit()
+    return loop.method
+
+
+def test_average_weights_and_an_older_step(recipe, tmp_path, capsys):
+    method = fit(recipe, tmp_path / "run")
+    own = dict(method.roles.generator.transformer.named_parameters())
+    out = tmp_path / "out.safetensors"
+    for flags, wanted in (([], method.ema.shadow), (["--no_ema"], own)):
+        assert export_checkpoint.main([str(tmp_path / "run"), str(out), "--dtype", "fp32", *flags]) == 0
+        spec, state = load_transformer(out)
+        assert spec == method.roles.generator.spec and state.keys() == own.keys()
+        assert all(torch.equal(state[n], wanted[n]) for n in own)
+    assert export_checkpoint.main([str(tmp_path / "run"), str(out), "--step", "2", "--no_ema", "--dtype", "fp32"]) == 0
+    older = load_transformer(out)[1]
+    assert not all(torch.equal(older[n], own[n]) for n in own)
+    assert export_checkpoint.main([str(tmp_path / "run"), str(out), "--step", "3"]) == 2
+    assert "has no step 3; it has [2, 4]" in capsys.readouterr().err
+
+
+def test_lora_alone_and_merged(recipe, tmp_path):
+    method = fit(recipe, tmp_path / "run", "trainer.generator.lora.rank=2", "trainer.ema.decay=0")
+    base = load_transformer(method.config.generator.weights)[1]
+    lone, merged = tmp_path / "lora.safetensors", tmp_path / "merged.safetensors"
+    assert export_checkpoint.main([str(tmp_path / "run"), str(lone), "--dtype", "fp32"]) == 0
+    assert export_checkpoint.main([str(tmp_path / "run"), str(merged), "--dtype", "fp32", "--merge"]) == 0
+    state = load_transformer(merged)[1]
+    wanted = merge_lora({n: t.float() for n, t in base.items()}, load_lora(lone))
+    assert all(torch.allclose(state[n], wanted[n], atol=1e-7) for n in wanted)
+    assert any(not torch.equal(state[n], base[n].float()) for n in wanted)
+
+
+def test_what_is_no_run_is_refused(recipe, tmp_path, capsys):
+    assert export_checkpoint.main([str(tmp_path), str(tmp_path / "x.safetensors")]) == 2
+    assert "holds no checkpoint; give the folder of a run" in capsys.readouterr().err
+    fit(recipe, tmp_path / "run")
+    assert export_checkpoint.main([str(tmp_path / "run"), str(tmp_path / "x"), "--merge"]) == 2
+    assert "trained no LoRA" in capsys.readouterr().err

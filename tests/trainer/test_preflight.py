@@ -1,0 +1,195 @@
+"""Wrong trainings end with status 2 before a network is built, naming the key and what to write instead."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+import train
+from tests import digits_fixture
+from tests.architecture.source import ROOT
+from trainer import preflight
+from trainer.config import load_recipe
+
+WEIGHTS = ROOT / "assets/digits/transformer"
+RECIPE = f"""
+model: {ROOT}/assets/digits
+steps: 2
+trainer:
+  name: distill
+  generator: {{weights: {WEIGHTS}}}
+  teacher: {{weights: {WEIGHTS}}}
+  critic: {{weights: {WEIGHTS}}}
+  source:
+    name: rollout
+    prompts: {ROOT}/prompts/digits_all.txt
+    batch: 2
+    frames: 6
+    loss_frames: 6
+    chunk: 3
+    cache: {{window_frames: 6}}
+  loss: {{name: dmd}}
+  text: {{dtype: fp32}}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """The recipe of a distillation of the shipped digits model."""
+    path = tmp_path / "distill.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture
+def refused(recipe, tmp_path, capsys, monkeypatch):
+    """refused(*overrides) -> what train.py says; asserts status 2, that no part of a model was begun, and haste."""
+
+    def built(*arguments, **options):
+        raise AssertionError("a part of a model was built")
+
+    for place in ("trainer.roles.WanTransformer", "trainer.roles.load_text_encoder", "trainer.roles.load_vae"):
+        monkeypatch.setattr(place, built)
+    monkeypatch.setattr("trainer.preview.load_vae", built)
+
+    def run(*overrides: str) -> str:
+        begin = time.process_time()
+        assert train.main(["--config_path", str(recipe), "--logdir", str(tmp_path / "run"), *overrides]) == 2
+        assert time.process_time() - begin < 2
+        said = capsys.readouterr().err
+        assert said.startswith("train.py: ") and "Traceback" not in said
+        assert not (tmp_path / "run/checkpoints").exists()
+        return said
+
+    return run
+
+
+WRONG = {
+    # overrides -> words that the message holds: the key, what was given, what to write
+    "trainer.sorce.frames=9": ["unknown key trainer.sorce", "did you mean trainer.source"],
+    "steps=many": ["steps", "'many'", "int"],
+    "trainer.loss={name: gan, discriminator: {layers: [1]}}": [
+        "trainer.loss",
+        "needs ['real']",
+        "write trainer.source.clips",
+    ],
+    "trainer.source={name: latents, path: %latents, frames: 3}": ["needs ['null']", "trainer.source.name=rollout"],
+    "trainer.source.frames=7": ["trainer.source", "7 latent frames do not fill chunks of 3", "use 6 or 9"],
+    "trainer.source.frames_max=10": ["trainer.source", "10 latent frames do not fill chunks of 3", "use 9 or 12"],
+    "trainer.source.loss_frames=9": ["loss_frames 9 is more than a rollout's 6 frames", "write at most that"],
+    "trainer.source.cache={window_frames: 4, sink_frames: 2}": ["window_frames 4", "chunk 3", "write at least 5"],
+    "trainer.source.first_chunk=1": ["6 latent frames do not fill chunks of 3 (1 + 3n)", "use 4 or 7"],
+    "trainer.source.sampler.steps=[250, 500]": ["trainer.source.sampler", "must descend"],
+    "trainer.source.prompts=no/such.txt": ["trainer.source.prompts: no/such.txt is not there", "one prompt per line"],
+    "trainer.source={prompts: '', clips: no/clips}": ["trainer.source.clips: no/clips is not there", "encode_latents"],
+    "trainer.source.prompts=''": ["trainer.source", "write either prompts", "or clips"],
+    "trainer.source.height=50": ["trainer.source", "height 50 is no multiple of 16", "use 48 or 64"],
+    "trainer.generator.weights=no/g.pt": ["trainer.generator.weights: no/g.pt is missing", "write a weight file"],
+    "trainer.teacher.weights=no/t": ["trainer.teacher.weights: no/t is missing", "write a weight file"],
+    "trainer.critic.weights=models/Wan2.1-T2V-1.3B": ["trainer.critic.weights", "hf download Wan-AI/Wan2.1-T2V-1.3B"],
+    "trainer.generator.use_ema=true": ["trainer.generator.weights", "no averaged ones", "leave use_ema out"],
+    "trainer.generator.weights=%text": ["trainer.generator.weights", "umt5", "no Wan transformer"],
+    "trainer.generator.lora={rank: 2, weights: no/lora.pt}": ["trainer.generator.lora.weights: no/lora.pt"],
+    "trainer.teacher={weights: '', spec: digit}": ["trainer.teacher", "spec 'digit' is unknown", "write one of"],
+    "trainer.teacher.spec=digits": ["trainer.teacher", "either spec", "or weights"],
+    "trainer.teacher={weights: '', spec: t2v-1.3B}": ["text widths differ", "trainer.teacher 4096", "of one family"],
+    "trainer.critic={weights: '', spec: ti2v-5B}": ["latent channels differ", "trainer.critic 48", "(its VAE) 16"],
+    "model=no/model": ["model: no/model is no directory", "write a folder with text encoder and VAE"],
+    "model=%blind": ["model:", "has no vae", "Wan2.1_VAE.pth", "write a folder that has it"],
+    "layout.sequence=3": ["layout.sequence: 3 ranks cannot share the 2 heads", "write a divisor of 2"],
+    "preview={every: 1, num_frames: 5}": ["preview: 5 latent frames do not fill chunks of 3", "preview.every=0"],
+    "preview={every: 1, prompts: no/p.txt}": ["preview.prompts: no/p.txt is not there", "one prompt per line"],
+    "track.wandb_mode=on": ["track", "wandb_mode is 'on'", "offline"],
+    "trainer.ratio=0": ["trainer", "ratio", "at least 1"],
+    "trainer.loss.name=flow": ["trainer.loss.name: got 'flow'", "allowed: dmd, sid, gan"],
+}
+
+
+@pytest.fixture
+def places(tmp_path):
+    """What stands for `%name` in an override."""
+    return {
+        "%latents": digits_fixture.latent_folder(tmp_path / "latents"),
+        "%blind": digits_fixture.link_parts(tmp_path / "blind", ("text_encoder", "tokenizer")),
+        "%text": ROOT / "assets/digits/text_encoder/model.safetensors",
+    }
+
+
+@pytest.mark.parametrize("override", WRONG)
+def test_wrong_trainings_are_refused_with_key_and_remedy(refused, places, override):
+    given = override
+    for name, place in places.items():
+        given = given.replace(name, str(place))
+    said = refused(given)
+    for words in WRONG[override]:
+        assert words in said, said
+
+
+def test_what_a_discriminator_taps_must_be_there(refused, places):
+    clips = f"trainer.source={{prompts: '', clips: {places['%latents']}}}"
+    said = refused(clips, "trainer.loss={name: gan, discriminator: {layers: [1, 4]}}")
+    assert "trainer.loss.discriminator.layers: block 4 of a critic of 4 blocks; write 0..3" in said
+
+
+def test_a_regression_cannot_use_generated_latents(refused):
+    said = refused("trainer={name: regress, generator: {spec: digits}, source: {name: rollout, prompts: x}}")
+    assert "trainer.source.name" in said and "or trainer.name=distill" in said
+
+
+def test_all_problems_are_told_at_once_with_their_places(refused, recipe):
+    said = refused("trainer.teacher.weights=no/t", "model=no/model", "trainer.source.prompts=no/p.txt")
+    assert "3 problems before the training" in said
+    keys = [line.split(": ")[1] for line in said.splitlines()[1:]]
+    assert keys == ["trainer.source.prompts", "trainer.teacher.weights", "model"]
+    assert all(line.startswith("command line: ") for line in said.splitlines()[1:])
+    recipe.write_text(RECIPE.replace(f"critic: {{weights: {WEIGHTS}}}", "critic: {weights: no/c}"))
+    line = 1 + RECIPE.splitlines().index(f"  critic: {{weights: {WEIGHTS}}}")
+    assert f"{recipe}:{line}: trainer.critic.weights: no/c" in refused()
+
+
+@pytest.mark.parametrize("package", ["wandb", "tensorboard"])
+def test_a_tracker_that_is_not_installed(refused, monkeypatch, package):
+    monkeypatch.setitem(__import__("sys").modules, package, None)
+    said = refused(f"track.{package}=true")
+    assert f"track.{package}: the package {package} is not installed" in said and "pip install -e .[track]" in said
+
+
+def test_what_is_right_is_not_refused_and_reads_no_weight(recipe, monkeypatch):
+    read = []
+    monkeypatch.setattr("safetensors.safe_open", _watching(read))
+    config, _ = load_recipe(recipe)
+    assert list(preflight.find_problems(config)) == [] and read == []
+
+
+def _watching(read: list):
+    """Returns a `safe_open` that notes each tensor whose data is asked for."""
+    import safetensors
+
+    opened = safetensors.safe_open
+
+    class Watched:
+        def __init__(self, *arguments, **options):
+            self.file = opened(*arguments, **options)
+
+        def __enter__(self):
+            self.inside = self.file.__enter__()
+            return self
+
+        def __exit__(self, *error):
+            return self.file.__exit__(*error)
+
+        def get_tensor(self, name):
+            read.append(name)
+            return self.inside.get_tensor(name)
+
+        def __getattr__(self, name):
+            return getattr(self.inside, name)
+
+    return Watched
+
+
+def test_a_role_may_name_the_folder_of_a_whole_model(tmp_path, recipe):
+    model = digits_fixture.model_folder(tmp_path / "model")
+    config, _ = load_recipe(recipe, [f"trainer.generator.weights={model}", f"model={model}"])
+    assert list(preflight.find_problems(config)) == []

@@ -1,0 +1,27 @@
+"""One optimiser step's forward and backward: the rank's share of the batch, part by part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from model.base import Sample
+
+
+def backward(source, loss: Callable, roles, rng, draw: int, parts: int, graded: bool = True):
+    """Adds the gradient of the mean loss over this rank's share of the batch; returns (metrics, prompts).
+
+    draw: the number of the source's batch. parts: how many the share is cut into; the gradient is that of
+    the whole batch, for parts are equal and all draws are keyed by the sample's number.
+    """
+    metrics: dict[str, torch.Tensor] = {}
+    prompts: list[str] = []
+    for index in roles.layout.shares(source.index(draw), parts):
+        sample: Sample = source.next(draw, roles, rng, graded=graded, index=index)
+        value, measured = loss(sample, roles, rng)
+        (value / parts).backward()
+        prompts += sample.prompts
+        for name, metric in {"loss": value, **measured}.items():
+            metrics[name] = metrics.get(name, 0) + metric.detach() / parts
+    return metrics, tuple(prompts)

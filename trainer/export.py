@@ -1,0 +1,45 @@
+"""Writes a trained generator in the layout that inference reads."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from trainer.lora import LoraConfig
+from utils import distributed, fsdp
+from utils.atomic import write_json
+from wan.spec import TransformerSpec
+from wan.tensor_file import write_safetensors
+
+
+def export_generator(folder: str | Path, spec: TransformerSpec, state: dict, config: LoraConfig) -> None:
+    """Writes weights, or their average, in bf16; all ranks call this together, the first writes.
+
+    state: of the network, possibly sharded. With LoRA: the merged model if asked for, else the adapters alone
+    in `lora.safetensors`, under peft's names.
+    """
+    state = {name: fsdp.whole(tensor.detach()).cpu() for name, tensor in state.items()}
+    if distributed.rank():
+        return
+    if config.rank:
+        state = config.export(state)
+    if config.rank and not config.merged:
+        write_tensors(Path(folder) / "lora.safetensors", state)
+    else:
+        write_transformer(folder, spec, state)
+
+
+def write_transformer(folder: str | Path, spec: TransformerSpec, state: dict, dtype=torch.bfloat16) -> Path:
+    """Writes `transformer/config.json` and its weights with official names: a part of a model folder."""
+    folder = Path(folder) / "transformer"
+    write_tensors(folder / "diffusion_pytorch_model.safetensors", state, dtype)
+    write_json(folder / "config.json", {"_class_name": "WanTransformer", **asdict(spec)})
+    return folder
+
+
+def write_tensors(path: Path, state: dict, dtype=torch.bfloat16) -> None:
+    """Writes one safetensors file in `dtype`, with its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_safetensors(path, {k: v.detach().to(dtype).cpu().contiguous() for k, v in state.items()})

@@ -1,0 +1,174 @@
+"""What can be told wrong with a training before a network is built: missing files, parts that do not fit together.
+
+Values that are wrong by themselves are refused when the configuration is read (`check` of each dataclass).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence, Set
+from pathlib import Path
+
+from utils import hub
+from utils.config_text import DEFAULT_ORIGIN
+from wan import tensor_file
+from wan.geometry import Geometry
+from wan.library import TEXT_CONFIG
+from wan.parts import Parts, find_parts
+from wan.spec import SPECS, TransformerSpec
+from wan.weights import load_transformer
+
+ROLES = ("generator", "teacher", "critic")
+DATA = {
+    "prompts": "write a text file with one prompt per line",
+    "clips": "write a folder or LMDB of encoded clips (scripts/encode_latents.py)",
+    "path": "write the folder or LMDB that scripts/encode_latents.py or scripts/make_ode_pairs.py filled",
+}
+FILLED_BY = {  # what a loss may need -> the way to it
+    "real": "write trainer.source.clips (a folder of encoded clips)",
+    "trajectory": "write trainer.source.name=ode_pairs",
+    "null": "write trainer.source.name=rollout or noised_data",
+}
+GENERATING = ("rollout", "noised_data")  # sources whose latents the generator makes, under a distillation
+
+Problem = tuple[str, str]  # (key of the configuration, what is wrong and what to do)
+
+
+def check(config, origins: Mapping[str, str] | None = None) -> None:
+    """Raises one ValueError that lists all problems of a `TrainConfig`, each with its key and where it was written."""
+    problems = list(find_problems(config))
+    if not problems:
+        return
+    head = f"{len(problems)} problems before the training\n" if len(problems) > 1 else ""
+    written = {key: place for key, place in (origins or {}).items() if place != DEFAULT_ORIGIN}
+    lines = [f"{written[key]}: {key}: {text}" if key in written else f"{key}: {text}" for key, text in problems]
+    raise ValueError(head + "\n".join(lines))
+
+
+def find_problems(config) -> Iterator[Problem]:
+    """Yields what is wrong: packages, data, model parts, weights; and where these are there, whether they fit."""
+    yield from ((f"track.{name}", text) for name, text in config.track.lacking().items())
+    knobs = vars(config.trainer)
+    if "generator" not in knobs:
+        return  # a codec starts from nothing and reads nothing
+    if config.trainer.name == "regress" and knobs["source"].name in GENERATING:
+        text = f"source {knobs['source'].name!r} generates its latents, which a regression cannot use"
+        yield "trainer.source.name", f"{text}; write latents or ode_pairs, or trainer.name=distill"
+    yield from find_lost_data("trainer.source", knobs["source"])
+    yield from find_lost_data("preview", config.preview)
+    sizes, lost = {}, []
+    for name in ROLES:
+        if name in knobs:
+            found, problems = read_sizes(f"trainer.{name}", knobs[name])
+            sizes |= {name: found} if found else {}
+            lost += problems
+    parts, problems = read_parts(config, needs_vae="teacher" in knobs or config.preview.every > 0)
+    yield from (*lost, *problems)
+    yield from find_misfits(sizes, parts)
+    for name, spec in sizes.items():
+        if spec.num_heads % config.layout.sequence:
+            text = f"{config.layout.sequence} ranks cannot share the {spec.num_heads} heads of trainer.{name}"
+            yield "layout.sequence", f"{text}; write a divisor of {spec.num_heads}"
+    if "generator" in sizes and "height" in vars(knobs["source"]):
+        yield from find_wrong_size("trainer.source", knobs["source"], sizes["generator"])
+    if "critic" in sizes and "discriminator" in vars(knobs["loss"]):
+        yield from find_lost_layers(knobs["loss"].discriminator.layers, sizes["critic"].num_layers)
+
+
+def check_fills(trainer, needs: Set[str], filled: Set[str]) -> None:
+    """Raises ValueError if the loss of a trainer's configuration needs what its source (and roles) do not fill."""
+    if missing := sorted(needs - filled):
+        names = f"loss {trainer.loss.name!r} needs {missing}, source {trainer.source.name!r} does not fill it"
+        advice = [FILLED_BY[name] for name in missing if name in FILLED_BY]
+        raise ValueError(f"trainer.loss, trainer.source: {names}; {'; '.join(advice) or 'take another of the two'}")
+
+
+def find_lost_data(where: str, config) -> Iterator[Problem]:
+    """Yields the paths of a source (or of the previews) that are not there."""
+    for name, advice in DATA.items():
+        path = vars(config).get(name)
+        if path and not Path(path).exists():
+            near = Path(path).parent
+            yield f"{where}.{name}", f"{path} is not there ({near} holds: {tensor_file.listing(near)}); {advice}"
+
+
+def read_sizes(where: str, role) -> tuple[TransformerSpec | None, list[Problem]]:
+    """Returns the sizes of a role's network, from `spec` or without reading a weight of its file; and what is wrong."""
+    if role.lora.weights and not Path(role.lora.weights).exists():
+        lost = [(f"{where}.lora.weights", f"{role.lora.weights} is not there; write a LoRA file, or leave it empty")]
+    else:
+        lost = []
+    if role.spec:
+        return SPECS[role.spec].transformer, lost
+    try:
+        return load_transformer(role.weights, use_ema=role.use_ema, shapes_only=True)[0], lost
+    except ValueError as error:
+        return None, [*lost, (f"{where}.weights", f"{error}; {fetch(role.weights, 'a weight file or its folder')}")]
+
+
+def fetch(path: str, what: str) -> str:
+    """Returns the command that fetches a published model of this folder name, or else what to write."""
+    published = {spec.hub_name.split("/")[-1]: spec.hub_name for spec in SPECS.values() if spec.hub_name}
+    name = published.get(Path(path).name)
+    return f"fetch it: {hub.command(name)}" if name else f"write {what}"
+
+
+def read_parts(config, needs_vae: bool) -> tuple[Parts | None, list[Problem]]:
+    """Returns the parts of the model folder, or what of them is missing."""
+    problems = []
+    try:
+        parts = find_parts(config.model)
+    except ValueError as error:
+        return None, [("model", f"{error}; {fetch(config.model, 'a folder with text encoder and VAE')}")]
+    for part in ("text_encoder", "tokenizer", *(["vae"] if needs_vae else [])):
+        try:
+            parts.need(part)
+        except ValueError as error:
+            problems.append(("model", f"{error}; write a folder that has it"))
+    return parts, problems
+
+
+def find_misfits(sizes: Mapping[str, TransformerSpec], parts: Parts | None) -> Iterator[Problem]:
+    """Yields the roles whose latent channels or text width are not those of the model folder and of the generator."""
+    channels = {f"trainer.{name}": s.out_dim for name, s in sizes.items()}
+    widths = {f"trainer.{name}": s.text_dim for name, s in sizes.items()}
+    channels |= {"model (its VAE)": vae_channels(parts)} if parts and parts.vae else {}
+    widths |= {"model (its text encoder)": text_width(parts)} if parts and parts.text_encoder else {}
+    for what, found in (("latent channels", channels), ("text widths", widths)):
+        told = {name: value for name, value in found.items() if value}
+        if len(set(told.values())) > 1:
+            listed = ", ".join(f"{name} {value}" for name, value in told.items())
+            yield next(iter(told)), f"the {what} differ: {listed}; take weights and a model folder of one family"
+
+
+def vae_channels(parts: Parts) -> int | None:
+    """Returns the latent channels of a model folder's VAE, by its config.json or its published file name."""
+    config = tensor_file.read_config(parts.vae) if parts.vae.is_dir() else None
+    published = {spec.vae_file: spec.latent_channels for spec in SPECS.values()}
+    return config.get("z_dim") if config else published.get(parts.vae.name)
+
+
+def text_width(parts: Parts) -> int | None:
+    """Returns the width of a model folder's text encoder; a bare file is the published umT5."""
+    if not parts.text_encoder.is_dir():
+        return TEXT_CONFIG["dim"]
+    config = tensor_file.read_config(parts.text_encoder)
+    return config.get("d_model") if config else None
+
+
+def find_wrong_size(where: str, source, sizes: TransformerSpec) -> Iterator[Problem]:
+    """Yields a film size that the generator cannot make; of a model of its own the VAE knows more, later."""
+    published = [spec for spec in SPECS.values() if spec.transformer == sizes]
+    try:
+        for spec in published[:1]:
+            Geometry.of(spec, source.height, source.width)
+    except ValueError as error:
+        yield where, str(error)
+
+
+def find_lost_layers(layers: Sequence[int], count: int) -> Iterator[Problem]:
+    """Yields the blocks that a discriminator taps and its critic does not have."""
+    if lost := [layer for layer in layers if not 0 <= layer < count]:
+        yield (
+            "trainer.loss.discriminator.layers",
+            f"block {lost[0]} of a critic of {count} blocks; write 0..{count - 1}",
+        )

@@ -1,0 +1,177 @@
+"""Previews: films of a few prompts while a run trains, made by the pipeline of inference.
+
+`<run>/previews/step_0001500/` holds one MP4 (and its JSON) per prompt and a contact sheet of the generator as it
+is after 1,500 steps. The training does not notice: noise has keys of its own, and weights, modes and versions are
+put back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from pipeline import PIPELINES
+from pipeline.config import InferConfig, OutputConfig
+from pipeline.decode import Films
+from pipeline.kit import Kit
+from pipeline.options import SAMPLERS
+from pipeline.request import KeyedNoise, Request, batches, check_grammar
+from pipeline.rollout import Chunk
+from trainer.callbacks import Callback
+from trainer.checkpoint import set_aside
+from trainer.trackers import SHEET
+from utils import distributed
+from utils.config import one_of
+from utils.data.prompts import file_stem, read_prompts
+from utils.media_io import contact_sheet
+from utils.rng import Rng
+from wan.geometry import Geometry
+from wan.library import load_vae
+from wan.options import VAEConfig
+from wan.parts import find_parts
+from wan.text import DTYPES
+from wan.vae import StreamingVAE
+
+logger = logging.getLogger(__name__)
+SEARCHED = 64  # records of a data set that are read to find different prompts
+
+
+@dataclass
+class PreviewConfig:
+    """Films of the generator in training, every so many steps (0 = none), by this sampler and pipeline.
+
+    prompts: a text file; empty: the source's own prompts. count: how many prompts, the first ones. num_frames:
+    latent frames, 0 = the source's; height, width: in pixels, 0 = the model's own. batch: films made together.
+    ema: by the averaged weights where there are any, else by those of the moment. vae: the decoder's, where the
+    training has no VAE of its own.
+    """
+
+    every: int = 0
+    prompts: str = ""
+    count: int = 4
+    num_frames: int = 0
+    height: int = 0
+    width: int = 0
+    batch: int = 4
+    ema: bool = True
+    sampler: object = one_of(SAMPLERS, default="few_step")
+    pipeline: object = one_of(PIPELINES, default="causal")
+    vae: VAEConfig = field(default_factory=VAEConfig)
+
+    def check(self):
+        if self.every < 0 or self.num_frames < 0 or self.count < 1:
+            raise ValueError("every and num_frames must not be negative, count must be at least 1")
+
+    def asked(self, frames: int) -> InferConfig:
+        """Returns the generation that a preview is, of `frames` latent frames unless `num_frames` says otherwise.
+
+        Errors: ValueError for what the pipeline cannot do (a length that fills no chunks, too small a window).
+        """
+        config = InferConfig(pipeline=self.pipeline, sampler=self.sampler, num_output_frames=self.num_frames or frames)
+        config.height, config.width, config.batch = self.height, self.width, self.batch
+        config.check()
+        return config
+
+
+class Preview(Callback):
+    """Makes the films; all ranks together, since a sharded forward needs them all, and rank 0 writes."""
+
+    def __init__(self, run: str | Path, config: PreviewConfig, model: str, method, rng: Rng, trackers=()):
+        """model: the folder with the VAE. method: a training with `roles`, `source`, `ema` and its `config`."""
+        self.folder, self.config, self.method, self.trackers = Path(run) / "previews", config, method, trackers
+        roles, self.rng = method.roles, rng.at("preview")
+        self.asked = config.asked(method.config.source.frames)
+        vae = roles.vae
+        if vae is None:
+            vae = StreamingVAE(load_vae(find_parts(model).need("vae"), DTYPES[config.vae.dtype]), config.vae)
+            vae = vae.eval().to(roles.device)
+        dtype = DTYPES[method.config.generator.dtype]
+        self.kit = Kit.of(roles.generator, vae, lambda prompts: roles.text(prompts), roles.device, dtype)
+        self.geometry = Geometry.of(self.kit.spec, config.height, config.width)
+        self.sampler = config.sampler.build()
+        self.pipeline = config.pipeline.build(self.kit, self.sampler, self.geometry)
+        prompts = read_first(config.prompts, config.count) if config.prompts else first_of(method.source, config.count)
+        self.requests = [Request(p, i, 0, file_stem(i, 0, p)) for i, p in enumerate(prompts)]
+        check_grammar(self.requests, self.kit.spec.name)
+
+    def start(self, step: int, total: int) -> None:
+        if not step and not distributed.rank():
+            set_aside(self.folder)  # of an earlier run that this one does not go on with
+
+    def after_step(self, step: int, metrics: dict, seconds: float) -> None:
+        done = step + 1
+        if done % self.config.every == 0:
+            self.make(done)
+
+    def make(self, done: int) -> None:
+        """Generates on all ranks, then writes on rank 0. A disk that is full costs the preview, not the training."""
+        averaged = self.config.ema and bool(self.method.ema.shadow)
+        with self.method.ema.swapped_in() if averaged else contextlib.nullcontext(), at_rest(self.kit.denoiser):
+            films = [(group, list(self.generate(group))) for group in batches(self.requests, self.config.batch)]
+        if distributed.rank():
+            return
+        try:
+            folder = self.write(films, done, {"step": done, "weights": "ema" if averaged else "current"})
+        except OSError as error:
+            logger.warning("the preview of step %d is not written: %s", done, error)
+            return
+        for tracker in self.trackers:
+            tracker.films(done - 1, folder)
+
+    @torch.no_grad()
+    def generate(self, group: list[Request]) -> Iterator[Chunk]:
+        """Yields the chunks of a batch, from noise that is the same at every step and takes no draw of the training."""
+        negative = None if self.sampler.guidance == 1 else self.method.roles.negative_prompt
+        condition = self.kit.condition([r.prompt for r in group], negative)
+        noise = KeyedNoise(self.rng, group, self.geometry.latent_shape(1)[1:], self.kit.dtype)
+        yield from self.pipeline.generate(condition, noise, len(group), self.asked.num_output_frames)
+
+    def write(self, films: list[tuple[list[Request], list[Chunk]]], done: int, facts: dict) -> Path:
+        """Decodes and writes the films and their sheet, in a folder that gets its name when all is there."""
+        final = self.folder / f"step_{done:07d}"
+        partial = final.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed here
+        shown = []
+        for group, chunks in films:
+            batch = Films(
+                self.kit.vae, group, [True] * len(group), OutputConfig(folder=str(partial)), self.kit.spec.fps
+            )
+            batch.write(chunks)
+            batch.sidecars({"latent_frames": self.asked.num_output_frames, **facts})
+            shown += [batch.shown[row] for row in range(len(group))]
+        contact_sheet(partial / SHEET, shown, [r.prompt for r in self.requests])
+        shutil.rmtree(final, ignore_errors=True)  # a resumed run makes it again, equal
+        return partial.rename(final)
+
+
+@contextlib.contextmanager
+def at_rest(denoiser) -> Iterator[None]:
+    """A context in which a network in training generates: evaluation mode, and a version of its own for kept text."""
+    modes, version = [(part, part.training) for part in denoiser.modules()], denoiser.transformer.weights_version
+    denoiser.eval()
+    denoiser.transformer.weights_version = -1 - version  # no step has such a number
+    try:
+        yield
+    finally:
+        denoiser.transformer.weights_version = version
+        for part, training in modes:
+            part.training = training
+
+
+def read_first(path: str, count: int) -> list[str]:
+    """Returns the first different prompts of a text file."""
+    return list(dict.fromkeys(line.prompt for line in read_prompts(path)))[:count]
+
+
+def first_of(source, count: int) -> list[str]:
+    """Returns the first different prompts of what a source draws from: its prompt list, its clips or its pairs."""
+    held = vars(source)
+    records = held.get("clips") or held.get("pairs") or ()
+    prompts = held.get("prompts") or (records[i][1] for i in range(min(len(records), SEARCHED)))
+    return list(dict.fromkeys(prompts))[:count]
