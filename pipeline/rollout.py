@@ -1,21 +1,24 @@
 """The one loop over chunks: denoise, then the context pass that enters the chunk into the caches.
 
 Training, batch inference and the live server run this. It is a generator; a batch is a loop around
-it. One cache per guidance branch; each has exactly one committing pass per chunk, without grad.
+it. One cache per guidance branch; each has exactly one committing pass per chunk, without grad. Where
+the condition changes, the caches are made anew under it (`cache.recache`).
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from pipeline.options import ContextConfig
-from pipeline.sampler import sample
+from pipeline.sampler import walk
 from pipeline.track import Track
 from wan.cache import CacheShape, Chunks, Ring
-from wan.context import Cached
+from wan.condition import Condition
+from wan.context import Cached, Recached
 from wan.denoiser import sigma_rows
 from wan.geometry import Geometry, Span
 from wan.ledger import CacheConfig, Ledger
@@ -24,11 +27,15 @@ from wan.schedule import Schedule
 
 @dataclass(frozen=True)
 class Chunk:
-    """Frames [start, stop) of the film: latents [B, F, C, h, w]. `given`: they were not generated."""
+    """Frames [start, stop) of the film: latents [B, F, C, h, w]. `given`: they were not generated.
+
+    recache_seconds: None, or how long entering a new condition before this chunk took.
+    """
 
     span: Span
     latents: torch.Tensor
     given: bool = False
+    recache_seconds: float | None = None
 
 
 @dataclass
@@ -37,6 +44,7 @@ class Rollout:
 
     noise(span, k) -> [B, F, C, h, w] normal noise: k = 0 starts the chunk, k >= 1 re-noises before
     step k, k = -1 is the context pass's. training=True keeps keys in `Chunks` (gradients, no ring).
+    `begin` and then `make` for each span are the same, one chunk at a time.
     """
 
     denoiser: Callable
@@ -58,41 +66,123 @@ class Rollout:
         """
         lengths = [len(s) for s in spans] + [len(c.span) for c in given]
         total = max_frames or max(s.stop for s in [*spans, *(c.span for c in given)])
-        self.branches = self._open(track, batch, max(lengths), total)
+        self.begin(batch, max(lengths), total)
         for chunk in given:
-            self.commit(track, chunk.span, chunk.latents, noise)
+            condition = track.at(chunk.span)
+            self.enter(condition)
+            self.commit(condition, chunk.span, chunk.latents, noise)
             yield chunk
         for span in spans:
-            latents = self.denoise(track, span, noise)
-            self.commit(track, span, latents, noise)
-            yield Chunk(span, latents)
+            yield self.make(track, span, noise)
 
-    def denoise(self, track: Track, span: Span, noise) -> torch.Tensor:
-        """Returns x0 of the next chunk; the caches stay as they are."""
-        predict = self.predictor(track, span)
+    def begin(self, batch: int, chunk_frames: int, max_frames: int | None) -> None:
+        """Starts a film: empty caches. chunk_frames: its largest chunk; max_frames: its length, if known."""
+        self.sizes = {"batch": batch, "chunk_frames": chunk_frames, "max_frames": max_frames}
+        self.branches = self._open(batch, chunk_frames, max_frames)
+        self.key, self.latest = None, []
+
+    def make(self, track: Track, span: Span, noise) -> Chunk:
+        """Returns the next chunk, committed. Where the track is urgent it is begun anew, from the same noise."""
+        latents, seconds = None, None
+        while latents is None:
+            condition = track.at(span)
+            seconds = self.enter(condition) or seconds
+            latents = self.denoise(condition, span, noise, track.urgent)
+        self.commit(condition, span, latents, noise)
+        return Chunk(span, latents, recache_seconds=seconds)
+
+    def enter(self, condition: Condition) -> float | None:
+        """Makes `condition` the one in force; recaches if another was. Returns the seconds that took, or None."""
+        changed = self.key is not None and self.key != condition.key
+        self.key = condition.key
+        if not changed:
+            return None
+        start = time.perf_counter()
+        self.recache(condition)
+        if torch.device(self.device).type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter() - start
+
+    def denoise(self, condition: Condition, span: Span, noise, urgent=lambda: False) -> torch.Tensor | None:
+        """Returns x0 of the next chunk, or None if it was `urgent()` between two steps; the caches stay as they are."""
+        sampler, predict = self.sampler.at(span), self.predictor(condition, span)
         start = noise(span, 0).to(self.device)
-        return sample(self.sampler.at(span), start, predict, lambda k: noise(span, k).to(self.device))
+        steps = walk(sampler, start, predict, lambda k: noise(span, k).to(self.device))
+        for done, latents in enumerate(steps, 1):
+            if done < sampler.num_steps and urgent():
+                return None
+        return latents
 
-    def predictor(self, track: Track, span: Span):
+    def predictor(self, condition: Condition, span: Span):
         """Returns predict(x, sigma) -> velocity over the span, guided if the sampler asks for it."""
-        condition, w = track.at(span), self.sampler.guidance
         contexts = [Cached(cache, span) for cache in self.branches]
-        return guided(self.denoiser, condition, contexts, w)
+        return guided(self.denoiser, condition, contexts, self.sampler.guidance)
 
-    def commit(self, track: Track, span: Span, latents: torch.Tensor, noise) -> None:
+    @torch.no_grad()
+    def commit(self, condition: Condition, span: Span, latents: torch.Tensor, noise) -> None:
         """Runs the context pass of every branch on the finished chunk."""
-        knobs, condition = self.context, track.at(span)
-        with torch.no_grad():
-            x = latents.detach()
-            if knobs.renoise:
-                sigma = sigma_rows(knobs.sigma, x).to(torch.promote_types(x.dtype, torch.float32))
-                x = Schedule(knobs.shift, knobs.snap).diffuse(x, noise(span, -1).to(x), sigma)
-            for number, cache in enumerate(self.branches):
-                context = Cached(cache, span)
-                self.denoiser(x, knobs.sigma, condition.null() if number else condition, context)
-                context.commit()
+        knobs, x = self.context, latents.detach()
+        self._remember(span, x)
+        if knobs.renoise:
+            sigma = sigma_rows(knobs.sigma, x).to(torch.promote_types(x.dtype, torch.float32))
+            x = Schedule(knobs.shift, knobs.snap).diffuse(x, noise(span, -1).to(x), sigma)
+        for number, cache in enumerate(self.branches):
+            self._show(x, condition.null() if number else condition, Cached(cache, span))
 
-    def _open(self, track: Track, batch: int, chunk_frames: int, max_frames: int) -> list:
+    @torch.no_grad()
+    def recache(self, condition: Condition) -> None:
+        """Lets the caches hold the latest frames as `condition` makes them, from their clean latents, not re-noised."""
+        kind = self.cache.recache
+        for number, cache in enumerate(self.branches):
+            own = condition.null() if number else condition
+            if kind == "reset":
+                cache.reset()
+            elif kind == "bidirectional":
+                context = Recached(cache)
+                self._show(self._clean(context.plan.span), own, context)
+            elif kind == "causal":
+                again = cache.rewind()
+                for span in [s for s, _ in self.latest if s.stop > again.start]:
+                    part = Span(max(span.start, again.start), span.stop)
+                    self._show(self._clean(part), own, Cached(cache, part))
+
+    def snapshot(self) -> tuple[dict, dict[str, torch.Tensor]]:
+        """Returns (plain book, tensors) of the film so far; copies."""
+        book = {"sizes": dict(self.sizes), "ledgers": [cache.ledger.state() for cache in self.branches]}
+        book["latest"] = [[span.start, span.stop] for span, _ in self.latest]
+        tensors = {f"{n}.{name}": t for n, c in enumerate(self.branches) for name, t in c.snapshot().items()}
+        if self.latest:
+            tensors["latest"] = torch.cat([x for _, x in self.latest], 1)
+        return book, tensors
+
+    def restore(self, book: dict, tensors: dict[str, torch.Tensor], condition: Condition) -> None:
+        """Takes back what `snapshot` returned; condition: the one that was in force."""
+        self.begin(**book["sizes"])
+        for number, (cache, ledger) in enumerate(zip(self.branches, book["ledgers"], strict=True)):
+            own = {name: tensors[f"{number}.{name}"] for name in ("keys", "values") if ledger["slot_of"]}
+            cache.restore(ledger, own)
+        spans = [Span(*borders) for borders in book["latest"]]
+        if spans:
+            parts = tensors["latest"].to(self.device, copy=True).split([len(s) for s in spans], 1)
+            self.latest = list(zip(spans, parts, strict=True))
+            self.key = condition.key
+
+    def _show(self, x: torch.Tensor, condition: Condition, context: Cached) -> None:
+        """One committing pass over clean (or re-noised) latents."""
+        self.denoiser(x, self.context.sigma, condition, context)
+        context.commit()
+
+    def _remember(self, span: Span, latents: torch.Tensor) -> None:
+        """Keeps the latents of the last frames, as many as a recache may ask for."""
+        first = 0 if self.cache.window_frames == -1 else span.stop - self.cache.window_frames
+        self.latest = [(s, x) for s, x in self.latest if s.stop > first] + [(span, latents)]
+
+    def _clean(self, span: Span) -> torch.Tensor:
+        """Returns the latents of frames that are remembered."""
+        first = self.latest[0][0].start
+        return torch.cat([x for _, x in self.latest], 1)[:, span.start - first : span.stop - first]
+
+    def _open(self, batch: int, chunk_frames: int, max_frames: int | None) -> list:
         """Returns one empty cache per guidance branch."""
         spec, heads = self.denoiser.spec, self.denoiser.cache_heads
         shape = CacheShape(spec.num_layers, batch, heads, spec.head_dim, self.geometry.frame_tokens)

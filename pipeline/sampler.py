@@ -7,6 +7,8 @@ over several devices calls it one step at a time.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 
 from pipeline.options import FewStepConfig, MultiStepConfig
@@ -114,11 +116,18 @@ class MultiStep(Sampler):
         return state.step(predict(x_BFCHW, state.told[k]), k, x_BFCHW).to(x_BFCHW.dtype)
 
 
-def sample(sampler, x_BFCHW: torch.Tensor, predict, noise) -> torch.Tensor:
-    """Runs all steps of one chunk from the noise x; returns x0."""
+def walk(sampler, x_BFCHW: torch.Tensor, predict, noise) -> Iterator[torch.Tensor]:
+    """Yields x after each step of one chunk, from the noise x; the last one is x0."""
     state = sampler.start()
     for k in range(sampler.num_steps):
         x_BFCHW = sampler.step(k, x_BFCHW, predict, noise, state)
+        yield x_BFCHW
+
+
+def sample(sampler, x_BFCHW: torch.Tensor, predict, noise) -> torch.Tensor:
+    """Runs all steps of one chunk from the noise x; returns x0."""
+    for x in walk(sampler, x_BFCHW, predict, noise):
+        x_BFCHW = x
     return x_BFCHW
 
 

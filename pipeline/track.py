@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import threading
+from collections import deque
+from collections.abc import Sequence
 
 from wan.condition import Condition
 from wan.geometry import Span
 
 
-class Track(Protocol):
-    """`track.at(span) -> Condition`."""
+class Track:
+    """The conditions of a film; asked once for each chunk, in order."""
 
-    def at(self, span: Span) -> Condition: ...
+    def at(self, span: Span) -> Condition:
+        """Returns the condition of the chunk over `span`."""
+        raise NotImplementedError
+
+    def urgent(self) -> bool:
+        """True if the chunk in the making should be begun anew: asked between two of its steps."""
+        return False
 
 
-class Fixed:
+class Fixed(Track):
     """One condition for the whole film."""
 
     def __init__(self, condition: Condition):
@@ -23,3 +31,70 @@ class Fixed:
     def at(self, span: Span) -> Condition:
         """Returns the condition, its joined channels cut to the span."""
         return self.condition.at(span)
+
+
+class Script(Track):
+    """One condition after another, each from the first chunk on that starts at or after the frame it asks for.
+
+    At most one switch per chunk: of several that are due, the later ones wait for the next chunks.
+    Source: LongLive, pipeline/interactive_causal_inference.py.
+    """
+
+    def __init__(self, cues: Sequence[tuple[int, Condition]]):
+        """cues: (asked latent frame, condition) in order; the first one's frame is 0.
+
+        Errors: ValueError for no cue, a first one that is not at 0, or frames that descend.
+        """
+        frames = [frame for frame, _ in cues]
+        if not frames or frames[0] != 0 or frames != sorted(frames):
+            raise ValueError(f"the conditions of a script start at frames {frames}; begin at 0 and do not go back")
+        self.cues, self.cursor = list(cues), 0
+        self.taken = [0]  # the frame at which each cue so far came into force
+        self._asked = -1
+
+    def advance(self, span: Span) -> int:
+        """Returns the number of the cue in force over `span`; moves on by one if the next one is due."""
+        due = self.cursor + 1 < len(self.cues) and self.cues[self.cursor + 1][0] <= span.start
+        if due and span.start > self._asked:  # asked again for one chunk, the answer stays
+            self.cursor += 1
+            self.taken.append(span.start)
+        self._asked = max(self._asked, span.start)
+        return self.cursor
+
+    def at(self, span: Span) -> Condition:
+        """Returns the condition in force, its joined channels cut to the span."""
+        return self.cues[self.advance(span)][1].at(span)
+
+
+class Live(Track):
+    """A condition that other threads change while the film is made; at most one switch per chunk."""
+
+    def __init__(self, name: str, condition: Condition):
+        """name: what the condition is called in `current` and `waiting`, e.g. its prompt."""
+        self.name, self.condition = name, condition
+        self._waiting: deque[tuple[str, Condition, bool]] = deque()
+        self._lock = threading.Lock()
+
+    def switch(self, name: str, condition: Condition, now: bool = False) -> None:
+        """Asks for another condition: behind those that wait, for the next chunks; or now, instead of them."""
+        with self._lock:
+            if now:
+                self._waiting.clear()
+            self._waiting.append((name, condition, now))
+
+    def at(self, span: Span) -> Condition:
+        """Returns the condition of the next chunk: the first that waits, or the one in force."""
+        with self._lock:
+            if self._waiting:
+                self.name, self.condition, _ = self._waiting.popleft()
+            return self.condition.at(span)
+
+    def urgent(self) -> bool:
+        """True if a condition waits that was asked for now."""
+        with self._lock:
+            return any(now for _, _, now in self._waiting)
+
+    def waiting(self) -> list[tuple[str, bool]]:
+        """Returns (name, whether now) of the conditions that wait, in order."""
+        with self._lock:
+            return [(name, now) for name, _, now in self._waiting]

@@ -93,15 +93,15 @@ class TimedRollout(Rollout):
         timed.marks = []
         return timed
 
-    def denoise(self, track, span, noise):
+    def denoise(self, *arguments):
         begin = mark(self.device)
-        latents = super().denoise(track, span, noise)
+        latents = super().denoise(*arguments)
         self.marks.append(("denoise", begin, mark(self.device)))
         return latents
 
-    def commit(self, track, span, latents, noise):
+    def commit(self, *arguments):
         begin = mark(self.device)
-        super().commit(track, span, latents, noise)
+        super().commit(*arguments)
         self.marks.append(("context", begin, mark(self.device)))
 
 

@@ -110,7 +110,7 @@ def hardware() -> dict:
     """Returns what the times of a record are worth: device, cores, torch; one thread a process."""
     import torch
 
-    from scripts.benchmark import device_facts
+    from scripts.benchmark_device import device_facts
 
     facts = device_facts(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     return {name: facts[name] for name in ("name", "cores", "torch", "load average")}

@@ -143,7 +143,7 @@ def activations(case: Case) -> list[dict]:
         part(
             "inside one block",
             inside,
-            f"{film} tokens x (14 x {sizes.dim} + 2 x {sizes.ffn_dim}) x {BF16} (the critic's; the generator's {chunk})",
+            f"{film} tokens x (14 x {sizes.dim} + 2 x {sizes.ffn_dim}) x {BF16} (the critic's; generator {chunk})",
         ),
     ]
 

@@ -18,7 +18,7 @@ from scripts.digits_plan import LENGTHS, RECORDS, ROWS
 from scripts.digits_records import pooled, read_seeds
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "docs/results.md")
+PAGES = ("README.md", "docs/results.md", "docs/training.md")
 BLOCK = re.compile(r"(<!-- table:([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 SHOWN = ("digit", "colour", "direction", "speed", "consistency", "identity", "area")
 
@@ -186,6 +186,18 @@ def cost_cells(records: list[dict]) -> list:
     return [training["updates"], len(records), counts, trained, f"{films:.0f} + {measuring:.0f} min", hardware]
 
 
+def memory(name: str) -> str:
+    """`memory`: GB of one GPU in a DMD training, part by part, as scripts/estimate_memory.py sums them."""
+    rows = record("memory")["rows"]
+    parts = list(dict.fromkeys(part["what"] for row in rows for part in row["parts"]))
+    lines = head(["student = critic", "teacher", "GPUs", "GPUs a sample", "LoRA", *parts, "GB"])
+    for row in rows:
+        sizes = {part["what"]: f"{part['GB']:.1f}" for part in row["parts"]}
+        names = [row["student"], row["teacher"], row["ranks"], row["sequence"], "yes" if row["lora"] else "no"]
+        lines.append(line([*names, *(sizes.get(part, "-") for part in parts), f"**{row['total']:.1f}**"]))
+    return "\n".join(lines)
+
+
 COMMANDS: dict[str, str] = {}
 MAKERS = {
     "digits": digits,
@@ -194,6 +206,7 @@ MAKERS = {
     "benchmark": benchmark,
     "parity": parity,
     "objectives": objectives,
+    "memory": memory,
 }
 
 

@@ -33,7 +33,7 @@ from utils.rng import Rng, seed_libraries  # noqa: E402
 
 TRAIN_SEED, TEST_SEED = 40_000, 41_000
 PEAK_RATE, WARM_UP, WEIGHT_DECAY = 4e-3, 0.05, 0.02
-STAGES = ((0.0, 1, 32), (0.5, 9, 16), (0.93, WINDOW, 16))  # from which part of the steps on: pixel frames, batch
+STAGES = ((0.0, 1, 32), (0.45, 9, 16), (0.9, WINDOW, 16))  # from which part of the steps on: pixel frames, batch
 MOVING = ("direction", "speed")  # what one frame does not tell
 WEIGHTS = {"digit": 2.0, "colour": 1.0, "direction": 1.0, "speed": 1.0}  # of the losses; digits are learned last
 SMOOTHING = 0.05  # of the labels: features of sure hits need not run away
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     minutes, busy = (time.time() - begin) / 60, (time.process_time() - busy) / 60
     digest = save_net(net, flags.output)
     facts = {
-        "command": " ".join(["python scripts/train_features.py", *(sys.argv[1:] if argv is None else argv)]),
+        "command": f"python scripts/train_features.py --steps {flags.steps} --test {flags.test} --seed {flags.seed}",
         "seed": flags.seed,
         "steps": flags.steps,
         "clip_seeds": {"train": TRAIN_SEED + flags.seed, "test": TEST_SEED + flags.seed},

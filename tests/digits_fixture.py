@@ -91,3 +91,66 @@ def latent_folder(folder: Path, num_clips: int = 4, num_frames: int = 4, size: i
     latents = tiny.draw("latents", shape=(num_clips, 1, 16, size, size)).expand(-1, num_frames, -1, -1, -1)
     write_shard(folder, 0, latents.contiguous(), prompts)
     return folder
+
+
+FLOW = """
+model: {model}
+steps: 6
+log_every: 1
+trainer:
+  generator: {{weights: {weights}}}
+  source: {{name: latents, path: {latents}, batch: 2, frames: 4, chunk: 2, dropout: 0.25}}
+  loss: {{name: flow, mode: diffusion_forcing, shift: 3.0}}
+  optim: {{name: adamw, lr: 2.0e-3}}
+  ema: {{decay: 0.9}}
+  text: {{dtype: fp32}}
+checkpoint: {{every: 2}}
+"""
+
+
+def flow_recipe(folder: Path) -> Path:
+    """Writes the recipe of a causal regression of a one-block network on tiny latents: milliseconds a step."""
+    weights = model_folder(folder / "start", num_layers=1, ffn_dim=64) / "transformer"
+    path = folder / "tiny.yaml"
+    latents = latent_folder(folder / "latents")
+    path.write_text(FLOW.format(model=ROOT / "assets/digits", weights=weights, latents=latents))
+    return path
+
+
+DISTILL = """
+model: {model}
+steps: 6
+log_every: 1
+trainer:
+  name: distill
+  generator: {{weights: {weights}}}
+  teacher: {{weights: {weights}}}
+  critic: {{weights: {weights}}}
+  source:
+    name: rollout
+    prompts: {prompts}
+    batch: 4
+    frames: 4
+    loss_frames: 4
+    chunk: 2
+    height: 32
+    width: 32
+    sampler: {{steps: [1000, 500], shift: 3.0}}
+    cache: {{window_frames: 4}}
+  loss: {{name: dmd, score: {{real_guidance: 3.0, shift: 3.0}}}}
+  optim: {{name: adamw, lr: 2.0e-4}}
+  critic_optim: {{name: adamw, lr: 4.0e-4}}
+  ratio: 2
+  ema: {{decay: 0.9}}
+  text: {{dtype: fp32}}
+checkpoint: {{every: 2}}
+"""
+
+
+def distill_recipe(folder: Path) -> tuple[Path, Path]:
+    """Writes (recipe, clips): a DMD of one-block networks on rollouts of two chunks, and clips of its size."""
+    weights = model_folder(folder / "start", num_layers=1, ffn_dim=64) / "transformer"
+    clips, prompts, path = latent_folder(folder / "clips"), folder / "prompts.txt", folder / "tiny.yaml"
+    prompts.write_text("\n".join(PROMPTS))
+    path.write_text(DISTILL.format(model=ROOT / "assets/digits", weights=weights, prompts=prompts))
+    return path, clips

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from wan.geometry import Span
 from wan.ledger import Ledger, Plan
 
 
@@ -45,13 +46,59 @@ class TextStore:
         return self._kept[layer]
 
 
-class Ring:
+class Store:
+    """What both storages share: where the condition changes they follow their ledger."""
+
+    ledger: Ledger
+    shape: CacheShape
+
+    def rewind(self) -> Span:
+        """Empties the window for a recache chunk by chunk; returns the frames to commit again."""
+        span = self.ledger.rewind()
+        self._drop()
+        return span
+
+    def reset(self) -> None:
+        """Drops the history, and the sink unless it is kept."""
+        self.ledger.reset()
+        self._drop()
+
+    def snapshot(self) -> dict[str, torch.Tensor]:
+        """Returns copies of the committed keys and values [layers, B, F tokens, N, E], frames in time order."""
+        frames, layers = list(self.ledger.slot_of), range(self.shape.num_layers)
+        if not frames:
+            return {}
+        rows = [[torch.cat([self.frame(n, f)[i] for f in frames], 1) for n in layers] for i in (0, 1)]
+        return {"keys": torch.stack(rows[0]), "values": torch.stack(rows[1])}
+
+    def restore(self, book: dict, tensors: dict[str, torch.Tensor]) -> None:
+        """Takes back the ledger's `state` and what `snapshot` returned beside it."""
+        self.ledger.load_state(book)
+        self._drop()
+        for number, frame in enumerate(self.ledger.slot_of):
+            where = slice(number * self.shape.frame_tokens, (number + 1) * self.shape.frame_tokens)
+            for layer in range(self.shape.num_layers):
+                self._place(layer, frame, tensors["keys"][layer][:, where], tensors["values"][layer][:, where])
+
+    def frame(self, layer: int, frame: int):
+        """Returns (k, v) [B, tokens, N, E] of one committed frame."""
+        raise NotImplementedError
+
+    def _place(self, layer: int, frame: int, k: torch.Tensor, v: torch.Tensor) -> None:
+        raise NotImplementedError
+
+    def _drop(self) -> None:
+        """Lets go of what the ledger no longer names."""
+
+
+class Ring(Store):
     """Per layer one tensor [B, (n + S + H) tokens, N, E], laid out [scratch n | sink S | history H].
 
     Every pass writes only the scratch (right-aligned when the chunk is shorter) and reads one
     contiguous view; slots are filled from the left, so scratch and filled slots always touch.
     Committing copies the scratch into its slots; nothing older moves, addresses are static once
-    the window is full, and a chunk can be abandoned at any step. No gradient.
+    the window is full, and a chunk can be abandoned at any step. A recache fills the whole ring in one
+    pass: each frame goes to its slot, those that are not kept to the scratch. No gradient.
     """
 
     def __init__(self, ledger: Ledger, shape: CacheShape, device=None, dtype=torch.float32):
@@ -63,31 +110,40 @@ class Ring:
         self.text = TextStore()
 
     def put(self, layer: int, plan: Plan, k: torch.Tensor, v: torch.Tensor):
-        """Writes the pass's own k, v [B, L, N, E] to the scratch; returns views of all that it sees."""
+        """Writes the pass's own k, v [B, L, N, E] to the scratch (a recache: to their slots too).
+
+        Returns views of all that it sees.
+        """
         assert not torch.is_grad_enabled(), "a ring has no gradient; training uses Chunks"
         if len(k) != self.shape.batch:
             raise ValueError(f"a batch of {len(k)} came to a cache of batch {self.shape.batch}")
         unit, chunk = self.shape.frame_tokens, self.ledger.chunk_frames
-        begin = (chunk - len(plan.span)) * unit
-        scratch, end = slice(begin, chunk * unit), (chunk + len(plan.slots)) * unit
-        self.keys[layer, :, scratch].copy_(k)
-        self.values[layer, :, scratch].copy_(v)
-        return self.keys[layer, :, begin:end], self.values[layer, :, begin:end]
+        loose, stored = plan.scratch, plan.writes if plan.recache else ()
+        first = chunk - len(loose)
+        places = [(index, first + i) for i, index in enumerate(loose)]
+        for index, place, length in _runs(sorted(places + [(index, chunk + slot) for index, slot in stored])):
+            source, target = (slice(i * unit, (i + length) * unit) for i in (index, place))
+            self.keys[layer, :, target].copy_(k[:, source])
+            self.values[layer, :, target].copy_(v[:, source])
+        seen = slice(first * unit, (chunk + len(plan.slots) + len(stored)) * unit)
+        return self.keys[layer, :, seen], self.values[layer, :, seen]
 
     def key_positions(self, plan: Plan) -> tuple[int, ...]:
         """Returns the rotary position of each frame of what `put` returns, in its physical order."""
-        by_slot = sorted(zip(plan.slots, plan.read_positions, strict=True))
-        return (*plan.positions, *(position for _, position in by_slot))
+        by_slot = list(zip(plan.slots, plan.read_positions, strict=True))
+        if plan.recache:
+            by_slot += [(slot, plan.positions[index]) for index, slot in plan.writes]
+        return (*(plan.positions[i] for i in plan.scratch), *(position for _, position in sorted(by_slot)))
 
     def freeze(self, plan: Plan) -> Ring:
         """Returns what a pass may close over: the ring itself, for it is never recomputed."""
         return self
 
     def commit(self, plan: Plan) -> None:
-        """Copies the frames that `plan` keeps from the scratch to their slots, runs at a time."""
+        """Copies the frames that `plan` keeps from the scratch to their slots, runs at a time (a recache did)."""
         unit, chunk = self.shape.frame_tokens, self.ledger.chunk_frames
         begin = chunk - len(plan.span)
-        for index, slot, length in _runs(plan.writes):
+        for index, slot, length in () if plan.recache else _runs(plan.writes):
             source = slice((begin + index) * unit, (begin + index + length) * unit)
             target = slice((chunk + slot) * unit, (chunk + slot + length) * unit)
             for store in (self.keys, self.values):
@@ -100,8 +156,12 @@ class Ring:
         where = slice(start, start + self.shape.frame_tokens)
         return self.keys[layer, :, where], self.values[layer, :, where]
 
+    def _place(self, layer: int, frame: int, k: torch.Tensor, v: torch.Tensor) -> None:
+        for target, source in zip(self.frame(layer, frame), (k, v), strict=True):
+            target.copy_(source)
 
-class Chunks:
+
+class Chunks(Store):
     """Per layer a map frame -> (k, v) as the committing passes returned them; evicting drops the reference.
 
     A pass reads a `cat` of the frames its plan names and its own, so gradient flows through its own
@@ -152,6 +212,13 @@ class Chunks:
     def frame(self, layer: int, frame: int):
         """Returns (k, v) [B, tokens, N, E] of one committed frame."""
         return self._kept[layer][frame]
+
+    def _place(self, layer: int, frame: int, k: torch.Tensor, v: torch.Tensor) -> None:
+        self._kept[layer][frame] = (k, v)
+
+    def _drop(self) -> None:
+        named = self.ledger.slot_of
+        self._kept = [{f: pair for f, pair in kept.items() if f in named} for kept in self._kept]
 
 
 def _runs(writes):

@@ -86,3 +86,11 @@ class Cached:
         """Enters the keys and values of the last forward; must have run without grad."""
         assert not torch.is_grad_enabled(), "the committing pass runs without grad"
         self.cache.commit(self.plan)
+
+
+class Recached(Cached):
+    """The latest frames of a window once more, under another condition: one forward in which all see each other."""
+
+    def __init__(self, cache):
+        self.cache, self.plan = cache, cache.ledger.plan_recache()
+        self._angles = None

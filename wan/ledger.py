@@ -6,6 +6,10 @@ the chunk, whatever the chunk's own length.
 
 Slots: committed frames lie in slots 0.. : the sink in 0..S-1, the history in S.., where a frame
 that is evicted hands its slot to a newer one. Once the window is full no address changes.
+
+A recache (the condition changed) computes the window's latest frames anew: the last W frames, or all
+there are. Where the sink is kept and they would not reach its first frame, they are the last W - S, and
+the sink stays as it is; else their first S frames are the new sink.
 """
 
 from __future__ import annotations
@@ -13,6 +17,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from wan.geometry import Span
+
+RECACHES = ("bidirectional", "causal", "reset", "none")
 
 
 @dataclass
@@ -22,13 +28,21 @@ class CacheConfig:
     window_frames: sink + history + own chunk; -1 = everything, which needs a known length.
     rope: `write` = keys are rotated at their frame's own position when written;
     `read` = positions are the ranks among the kept frames, so films have no end.
+    recache: what happens where the condition changes. `bidirectional` = the window's latest frames in one
+    forward in which all see each other (LongLive); `causal` = the same frames chunk by chunk, as models
+    with causal masks know them; `reset` = the history is dropped; `none` = only the condition changes.
+    keep_sink: whether the sink outlives that.
     """
 
     window_frames: int = -1
     sink_frames: int = 0
     rope: str = "write"  # write | read
+    recache: str = "causal"  # bidirectional | causal | reset | none
+    keep_sink: bool = True
 
     def check(self):
+        if self.recache not in RECACHES:
+            raise ValueError(f"cache.recache is {self.recache!r}; write one of {', '.join(RECACHES)}")
         if self.rope not in ("write", "read"):
             raise ValueError(f"cache.rope is {self.rope!r}; write 'write' or 'read'")
         if self.sink_frames < 0:
@@ -39,7 +53,10 @@ class CacheConfig:
 
 @dataclass(frozen=True)
 class Plan:
-    """What one forward over `span` reads and where everything lies; frames in time order."""
+    """What one forward over `span` reads and where everything lies; frames in time order.
+
+    recache: the forward computes committed frames anew and writes them to their slots at once.
+    """
 
     span: Span
     read: tuple[int, ...]  # committed frames that the queries see
@@ -48,10 +65,20 @@ class Plan:
     read_positions: tuple[int, ...]  # rotary positions of `read`
     writes: tuple[tuple[int, int], ...]  # (index in the span, slot) that a commit stores
     evict: tuple[int, ...]  # frames that a commit drops
+    recache: bool = False
+
+    @property
+    def scratch(self) -> tuple[int, ...]:
+        """Indices in the span of the frames that lie in the scratch during the forward."""
+        stored = {index for index, _ in self.writes} if self.recache else set()
+        return tuple(i for i in range(len(self.span)) if i not in stored)
 
 
 class Ledger:
-    """The book of one cache: `plan(span)` before a forward, `commit(plan)` after the last one of a chunk."""
+    """The book of one cache: `plan(span)` before a forward, `commit(plan)` after the last one of a chunk.
+
+    Where the condition changes: `plan_recache` and `commit`, or `rewind` and the chunks again, or `reset`.
+    """
 
     def __init__(self, config: CacheConfig, chunk_frames: int, max_frames: int | None = None):
         """`chunk_frames`: the rollout's largest chunk. `max_frames`: the film's length, if known.
@@ -73,6 +100,7 @@ class Ledger:
         self.history_frames = kept - self.sink_frames
         self.slot_of: dict[int, int] = {}  # committed frame -> slot, in time order
         self.next_frame = 0
+        self.first_frame = 0  # of the sink, or where it will begin
 
     @property
     def num_slots(self) -> int:
@@ -94,29 +122,82 @@ class Ledger:
                 "give a longer length or set a window"
             )
         read = tuple(self.slot_of)
-        if self.config.rope == "read":
-            read_positions = tuple(range(len(read)))
-            positions = range(len(read), len(read) + len(span))
-        else:
-            read_positions, positions = read, range(span.start, span.stop)
         writes, evict = self._writes(span)
-        return Plan(span, read, tuple(self.slot_of.values()), positions, read_positions, writes, evict)
+        return self._plan(span, read, writes, evict)
 
     def commit(self, plan: Plan) -> None:
         """Enters the span of `plan` as the newest committed frames."""
-        assert plan.span.start == self.next_frame, "a plan is committed once, in order"
+        if plan.recache:
+            assert plan.span.stop == self.next_frame, "a recache is committed before the next chunk"
+            if not plan.read:
+                self.first_frame = plan.span.start
+        else:
+            assert plan.span.start == self.next_frame, "a plan is committed once, in order"
         for frame in plan.evict:
             del self.slot_of[frame]
         for index, slot in plan.writes:
             self.slot_of[plan.span.start + index] = slot
         self.next_frame = plan.span.stop
 
+    def recached(self) -> tuple[Span, tuple[int, ...]]:
+        """Returns (the frames that a recache computes anew, the sink's frames that it leaves as they are)."""
+        window, end = self.config.window_frames, self.next_frame
+        start = self.first_frame if window == -1 else max(self.first_frame, end - window)
+        sink = self._sink() if self.config.keep_sink and start > self.first_frame else ()
+        return Span(end - window + len(sink) if sink else start, end), sink
+
+    def plan_recache(self) -> Plan:
+        """Returns the plan of one forward over all recached frames, in which they see each other and a kept sink."""
+        span, sink = self.recached()
+        frames = list(range(span.start, span.stop))
+        first = [] if sink else frames[: self.sink_frames]
+        rest = frames[len(first) :]
+        history = rest[len(rest) - min(self.history_frames, len(rest)) :]
+        slots = {f: slot for slot, f in enumerate(first)}
+        slots |= {f: self.sink_frames + i for i, f in enumerate(history)}
+        writes = tuple((f - span.start, slot) for f, slot in slots.items())
+        evict = tuple(f for f in self.slot_of if f not in sink)
+        return self._plan(span, sink, writes, evict, recache=True)
+
+    def rewind(self) -> Span:
+        """Empties the window, but for a kept sink, and steps back: returns the frames to commit again."""
+        span, sink = self.recached()
+        self._keep(sink, span.start)
+        return span
+
+    def reset(self) -> None:
+        """Empties the window, but for the sink if it is to be kept; a new one begins with the next frame."""
+        self._keep(self._sink() if self.config.keep_sink else (), self.next_frame)
+
+    def _keep(self, sink: tuple[int, ...], next_frame: int) -> None:
+        self.slot_of = {f: self.slot_of[f] for f in sink}
+        if not sink:
+            self.first_frame = next_frame
+        self.next_frame = next_frame
+
+    def _sink(self) -> tuple[int, ...]:
+        """Returns the committed frames of the sink."""
+        return tuple(f for f in self.slot_of if self._in_sink(f))
+
+    def _in_sink(self, frame: int) -> bool:
+        return frame < self.first_frame + self.sink_frames
+
+    def _plan(self, span: Span, read: tuple[int, ...], writes, evict, recache: bool = False) -> Plan:
+        """Returns the plan with its positions."""
+        if self.config.rope == "read":
+            read_positions = tuple(range(len(read)))
+            positions = range(len(read), len(read) + len(span))
+        else:
+            read_positions, positions = read, range(span.start, span.stop)
+        slots = tuple(self.slot_of[f] for f in read)
+        return Plan(span, read, slots, positions, read_positions, writes, evict, recache)
+
     def _writes(self, span: Span):
         """Returns (writes, evicted frames): fill the sink, then free slots, then the oldest history's."""
         frames = list(range(span.start, span.stop))
-        in_sink = [f for f in frames if f < self.sink_frames]
-        history = [f for f in self.slot_of if f >= self.sink_frames]
-        after = (history + [f for f in frames if f >= self.sink_frames])[-self.history_frames :]
+        in_sink = [f for f in frames if self._in_sink(f)]
+        history = [f for f in self.slot_of if not self._in_sink(f)]
+        after = (history + [f for f in frames if not self._in_sink(f)])[-self.history_frames :]
         if not self.history_frames:
             after = []
         evict = tuple(f for f in history if f not in after)
@@ -125,15 +206,19 @@ class Ledger:
         freed = [self.slot_of[f] for f in evict]
         fresh = [s for s in range(self.sink_frames, self.num_slots) if s not in used and s not in freed]
         targets = iter(freed + fresh)
-        writes = [(f - span.start, f) for f in in_sink]
+        writes = [(f - span.start, f - self.first_frame) for f in in_sink]
         writes += [(f - span.start, next(targets)) for f in frames if f in after]
         return tuple(writes), evict
 
     def state(self) -> dict:
         """Returns the book as plain integers; `load_state` takes it back."""
-        return {"next_frame": self.next_frame, "slot_of": list(self.slot_of.items())}
+        return {
+            "next_frame": self.next_frame,
+            "first_frame": self.first_frame,
+            "slot_of": [list(pair) for pair in self.slot_of.items()],
+        }
 
     def load_state(self, state: dict) -> None:
         """Restores what `state` returned."""
-        self.next_frame = state["next_frame"]
+        self.next_frame, self.first_frame = state["next_frame"], state["first_frame"]
         self.slot_of = {int(f): int(s) for f, s in state["slot_of"]}

@@ -110,7 +110,7 @@ def test_ring_equals_oracle_in_fp32(rope, poisoned):
 
 
 def skip_context_pass(monkeypatch):
-    def commit(self, track, span, latents, noise):
+    def commit(self, condition, span, latents, noise):
         with torch.no_grad():
             for cache in self.branches:
                 Cached(cache, span).commit()  # what the last denoising pass left in the scratch

@@ -7,9 +7,9 @@ import torch
 from pipeline.options import FewStepConfig, MultiStepConfig
 from pipeline.rollout import Chunk, Rollout, guided
 from pipeline.sampler import sample
-from pipeline.track import Fixed
+from pipeline.track import Fixed, Script, Track
 from tests.parity import build
-from tests.parity.case import Case, NotBuilt
+from tests.parity.case import Case, NotATarget
 from tests.parity.kind_c import in_time_order
 from utils.rng import Recording
 from wan.condition import Condition
@@ -24,8 +24,8 @@ BIDIRECTIONAL_SHIFT = 8.0  # their bidirectional sampler has it as a literal, wh
 
 def run(case: Case) -> dict[str, torch.Tensor]:
     """Bidirectional or causal by the class that was recorded."""
-    if case.config["config"].get("switch_frame_indices"):
-        raise NotBuilt("prompt switches")
+    if "SwitchCausal" in case.config["reference"] and not case.config["config"]["pipeline_args"]["global_sink"]:
+        raise NotATarget("its sink is all zeros after the switch and still attended to; ours is made anew")
     model = build.transformer(case.config["config"]["model"], case.weights)
     with torch.no_grad():
         if "idirectional" in case.config["reference"].split("/")[-1]:
@@ -53,6 +53,17 @@ def condition_of(case: Case) -> Condition:
     text = torch.stack([case.inputs[n] for n in names])
     null = case.inputs.get("negative_prompt_embeds")
     return Condition(text, None if null is None else null.expand(len(text), *null.shape[-2:]))
+
+
+def track_of(case: Case) -> Track:
+    """The film's text, or that of each segment between prompt switches."""
+    switches = case.config["config"].get("switch_frame_indices")
+    if not switches:
+        return Fixed(condition_of(case))
+    batch = range(case.inputs["noise"].shape[0])
+    stem = "prompt_embeds_segment"
+    texts = [torch.stack([case.inputs[f"{stem}{n}_{i}"] for i in batch]) for n in range(len(switches) + 1)]
+    return Script([(frame, Condition(text)) for frame, text in zip([0, *switches], texts, strict=True)])
 
 
 class Draws:
@@ -86,13 +97,19 @@ def causal(case: Case, denoiser: Denoiser) -> dict[str, torch.Tensor]:
         denoiser,
         sampler_of(case),
         Geometry(noise.shape[3] * 8, noise.shape[4] * 8),
-        CacheConfig(kwargs.get("local_attn_size", -1), kwargs.get("sink_size", 0), rope),
+        CacheConfig(
+            kwargs.get("local_attn_size", -1),
+            kwargs.get("sink_size", 0),
+            rope,
+            recache="bidirectional",
+            keep_sink=knobs.get("global_sink", True),
+        ),
         dtype=noise.dtype,
     )
     rollout.context.sigma = knobs.get("context_noise", 0) / NUM_TRAIN_TIMESTEPS
     caught = _catch_last_plan(rollout)
     draws = Draws(case, first)
-    latents = [c.latents for c in rollout(Fixed(condition_of(case)), spans, draws, noise.shape[0], given)]
+    latents = [c.latents for c in rollout(track_of(case), spans, draws, noise.shape[0], given)]
     draws.recording.finish()
     outputs, wanted = {"latents": torch.cat(latents, 1)}, case.outputs()
     for stem in ("k", "v"):
@@ -111,7 +128,7 @@ def _catch_last_plan(rollout: Rollout) -> dict:
         cache, enter = caches[0], caches[0].commit
 
         def watched(plan):
-            for stem, store in (("k", cache.keys), ("v", cache.values)):
+            for stem, store in (("k", cache.keys), ("v", cache.values)) if not plan.recache else ():
                 caught[stem] = in_time_order(cache, store, plan, 0).clone()
             enter(plan)
 

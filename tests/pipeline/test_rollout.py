@@ -9,7 +9,7 @@ import torch
 
 from pipeline.options import ContextConfig
 from pipeline.rollout import Chunk
-from pipeline.track import Fixed
+from pipeline.track import Fixed, Track
 from tests import tiny
 from wan.cache import Chunks, Ring
 from wan.geometry import Span
@@ -134,7 +134,7 @@ def test_guidance_reaches_the_film():
 def test_a_track_may_change_the_condition():
     other = tiny.condition(seed=4)
 
-    class Switch:
+    class Switch(Track):
         def at(self, span):
             return TEXT if span.start < 6 else other
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from scripts import benchmark, benchmark_infer
+from tests import digits_fixture
 
 ROOT = Path(__file__).resolve().parents[2]
 WAN = ROOT / "configs/infer/benchmark_wan_1.3B.yaml"
@@ -157,3 +158,22 @@ def test_a_named_backend_is_told():
 
     config, _ = load_recipe(WAN, ["model.attention=sdpa"])
     assert benchmark_infer.attention_backend(config, None) == "sdpa"
+
+
+def test_train_measures_both_updates(tmp_path, capsys):
+    recipe, _ = digits_fixture.distill_recipe(tmp_path / "recipe")
+    flags = ["train", "--config_path", str(recipe), "--updates", "1", "--output_folder", str(tmp_path)]
+    assert benchmark.main([*flags, "--name", "tiny", "--peak_tflops", "0.1"]) == 0
+    result = json.loads((tmp_path / "benchmark_train_tiny.json").read_text())
+    generator, critic = (result["seconds"][name]["mean"] for name in ("generator update", "critic update"))
+    assert result["seconds per step"] == pytest.approx(critic + generator / 2) and critic > 0  # ratio 2
+    work = result["tera-operations"]
+    assert all(0 < result["MFU"][name] < 1 for name in result["MFU"])
+    assert work["generator update"] * 1e12 / 0.1e12 / generator == pytest.approx(result["MFU"]["generator update"])
+    assert "steps/s" in capsys.readouterr().out
+
+
+def test_train_of_wan_is_not_tried_on_a_cpu(tmp_path, capsys):
+    flags = ["--config_path", str(ROOT / "configs/train/benchmark_wan_1.3B.yaml"), "--random_weights"]
+    assert benchmark.main(["train", *flags, "--output_folder", str(tmp_path)]) == 0
+    assert "not run: a step of t2v-1.3B needs a CUDA device" in capsys.readouterr().out

@@ -6,11 +6,16 @@ import pytest
 import torch
 
 from scripts import export_checkpoint
+from tests import digits_fixture
 from trainer.build import build
 from trainer.config import load_recipe
 from wan.weights import load_lora, load_transformer, merge_lora
 
-from tests.trainer.conftest import recipe  # noqa: F401  (a fixture)
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    """The recipe of a regression with a one-block network."""
+    return digits_fixture.flow_recipe(tmp_path_factory.mktemp("recipe"))
 
 
 def fit(recipe, run, *overrides):

@@ -144,7 +144,7 @@ def test_a_stop_at_any_moment_of_a_save_leaves_a_loadable_one(tmp_path, monkeypa
         with monkeypatch.context() as patch:
             patch.setattr(target, name, stop)
             try:
-                save(saver(tmp_path), state(stop_at + 1), stop_at + 1)
+                save(saver(tmp_path, keep=1), state(stop_at + 1), stop_at + 1)
             except (Stop, OSError):
                 stops += 1
         step, found = load(saver(tmp_path))

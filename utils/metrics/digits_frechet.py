@@ -46,7 +46,8 @@ class Looker:
         """Returns {all, first, last: {mean, low, high}, floor: {mean, low, high, draws}}, None if nothing was seen.
 
         all: every window of every video; first and last: the first and the last 33 frames. floor: real clips of the
-        same prompts, drawn several times: mean, least and largest. A row of fewer than 2 videos holds None.
+        same prompts, drawn several times: mean, least and largest; it is that of one window a video, so the windows
+        of a film that changes, being more different, can lie below it in `all`. Fewer than 2 videos: None.
         """
         if not self.windows:
             return None
