@@ -15,7 +15,7 @@ VALUES = {
     "--model": ("model.path", "a model directory (official, diffusers or ours) or a hub name"),
     "--checkpoint_path": ("model.checkpoint", "other weights for its transformer (.pt, .safetensors)"),
     "--lora_path": ("model.lora", "a LoRA file to merge into the checkpoint (LongLive)"),
-    "--data_path": ("data.path", "a text file with one prompt per line; with --i2v a folder of images and captions"),
+    "--data_path": ("data.path", "one prompt per line (.txt), or scripts (.jsonl); with --i2v a folder of images"),
     "--extended_prompt_path": ("data.extended_path", "line-aligned rewritten prompts"),
     "--prompt": ("data.prompt", "one prompt"),
     "--output_folder": ("output.folder", "where the videos go"),
@@ -23,6 +23,7 @@ VALUES = {
     "--num_output_frames": ("num_output_frames", "length in latent frames"),
     "--seconds": ("seconds", "length in seconds, rounded up to whole chunks"),
     "--seed": ("seed", "seed of the noise"),
+    "--switch_frames": ("data.switch_frames", "latent frames at which scripts without ends switch: '40, 80, 120'"),
     "--noise": ("data.noise", "a safetensors file with the start noise [N, F, C, h, w]"),
 }
 NUMBERS = {"--num_samples", "--num_output_frames", "--seconds", "--seed"}  # all other values are text
@@ -31,11 +32,13 @@ SWITCHES = {
     "--i2v": ("data.i2v", "start from images"),
     "--save_with_index": ("output.save_with_index", "<line>-<sample>.mp4 instead of the prompt as name"),
     "--overwrite": ("output.overwrite", "make finished videos anew"),
+    "--keep-going": ("data.keep_going", "leave out the bad lines of a script and list them at the end"),
 }
 RENAMED = {
     "--lora_ckpt": "--lora_path",
     "--generator_ckpt": "--checkpoint_path",
     "--num_frames": "--num_output_frames",
+    "--keep_going": "--keep-going",
     "--inference_iter": "a shorter prompt file",
     "--local_rank": "torchrun, which sets the rank itself",
 }
@@ -66,7 +69,7 @@ def overrides(flags: argparse.Namespace) -> list[str]:
 
     given = []
     for flag, (key, _) in (VALUES | SWITCHES).items():
-        value = vars(flags)[flag.lstrip("-")]
+        value = vars(flags)[flag.lstrip("-").replace("-", "_")]
         if value is not None and value is not False:
             # Quoted: a prompt or a path may look like a number, a list or a truth value.
             given.append(f"{key}={value if flag in NUMBERS else format_value(value)}")

@@ -9,7 +9,7 @@ import torch
 from pipeline.kit import Kit
 from pipeline.options import CausalConfig
 from pipeline.rollout import Chunk, Rollout
-from pipeline.track import Fixed
+from pipeline.track import Fixed, Track
 from wan.condition import Condition
 from wan.geometry import Geometry, Span, chunks
 
@@ -40,12 +40,20 @@ class Causal:
         head = given or self.config.first_chunk
         return head + -(-max(1, total - head) // self.config.chunk) * self.config.chunk
 
-    @torch.no_grad()
-    def generate(self, condition: Condition, noise, batch: int, total: int, given=None) -> Iterator[Chunk]:
-        """Yields the given frames (latents [B, F, C, h, w] or None) and the generated chunks."""
-        count = 0 if given is None else given.shape[1]
+    def given_spans(self, given: int) -> list[Span]:
+        """Returns the chunks of so many given first frames."""
         head = self.config.first_chunk or self.config.chunk
-        borders = [0, *range(head, count, self.config.chunk), count] if count else []
-        spans = [Span(a, b) for a, b in zip(borders[:-1], borders[1:], strict=True)]
+        borders = [0, *range(head, given, self.config.chunk), given] if given else []
+        return [Span(a, b) for a, b in zip(borders[:-1], borders[1:], strict=True)]
+
+    @torch.no_grad()
+    def generate(self, condition: Condition | Track, noise, batch: int, total: int, given=None) -> Iterator[Chunk]:
+        """Yields the given frames (latents [B, F, C, h, w] or None) and the generated chunks.
+
+        condition: that of the whole film, or a track of several.
+        """
+        count = 0 if given is None else given.shape[1]
+        spans = self.given_spans(count)
         start = [Chunk(s, given[:, s.start : s.stop].to(self.kit.device, self.kit.dtype), given=True) for s in spans]
-        yield from self.rollout(Fixed(condition), self.spans(total, count), noise, batch, start)
+        track = condition if isinstance(condition, Track) else Fixed(condition)
+        yield from self.rollout(track, self.spans(total, count), noise, batch, start)

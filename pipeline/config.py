@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pipeline import PIPELINES
 from pipeline.options import SAMPLERS, ModelConfig
 from utils.config import load, one_of, parse_overrides, read_defaults, read_recipe
+from utils.data.scripts import SUFFIX, parse_switch_frames
 from wan.options import TextConfig, VAEConfig
 
 DEFAULTS = Path(__file__).parent.parent / "configs" / "default_config.yaml"
@@ -15,7 +17,7 @@ DEFAULTS = Path(__file__).parent.parent / "configs" / "default_config.yaml"
 
 @dataclass
 class DataConfig:
-    """Where prompts come from: a text file, a folder of images with captions (i2v), or one prompt."""
+    """Where prompts come from: a text file, scripts (.jsonl), a folder of images with captions (i2v), one prompt."""
 
     path: str = ""
     extended_path: str = ""  # line-aligned rewritten prompts; the plain ones name the files
@@ -23,8 +25,18 @@ class DataConfig:
     i2v: bool = False  # path is a folder of images
     noise: str = ""  # a safetensors file with the start noise `noise` [N, F, C, h, w]
     initial_latents: str = ""  # a safetensors file with `latents` [N or 1, F, C, h, w] to go on from
+    switch_frames: Any = ()  # latent frames at which scripts without ends change their prompt; [40, 80] or "40, 80"
+    keep_going: bool = False  # make the other films of a script that has bad lines, which are listed at the end
+
+    @property
+    def scripted(self) -> bool:
+        """True if the path is a file of scripts."""
+        return self.path.lower().endswith(SUFFIX)
 
     def check(self):
+        parse_switch_frames(self.switch_frames)
+        if self.scripted and self.extended_path:
+            raise ValueError(f"extended_path rewrites the lines of a text file and {self.path} is a script; drop it")
         if self.extended_path and not self.path:
             raise ValueError("extended_path needs path, whose lines it rewrites")
         if self.prompt and self.path:

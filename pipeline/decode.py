@@ -61,13 +61,13 @@ class Films:
                 clip = torch.cat([part[row] for part in kept])
                 write_safetensors(path.with_name(path.name + ".safetensors"), {"latents": clip})
 
-    def sidecars(self, facts: dict) -> None:
-        """Writes `<name>.json` of each wanted film: its prompt and keys, and the run's facts."""
+    def sidecars(self, facts: dict, each: Sequence[dict] = ()) -> None:
+        """Writes `<name>.json` of each wanted film: its prompt and keys, the run's facts, and its own of `each`."""
         for row, request in enumerate(self.requests):
             if self.wanted[row]:
                 own = {"prompt": request.prompt, "index": request.index, "sample": request.sample}
                 own |= {"frames": len(self.shown[row]), "fps": self.fps}
-                write_json(sidecar(request, self.output.folder), own | facts)
+                write_json(sidecar(request, self.output.folder), own | facts | (each[row] if each else {}))
 
     def _decode(self, latents, state):
         with torch.no_grad():

@@ -44,9 +44,12 @@ class Kit:
         """Returns the kit of parts that are loaded already (a training's), for text to video."""
         return cls(spec_for(denoiser.spec, vae.strides), denoiser, vae, text, None, device, dtype, "")
 
-    def condition(self, prompts: list[str], negative: str | None) -> Condition:
-        """Returns the text condition of a batch; `negative` None: no unconditional branch is needed."""
-        null = None if negative is None else self.encode([negative]).expand(len(prompts), -1, -1)
+    def condition(self, prompts: list[str], negative: str | list[str] | None) -> Condition:
+        """Returns the text condition of a batch; `negative`: one for all, one each, or None for one branch."""
+        if isinstance(negative, str):
+            null = self.encode([negative]).expand(len(prompts), -1, -1)
+        else:
+            null = None if negative is None else self.encode(negative)
         return Condition(self.encode(prompts), null)
 
     @property

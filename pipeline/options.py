@@ -138,6 +138,8 @@ class BidirectionalConfig:
         """Raises ValueError for what this pipeline cannot do."""
         if config.data.initial_latents:
             raise ValueError("initial_latents are continued chunk by chunk; write pipeline.name=causal")
+        if config.data.scripted:
+            raise ValueError("a script's prompts change from chunk to chunk; write pipeline.name=causal")
 
     def build(self, kit, sampler, geometry):
         """Returns the pipeline."""

@@ -10,6 +10,7 @@ import torch
 
 from utils.data.digits import parse_prompt
 from utils.data.prompts import PromptLine, check_prompt, file_stem, read_image_prompts, read_prompts, repeated
+from utils.data.scripts import ScriptLine, parse_switch_frames, read_scripts
 from utils.rng import Rng
 from wan.geometry import Span
 
@@ -25,10 +26,21 @@ class Request:
     sample: int
     stem: str  # file name without extension
     image: Path | None = None
+    script: ScriptLine | None = None  # the prompts that follow, and what else its line says
+
+    @property
+    def prompts(self) -> list[str]:
+        """All its prompts, in order."""
+        return [cue.text for cue in self.script.cues] if self.script else [self.prompt]
+
+    @property
+    def schedule(self) -> tuple | None:
+        """What films must share to be made together."""
+        return self.script and self.script.schedule
 
 
-def read_requests(data, output, num_samples: int, suffix: str = "") -> list[Request]:
-    """Returns the requests of a run, in order.
+def read_requests(data, output, num_samples: int, suffix: str = "", refused: list[str] | None = None) -> list[Request]:
+    """Returns the requests of a run, in order. refused: takes the messages of a script's bad lines, if given.
 
     Errors: ValueError for no prompt at all, or a file that cannot be read.
     """
@@ -38,44 +50,69 @@ def read_requests(data, output, num_samples: int, suffix: str = "") -> list[Requ
         lines = [PromptLine(check_prompt(data.prompt, "--prompt"), 1)]
     elif data.i2v:
         lines = read_image_prompts(data.path)
+    elif data.scripted:
+        scripts = read_scripts(data.path, parse_switch_frames(data.switch_frames), refused)
+        return _requests([(PromptLine(s.text, s.line), s) for s in scripts], output, num_samples, suffix)
     elif data.path:
         lines = read_prompts(data.path, data.extended_path or None)
     else:
         wanted = "--data_path FOLDER (images and captions)" if data.i2v else "--prompt TEXT or --data_path FILE"
         raise ValueError(f"nothing to do: write {wanted}")
-    twice = repeated(lines)
+    return _requests([(line, None) for line in lines], output, num_samples, suffix)
+
+
+def _requests(rows: list[tuple[PromptLine, ScriptLine | None]], output, num_samples: int, suffix: str) -> list[Request]:
+    twice = repeated([line for line, _ in rows])
     return [
         Request(
-            line.prompt,
+            script.cues[0].text if script else line.prompt,
             line.index,
             sample,
             file_stem(line.index, sample, line.text, suffix, output.save_with_index, line.index in twice),
             line.image,
+            script,
         )
-        for line in lines
+        for line, script in rows
         for sample in range(num_samples)
     ]
 
 
 def check_grammar(requests: Sequence[Request], spec_name: str) -> None:
     """Raises ValueError if a prompt lies outside the closed world of the model."""
-    grammar = GRAMMARS.get(spec_name)
-    for request in requests if grammar else ():
-        grammar(request.prompt)
+    for request in requests:
+        for number, prompt in enumerate(request.prompts):
+            try:
+                check_words(prompt, spec_name)
+            except ValueError as error:
+                where = f"{request.script.where}: prompts[{number}]: " if request.script else ""
+                raise ValueError(f"{where}{error}") from error
+
+
+def check_words(prompt: str, spec_name: str) -> None:
+    """Raises ValueError if the prompt lies outside the closed world of the model."""
+    if grammar := GRAMMARS.get(spec_name):
+        grammar(prompt)
 
 
 def batches(requests: Sequence[Request], size: int) -> list[list[Request]]:
     """Cuts the whole list into batches, before ranks share them: what is computed together never depends
-    on the number of ranks, nor on what an earlier run has finished."""
-    return [list(requests[i : i + size]) for i in range(0, len(requests), size)]
+    on the number of ranks, nor on what an earlier run has finished. Films of one batch share their schedule."""
+    alike: dict[tuple | None, list[Request]] = {}
+    for request in requests:
+        alike.setdefault(request.schedule, []).append(request)
+    return [own[i : i + size] for own in alike.values() for i in range(0, len(own), size)]
 
 
 class KeyedNoise:
-    """noise(span, k) of a batch: a function of (seed, prompt's index, sample, first frame, k) alone."""
+    """noise(span, k) of a batch: a function of (seed, prompt's index, sample, first frame, k) alone.
+
+    A script's line may have a seed of its own.
+    """
 
     def __init__(self, rng: Rng, requests: Sequence[Request], frame_shape, dtype: torch.dtype, start=None):
         """frame_shape: (C, h, w). start: given noise [B, F, C, h, w] for k = 0, from frame `start_frame`."""
-        self._sources = [rng.at("noise", r.index, r.sample) for r in requests]
+        roots = [Rng(r.script.seed, *rng.key) if r.script and r.script.seed is not None else rng for r in requests]
+        self._sources = [root.at("noise", r.index, r.sample) for root, r in zip(roots, requests, strict=True)]
         self._shape, self._dtype, self._start = tuple(frame_shape), dtype, start
 
     def __call__(self, span: Span, k: int) -> torch.Tensor:

@@ -108,9 +108,11 @@ class Rollout:
         sampler, predict = self.sampler.at(span), self.predictor(condition, span)
         start = noise(span, 0).to(self.device)
         steps = walk(sampler, start, predict, lambda k: noise(span, k).to(self.device))
-        for done, latents in enumerate(steps, 1):
+        latents = None
+        for done, x in enumerate(steps, 1):
             if done < sampler.num_steps and urgent():
                 return None
+            latents = x
         return latents
 
     def predictor(self, condition: Condition, span: Span):

@@ -5,22 +5,26 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from pipeline.config import InferConfig
 from pipeline.decode import Films, film, finished, sidecar
 from pipeline.kit import Kit, load_kit
 from pipeline.request import KeyedNoise, Request, batches, check_grammar, read_requests
+from pipeline.rollout import Chunk
+from pipeline.script import check_switches, script_of, switch_report
+from pipeline.take import Take, read_latents, rows_of, take_of
+from pipeline.track import Script
 from utils import distributed
 from utils.config import config_hash
 from utils.log import VideoProgress
 from utils.media_io import contact_sheet, read_image, read_video
 from utils.rng import Rng
+from wan.condition import Condition
 from wan.geometry import Geometry
 
 logger = logging.getLogger(__name__)
@@ -30,21 +34,29 @@ SHEET_CLIPS, SHEET_FRAMES = 16, 8
 def run(config: InferConfig) -> list[Path]:
     """Generates every request that is not finished; returns the paths of this rank's videos.
 
-    Errors: ValueError for bad input, before any video is begun.
+    Errors: ValueError for bad input, before any video is begun; with `data.keep_going` one for the bad lines of a
+    script when the other films are done.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
-    suffix = "ema" if config.model.use_ema else ""
-    requests = read_requests(config.data, config.output, config.num_samples, suffix)  # before any weight is read
-    mine = distributed.split(batches(requests, config.batch))
-    videos, folder = [r for group in mine for r in group], config.output.folder
+    suffix, refused = "ema" if config.model.use_ema else "", [] if config.data.keep_going else None
+    requests = read_requests(config.data, config.output, config.num_samples, suffix, refused)  # before any weight
+    for line in refused or ():
+        logger.warning("left out: %s", line)
+    groups = batches(requests, config.batch)
+    mine = distributed.split(list(range(len(groups))))
+    videos, folder = [r for number in mine for r in groups[number]], config.output.folder
     if not config.output.overwrite:
         report_finished(videos, config)
-        if all(finished(r, folder) for r in videos):
-            return [film(r, folder) for r in videos]
-    kit = load_kit(config.model, config.vae, config.text)
-    check_grammar(requests, kit.spec.name)
-    return Run(config, kit).films(mine)
+    if not config.output.overwrite and all(finished(r, folder) for r in videos):
+        paths = [film(r, folder) for r in videos]
+    else:
+        made = Run(config, load_kit(config.model, config.vae, config.text))
+        paths = made.films(made.usable(groups, mine, refused))
+    if refused:
+        lines = "\n".join(refused)
+        raise ValueError(f"{len(paths)} videos are in {folder}; these lines of the script were left out:\n{lines}")
+    return paths
 
 
 def report_finished(videos: list[Request], config: InferConfig) -> None:
@@ -56,7 +68,9 @@ def report_finished(videos: list[Request], config: InferConfig) -> None:
             facts = json.loads(sidecar(request, folder).read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{sidecar(request, folder)} is damaged ({error}); remove it") from error
-        now = {"prompt": request.prompt, "seed": config.seed}
+        now = {"prompt": request.prompt, "seed": seed_of(request, config)}
+        if request.script:
+            facts["prompts"], now["prompts"] = [s["text"] for s in facts.get("switches", ())], request.prompts
         if other := {name: facts.get(name) for name, value in now.items() if facts.get(name) != value}:
             name = film(request, folder)
             logger.warning("%s is kept though it was made with %s; --overwrite makes it anew", name, other)
@@ -69,21 +83,46 @@ class Run:
 
     def __init__(self, config: InferConfig, kit: Kit):
         self.config, self.kit = config, kit
-        self.geometry = Geometry.of(kit.spec, config.height, config.width)
         self.sampler = config.sampler.build()
-        self.pipeline = config.pipeline.build(kit, self.sampler, self.geometry)
         self.rng = Rng(config.seed)
-        shape = self.geometry.latent_shape(1)[1:]
-        self.noise = _tensor(config.data.noise, "noise", shape)
-        self.initial = _tensor(config.data.initial_latents, "latents", shape)
+        self._takes: dict[tuple | None, Take] = {}
+        shape = Geometry.of(kit.spec, config.height, config.width).latent_shape(1)[1:]
+        self.noise = read_latents(config.data.noise, "noise", shape)
+        self.initial = read_latents(config.data.initial_latents, "latents", shape)
+
+    def usable(self, groups: list[list[Request]], mine: list[int], refused: list[str] | None) -> list[list[Request]]:
+        """Returns my batches, by their numbers, after checking all; `refused` takes what is said of a script's lines.
+
+        Errors: ValueError for what the model cannot do, before the first video is begun.
+        """
+        if self.kit.joins_image and not self.config.data.i2v:
+            raise ValueError(f"{self.kit.spec.name} starts from images: give --i2v and a folder of them as --data_path")
+        bad = set()
+        for group in groups:
+            for request in group:
+                try:
+                    self.check(request)
+                except ValueError as error:
+                    if refused is None or request.script is None:
+                        raise
+                    if request.script.line not in bad:
+                        logger.warning("left out: %s", error)
+                        refused.append(str(error))
+                    bad.add(request.script.line)
+        kept = [[r for r in group if not (r.script and r.script.line in bad)] for group in groups]
+        if not any(kept):
+            raise ValueError("\n".join(refused))
+        own = [kept[number] for number in mine if kept[number]]
+        for group in own:
+            for request in group:
+                self.images([request])
+        return own
 
     def films(self, groups: list[list[Request]]) -> list[Path]:
         """Writes the films of all batches; a finished one is computed again only for another of its batch."""
         output, videos = self.config.output, [r for group in groups for r in group]
-        self.check(videos)
-        chunks = len(self.pipeline.spans(*self.length()))
         strips: dict[str, np.ndarray] = {}
-        with VideoProgress(len(videos), chunks * len(groups)) as bar:
+        with VideoProgress(len(videos), sum(self.take(group[0]).num_chunks for group in groups)) as bar:
             for group in groups:
                 wanted = [output.overwrite or not finished(r, output.folder) for r in group]
                 shown = self.batch(group, wanted, bar).shown if any(wanted) else {}
@@ -92,24 +131,41 @@ class Run:
                         strips[request.stem] = _strip(shown[row])
                         bar.video()
                     else:
-                        bar.skip(0 if shown or row else chunks)
-        if output.sheet:
+                        bar.skip(0 if shown or row else self.take(request).num_chunks)
+        if output.sheet and videos:
             self.sheet(videos[:SHEET_CLIPS], strips)
         return [film(r, output.folder) for r in videos]
 
-    def check(self, videos: list[Request]) -> None:
-        """Raises ValueError for given noise, latents or images that do not serve all these videos."""
-        total, _ = self.length()
-        if self.noise is not None and self.noise.shape[1] < total:
+    def check(self, request: Request) -> None:
+        """Raises ValueError for prompts, a length, given noise or latents that do not make this video."""
+        check_grammar([request], self.kit.spec.name)
+        try:
+            take = self.take(request)
+        except ValueError as error:
+            if request.script is None or str(error).startswith(request.script.where):
+                raise
+            raise ValueError(f"{request.script.where}: {error}") from error
+        if request.script:
+            check_switches(request.script, take.asked, take.spans)
+        if self.noise is not None and self.noise.shape[1] < take.total:
+            have = self.noise.shape[1]
             raise ValueError(
-                f"{self.config.data.noise} has {self.noise.shape[1]} latent frames and the films {total}; ask for fewer"
+                f"{self.config.data.noise} has {have} latent frames and the films {take.total}; ask for fewer"
             )
         for tensor, path in ((self.noise, self.config.data.noise), (self.initial, self.config.data.initial_latents)):
-            _rows(tensor, videos, path)
-        if self.kit.joins_image and not self.config.data.i2v:
-            raise ValueError(f"{self.kit.spec.name} starts from images: give --i2v and a folder of them as --data_path")
-        for request in videos:  # before the first video is begun
-            self.images([request])
+            rows_of(tensor, [request], path)
+            if tensor is not None and tensor.shape[2:] != take.geometry.latent_shape(1)[1:]:
+                raise ValueError(
+                    f"{path} holds latents of another size than {take.geometry.height} x {take.geometry.width}"
+                )
+
+    def take(self, request: Request) -> Take:
+        """Returns how the request's film, and all of its schedule, is made."""
+        if request.schedule not in self._takes:
+            given = int(self.config.data.i2v and not self.kit.joins_image)
+            given = given if self.initial is None else self.initial.shape[1]
+            self._takes[request.schedule] = take_of(request.script, self.config, self.kit, self.sampler, given)
+        return self._takes[request.schedule]
 
     def sheet(self, videos: list[Request], strips: dict[str, np.ndarray]) -> None:
         """Writes the contact sheet of this rank's first videos; finished ones are read back."""
@@ -120,88 +176,74 @@ class Run:
 
     def batch(self, group: list[Request], wanted: list[bool], bar) -> Films:
         """Generates, decodes and writes one batch; returns what was written."""
-        begin = time.perf_counter()
-        negative = None if self.sampler.guidance == 1 else self.config.negative_prompt
-        condition = self.kit.condition([r.prompt for r in group], negative)
+        begin, take = time.perf_counter(), self.take(group[0])
         images, given = self.images(group), None
-        total, _ = self.length()
+        track = self.track(group, take)
         if images is not None and self.kit.joins_image:
-            condition = self.kit.with_image(condition, images, self.geometry.pixel_frames(total))
+            track = self.kit.with_image(track, images, take.geometry.pixel_frames(take.total))
         else:
             given = self.given(group, images)
         noise = KeyedNoise(
-            self.rng, group, self.geometry.latent_shape(1)[1:], self.kit.dtype, _rows(self.noise, group, "noise")
+            self.rng, group, take.geometry.latent_shape(1)[1:], self.kit.dtype, rows_of(self.noise, group, "noise")
         )
-        films = Films(self.kit.vae, group, wanted, self.config.output, self.kit.spec.fps)
-        chunks = self.pipeline.generate(condition, noise, len(group), total, given)
-        films.write(chunks, bar.chunk)
+        films, recaches = Films(self.kit.vae, group, wanted, self.config.output, self.kit.spec.fps), []
+        chunks = take.pipeline.generate(track, noise, len(group), take.total, given)
+        films.write(_noted(chunks, recaches), bar.chunk)
         seconds = time.perf_counter() - begin
+        each = [{"seed": seed_of(r, self.config)} for r in group]
+        for own, request in zip(each, group, strict=True):
+            own |= {"switches": switch_report(request.script, track, recaches)} if request.script else {}
         films.sidecars(
             {
-                "seed": self.config.seed,
                 "model": self.kit.spec.name,
                 "config_hash": config_hash(self.config),
                 "weights_hash": self.kit.weights_hash,
-                "latent_frames": total,
+                "latent_frames": take.total,
                 "seconds": {"total": seconds, **films.seconds, "denoise": seconds - sum(films.seconds.values())},
-            }
+            },
+            each,
         )
         return films
 
-    def length(self) -> tuple[int, int]:
-        """Returns (latent frames of the film, how many of them are given)."""
-        config = self.config
-        if self.initial is not None:
-            given = self.initial.shape[1]
-        else:
-            given = int(config.data.i2v and not self.kit.joins_image)
-        if config.seconds:
-            frames = self.geometry.latent_frames_for(config.seconds, config.output.fps or self.kit.spec.fps)
-            return self.pipeline.round_up(max(frames, given + 1), given), given
-        self.pipeline.spans(config.num_output_frames, given)  # raises if they do not fill chunks
-        return config.num_output_frames, given
+    def track(self, group: list[Request], take: Take) -> Condition | Script:
+        """Returns the batch's condition, or the track of its scripts."""
+        negatives = [self.config.negative_prompt] * len(group)
+        for row, request in enumerate(group):
+            if request.script and request.script.negative_prompt is not None:
+                negatives[row] = request.script.negative_prompt
+        negative = None if self.sampler.guidance == 1 else negatives[0] if len(set(negatives)) == 1 else negatives
+        if group[0].script is None:
+            return self.kit.condition([r.prompt for r in group], negative)
+        return script_of([r.script for r in group], take.asked, lambda prompts: self.kit.condition(prompts, negative))
 
     def images(self, group: list[Request]) -> torch.Tensor | None:
         """Returns the start images [B, 3, H, W] in [-1, 1] of the batch, or None."""
         if not self.config.data.i2v:
             return None
-        return torch.stack([read_image(r.image, (self.geometry.height, self.geometry.width)) for r in group])
+        geometry = self.take(group[0]).geometry
+        return torch.stack([read_image(r.image, (geometry.height, geometry.width)) for r in group])
 
     def given(self, group: list[Request], images: torch.Tensor | None) -> torch.Tensor | None:
         """Returns the clean latents [B, F, C, h, w] before the generated ones: given latents, or the images'."""
         if self.initial is not None:
-            return _rows(self.initial, group, "initial_latents")
+            return rows_of(self.initial, group, "initial_latents")
         return None if images is None else self.kit.vae.encode(images[:, None].to(self.kit.device))
+
+
+def seed_of(request: Request, config: InferConfig) -> int:
+    """Returns the seed of the request's noise: its script's own, or the run's."""
+    own = request.script.seed if request.script else None
+    return config.seed if own is None else own
+
+
+def _noted(chunks: Iterable[Chunk], recaches: list[float]) -> Iterator[Chunk]:
+    """Yields the chunks; notes the seconds of each recache."""
+    for chunk in chunks:
+        if chunk.recache_seconds is not None:
+            recaches.append(chunk.recache_seconds)
+        yield chunk
 
 
 def _strip(frames_PHWC: np.ndarray) -> np.ndarray:
     """Returns the evenly spaced frames that a contact sheet shows."""
     return frames_PHWC[np.linspace(0, len(frames_PHWC) - 1, min(SHEET_FRAMES, len(frames_PHWC))).round().astype(int)]
-
-
-def _tensor(path: str, name: str, shape: tuple[int, ...]) -> torch.Tensor | None:
-    """Returns tensor `name` [N, F, C, h, w] of a safetensors file, or None for an empty path; shape: (C, h, w)."""
-    if not path:
-        return None
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as safetensors: {error}") from error
-    if name not in tensors:
-        raise ValueError(f"{path} has no tensor {name!r}; it has {sorted(tensors)}")
-    found = tuple(tensors[name].shape)
-    if len(found) != 5 or found[2:] != shape or 0 in found:
-        raise ValueError(f"{path}: {name} is {list(found)}; this model at this size takes [N, F, {str(shape)[1:-1]}]")
-    return tensors[name]
-
-
-def _rows(tensor: torch.Tensor | None, group: list[Request], what: str) -> torch.Tensor | None:
-    """Returns the batch's rows by prompt index; a single row serves all."""
-    if tensor is None:
-        return None
-    if len(tensor) == 1:
-        return tensor.expand(len(group), *tensor.shape[1:])
-    need = max(r.index for r in group)
-    if need >= len(tensor):
-        raise ValueError(f"{what} has {len(tensor)} rows, prompt number {need} needs one of its own")
-    return tensor[np.array([r.index for r in group])]

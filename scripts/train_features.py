@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     """Trains, saves, loads what was saved, measures it on held-out clips, records it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=640)
-    parser.add_argument("--test", type=int, default=480, help="held-out clips")
+    parser.add_argument("--test", type=int, default=512, help="held-out clips")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=FOLDER)
     flags = parser.parse_args(argv)

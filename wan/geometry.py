@@ -91,6 +91,10 @@ class Geometry:
             )
         return 1 + (pixel_frames - 1) // self.strides[0]
 
+    def latent_frame_at(self, pixel_frame: int) -> int:
+        """Returns the latent frame that holds a pixel frame (both count from 0)."""
+        return -(-pixel_frame // self.strides[0])
+
     def latent_frames_for(self, seconds: float, fps: float, size: int = 1) -> int:
         """Returns the least number of latent frames, a multiple of `size`, that lasts `seconds`."""
         need = 1 + -(-(max(1, round(seconds * fps)) - 1) // self.strides[0])

@@ -2,7 +2,7 @@
 
 Shares no line with wan/ledger.py, wan/cache.py, wan/context.py and wan/rope.py: which frames a chunk
 sees is read off the definition of the window, angles are complex numbers in float64, and the text is
-projected anew in every pass.
+projected anew in every pass. After a switch of prompts the frames of a recache replace those of their number.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import functools
 import torch
 
 from wan.attention.masks import FrameMask
+from wan.geometry import Span
 
 
 class Book:
@@ -38,6 +39,46 @@ class Book:
                 rows[frame, self.seen(span.start)] = True
                 rows[frame, span.start : span.stop] = with_own
         return FrameMask(rows)
+
+
+class Window:
+    """What is visible while a film is made and its prompts switch: the frames there are, and where the sink begins."""
+
+    def __init__(self, book: Book):
+        self.book, self.first, self.there, self.end = book, 0, [], 0
+
+    def seen(self) -> list[int]:
+        """Returns the frames that the next chunk sees, in time order."""
+        if self.book.window == -1:
+            return list(self.there)
+        sink = [f for f in self.there if f < self.first + self.book.sink]
+        others = [f for f in self.there if f >= self.first + self.book.sink]
+        history = self.book.window - self.book.sink - self.book.chunk
+        return sink + (others[-history:] if history else [])
+
+    def add(self, span) -> None:
+        """A chunk was made."""
+        self.there += range(span.start, span.stop)
+        self.end = span.stop
+
+    def again(self, keep_sink: bool) -> tuple[list[int], list[int]]:
+        """Returns (kept sink, frames that a recache makes anew): the window's last ones, never before the first."""
+        window, sink = self.book.window, self.book.sink
+        latest = [f for f in range(self.first, self.end) if window == -1 or f >= self.end - window]
+        if keep_sink and sink and latest[0] > self.first:
+            return list(range(self.first, self.first + sink)), latest[sink:]
+        return [], latest
+
+    def replace(self, kept: list[int], made: list[int]) -> None:
+        """The kept frames and those made anew are all there is."""
+        self.first = self.first if kept else made[0]
+        self.there = kept + made
+
+    def reset(self, keep_sink: bool) -> None:
+        """Only the sink is left, if it is kept."""
+        self.there = [f for f in self.there if keep_sink and f < self.first + self.book.sink]
+        if not self.there:
+            self.first = self.end
 
 
 @functools.lru_cache(maxsize=256)
@@ -70,11 +111,11 @@ class ForgetfulText:
 
 
 class Oracle:
-    """The context of one forward over a span; `commit` keeps its frames for good."""
+    """The context of one forward over a span that sees the frames `seen`; `commit` keeps its frames for good."""
 
-    def __init__(self, store: list[list], book: Book, rope: str, span, theta: float):
+    def __init__(self, store: list[dict], seen, rope: str, span, theta: float):
         self.store, self.rope, self.span, self.theta = store, rope, span, theta
-        self.seen, self.text, self.own = book.seen(span.start), ForgetfulText(), {}
+        self.seen, self.text, self.own = list(seen), ForgetfulText(), {}
 
     def open(self, num_frames, num_segments, table, grid, device, dtype):
         """Returns itself as the view; the model's rotary table stays unused."""
@@ -94,34 +135,63 @@ class Oracle:
         return q, rotate(k, places, self.grid, self.theta), v, None
 
     def commit(self) -> None:
-        """Appends the frames of the last forward to the lists."""
+        """Enters the frames of the last forward."""
         for layer, (k, v) in self.own.items():
             count = len(self.span)
             pairs = zip(k.chunk(count, 1), v.chunk(count, 1), strict=True)
-            assert len(self.store[layer]) == self.span.start
-            self.store[layer].extend(pairs)
+            self.store[layer].update(zip(range(self.span.start, self.span.stop), pairs, strict=True))
 
 
 @torch.no_grad()
-def play(model, condition, spans, noise, sigmas, book: Book, rope: str, given=None) -> torch.Tensor:
-    """Returns the film [B, F, C, h, w] of a few-step rollout, written out; `given` is the first chunk's latents."""
-    store = [[] for _ in range(model.spec.num_layers)]
-    film = []
+def play(model, condition, spans, noise, sigmas, book: Book, rope: str, given=None, switches=None, recache="none,keep"):
+    """Returns the film [B, F, C, h, w] of a few-step rollout, written out; `given` is the first chunk's latents.
 
-    def context(span):
-        return Oracle(store, book, rope, span, model.spec.rope_theta)
+    switches: number of a chunk -> the condition from it on; recache: its kind, and `keep` or `drop` for the sink.
+    """
+    store = [{} for _ in range(model.spec.num_layers)]
+    window, film, switches = Window(book), [], switches or {}
+
+    def show(x0, span, seen):
+        last = Oracle(store, seen, rope, span, model.spec.rope_theta)
+        model(x0, 0.0, condition, last)
+        last.commit()
 
     for number, span in enumerate(spans):
+        if number in switches:
+            condition = switches[number]
+            again(window, torch.cat(film, 1), spans[:number], *recache.split(","), show)
         if number == 0 and given is not None:
             x0 = given
         else:
             x = noise(span, 0)
             for k, sigma in enumerate(sigmas):
-                x0 = x - sigma * model(x, sigma, condition, context(span))
+                context = Oracle(store, window.seen(), rope, span, model.spec.rope_theta)
+                x0 = x - sigma * model(x, sigma, condition, context)
                 if k + 1 < len(sigmas):
                     x = (1 - sigmas[k + 1]) * x0 + sigmas[k + 1] * noise(span, k + 1)
-        last = context(span)
-        model(x0, 0.0, condition, last)
-        last.commit()
+        show(x0, span, window.seen())
+        window.add(span)
         film.append(x0)
     return torch.cat(film, 1)
+
+
+def again(window: Window, film, spans, kind: str, sink: str, show) -> None:
+    """Makes the frames of a recache anew: at once, or chunk by chunk, or none."""
+    if kind == "none":
+        return
+    if kind == "reset":
+        window.reset(sink == "keep")
+        return
+    kept, frames = window.again(sink == "keep")
+    end = window.end
+    if kind == "bidirectional":
+        show(film[:, frames[0] : end], Span(frames[0], end), kept)
+        window.replace(kept, frames)
+        return
+    window.replace(kept, frames[:1])  # the sink begins here if it is not kept
+    window.there = kept
+    for span in spans:
+        part = Span(max(span.start, frames[0]), span.stop)
+        if part.stop > part.start:
+            show(film[:, part.start : part.stop], part, window.seen())
+            window.add(part)

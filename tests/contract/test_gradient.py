@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from pipeline.sampler import FewStep, RandomExit
+from pipeline.track import Script
 from tests import tiny
 from tests.contract.oracle import Book, ForgetfulText, rotate
 from wan.attention.masks import FrameMask
@@ -28,13 +31,22 @@ def random_exit(sigmas):
     return RandomExit(all_steps(sigmas), lambda span: span.start % len(sigmas))
 
 
-def train_step(config, sigmas=tiny.SIGMAS, sampler=all_steps, checkpointing=False, dtype=torch.float32, strict=True):
-    """Returns (the film, gradient of each weight) of one rollout whose backward runs at its very end."""
+def train_step(
+    config, sigmas=tiny.SIGMAS, sampler=all_steps, checkpointing=False, dtype=torch.float32, strict=True, switch=None
+):
+    """Returns (the film, gradient of each weight) of one rollout whose backward runs at its very end.
+
+    switch: the frame from which on another prompt holds.
+    """
     model = tiny.denoiser(dtype=dtype).train().requires_grad_(True)
     model.transformer.checkpointing = checkpointing
     rolls = tiny.rollout(model, config, training=True)
     rolls.sampler = sampler(sigmas)
-    film = tiny.film(rolls, tiny.condition(BATCH, dtype=dtype), tiny.spans(*LENGTHS), tiny.noise(BATCH, dtype=dtype))
+    cues = [(0, tiny.condition(BATCH, dtype=dtype))]
+    cues += [(switch, tiny.condition(BATCH, seed=1, dtype=dtype))] if switch else []
+    chunks = list(rolls(Script(cues), tiny.spans(*LENGTHS), tiny.noise(BATCH, dtype=dtype), BATCH))
+    assert sum(c.recache_seconds is not None for c in chunks) == len(cues) - 1
+    film = torch.cat([c.latents for c in chunks], 1)
     if config.window_frames != -1:
         assert len(rolls.branches[0].ledger.slot_of) < sum(LENGTHS), "nothing was evicted before backward"
     return film.detach(), gradients(model, film, strict)
@@ -65,21 +77,36 @@ def test_checkpointing_changes_no_gradient(config, sampler):
     assert worst(given, wanted) < TOLERANCE
 
 
-def test_recompute_over_a_changed_cache_breaks_it(monkeypatch):
-    """A checkpointed block that closes over the cache reads, at backward, frames that came later."""
+@pytest.mark.parametrize("config", [CacheConfig(6, 2), CacheConfig(6, 2, "read"), CacheConfig(-1)], ids=str)
+@pytest.mark.parametrize("recache", ["bidirectional", "causal", "reset"])
+@pytest.mark.parametrize("keep_sink", [True, False])
+def test_checkpointing_changes_no_gradient_where_the_prompt_switches(config, recache, keep_sink):
+    """The recache replaces, before backward, the keys that earlier chunks read."""
+    config = replace(config, recache=recache, keep_sink=keep_sink)
+    (film, wanted), (again, given) = (train_step(config, checkpointing=c, switch=9) for c in (False, True))
+    assert tiny.error(film, again) < TOLERANCE
+    assert worst(given, wanted) < TOLERANCE
+    assert worst(train_step(config)[1], wanted) > 1e-3, "the switch is seen"
+
+
+@pytest.mark.parametrize("switch", [None, 9])
+def test_recompute_over_a_changed_cache_breaks_it(switch, monkeypatch):
+    """A checkpointed block that closes over the cache reads, at backward, frames that came later or anew."""
 
     def put(self, layer, plan, k, v):
         if not torch.is_grad_enabled():
             self._own[layer] = (k, v)
-        kept = list(self._kept[layer].values())[-len(plan.read) :] if plan.read else []
+        kept = [pair for _, pair in sorted(self._kept[layer].items())][-len(plan.read) :] if plan.read else []
+        if plan.recache:
+            kept = [self._kept[layer][frame] for frame in plan.read]
         return tuple(torch.cat([pair[i] for pair in kept] + [new], 1) for i, new in enumerate((k, v)))
 
     config = CacheConfig(6, 2)
-    film, wanted = train_step(config)
+    film, wanted = train_step(config, switch=switch)
     monkeypatch.setattr(Chunks, "put", put)
     monkeypatch.setattr(Chunks, "freeze", lambda self, plan: self)
-    plain = train_step(config)
-    again, given = train_step(config, checkpointing=True)
+    plain = train_step(config, switch=switch)
+    again, given = train_step(config, checkpointing=True, switch=switch)
     assert worst(plain[1], wanted) < TOLERANCE, "the twin is right as long as nothing is recomputed"
     assert tiny.error(film, again) < TOLERANCE, "the loss does not show it"
     assert worst(given, wanted) > 10 * TOLERANCE

@@ -150,18 +150,26 @@ def _read_bytes(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def _read_lines(path: Path) -> list[str]:
-    """Returns the checked lines, blank ones as ''; blank lines at the end of the file are dropped."""
+def read_lines(path: str | Path) -> list[str]:
+    """Returns the lines of a UTF-8 text file as they are, without their ends.
+
+    Errors: ValueError for a path that is no file, naming line and byte of what is not UTF-8.
+    """
     # Bytes first: str.splitlines also breaks at form feeds and U+2028, and a bad byte must be reported by its line.
-    content = _read_bytes(path).removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    content = _read_bytes(Path(path)).removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     lines = []
     for n, raw in enumerate(content.split(b"\n"), 1):
         try:
-            text = raw.decode("utf-8")
+            lines.append(raw.decode("utf-8"))
         except UnicodeDecodeError as error:
             message = f"{path}, line {n}, byte {error.start + 1}: not UTF-8; save the file as UTF-8"
             raise ValueError(message) from error
-        lines.append(check_prompt(text, f"{path}, line {n}"))
+    return lines
+
+
+def _read_lines(path: Path) -> list[str]:
+    """Returns the checked lines, blank ones as ''; blank lines at the end of the file are dropped."""
+    lines = [check_prompt(text, f"{path}, line {n}") for n, text in enumerate(read_lines(path), 1)]
     while lines and not lines[-1]:
         lines.pop()
     return lines

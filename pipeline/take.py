@@ -1,0 +1,85 @@
+"""How the films of a batch are made: size, length, schedule; and the tensors that a run may be given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from pipeline.config import InferConfig
+from pipeline.kit import Kit
+from pipeline.request import Request
+from pipeline.script import asked_frames, film_length
+from utils.data.scripts import ScriptLine
+from wan.geometry import Geometry, Span
+
+
+@dataclass(frozen=True)
+class Take:
+    """How the films of a batch are made: their size, length, and the latent frames at which prompts are asked for."""
+
+    geometry: Geometry
+    pipeline: object
+    total: int  # latent frames
+    given: int  # how many of them are given
+    asked: tuple[int, ...] = (0,)
+
+    @property
+    def num_chunks(self) -> int:
+        """Chunks to be generated."""
+        return len(self.pipeline.spans(self.total, self.given))
+
+    @property
+    def spans(self) -> list[Span]:
+        """All chunks of a causal film, given ones too."""
+        return [*self.pipeline.given_spans(self.given), *self.pipeline.spans(self.total, self.given)]
+
+
+def take_of(script: ScriptLine | None, config: InferConfig, kit: Kit, sampler, given: int) -> Take:
+    """Returns how a film is made: as its script says, and the configuration where that is silent.
+
+    given: how many first latent frames are there. Errors: ValueError for a size, length or ends that cannot be.
+    """
+    size = (script.height or config.height, script.width or config.width) if script else (config.height, config.width)
+    geometry = Geometry.of(kit.spec, *size)
+    pipeline, fps = config.pipeline.build(kit, sampler, geometry), config.output.fps or kit.spec.fps
+    told = film_length(script, geometry, fps) if script else None
+    if told is None and config.seconds:
+        told = geometry.latent_frames_for(config.seconds, fps), True
+    total, loose = told or (config.num_output_frames, False)
+    if loose:
+        total = pipeline.round_up(max(total, given + 1), given)
+    pipeline.spans(total, given)  # raises if they do not fill chunks
+    return Take(geometry, pipeline, total, given, tuple(asked_frames(script, geometry, fps)) if script else (0,))
+
+
+def read_latents(path: str, name: str, shape: tuple[int, ...]) -> torch.Tensor | None:
+    """Returns tensor `name` [N, F, C, h, w] of a safetensors file, or None for an empty path; shape: (C, h, w)."""
+    if not path:
+        return None
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} cannot be read as safetensors: {error}") from error
+    if name not in tensors:
+        raise ValueError(f"{path} has no tensor {name!r}; it has {sorted(tensors)}")
+    found = tuple(tensors[name].shape)
+    if len(found) != 5 or found[2:] != shape or 0 in found:
+        raise ValueError(f"{path}: {name} is {list(found)}; this model at this size takes [N, F, {str(shape)[1:-1]}]")
+    return tensors[name]
+
+
+def rows_of(tensor: torch.Tensor | None, group: Sequence[Request], what: str) -> torch.Tensor | None:
+    """Returns the batch's rows by prompt index; a single row serves all."""
+    if tensor is None:
+        return None
+    if len(tensor) == 1:
+        return tensor.expand(len(group), *tensor.shape[1:])
+    need = max(r.index for r in group)
+    if need >= len(tensor):
+        raise ValueError(f"{what} has {len(tensor)} rows, prompt number {need} needs one of its own")
+    return tensor[np.array([r.index for r in group])]

@@ -1,0 +1,262 @@
+"""Scripts: films whose prompt changes while they run. JSONL, one film per line.
+
+    {"prompts": [{"text": "...", "end_frame": 30}, {"text": "...", "end": "4.5s"}, {"text": "..."}]}
+    {"prompts": ["...", "...", "..."]}                        with the switch frames in the configuration
+
+A prompt holds until its end: `end_frame` (latent frames), `end_pixel_frame` or `end` (seconds, "4.5s"). The last
+one may have an end too, which is the film's. Beside `prompts` a line may hold `seed`, `length` (latent frames, or
+"20s"), `negative_prompt`, `height`, `width` (pixels) and `name` (or `id`), which names the file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils.data.prompts import check_prompt, read_lines
+
+SUFFIX = ".jsonl"
+FRAME, PIXEL_FRAME, SECOND = "latent frame", "pixel frame", "second"
+ENDS = {"end_frame": FRAME, "end_pixel_frame": PIXEL_FRAME, "end": SECOND}
+KEYS = ("prompts", "seed", "length", "negative_prompt", "height", "width", "name", "id")
+SECONDS = re.compile(r"(\d+(?:\.\d+)?) ?s")
+LARGEST = 2**31 - 1  # of any number in a script: more is a mistake
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A time as it was written: so many latent frames, pixel frames or seconds."""
+
+    value: float
+    unit: str
+
+    def __str__(self) -> str:
+        return f"{self.unit} {self.value:g}"
+
+
+@dataclass(frozen=True)
+class Cue:
+    """A prompt and where it ends; None: with the film."""
+
+    text: str
+    end: Moment | None = None
+
+
+@dataclass(frozen=True)
+class ScriptLine:
+    """One film. `where` names its file and line in messages; None and 0 stand for what the configuration says."""
+
+    where: str
+    line: int
+    cues: tuple[Cue, ...]
+    seed: int | None = None
+    length: Moment | None = None
+    negative_prompt: str | None = None
+    height: int = 0
+    width: int = 0
+    name: str = ""
+
+    @property
+    def index(self) -> int:
+        """The 0-based line: the key of the film's noise and the number in its file name."""
+        return self.line - 1
+
+    @property
+    def text(self) -> str:
+        """What the file is named after."""
+        return self.name or self.cues[0].text
+
+    @property
+    def schedule(self) -> tuple:
+        """What films must share to be made together: the ends of their prompts, length and size."""
+        return tuple(cue.end for cue in self.cues), self.length, self.height, self.width
+
+
+def read_scripts(path: str | Path, switch_frames: Sequence[int] = (), refused: list[str] | None = None):
+    """Returns the ScriptLines of a JSONL file; blank lines are skipped and keep their number.
+
+    switch_frames: latent frames at which films of the short form change their prompt.
+    refused: if given, takes the messages of bad lines, and the others are returned.
+    Errors: ValueError naming file, line and field of every bad line; for a file without any (other) film.
+    """
+    lines, bad = [], []
+    for number, text in enumerate(read_lines(path), 1):
+        if not text.strip():
+            continue
+        try:
+            lines.append(_film(text, f"{path}, line {number}", number, switch_frames))
+        except ValueError as error:
+            bad.append(str(error))
+    if bad and (refused is None or not lines):
+        raise ValueError("\n".join(bad))
+    if not lines:
+        raise ValueError(f'{path} holds no film; write one {{"prompts": [...]}} per line')
+    if refused is not None:
+        refused += bad
+    return lines
+
+
+def parse_switch_frames(value) -> tuple[int, ...]:
+    """Returns latent frames given as a list, a number, or text like "40, 80, 120".
+
+    Errors: ValueError unless they are whole numbers from 1 on that ascend.
+    """
+    parts = value.split(",") if isinstance(value, str) else [value] if isinstance(value, int) else list(value)
+    try:
+        frames = tuple(int(str(p)) for p in parts if str(p).strip())
+    except ValueError:
+        raise ValueError(f"switch_frames is {value!r}; write latent frames, e.g. [40, 80, 120] or '40, 80'") from None
+    if any(b <= a for a, b in zip((0, *frames), frames, strict=False)):
+        raise ValueError(f"switch_frames is {value!r}; write latent frames from 1 on that ascend")
+    return frames
+
+
+def _film(text: str, where: str, number: int, switch_frames: Sequence[int]) -> ScriptLine:
+    tree = _object(_parsed(text, where), where, KEYS)
+    if "prompts" not in tree:
+        raise ValueError(f"{where}: prompts is missing; write a list of prompts")
+    if "name" in tree and "id" in tree:
+        raise ValueError(f"{where}: name and id mean the same; write one of them")
+    key = "id" if "id" in tree else "name"
+    name = tree.get(key, "")
+    if not isinstance(name, str) and not (key == "id" and _is_whole(name)):
+        raise ValueError(f"{where}: {key} is {name!r}; write text")
+    negative = tree.get("negative_prompt")
+    if negative is not None and not isinstance(negative, str):
+        raise ValueError(f"{where}: negative_prompt is {negative!r}; write text")
+    film = ScriptLine(
+        where=where,
+        line=number,
+        cues=_cues(tree["prompts"], where, switch_frames),
+        seed=_whole(tree, "seed", where, 0),
+        length=_length(tree, where),
+        negative_prompt=None if negative is None else check_prompt(negative, f"{where}: negative_prompt"),
+        height=_whole(tree, "height", where, 1) or 0,
+        width=_whole(tree, "width", where, 1) or 0,
+        name=check_prompt(str(name), f"{where}: {key}"),
+    )
+    if film.cues[-1].end and film.length:
+        raise ValueError(f"{where}: length and the end of the last prompt both tell the film's length; write one")
+    return film
+
+
+def _parsed(text: str, where: str):
+    def once(pairs):
+        keys = [key for key, _ in pairs]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise ValueError(f"{where}: {twice[0]} is written twice; keep one")
+        return dict(pairs)
+
+    def no_number(name):
+        raise ValueError(f"{where}: {name} is no number that can be used; write one")
+
+    try:
+        return json.loads(text, object_pairs_hook=once, parse_constant=no_number)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}, column {error.colno}: not JSON: {error.msg}; write one object per line") from error
+    except RecursionError as error:
+        raise ValueError(f"{where}: the JSON is nested too deeply; write one object per line") from error
+
+
+def _object(tree, where: str, known: Sequence[str]) -> dict:
+    """Returns the JSON object after checking its keys."""
+    if not isinstance(tree, dict):
+        raise ValueError(f"{where}: got {type(tree).__name__}; write an object with the keys {', '.join(known)}")
+    for key in tree:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}?" if near else f"allowed: {', '.join(known)}"
+            raise ValueError(f"{where}: unknown key {key!r}; {hint}")
+    return tree
+
+
+def _cues(prompts, where: str, switch_frames: Sequence[int]) -> tuple[Cue, ...]:
+    if not isinstance(prompts, list) or not prompts:
+        raise ValueError(f"{where}: prompts is {prompts!r}; write a list of prompts, at least one")
+    plain = [isinstance(p, str) for p in prompts]
+    if any(plain) and not all(plain):
+        raise ValueError(f"{where}: prompts mixes texts and objects; write all of them alike")
+    if not all(plain):
+        cues = [_cue(p, f"{where}: prompts[{i}]", i + 1 == len(prompts)) for i, p in enumerate(prompts)]
+        _check_order(cues, where)
+        return tuple(cues)
+    if len(prompts) != len(switch_frames) + 1:
+        raise ValueError(
+            f"{where}: prompts are {len(prompts)} and data.switch_frames are {len(switch_frames)}; a film of n prompts "
+            'takes n - 1 switch frames, or write the ends into the script: {"text": ..., "end_frame": ...}'
+        )
+    ends = [Moment(frame, FRAME) for frame in switch_frames] + [None]
+    texts = [_text(p, f"{where}: prompts[{i}]") for i, p in enumerate(prompts)]
+    return tuple(Cue(text, end) for text, end in zip(texts, ends, strict=True))
+
+
+def _cue(tree, where: str, last: bool) -> Cue:
+    tree = _object(tree, where, ("text", *ENDS))
+    if "text" not in tree:
+        raise ValueError(f"{where}: text is missing; write the prompt")
+    ends = [key for key in ENDS if key in tree]
+    if len(ends) > 1:
+        raise ValueError(f"{where}: {ends[0]} and {ends[1]} both tell where it ends; write one")
+    if not ends and not last:
+        raise ValueError(f"{where}: it has no end, which only the last prompt may leave out; write end_frame or end")
+    return Cue(_text(tree["text"], f"{where}.text"), _end(tree, ends[0], where) if ends else None)
+
+
+def _text(text, where: str) -> str:
+    if not isinstance(text, str):
+        raise ValueError(f"{where} is {text!r}; write text")
+    if not text.strip():
+        raise ValueError(f"{where} is empty; write a prompt")
+    return check_prompt(text, where)
+
+
+def _end(tree: dict, key: str, where: str) -> Moment:
+    if key == "end":
+        return _seconds(tree[key], f"{where}.end", "end_frame or end_pixel_frame")
+    return Moment(_whole(tree, key, f"{where}", 1), ENDS[key])
+
+
+def _length(tree: dict, where: str) -> Moment | None:
+    length = tree.get("length")
+    if isinstance(length, str):
+        return _seconds(length, f"{where}: length", "a whole number")
+    return None if length is None else Moment(_whole(tree, "length", where, 1), FRAME)
+
+
+def _seconds(value, where: str, otherwise: str) -> Moment:
+    found = SECONDS.fullmatch(value.strip()) if isinstance(value, str) else None
+    if found is None or not 0 < float(found[1]) <= LARGEST:
+        raise ValueError(f'{where} is {value!r}; write seconds like "4.5s", or {otherwise} for frames')
+    return Moment(float(found[1]), SECOND)
+
+
+def _whole(tree: dict, key: str, where: str, least: int) -> int | None:
+    value = tree.get(key)
+    if value is not None and not (_is_whole(value) and least <= value <= LARGEST):
+        raise ValueError(f"{where}: {key} is {value!r}; write a whole number from {least} on")
+    if value is None and key in tree:
+        raise ValueError(f"{where}: {key} is null; leave it out or write a whole number")
+    return value
+
+
+def _is_whole(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_order(cues: Sequence[Cue], where: str) -> None:
+    """Raises ValueError where ends of one unit do not ascend; those of different units need frame rates."""
+    latest: dict[str, float] = {}
+    for number, cue in enumerate(cues):
+        if cue.end is not None:
+            before = latest.get(cue.end.unit, -math.inf)
+            if cue.end.value <= before:
+                raise ValueError(
+                    f"{where}: prompts[{number}] ends at {cue.end}, which is not after the end of an earlier one "
+                    f"({Moment(before, cue.end.unit)}); write ends that ascend"
+                )
+            latest[cue.end.unit] = cue.end.value
