@@ -30,12 +30,14 @@ class Chunk:
     """Frames [start, stop) of the film: latents [B, F, C, h, w]. `given`: they were not generated.
 
     recache_seconds: None, or how long entering a new condition before this chunk took.
+    pixels: [B, P, 3, H, W] in [-1, 1], where a session has decoded them.
     """
 
     span: Span
     latents: torch.Tensor
     given: bool = False
     recache_seconds: float | None = None
+    pixels: torch.Tensor | None = None
 
 
 @dataclass

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -76,6 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+@cache
 def count(name: str) -> tuple[int, int]:
     """Returns (parameters of the transformer, parameters of one block)."""
     import torch

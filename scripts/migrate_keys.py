@@ -6,21 +6,18 @@ from typing import Any
 
 TRAINING, GENERATION = "read by training only", "read by generation only"
 UNUSED = "the ancestors never read it"
-PREVIEWS = "previews while training have no knob here"
-TRACKERS = "a run writes metrics.jsonl into its folder; trackers have no knob here"
+PREVIEWS = "write preview.every and preview.prompts"
+TRACKERS = "a run writes metrics.jsonl into its folder; write track.wandb or track.tensorboard for more"
 STREAMING = "streaming rollouts are not there yet; each step rolls out anew"
 SWITCHES = "prompt switches are not there yet; the first prompt holds"
-SHARDING = "sharding is no knob of a recipe"
-LORA = "training of adapters is not there yet; all weights are trained"
+SHARDING = "all ranks share the weights; write layout.shard for a copy per group of ranks"
 
 DROPPED = {
     **dict.fromkeys(("ckpt_step", "prompt_name", "prompt_path", "eval_first_n", "causal", "model_name"), UNUSED),
     **dict.fromkeys(("height", "width", "num_frames"), UNUSED),
     "num_train_timestep": "always 1000",
     "denoising_loss_type": "flow matching is the critic's only loss here",
-    "mixed_precision": "weights are trained in fp32; there is no knob yet",
     "sharding_strategy": SHARDING,
-    "gradient_accumulation_steps": "source.batch is the batch of the whole optimiser step",
     "gc_interval": "nothing is collected by hand",
     "load_raw_video": "videos are encoded before (scripts/encode_latents.py)",
     "backward_simulation": "the source decides: rollout or noised_data",
@@ -37,7 +34,7 @@ DROPPED = {
     "extended_prompt_path": "write data.extended_path",
     "discriminator_lr_multiplier": "critic and discriminator share critic_optim",
     "discriminator_warmup_steps": "critic and discriminator start together",
-    "loss_scale": "weights are trained in fp32",
+    "loss_scale": "bf16 needs none",
 }
 PREFIXES = {
     "wandb_": TRACKERS,
@@ -55,7 +52,7 @@ batch_size total_batch_size ema_weight ema_start_step log_iters max_checkpoints 
 image_or_video_shape num_training_frames min_num_training_frames slice_last_frames gradient_checkpointing
 real_guidance_scale fake_guidance_scale min_score_timestep sid_alpha teacher_forcing same_step_across_blocks
 last_step_only text_encoder_cpu_offload critic_timestep_shift gan_g_weight gan_d_weight r1_weight r2_weight r1_sigma
-r2_sigma relativistic_discriminator num_class logdir
+r2_sigma relativistic_discriminator num_class logdir mixed_precision gradient_accumulation_steps adapter.apply_to_critic
 """.split()
 SHARED_KEYS = """
 denoising_step_list warp_denoising_step num_frame_per_block independent_first_frame data_path seed guidance_scale

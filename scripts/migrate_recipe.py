@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from scripts.migrate_keys import LORA, Old
+from scripts.migrate_keys import Old
 from wan.schedule import NUM_TRAIN_TIMESTEPS
 from wan.spec import SPECS
 
@@ -30,10 +30,9 @@ def train_recipe(old: Old) -> dict[str, Any]:
     if old.take("logdir"):
         recipe["logdir"] = old.take("logdir")
     recipe["checkpoint"] = kept({"every": old.take("log_iters"), "keep": old.take("max_checkpoints")})
-    old.drop("adapter", LORA)
-    old.drop("lora_ckpt", LORA)
+    old.drop("lora_ckpt", "write trainer.generator.lora.weights")
     if old.take("i2v", False):
-        old.drop("i2v", "training from a given first frame is not there yet")
+        old.drop("i2v", "write source.clips (encoded clips) instead of prompts, and source.given: 1")
     recipe["trainer"] = makers[name](old, name)
     return {key: value for key, value in recipe.items() if value != {}}
 
@@ -43,20 +42,19 @@ def distill(old: Old, trainer: str) -> dict[str, Any]:
     loss = old.take("distribution_loss", "gan" if trainer == "gan" else "dmd")
     if loss not in (*SCORE_LOSSES, "gan"):
         raise ValueError(f"{old.where}: distribution_loss is {loss!r}; known are {[*SCORE_LOSSES, 'gan']}")
-    recompute = old.take("gradient_checkpointing", False)
+    name = BASE.hub_name.split("/")[1]
+    on_critic = old.take("adapter.apply_to_critic", True)
     tree = {
         "name": "distill",
-        "generator": generator(old),
-        "teacher": {"weights": f"{FOLDER}/{old.take('real_name', BASE.hub_name.split('/')[1])}"},
-        "critic": {
-            "weights": f"{FOLDER}/{old.take('fake_name', BASE.hub_name.split('/')[1])}",
-            "checkpointing": recompute,
-        },
+        "generator": trained_role(old, old.take("generator_ckpt", f"{FOLDER}/{name}")),
+        "teacher": {"weights": f"{FOLDER}/{old.take('real_name', name)}", **dtype_of(old)},
+        "critic": trained_role(old, f"{FOLDER}/{old.take('fake_name', name)}", on_critic),
         "source": noised_source(old) if loss == "causvid" else rollout_source(old, loss),
         "loss": gan_loss(old) if loss == "gan" else score_loss(old, loss),
         "optim": optim(old, ("gen_lr", "lr"), "", "max_grad_norm_generator"),
         "critic_optim": optim(old, ("critic_lr", "lr_critic", "lr"), "_critic", "max_grad_norm_critic"),
         "ratio": old.take("dfake_gen_update_ratio", 5),
+        "accumulate": old.take("gradient_accumulation_steps", 1),
         **ema_and_text(old),
         "negative_prompt": old.take("negative_prompt", ""),
     }
@@ -84,15 +82,23 @@ def regress(old: Old, trainer: str) -> dict[str, Any]:
         for key in ("denoising_step_list", "warp_denoising_step"):
             old.drop(key, "diffusion draws any noise level")
     rates = optim(old, ("lr",), "", "max_grad_norm_generator")
-    return {"name": "regress", "generator": generator(old), "source": source, "loss": loss, "optim": rates} | (
+    student = trained_role(old, old.take("generator_ckpt", f"{FOLDER}/{BASE.hub_name.split('/')[1]}"))
+    return {"name": "regress", "generator": student, "source": source, "loss": loss, "optim": rates} | (
         ema_and_text(old)
     )
 
 
-def generator(old: Old) -> dict[str, Any]:
-    """Returns the student's role."""
-    weights = old.take("generator_ckpt", f"{FOLDER}/{BASE.hub_name.split('/')[1]}")
-    return {"weights": weights, "checkpointing": old.take("gradient_checkpointing", False)}
+def trained_role(old: Old, weights: str, adapted: bool = True) -> dict[str, Any]:
+    """Returns a role that is trained: whole, or by adapters where the ancestor had one."""
+    role = {"weights": weights, **dtype_of(old), "checkpointing": old.take("gradient_checkpointing", False)}
+    rank, alpha = old.take("adapter.rank", 0), old.take("adapter.alpha", 0)
+    old.take("adapter")
+    return role | ({"lora": kept({"rank": rank, "alpha": float(alpha or 0) or None})} if rank and adapted else {})
+
+
+def dtype_of(old: Old) -> dict[str, Any]:
+    """Returns what a network computes in; their mixed precision keeps fp32 weights too."""
+    return {"dtype": "bf16"} if old.take("mixed_precision", False) else {}
 
 
 def rollout_source(old: Old, loss: str) -> dict[str, Any]:

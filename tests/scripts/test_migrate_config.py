@@ -112,10 +112,22 @@ def test_self_forcing_dmd_becomes_our_recipe(tmp_path):
     assert config.checkpoint.every == 50
     assert set(dropped) == {
         *(key for key in DMD if key.endswith("_fsdp_wrap_strategy") or key.startswith("wandb")),
-        *("num_train_timestep", "denoising_loss_type", "mixed_precision", "sharding_strategy", "batch_size"),
+        *("num_train_timestep", "denoising_loss_type", "sharding_strategy", "batch_size"),
         "load_raw_video",
     }
     assert all(dropped.values())
+
+
+def test_adapters_accumulation_and_precision_go_over(tmp_path):
+    config, dropped = migrate(tmp_path, {**LONGLIVE, "gradient_accumulation_steps": 2})
+    roles = config.trainer
+    assert (roles.generator.lora.rank, roles.generator.lora.alpha, roles.critic.lora.rank) == (256, 256, 256)
+    assert roles.accumulate == 2 and roles.teacher.lora.rank == 0
+    assert {roles.generator.dtype, roles.teacher.dtype, roles.critic.dtype} == {"bf16"}
+    assert not {"adapter", "mixed_precision", "gradient_accumulation_steps"} & set(dropped)
+    alone = {**LONGLIVE, "mixed_precision": False, "adapter": {"rank": 8, "apply_to_critic": False}}
+    roles = migrate(tmp_path, alone)[0].trainer
+    assert (roles.generator.lora.rank, roles.critic.lora.rank, roles.generator.dtype) == (8, 0, "fp32")
 
 
 def test_only_the_score_guidance_is_shifted(tmp_path):
@@ -135,7 +147,7 @@ def test_longlive_names_what_is_not_there(tmp_path):
     assert (source.frames, source.frames_max, source.loss_frames) == (21, 39, 21)
     assert (source.cache.window_frames, source.cache.sink_frames, source.cache.rope) == (12, 3, "write")
     named = {"streaming_training", "streaming_max_length", "switch_mode", "switch_choices", "switch_prompt_path"}
-    named |= {"adapter", "vis_interval", "val_data_path", "gradient_accumulation_steps", "one_logger_project"}
+    named |= {"vis_interval", "val_data_path", "one_logger_project"}
     assert named | {"distribution_loss"} <= set(dropped)
     assert config.trainer.loss.name == "dmd"
 
@@ -213,7 +225,7 @@ def test_the_door(tmp_path, capsys):
     old.write_text(yaml.safe_dump(DMD))
     assert migrate_config.main([str(old)]) == 0
     said = capsys.readouterr()
-    assert "real_guidance: 4.0" in said.out and "dropped mixed_precision: " in said.err
+    assert "real_guidance: 4.0" in said.out and "dropped sharding_strategy: " in said.err
     assert migrate_config.main([str(old), str(new)]) == 0
     assert new.read_text() == said.out
     assert migrate_config.main([str(old), str(new)]) == 2
