@@ -227,8 +227,7 @@ def open_video(path: str | Path) -> Iterator[tuple[Iterator[np.ndarray], Fractio
             raise ValueError(f"{path} holds no video stream")
         stream = container.streams.video[0]
         frames = _decode(path, container, stream)
-        first = next(frames, None)
-        if first is None:
+        if (first := next(frames, None)) is None:
             raise ValueError(f"{path} holds a video stream without a frame")
         yield itertools.chain([first], frames), stream.average_rate or stream.guessed_rate
 
