@@ -9,7 +9,7 @@ UNUSED = "the ancestors never read it"
 PREVIEWS = "write preview.every and preview.prompts"
 TRACKERS = "a run writes metrics.jsonl into its folder; write track.wandb or track.tensorboard for more"
 STREAMING = "streaming rollouts are not there yet; each step rolls out anew"
-SWITCHES = "prompt switches are not there yet; the first prompt holds"
+SWITCHES = "training on prompt switches is not there yet; generation has data.switch_frames"
 SHARDING = "all ranks share the weights; write layout.shard for a copy per group of ranks"
 
 DROPPED = {
@@ -23,7 +23,7 @@ DROPPED = {
     "backward_simulation": "the source decides: rollout or noised_data",
     "max_pair": "write fewer pairs into the folder",
     "noise_augmentation_max_timestep": "its small indices are the noisiest levels (a fault); see loss.context_sigma",
-    "global_sink": "the sink stays across prompts; there is no recache yet that could rewrite it",
+    "global_sink": "write cache.keep_sink, and cache.recache: bidirectional for their recache",
     "train_first_chunk": STREAMING,
     "switch_prompt_path": SWITCHES,
     "fixed_switch_index": SWITCHES,
