@@ -19,7 +19,7 @@ from scripts.digits_records import pooled, read_seeds
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "docs/results.md", "docs/training.md")
-BLOCK = re.compile(r"(<!-- table:([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- table:([\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 SHOWN = ("digit", "colour", "direction", "speed", "consistency", "identity", "area")
 
 
