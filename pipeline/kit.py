@@ -14,12 +14,11 @@ from utils.lora import inject_pairs
 from wan.condition import Condition
 from wan.denoiser import Denoiser, ExpertDenoiser
 from wan.image import load_image_encoder
-from wan.library import load_vae
 from wan.parts import Parts, find_parts
 from wan.spec import SPECS, ModelSpec, spec_for
 from wan.text import DTYPES, TextConfig, load_text_encoder
 from wan.transformer import WanTransformer
-from wan.vae import StreamingVAE, VAEConfig
+from wan.vae import StreamingVAE, VAEConfig, open_vae
 from wan.weights import load_lora, load_strict, load_transformer, merge_lora
 
 HASHED_BYTES = 4096  # of each tensor; reading 28 GB for a name would take longer than a video
@@ -93,7 +92,7 @@ def load_kit(config: ModelConfig, vae: VAEConfig, text: TextConfig) -> Kit:
         networks.append(_network(config, parts, expert, digest, device))
     if not networks:
         raise ValueError(f"{config.path} has no transformer; give one with --checkpoint_path")
-    face = StreamingVAE(load_vae(parts.need("vae"), DTYPES[vae.dtype]).to(device), vae).eval().to(device)
+    face = open_vae(parts.need("vae"), vae, device)
     spec = _spec(config, networks[0], len(networks), face)
     if len(networks) == 2:
         denoiser = ExpertDenoiser(networks[0], networks[1], spec.boundary)

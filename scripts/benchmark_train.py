@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from functools import partial
 from types import SimpleNamespace
 
 import torch
@@ -20,7 +21,6 @@ from utils.layout import Layout
 from utils.log import memory
 from utils.rng import Rng
 from wan.spec import SPECS
-from wan.vae import TEMPORAL_STRIDE
 
 ROLES = ("generator", "teacher", "critic")
 PARTS = {"generator update": "generator_step", "critic update": "critic_step"}
@@ -41,15 +41,14 @@ def build_method(config: TrainConfig, random_weights: bool, device: torch.device
     for network in networks.values():
         torch.nn.init.xavier_uniform_(network.transformer.head.head.weight)  # zero in a fresh model
     spec = SPECS[knobs.generator.spec]
-    text = SimpleNamespace(spec=spec.transformer, device=device)
-    vae = SimpleNamespace(strides=(TEMPORAL_STRIDE, *spec.strides[1:]))
-    roles = Roles(text=lambda prompts: draw_text(text, prompts), device=device, layout=layout, vae=vae, **networks)
+    text, vae = partial(draw_text, spec.transformer, device), SimpleNamespace(strides=spec.strides)
+    roles = Roles(text=text, device=device, layout=layout, vae=vae, **networks)
     return Distill(knobs, roles, knobs.source.build(), knobs.loss.build(), config.steps, rng)
 
 
-def draw_text(text, prompts) -> torch.Tensor:
+def draw_text(spec, device, prompts) -> torch.Tensor:
     """Returns what an encoder would: [B, T, width], drawn once for all."""
-    drawn = Rng(0, "text").normal((1, text.spec.text_len, text.spec.text_dim)).to(text.device)
+    drawn = Rng(0, "text").normal((1, spec.text_len, spec.text_dim)).to(device)
     return drawn.expand(len(prompts), -1, -1)
 
 

@@ -75,16 +75,14 @@ def load(flags: argparse.Namespace):
     """Returns the VAE on its device. Errors: ValueError for sizes that it does not take."""
     import torch
 
-    from wan.library import load_vae
     from wan.options import VAEConfig
-    from wan.vae import StreamingVAE, check_pixel_frames
+    from wan.vae import check_pixel_frames, open_vae
 
     if min(flags.batch, flags.shard_clips) < 1:
         raise ValueError("--batch and --shard_clips must be at least 1")
     check_pixel_frames(flags.frames)
     device = torch.device("cuda", distributed.local_rank()) if torch.cuda.is_available() else torch.device("cpu")
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[flags.dtype]
-    vae = StreamingVAE(load_vae(flags.vae, dtype), VAEConfig(dtype=flags.dtype)).eval().to(device)
+    vae = open_vae(flags.vae, VAEConfig(dtype=flags.dtype), device)
     if "height" in flags and (flags.height % vae.spatial_stride or flags.width % vae.spatial_stride):
         raise ValueError(f"--height and --width must be multiples of the VAE's stride {vae.spatial_stride}")
     return vae

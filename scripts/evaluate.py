@@ -195,10 +195,9 @@ def load_codec(folder: Path):
     """Returns the StreamingVAE of a diffusers VAE folder, fp32, frozen."""
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} holds no config.json; give the folder of an AutoencoderKLWan (diffusers layout)")
-    from wan.library import load_vae
-    from wan.vae import StreamingVAE
+    from wan.vae import open_vae
 
-    return StreamingVAE(load_vae(folder)).eval().requires_grad_(False)
+    return open_vae(folder)
 
 
 def roundtrip(codec, clip):

@@ -14,8 +14,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-DTYPES = ("bf16", "fp32")
-
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Reads the command line."""
@@ -26,7 +24,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--step", type=int, default=0, help="which checkpoint (default: the newest whole one)")
     parser.add_argument("--no_ema", action="store_true", help="the weights themselves and not their average")
     parser.add_argument("--merge", action="store_true", help="LoRA: add the adapters into the base")
-    parser.add_argument("--dtype", choices=DTYPES, default="bf16")
+    parser.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16")
     return parser.parse_args(arguments)
 
 
@@ -43,11 +41,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def export(flags: argparse.Namespace) -> None:
     """Reads the weights and writes the file."""
-    import torch
-
     from trainer.lora import LoraConfig
     from wan.spec import TransformerSpec
     from wan.tensor_file import write_safetensors
+    from wan.text import DTYPES
     from wan.weights import export_transformer, load_transformer
 
     saved = find(flags.run, flags.step)
@@ -56,21 +53,18 @@ def export(flags: argparse.Namespace) -> None:
     if not (average or flags.no_ema):
         print(f"{saved.folder} holds no average yet; the weights themselves are written", file=sys.stderr)
     state, role = {**weights, **average}, saved.recipe["trainer"]["generator"]
-    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[flags.dtype]
     lora = role["lora"]
-    if lora["rank"]:
-        state = LoraConfig(rank=lora["rank"], alpha=lora["alpha"]).export(state)
-        if not flags.merge:
-            return write_safetensors(flags.output, {k: v.to(dtype) for k, v in state.items()})
-        from wan.key_maps import lora_pairs
-        from wan.weights import merge_lora
-
-        _, base = load_transformer(role["weights"], use_ema=role["use_ema"])
-        state = merge_lora({k: v.float() for k, v in base.items()}, lora_pairs(state), lora["alpha"] or None)
-    elif flags.merge:
+    if flags.merge and not lora["rank"]:
         raise ValueError(f"{flags.run} trained no LoRA; leave --merge out")
+    if flags.merge:
+        _, base = load_transformer(role["weights"], use_ema=role["use_ema"])
+        state = {k: v.float() for k, v in base.items()} | state
+    if lora["rank"]:
+        state = LoraConfig(rank=lora["rank"], alpha=lora["alpha"], merged=flags.merge).export(state)
+    state = {k: v.to(DTYPES[flags.dtype]).contiguous() for k, v in state.items()}
+    if lora["rank"] and not flags.merge:
+        return write_safetensors(flags.output, state)
     spec = TransformerSpec(**saved.told("method", "spec"))
-    state = {k: v.to(dtype).contiguous() for k, v in state.items()}
     export_transformer(flags.output, state, spec, {"step": saved.step, "ema": bool(average)})
 
 

@@ -46,7 +46,6 @@ class LoraConfig:
         names = [n.removesuffix(".lora_A.default.weight") for n in state if n.endswith(".lora_A.default.weight")]
         pairs = {n: tuple(state[f"{n}.lora_{half}.default.weight"] for half in "AB") for n in names}
         if not self.merged:
-            halves = ((n, half, t) for n, pair in pairs.items() for half, t in zip("AB", pair, strict=True))
-            return {f"base_model.model.{n}.lora_{half}.weight": t for n, half, t in halves}
+            return lora.with_names(pairs)
         base = {n.replace(".base_layer.", "."): t for n, t in state.items() if ".lora_" not in n}
         return merge_lora(base, pairs, self.alpha or None)

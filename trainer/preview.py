@@ -32,11 +32,10 @@ from utils.data.prompts import file_stem, read_prompts
 from utils.media_io import contact_sheet
 from utils.rng import Rng
 from wan.geometry import Geometry
-from wan.library import load_vae
 from wan.options import VAEConfig
 from wan.parts import find_parts
 from wan.text import DTYPES
-from wan.vae import StreamingVAE
+from wan.vae import open_vae
 
 logger = logging.getLogger(__name__)
 SEARCHED = 64  # records of a data set that are read to find different prompts
@@ -89,8 +88,7 @@ class Preview(Callback):
         self.asked = config.asked(method.config.source.frames)
         vae = roles.vae
         if vae is None:
-            vae = StreamingVAE(load_vae(find_parts(model).need("vae"), DTYPES[config.vae.dtype]), config.vae)
-            vae = vae.eval().to(roles.device)
+            vae = open_vae(find_parts(model).need("vae"), config.vae, roles.device)
         dtype = DTYPES[method.config.generator.dtype]
         self.kit = Kit.of(roles.generator, vae, lambda prompts: roles.text(prompts), roles.device, dtype)
         self.geometry = Geometry.of(self.kit.spec, config.height, config.width)

@@ -12,16 +12,13 @@ from utils import fsdp
 from utils.layout import Layout
 from utils.rng import Rng, seed_libraries
 from wan.denoiser import Denoiser
-from wan.library import load_vae
-from wan.options import DTYPES, PRECISIONS
+from wan.options import PRECISIONS
 from wan.parts import find_parts
 from wan.spec import SPECS
-from wan.text import load_text_encoder
+from wan.text import DTYPES, load_text_encoder
 from wan.transformer import WanTransformer
-from wan.vae import StreamingVAE
+from wan.vae import open_vae
 from wan.weights import load_strict, load_transformer
-
-TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass
@@ -49,7 +46,7 @@ class RoleConfig:
         if self.spec and self.spec not in SPECS:
             raise ValueError(f"spec {self.spec!r} is unknown; write one of {sorted(SPECS)}")
         if self.dtype not in DTYPES or self.precision not in PRECISIONS:
-            raise ValueError(f"dtype must be one of {DTYPES} and precision one of {PRECISIONS}")
+            raise ValueError(f"dtype must be one of {tuple(DTYPES)} and precision one of {PRECISIONS}")
 
     def build(self, rng: Rng, device: torch.device, layout: Layout, trained: bool) -> Denoiser:
         """Returns the network, freshly drawn or loaded, in its place on this rank."""
@@ -85,7 +82,7 @@ class RoleConfig:
             from utils.compiled import compile_blocks
 
             compile_blocks(transformer)
-        compute = TORCH_DTYPES[self.dtype]
+        compute = DTYPES[self.dtype]
         if layout.world > 1 or self.offload or (trained and compute != torch.float32):  # masters need FSDP's copies
             fsdp.shard(transformer, transformer.blocks, layout, compute, self.offload)
         else:
@@ -130,8 +127,8 @@ class Roles:
             fsdp.keep_root(critic.transformer)
             discriminator = Discriminator(critic.spec, config.loss.discriminator).to(device)
             if layout.world > 1 or config.critic.dtype != "fp32":
-                fsdp.shard(discriminator, discriminator.readers, layout, TORCH_DTYPES[config.critic.dtype])
-        vae = StreamingVAE(load_vae(find_parts(model).need("vae")), config.vae).to(device).requires_grad_(False)
+                fsdp.shard(discriminator, discriminator.readers, layout, DTYPES[config.critic.dtype])
+        vae = open_vae(find_parts(model).need("vae"), config.vae, device)
         return replace(
             roles,
             teacher=teacher,

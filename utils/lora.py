@@ -108,7 +108,12 @@ def pairs_of(module: nn.Module) -> LoraPairs:
 
 def adapter_state(module: nn.Module) -> dict[str, torch.Tensor]:
     """Returns the adapters' weights under the names that peft and LongLive write."""
-    halves = ((n, half, t) for n, pair in pairs_of(module).items() for half, t in zip("AB", pair, strict=True))
+    return with_names(pairs_of(module))
+
+
+def with_names(pairs: LoraPairs) -> dict[str, torch.Tensor]:
+    """Returns the pairs under the names that peft and LongLive write."""
+    halves = ((n, half, t) for n, pair in pairs.items() for half, t in zip("AB", pair, strict=True))
     return {f"base_model.model.{n}.lora_{half}.weight": t for n, half, t in halves}
 
 

@@ -9,10 +9,14 @@ Source: Wan2.1 causal VAE (arXiv 2503.20314, section 4.1); `tests/parity` kind J
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import nn
 
+from wan.library import load_vae
 from wan.options import VAEConfig
+from wan.text import DTYPES
 
 TEMPORAL_STRIDE = 4  # pixel frames per later latent frame, fixed by the architecture
 
@@ -107,3 +111,10 @@ def check_pixel_frames(num_frames: int):
     if num_frames % TEMPORAL_STRIDE != 1:
         below = max(1, num_frames - (num_frames - 1) % TEMPORAL_STRIDE)
         raise ValueError(f"the VAE takes 4n+1 pixel frames, not {num_frames}; use {below} or {below + TEMPORAL_STRIDE}")
+
+
+def open_vae(path: str | Path, config: VAEConfig | None = None, device: torch.device | str = "cpu") -> StreamingVAE:
+    """Returns the frozen VAE at `path` (any layout that `load_vae` reads), in the dtype that `config` names."""
+    config = config or VAEConfig()
+    vae = StreamingVAE(load_vae(path, DTYPES[config.dtype]), config)
+    return vae.eval().requires_grad_(False).to(device)

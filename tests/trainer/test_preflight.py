@@ -49,9 +49,9 @@ def refused(recipe, tmp_path, capsys, monkeypatch):
     def built(*arguments, **options):
         raise AssertionError("a part of a model was built")
 
-    for place in ("trainer.roles.WanTransformer", "trainer.roles.load_text_encoder", "trainer.roles.load_vae"):
+    for place in ("trainer.roles.WanTransformer", "trainer.roles.load_text_encoder", "trainer.roles.open_vae"):
         monkeypatch.setattr(place, built)
-    monkeypatch.setattr("trainer.preview.load_vae", built)
+    monkeypatch.setattr("trainer.preview.open_vae", built)
 
     def run(*overrides: str) -> str:
         begin = time.process_time()
