@@ -20,12 +20,13 @@ ifneq ($(shell cat $(STAMP) 2>/dev/null),$(TORCH_INDEX))
 endif
 endif
 
-.PHONY: help demo digits-table test lint clean
+.PHONY: help demo digits-table digits-long test lint clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo           generate 8 prompted videos into $(DEMO_OUTPUT), with a contact sheet"
 	@echo "make digits-table   train and measure every objective on the digits world; resumes (ARGS=--help)"
+	@echo "make digits-long    long films and prompt switches, before and after long tuning; resumes (ARGS=--help)"
 	@echo "make test           lint and run the whole test suite"
 	@echo "make lint           ruff: check and format check"
 	@echo "make clean          remove .venv and caches; outputs/ and runs/ stay"
@@ -39,6 +40,10 @@ demo: $(STAMP)
 # Hours on a CPU; finished rows are skipped. ARGS="--rows dmd,sid --jobs 1", ARGS=--dry_run, ...
 digits-table: $(STAMP)
 	$(BIN)/python scripts/digits_table.py $(ARGS)
+
+# The few-step student of digits-table comes first, or ARGS="--weights FOLDER".
+digits-long: $(STAMP)
+	$(BIN)/python scripts/digits_long.py $(ARGS)
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q

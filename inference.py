@@ -22,16 +22,21 @@ VALUES = {
     "--num_samples": ("num_samples", "videos per prompt"),
     "--num_output_frames": ("num_output_frames", "length in latent frames"),
     "--seconds": ("seconds", "length in seconds, rounded up to whole chunks"),
+    "--duration": ("seconds", "the same as a time: 90s, 10m, 1h30m"),
     "--seed": ("seed", "seed of the noise"),
+    "--start_image": ("data.start_image", "a picture that all films start from, or a folder: one per line of prompts"),
+    "--start_video": ("data.start_video", "the same with videos, whose last seconds are the films' start"),
+    "--start_seconds": ("data.start_seconds", "how much of their end (default: what the window holds)"),
     "--switch_frames": ("data.switch_frames", "latent frames at which scripts without ends switch: '40, 80, 120'"),
     "--noise": ("data.noise", "a safetensors file with the start noise [N, F, C, h, w]"),
 }
-NUMBERS = {"--num_samples", "--num_output_frames", "--seconds", "--seed"}  # all other values are text
+NUMBERS = {"--num_samples", "--num_output_frames", "--seconds", "--seed", "--start_seconds"}  # the others are text
 SWITCHES = {
     "--use_ema": ("model.use_ema", "the averaged weights of a training checkpoint"),
     "--i2v": ("data.i2v", "start from images"),
     "--save_with_index": ("output.save_with_index", "<line>-<sample>.mp4 instead of the prompt as name"),
     "--overwrite": ("output.overwrite", "make finished videos anew"),
+    "--resume": ("output.resume", "go on with films whose run was killed, from their snapshots"),
     "--keep-going": ("data.keep_going", "leave out the bad lines of a script and list them at the end"),
 }
 RENAMED = {
@@ -70,10 +75,30 @@ def overrides(flags: argparse.Namespace) -> list[str]:
     given = []
     for flag, (key, _) in (VALUES | SWITCHES).items():
         value = vars(flags)[flag.lstrip("-").replace("-", "_")]
-        if value is not None and value is not False:
+        if flag == "--duration" and value is not None:
+            given.append(f"seconds={duration(value, flags)}")
+        elif value is not None and value is not False:
             # Quoted: a prompt or a path may look like a number, a list or a truth value.
             given.append(f"{key}={value if flag in NUMBERS else format_value(value)}")
     return given + flags.overrides
+
+
+def duration(text: str, flags: argparse.Namespace) -> float:
+    """Returns the seconds of --duration. Errors: ValueError for no time, or where another flag says another length."""
+    from utils.data.scripts import parse_time
+
+    number = text.strip().replace(".", "", 1).isdigit()
+    seconds = parse_time(f"{text.strip()}s" if number else text)
+    if seconds is None:
+        raise ValueError(f'--duration is {text!r}; write a time like "90s", "10m" or "1h30m", or seconds')
+    pairs = [pair.partition("=") for pair in flags.overrides]
+    others = [(f"{key}=", value) for key, _, value in pairs if key in ("seconds", "num_output_frames")]
+    others += [("--seconds ", flags.seconds), ("--num_output_frames ", flags.num_output_frames)]
+    for name, value in others:
+        same = "seconds" in name and value is not None and parse_time(f"{value}s") == seconds
+        if value is not None and not same:
+            raise ValueError(f"--duration {text} and {name}{value} both tell the length; write one")
+    return seconds
 
 
 def main(arguments: list[str] | None = None) -> int:

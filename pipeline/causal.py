@@ -40,6 +40,11 @@ class Causal:
         head = given or self.config.first_chunk
         return head + -(-max(1, total - head) // self.config.chunk) * self.config.chunk
 
+    def round_down(self, frames: int) -> int:
+        """Returns how many of so many first frames fill whole chunks."""
+        head = self.config.first_chunk or self.config.chunk
+        return 0 if frames < head else head + (frames - head) // self.config.chunk * self.config.chunk
+
     def given_spans(self, given: int) -> list[Span]:
         """Returns the chunks of so many given first frames."""
         head = self.config.first_chunk or self.config.chunk

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ class DataConfig:
     i2v: bool = False  # path is a folder of images
     noise: str = ""  # a safetensors file with the start noise `noise` [N, F, C, h, w]
     initial_latents: str = ""  # a safetensors file with `latents` [N or 1, F, C, h, w] to go on from
+    start_image: str = ""  # a picture that all films start from, or a folder with one for each line of the prompts
+    start_video: str = ""  # the same with videos, whose end is the films' start
+    start_seconds: float = 0.0  # how much of a video's end, cut to whole chunks; 0 = what the window holds
     switch_frames: Any = ()  # latent frames at which scripts without ends change their prompt; [40, 80] or "40, 80"
     keep_going: bool = False  # make the other films of a script that has bad lines, which are listed at the end
 
@@ -41,6 +45,11 @@ class DataConfig:
             raise ValueError("extended_path needs path, whose lines it rewrites")
         if self.prompt and self.path:
             raise ValueError("write either prompt or path, not both")
+        names = ("i2v", "initial_latents", "start_image", "start_video")
+        if len(starts := [name for name in names if vars(self)[name]]) > 1:
+            raise ValueError(f"{' and '.join(starts)} each tell what the films start from; write one")
+        if self.start_seconds < 0 or (self.start_seconds and not self.start_video):
+            raise ValueError(f"start_seconds is {self.start_seconds}; write how much of start_video is used, 0 or more")
 
 
 @dataclass
@@ -55,8 +64,12 @@ class OutputConfig:
     latents: bool = False  # also <name>.safetensors
     save_with_index: bool = False  # <line>-<sample> instead of the prompt as file name
     overwrite: bool = False  # make finished videos anew
+    save_every_seconds: float = 30.0  # of the film, between snapshots from which a killed run goes on; 0 = none
+    resume: bool = False  # go on with the films of a run that was killed, from their snapshots
 
     def check(self):
+        if not 0 <= self.save_every_seconds < math.inf:
+            raise ValueError(f"save_every_seconds is {self.save_every_seconds}; write seconds, or 0 for no snapshots")
         if self.fps < 0 or not 0 <= self.crf <= 51:
             raise ValueError("fps must not be negative and crf must lie in 0..51")
         if self.gif and self.fps > 50:

@@ -1,83 +1,209 @@
-"""From the chunks of a batch of films to files: streaming decode, MP4, and a JSON beside each."""
+"""From the chunks of a batch of films to files: streaming decode, MP4, and a JSON beside each.
+
+Memory does not grow with a film: frames and latents go to the disk as they come, the few that a contact sheet shows are
+picked as they pass.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from pipeline.ahead import Ahead
 from pipeline.request import Request
 from pipeline.rollout import Chunk
-from utils.atomic import write_json
-from utils.media_io import VideoWriter, to_uint8, write_gif
-from wan.tensor_file import write_safetensors
+from utils.atomic import GrowingFile, write_json
+from utils.gif_writer import GifWriter
+from utils.media_io import evenly_spaced, to_uint8
+from utils.video_writer import VideoWriter
+from wan.tensor_file import safetensors_head
 
 DECODED_TOGETHER = 4  # latent frames of a long chunk, so that a whole clip needs no more memory than a stream
+SHEET_FRAMES = 8  # of each film
+
+
+class Reel:
+    """The growing files of one film: its MP4, and its latents and GIF where they are asked for."""
+
+    def __init__(self, path: Path, output, fps: float, latents: tuple[int, ...], mark: dict | None = None):
+        """path: without a suffix. latents: (F, C, h, w) of the film. mark: what `mark` of an earlier reel returned.
+
+        Errors: ValueError if the files are not the marked ones.
+        """
+        mark, self.keep, self.latents, self.gif = mark or {}, bool(mark), None, None
+        names = {kind: path.with_name(f"{path.name}.{kind}") for kind in ("mp4", "gif", "safetensors")}
+        half = path.with_name(f"{path.name}.latents.partial")
+        if not mark:
+            for old in (half, names["gif"].with_suffix(".partial.gif")):  # of a run that was killed and wrote more
+                old.unlink(missing_ok=True)
+        self.video = VideoWriter(names["mp4"], fps, crf=output.crf, mark=mark.get("video"))
+        try:
+            if output.gif:
+                self.gif = GifWriter(names["gif"], fps, mark.get("gif"))
+            if output.latents:
+                self.latents = GrowingFile(names["safetensors"], half, mark.get("latents"))
+                if not mark:
+                    self.latents.write(safetensors_head("latents", latents))
+        except BaseException:
+            self.give_up()
+            raise
+
+    def add_latents(self, latents_FCHW: torch.Tensor) -> None:
+        """Appends latents, if they are asked for."""
+        if self.latents is not None:
+            self.latents.write(latents_FCHW.float().cpu().contiguous().numpy().tobytes())
+
+    def add(self, frames_PHWC: np.ndarray) -> None:
+        """Appends uint8 frames [P, H, W, 3]."""
+        self.video.write(frames_PHWC)
+        if self.gif is not None:
+            self.gif.write(frames_PHWC)
+
+    def mark(self) -> dict:
+        """Brings all to the disk; returns what `Reel(..., mark=...)` takes. From here on `give_up` leaves the files."""
+        parts = {"video": self.video, "gif": self.gif, "latents": self.latents}
+        marks = {name: part.mark() for name, part in parts.items() if part is not None}
+        self.keep = True
+        return marks
+
+    def close(self) -> None:
+        """Finishes the files and gives them their names."""
+        self.video.close()
+        if self.gif is not None:
+            self.gif.close()
+        if self.latents is not None:
+            self.latents.finish()
+
+    def give_up(self) -> None:
+        """Removes what is not finished, or leaves it for a later run to go on with."""
+        if self.latents is not None:
+            self.latents.give_up(self.keep)
+        if self.gif is not None:
+            self.gif.abort(self.keep)
+        self.video.keep_partial = self.keep
+        self.video.abort()
 
 
 class Films:
-    """Writes a batch of films chunk by chunk; files of the `wanted` rows only, whole or not at all."""
+    """Writes a batch of films chunk by chunk; files of the `wanted` rows only, whole or not at all.
 
-    def __init__(self, vae, requests: Sequence[Request], wanted: Sequence[bool], output, fps: float):
-        self.vae, self.requests, self.wanted = vae, list(requests), list(wanted)
-        self.output, self.fps = output, output.fps or fps
+    `shown`: of each wanted row the frames [<= 8, H, W, 3] of a contact sheet. `num_frames`: pixel frames so far.
+    `stream`: the decoder's state; `next_frame`: the latent frame that comes next.
+    """
+
+    def __init__(self, vae, requests: Sequence[Request], wanted: Sequence[bool], output, fps, geometry, total):
+        """fps: of the model, where `output` has none. geometry, total: size and latent frames of the films."""
+        self.vae, self.requests, self.wanted, self.output = vae, list(requests), list(wanted), output
+        self.fps, self.geometry, self.total = output.fps or fps, geometry, total
+        self.rows = [row for row, wanted in enumerate(self.wanted) if wanted]
         self.seconds = {"decode": 0.0, "write": 0.0}
-        self.shown: dict[int, np.ndarray] = {}  # frames of each wanted row, for the sheet and the GIF
+        self.stream, self.num_frames, self.next_frame = None, 0, 0
+        self._picks = set(evenly_spaced(geometry.pixel_frames(total), SHEET_FRAMES))
+        self._shown: dict[int, list[np.ndarray]] = {row: [] for row in self.rows}
+        self._reels: dict[int, Reel] = {}
 
-    def write(self, chunks: Iterable[Chunk], on_chunk=lambda count: None) -> None:
+    @property
+    def shown(self) -> dict[int, np.ndarray]:
+        """The picked frames of each wanted row."""
+        return {row: np.stack(frames) for row, frames in self._shown.items()}
+
+    def write(self, chunks: Iterable[Chunk], on_chunk=lambda count: None, save=None, device=None) -> None:
         """Decodes and writes all chunks; `on_chunk(pixel frames)` after each generated one.
 
-        An exception (Ctrl-C too) leaves no file of these films.
+        save: called without arguments every `save_every_seconds` of the films, where `state` can be taken.
+        device: where a decoder of its own runs, on a thread of its own; None: in turn.
+        An exception (Ctrl-C too) leaves no file of these films, unless a state was taken.
         """
-        folder, state, kept = Path(self.output.folder), None, []
-        rows = [row for row, wanted in enumerate(self.wanted) if wanted]
-        frames: dict[int, list[np.ndarray]] = {row: [] for row in rows}
         with contextlib.ExitStack() as stack:
-            writers = {
-                row: stack.enter_context(VideoWriter(film(self.requests[row], folder), self.fps, crf=self.output.crf))
-                for row in rows
-            }
-            for chunk in chunks:
-                before = sum(map(len, frames[rows[0]]))
-                if self.output.latents:
-                    kept.append(chunk.latents.float().cpu())
-                for latents in chunk.latents.split(DECODED_TOGETHER, 1):
-                    pixels, state = self._timed("decode", self._decode, latents, state)
-                    self._timed("write", self._append, writers, pixels, frames)
-                if not chunk.given:
-                    on_chunk((sum(map(len, frames[rows[0]])) - before) * len(rows))
-            for row in rows:  # a film that is replaced is unfinished until its own JSON is there
-                sidecar(self.requests[row], folder).unlink(missing_ok=True)
-        self.shown = {row: np.concatenate(parts) for row, parts in frames.items()}
-        for row in rows:
-            path = folder / self.requests[row].stem
-            if self.output.gif:
-                write_gif(path.with_name(path.name + ".gif"), self.shown[row], self.fps)
-            if kept:
-                clip = torch.cat([part[row] for part in kept])
-                write_safetensors(path.with_name(path.name + ".safetensors"), {"latents": clip})
+            for row in self.rows:
+                reel = self._reels[row] if row in self._reels else self._reel(row)
+                self._reels[row] = reel
+                stack.callback(reel.give_up)
+            with Ahead(device) as ahead:
+                for chunk in chunks:
+                    ahead(partial(self._take_in, on_chunk=None if chunk.given else on_chunk), chunk.latents)
+                    self.next_frame = chunk.span.stop
+                    if save is not None and self._due(chunk):
+                        ahead.drain()
+                        save()
+            assert self.next_frame == self.total, f"{self.total} latent frames were announced, {self.next_frame} came"
+            for row in self.rows:  # a film that is replaced is unfinished until its own JSON is there
+                sidecar(self.requests[row], self.output.folder).unlink(missing_ok=True)
+            for row in self.rows:
+                self._reels[row].close()
+
+    def state(self) -> tuple[dict, dict[str, torch.Tensor]]:
+        """Brings all to the disk; returns (plain book, tensors) for `resume`."""
+        marks = {str(row): reel.mark() for row, reel in self._reels.items()}
+        tensors = {f"shown.{row}": torch.from_numpy(frames) for row, frames in self.shown.items()}
+        return {"files": marks, "frames": self.num_frames, "seconds": dict(self.seconds)}, tensors
+
+    def resume(self, book: dict, tensors: dict[str, torch.Tensor], next_frame: int) -> None:
+        """Cuts the files where `state` was taken, and goes on from there; `stream` must be set to what it was then.
+
+        Errors: ValueError if they are not those files, or a wanted film was not among them.
+        """
+        try:
+            for row in self.rows:
+                if str(row) not in book["files"]:
+                    raise ValueError(f"the snapshot does not hold {self.requests[row].stem}")
+                self._reels[row] = self._reel(row, book["files"][str(row)])
+        except BaseException:
+            for reel in self._reels.values():
+                reel.give_up()
+            self._reels = {}
+            raise
+        self._shown = {row: list(tensors[f"shown.{row}"].numpy()) for row in self.rows}
+        self.next_frame, self.num_frames, self.seconds = next_frame, book["frames"], dict(book["seconds"])
 
     def sidecars(self, facts: dict, each: Sequence[dict] = ()) -> None:
         """Writes `<name>.json` of each wanted film: its prompt and keys, the run's facts, and its own of `each`."""
-        for row, request in enumerate(self.requests):
-            if self.wanted[row]:
-                own = {"prompt": request.prompt, "index": request.index, "sample": request.sample}
-                own |= {"frames": len(self.shown[row]), "fps": self.fps}
-                write_json(sidecar(request, self.output.folder), own | facts | (each[row] if each else {}))
+        for row in self.rows:
+            request = self.requests[row]
+            own = {"prompt": request.prompt, "index": request.index, "sample": request.sample}
+            own |= {"frames": self.num_frames, "fps": self.fps}
+            write_json(sidecar(request, self.output.folder), own | facts | (each[row] if each else {}))
 
-    def _decode(self, latents, state):
+    def _reel(self, row: int, mark: dict | None = None) -> Reel:
+        path = Path(self.output.folder) / self.requests[row].stem
+        return Reel(path, self.output, self.fps, self.geometry.latent_shape(self.total), mark)
+
+    def _due(self, chunk: Chunk) -> bool:
+        """True if a multiple of `save_every_seconds` lies in the chunk and the film goes on: whoever runs, and when."""
+        period = self.output.save_every_seconds * self.fps
+        if not period or chunk.span.stop >= self.total:
+            return False
+        begin, end = (self.geometry.pixel_frames(frame) for frame in (chunk.span.start, chunk.span.stop))
+        return begin // period < end // period
+
+    def _take_in(self, latents: torch.Tensor, on_chunk: Callable | None) -> None:
+        """Writes the latents of a chunk, decodes them and writes its frames."""
+        before = self.num_frames
+        for row, reel in self._reels.items():
+            reel.add_latents(latents[row])
+        for part in latents.split(DECODED_TOGETHER, 1):
+            pixels, self.stream = self._timed("decode", self._decode, part)
+            self._timed("write", self._append, pixels)
+        if on_chunk is not None:
+            on_chunk((self.num_frames - before) * len(self.rows))
+
+    def _decode(self, latents: torch.Tensor):
         with torch.no_grad():
-            return self.vae.decode_stream(latents, state)
+            return self.vae.decode_stream(latents, self.stream)
 
-    def _append(self, writers, pixels, frames) -> None:
-        for row, writer in writers.items():
-            levels = to_uint8(pixels[row])
-            writer.write(levels)
-            frames[row].append(levels)
+    def _append(self, pixels_BPCHW: torch.Tensor) -> None:
+        for row, reel in self._reels.items():
+            levels = to_uint8(pixels_BPCHW[row])
+            reel.add(levels)
+            shown = [n for n in range(len(levels)) if self.num_frames + n in self._picks]
+            self._shown[row] += [levels[n].copy() for n in shown]
+        self.num_frames += pixels_BPCHW.shape[1]
 
     def _timed(self, name: str, call, *arguments):
         begin = time.perf_counter()

@@ -22,6 +22,7 @@ from pipeline.causal import Causal
 from pipeline.decode import DECODED_TOGETHER
 from pipeline.request import KeyedNoise, Request, check_words
 from pipeline.rollout import Chunk
+from pipeline.snapshot import pack, unpack
 from pipeline.track import Live
 from utils.data.prompts import check_prompt
 from utils.rng import Rng
@@ -42,21 +43,40 @@ class Session:
         self._track: Live | None = None
         self._closed = False
 
-    def start(self, prompt: str, seed: int = 0, negative: str = "", index: int = 0, max_frames: int | None = None):
-        """Begins a film; one that is running ends here.
+    @torch.no_grad()
+    def start(
+        self,
+        prompt: str,
+        seed: int = 0,
+        negative: str = "",
+        index: int = 0,
+        max_frames: int | None = None,
+        given: torch.Tensor | None = None,
+    ) -> list[Chunk]:
+        """Begins a film; one that is running ends here. Returns the chunks of given frames, as `step` does.
 
         seed, index: keys of the noise; with them the film is that of line `index` (from 0) of a prompt file.
         max_frames: latent frames at most, needed where no window bounds the cache.
-        Errors: ValueError for a prompt that cannot be used, or a cache that needs a length.
+        given: clean latents [1, F, C, h, w] that the film begins with (`pipeline.start.encode_start` makes them of a
+        picture or a video); the first `step` goes on behind them.
+        Errors: ValueError for a prompt or latents that cannot be used, or a cache that needs a length.
         """
         with self._busy:
             self._check_open()
             name = self._checked(prompt)
+            latents = self._fitting(given, max_frames)
             self._keys = {"seed": seed, "index": index, "negative": negative}
             condition = self._condition(name, negative)
             largest = max(self.pipeline.config.chunk, self.pipeline.config.first_chunk)
             self._rollout.begin(1, largest, max_frames)
-            self._begin(Live(name, condition), 0, None)
+            track = Live(name, condition)
+            self._begin(track, 0, None)
+            chunks = [Chunk(s, latents[:, s.start : s.stop], True) for s in self.pipeline.given_spans(latents.shape[1])]
+            for chunk in chunks:
+                self._rollout.enter(condition)
+                self._rollout.commit(condition, chunk.span, chunk.latents, self._noise)
+            self._next = latents.shape[1]
+            return [self._decoded(chunk) for chunk in chunks]
 
     @property
     def prompt(self) -> str:
@@ -93,14 +113,7 @@ class Session:
             length = (knobs.first_chunk or knobs.chunk) if self._next == 0 else knobs.chunk
             chunk = self._rollout.make(track, Span(self._next, self._next + length), self._noise)
             self._next += length
-            pixels = None
-            if self.decode:
-                parts, state = [], self._vae_state
-                for latents in chunk.latents.split(DECODED_TOGETHER, 1):
-                    part, state = self.pipeline.kit.vae.decode_stream(latents, state)
-                    parts.append(part)
-                pixels, self._vae_state = torch.cat(parts, 1), state
-            return replace(chunk, pixels=pixels)
+            return self._decoded(chunk)
 
     def snapshot(self) -> dict:
         """Returns the film so far: {"tensors": name -> copy, "book": numbers and texts that JSON can hold}.
@@ -109,16 +122,10 @@ class Session:
         """
         with self._busy:
             track = self._running()
-            rollout, tensors = self._rollout.snapshot()
-            stream = self._vae_state if self._vae_state is None else []
-            for number, entry in enumerate(self._vae_state or ()):
-                held = isinstance(entry, torch.Tensor)
-                stream.append("tensor" if held else entry)  # diffusers marks entries by a text, or None
-                if held:
-                    tensors[f"vae.{number}"] = entry.clone()
-            book = {"rollout": rollout, "vae": stream, "next_frame": self._next, "keys": dict(self._keys)}
-            book |= {"prompt": track.name, "waiting": [list(pair) for pair in track.waiting()]}
-            return {"tensors": tensors, "book": book}
+            snapshot = pack(self._rollout, self._vae_state, self._next)
+            snapshot["book"] |= {"keys": dict(self._keys), "prompt": track.name}
+            snapshot["book"]["waiting"] = [list(pair) for pair in track.waiting()]
+            return snapshot
 
     def restore(self, snapshot: dict) -> None:
         """Goes back to a snapshot, of this session or of another one; what waits in line is what waited then.
@@ -127,16 +134,13 @@ class Session:
         """
         with self._busy:
             self._check_open()
-            tensors, book = snapshot["tensors"], snapshot["book"]
+            book = snapshot["book"]
             self._keys = dict(book["keys"])
             condition = self._condition(book["prompt"], self._keys["negative"])
             track = Live(book["prompt"], condition)
             for name, now in book["waiting"]:
                 track.switch(name, self._condition(name, self._keys["negative"]), now)
-            self._rollout.restore(book["rollout"], tensors, condition)
-            device, stream = self.pipeline.kit.device, book["vae"]
-            if stream is not None:
-                stream = [tensors[f"vae.{n}"].to(device) if e == "tensor" else e for n, e in enumerate(stream)]
+            stream = unpack(snapshot, self._rollout, condition, self.pipeline.kit.device)
             self._begin(track, book["next_frame"], stream)
 
     def fork(self) -> Session:
@@ -151,6 +155,28 @@ class Session:
         with self._busy:
             self._closed, self._track, self._vae_state = True, None, None
             self._rollout = replace(self.pipeline.rollout)
+
+    def _decoded(self, chunk: Chunk) -> Chunk:
+        """Returns the chunk with its pixels, which are the next ones of the decoder's stream."""
+        if not self.decode:
+            return chunk
+        parts, state = [], self._vae_state
+        for latents in chunk.latents.split(DECODED_TOGETHER, 1):
+            part, state = self.pipeline.kit.vae.decode_stream(latents, state)
+            parts.append(part)
+        self._vae_state = state
+        return replace(chunk, pixels=torch.cat(parts, 1))
+
+    def _fitting(self, given: torch.Tensor | None, max_frames: int | None) -> torch.Tensor:
+        """Returns the given latents on the model's device, [1, 0, C, h, w] for none."""
+        kit, shape = self.pipeline.kit, self.pipeline.rollout.geometry.latent_shape(1)[1:]
+        if given is None:
+            return torch.empty(1, 0, *shape)
+        if given.dim() != 5 or len(given) != 1 or given.shape[2:] != shape or not given.shape[1]:
+            raise ValueError(f"given latents are {list(given.shape)}; this film takes [1, F, {str(shape)[1:-1]}]")
+        if max_frames is not None and given.shape[1] >= max_frames:
+            raise ValueError(f"{given.shape[1]} latent frames are given and max_frames is {max_frames}; write more")
+        return given.to(kit.device, kit.dtype)
 
     def _begin(self, track: Live, next_frame: int, vae_state: list | None) -> None:
         kit, keys = self.pipeline.kit, self._keys

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,10 +19,11 @@ from wan.parts import Parts, find_parts
 from wan.spec import SPECS, ModelSpec, spec_for
 from wan.text import DTYPES, TextConfig, load_text_encoder
 from wan.transformer import WanTransformer
-from wan.vae import StreamingVAE, VAEConfig, open_vae
+from wan.vae import StreamingVAE, VAEConfig, open_vae, own_device
 from wan.weights import load_lora, load_strict, load_transformer, merge_lora
 
 HASHED_BYTES = 4096  # of each tensor; reading 28 GB for a name would take longer than a video
+KEPT_PROMPTS = 64  # whose embeddings are kept, the latest used; a conversation may never say the same thing twice
 
 
 @dataclass
@@ -37,6 +39,7 @@ class Kit:
     dtype: torch.dtype
     weights_hash: str
     _kept: dict = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
     def of(cls, denoiser: Denoiser, vae: StreamingVAE, text, device: torch.device, dtype: torch.dtype) -> Kit:
@@ -73,16 +76,25 @@ class Kit:
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> torch.Tensor:
-        """Returns text embeddings [B, T, width] in the compute dtype; each prompt is encoded once, alone."""
+        """Returns text embeddings [B, T, width] in the compute dtype; each prompt is encoded alone, and then kept."""
+        rows = []
         for prompt in prompts:
-            if prompt not in self._kept:
-                self._kept[prompt] = self.text([prompt])[0].to(self.device, self.dtype)
-        return torch.stack([self._kept[p] for p in prompts])
+            with self._lock:  # sessions of several threads share a kit
+                row = self._kept.pop(prompt, None)
+            if row is None:
+                row = self.text([prompt])[0].to(self.device, self.dtype)
+            rows.append(row)
+            with self._lock:
+                self._kept[prompt] = row
+                while len(self._kept) > KEPT_PROMPTS:
+                    del self._kept[next(iter(self._kept))]
+        return torch.stack(rows)
 
 
 def load_kit(config: ModelConfig, vae: VAEConfig, text: TextConfig) -> Kit:
     """Returns the model that `config` names. Errors: ValueError naming what is missing."""
     device = torch.device("cuda", distributed.local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+    own_device(vae, device)  # is it there? asked before any weight is read
     parts = find_parts(hub.resolve(config.path))
     networks, digest = [], hashlib.sha256()
     experts = sorted(parts.transformers, key=lambda name: name.startswith("high"))

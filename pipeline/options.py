@@ -122,7 +122,8 @@ class CausalConfig:
                 f"pipeline.cache.window_frames {window} is smaller than sink_frames {sink} + chunk {largest}; "
                 f"write at least {sink + largest}"
             )
-        if not config.seconds and not config.data.i2v and not config.data.initial_latents:
+        data = config.data
+        if not config.seconds and not (data.i2v or data.initial_latents or data.start_image):
             chunks(config.num_output_frames, self.chunk, self.first_chunk or None)
 
     def build(self, kit, sampler, geometry):
@@ -136,8 +137,8 @@ class BidirectionalConfig:
 
     def check_with(self, config) -> None:
         """Raises ValueError for what this pipeline cannot do."""
-        if config.data.initial_latents:
-            raise ValueError("initial_latents are continued chunk by chunk; write pipeline.name=causal")
+        if config.data.initial_latents or config.data.start_video:
+            raise ValueError("initial_latents and start_video are continued chunk by chunk; write pipeline.name=causal")
         if config.data.scripted:
             raise ValueError("a script's prompts change from chunk to chunk; write pipeline.name=causal")
 

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from utils.data.digits import parse_prompt
-from utils.data.prompts import PromptLine, check_prompt, file_stem, read_image_prompts, read_prompts, repeated
+from utils.data.prompts import (
+    PromptLine,
+    check_prompt,
+    file_stem,
+    read_captioned,
+    read_image_prompts,
+    read_prompts,
+    repeated,
+    with_start,
+)
 from utils.data.scripts import ScriptLine, parse_switch_frames, read_scripts
 from utils.rng import Rng
 from wan.geometry import Span
@@ -25,8 +34,10 @@ class Request:
     index: int
     sample: int
     stem: str  # file name without extension
-    image: Path | None = None
+    image: Path | None = None  # what it starts from: a picture,
     script: ScriptLine | None = None  # the prompts that follow, and what else its line says
+    video: Path | None = None  # or the last seconds of a video (0: as many as the window holds)
+    start_seconds: float = 0.0
 
     @property
     def prompts(self) -> list[str]:
@@ -34,9 +45,15 @@ class Request:
         return [cue.text for cue in self.script.cues] if self.script else [self.prompt]
 
     @property
-    def schedule(self) -> tuple | None:
-        """What films must share to be made together."""
-        return self.script and self.script.schedule
+    def start(self) -> Path | None:
+        """The file that it starts from."""
+        return self.image or self.video
+
+    @property
+    def schedule(self) -> tuple:
+        """What films must share to be made together; how many frames a video gives is known when it is read."""
+        start = (self.video, self.start_seconds) if self.video else bool(self.image)
+        return self.script and self.script.schedule, start
 
 
 def read_requests(data, output, num_samples: int, suffix: str = "", refused: list[str] | None = None) -> list[Request]:
@@ -52,16 +69,31 @@ def read_requests(data, output, num_samples: int, suffix: str = "", refused: lis
         lines = read_image_prompts(data.path)
     elif data.scripted:
         scripts = read_scripts(data.path, parse_switch_frames(data.switch_frames), refused)
-        return _requests([(PromptLine(s.text, s.line), s) for s in scripts], output, num_samples, suffix)
+        lines = _started([PromptLine(s.text, s.line) for s in scripts], data)
+        own = [
+            replace(x, image=s.image, video=s.video) if s.started else x for x, s in zip(lines, scripts, strict=True)
+        ]
+        return _requests(list(zip(own, scripts, strict=True)), data, output, num_samples, suffix)
     elif data.path:
         lines = read_prompts(data.path, data.extended_path or None)
+    elif start := data.start_image or data.start_video:
+        lines = read_captioned(start, "image" if data.start_image else "video")
     else:
         wanted = "--data_path FOLDER (images and captions)" if data.i2v else "--prompt TEXT or --data_path FILE"
         raise ValueError(f"nothing to do: write {wanted}")
-    return _requests([(line, None) for line in lines], output, num_samples, suffix)
+    return _requests([(line, None) for line in _started(lines, data)], data, output, num_samples, suffix)
 
 
-def _requests(rows: list[tuple[PromptLine, ScriptLine | None]], output, num_samples: int, suffix: str) -> list[Request]:
+def _started(lines: list[PromptLine], data) -> list[PromptLine]:
+    """Returns the lines with the start files that the configuration names."""
+    for kind, path in (("image", data.start_image), ("video", data.start_video)):
+        if path:
+            lines = with_start(lines, path, kind)
+    return lines
+
+
+def _requests(rows: Sequence[tuple[PromptLine, ScriptLine | None]], data, output, num_samples: int, suffix: str):
+    """Returns the requests of the rows."""
     twice = repeated([line for line, _ in rows])
     return [
         Request(
@@ -71,6 +103,8 @@ def _requests(rows: list[tuple[PromptLine, ScriptLine | None]], output, num_samp
             file_stem(line.index, sample, line.text, suffix, output.save_with_index, line.index in twice),
             line.image,
             script,
+            line.video,
+            script.start_seconds if script and script.started else data.start_seconds,
         )
         for line, script in rows
         for sample in range(num_samples)
@@ -97,7 +131,7 @@ def check_words(prompt: str, spec_name: str) -> None:
 def batches(requests: Sequence[Request], size: int) -> list[list[Request]]:
     """Cuts the whole list into batches, before ranks share them: what is computed together never depends
     on the number of ranks, nor on what an earlier run has finished. Films of one batch share their schedule."""
-    alike: dict[tuple | None, list[Request]] = {}
+    alike: dict[tuple, list[Request]] = {}
     for request in requests:
         alike.setdefault(request.schedule, []).append(request)
     return [own[i : i + size] for own in alike.values() for i in range(0, len(own), size)]

@@ -143,20 +143,20 @@ class Rollout:
                 cache.reset()
             elif kind == "bidirectional":
                 context = Recached(cache)
-                self._show(self._clean(context.plan.span), own, context)
+                self._show(self._clean(context.plan.frames), own, context)
             elif kind == "causal":
                 again = cache.rewind()
                 for span in [s for s, _ in self.latest if s.stop > again.start]:
                     part = Span(max(span.start, again.start), span.stop)
-                    self._show(self._clean(part), own, Cached(cache, part))
+                    self._show(self._clean(range(part.start, part.stop)), own, Cached(cache, part))
 
-    def snapshot(self) -> tuple[dict, dict[str, torch.Tensor]]:
-        """Returns (plain book, tensors) of the film so far; copies."""
+    def snapshot(self, device=None) -> tuple[dict, dict[str, torch.Tensor]]:
+        """Returns (plain book, tensors) of the film so far; copies, on `device` or where the film is."""
         book = {"sizes": dict(self.sizes), "ledgers": [cache.ledger.state() for cache in self.branches]}
         book["latest"] = [[span.start, span.stop] for span, _ in self.latest]
-        tensors = {f"{n}.{name}": t for n, c in enumerate(self.branches) for name, t in c.snapshot().items()}
+        tensors = {f"{n}.{name}": t for n, c in enumerate(self.branches) for name, t in c.snapshot(device).items()}
         if self.latest:
-            tensors["latest"] = torch.cat([x for _, x in self.latest], 1)
+            tensors["latest"] = torch.cat([x for _, x in self.latest], 1).to(device)
         return book, tensors
 
     def restore(self, book: dict, tensors: dict[str, torch.Tensor], condition: Condition) -> None:
@@ -178,13 +178,14 @@ class Rollout:
 
     def _remember(self, span: Span, latents: torch.Tensor) -> None:
         """Keeps the latents of the last frames, as many as a recache may ask for."""
-        first = 0 if self.cache.window_frames == -1 else span.stop - self.cache.window_frames
+        window = self.cache.window_frames
+        first = 0 if window == -1 else span.stop - max(window, self.cache.recache_frames)
         self.latest = [(s, x) for s, x in self.latest if s.stop > first] + [(span, latents)]
 
-    def _clean(self, span: Span) -> torch.Tensor:
+    def _clean(self, frames: Sequence[int]) -> torch.Tensor:
         """Returns the latents of frames that are remembered."""
         first = self.latest[0][0].start
-        return torch.cat([x for _, x in self.latest], 1)[:, span.start - first : span.stop - first]
+        return torch.cat([x for _, x in self.latest], 1)[:, [frame - first for frame in frames]]
 
     def _open(self, batch: int, chunk_frames: int, max_frames: int | None) -> list:
         """Returns one empty cache per guidance branch."""

@@ -12,23 +12,24 @@ import numpy as np
 import torch
 
 from pipeline.config import InferConfig
-from pipeline.decode import Films, film, finished, sidecar
+from pipeline.decode import SHEET_FRAMES, Films, film, finished, sidecar
 from pipeline.kit import Kit, load_kit
 from pipeline.request import KeyedNoise, Request, batches, check_grammar, read_requests
 from pipeline.rollout import Chunk
 from pipeline.script import check_switches, script_of, switch_report
+from pipeline.snapshot import Bookmark, facts_of, remove_stale, settings_hash
+from pipeline.start import image_pixels, video_pixels
 from pipeline.take import Take, read_latents, rows_of, take_of
 from pipeline.track import Script
 from utils import distributed
-from utils.config import config_hash
 from utils.log import VideoProgress
-from utils.media_io import contact_sheet, read_image, read_video
+from utils.media_io import contact_sheet, read_strip
 from utils.rng import Rng
 from wan.condition import Condition
 from wan.geometry import Geometry
 
 logger = logging.getLogger(__name__)
-SHEET_CLIPS, SHEET_FRAMES = 16, 8
+SHEET_CLIPS = 16
 
 
 def run(config: InferConfig) -> list[Path]:
@@ -46,6 +47,8 @@ def run(config: InferConfig) -> list[Path]:
     groups = batches(requests, config.batch)
     mine = distributed.split(list(range(len(groups))))
     videos, folder = [r for number in mine for r in groups[number]], config.output.folder
+    for number in mine:
+        remove_stale(groups[number], folder)
     if not config.output.overwrite:
         report_finished(videos, config)
     if not config.output.overwrite and all(finished(r, folder) for r in videos):
@@ -69,6 +72,8 @@ def report_finished(videos: list[Request], config: InferConfig) -> None:
         except ValueError as error:
             raise ValueError(f"{sidecar(request, folder)} is damaged ({error}); remove it") from error
         now = {"prompt": request.prompt, "seed": seed_of(request, config)}
+        if request.start:
+            now["start"] = str(request.start)
         if request.script:
             facts["prompts"], now["prompts"] = [s["text"] for s in facts.get("switches", ())], request.prompts
         if other := {name: facts.get(name) for name, value in now.items() if facts.get(name) != value}:
@@ -85,7 +90,7 @@ class Run:
         self.config, self.kit = config, kit
         self.sampler = config.sampler.build()
         self.rng = Rng(config.seed)
-        self._takes: dict[tuple | None, Take] = {}
+        self._takes: dict[tuple, Take] = {}
         shape = Geometry.of(kit.spec, config.height, config.width).latent_shape(1)[1:]
         self.noise = read_latents(config.data.noise, "noise", shape)
         self.initial = read_latents(config.data.initial_latents, "latents", shape)
@@ -95,8 +100,6 @@ class Run:
 
         Errors: ValueError for what the model cannot do, before the first video is begun.
         """
-        if self.kit.joins_image and not self.config.data.i2v:
-            raise ValueError(f"{self.kit.spec.name} starts from images: give --i2v and a folder of them as --data_path")
         bad = set()
         for group in groups:
             for request in group:
@@ -128,7 +131,8 @@ class Run:
                 shown = self.batch(group, wanted, bar).shown if any(wanted) else {}
                 for row, request in enumerate(group):
                     if row in shown:
-                        strips[request.stem] = _strip(shown[row])
+                        if request in videos[:SHEET_CLIPS]:
+                            strips[request.stem] = shown[row]
                         bar.video()
                     else:
                         bar.skip(0 if shown or row else self.take(request).num_chunks)
@@ -138,6 +142,11 @@ class Run:
 
     def check(self, request: Request) -> None:
         """Raises ValueError for prompts, a length, given noise or latents that do not make this video."""
+        if self.kit.joins_image and not request.image:
+            name = self.kit.spec.name
+            raise ValueError(f"{name} starts from images: give --start_image, or --i2v and a folder as --data_path")
+        if self.initial is not None and (request.image or request.video):
+            raise ValueError(f"{request.script.where}: data.initial_latents are given too; drop one of the starts")
         check_grammar([request], self.kit.spec.name)
         try:
             take = self.take(request)
@@ -162,15 +171,14 @@ class Run:
     def take(self, request: Request) -> Take:
         """Returns how the request's film, and all of its schedule, is made."""
         if request.schedule not in self._takes:
-            given = int(self.config.data.i2v and not self.kit.joins_image)
-            given = given if self.initial is None else self.initial.shape[1]
-            self._takes[request.schedule] = take_of(request.script, self.config, self.kit, self.sampler, given)
+            given = 0 if self.initial is None else self.initial.shape[1]
+            self._takes[request.schedule] = take_of(request, self.config, self.kit, self.sampler, given)
         return self._takes[request.schedule]
 
     def sheet(self, videos: list[Request], strips: dict[str, np.ndarray]) -> None:
         """Writes the contact sheet of this rank's first videos; finished ones are read back."""
         folder = Path(self.config.output.folder)
-        clips = [strips[r.stem] if r.stem in strips else _strip(read_video(film(r, folder))[0]) for r in videos]
+        clips = [strips[r.stem] if r.stem in strips else read_strip(film(r, folder), SHEET_FRAMES) for r in videos]
         name = "contact_sheet.png" if distributed.world_size() == 1 else f"contact_sheet_{distributed.rank()}.png"
         contact_sheet(folder / name, clips, [r.prompt for r in videos], num_frames=SHEET_FRAMES)
 
@@ -182,28 +190,53 @@ class Run:
         if images is not None and self.kit.joins_image:
             track = self.kit.with_image(track, images, take.geometry.pixel_frames(take.total))
         else:
-            given = self.given(group, images)
+            given = self.given(group, images, take)
         noise = KeyedNoise(
             self.rng, group, take.geometry.latent_shape(1)[1:], self.kit.dtype, rows_of(self.noise, group, "noise")
         )
-        films, recaches = Films(self.kit.vae, group, wanted, self.config.output, self.kit.spec.fps), []
-        chunks = take.pipeline.generate(track, noise, len(group), take.total, given)
-        films.write(_noted(chunks, recaches), bar.chunk)
-        seconds = time.perf_counter() - begin
+        output = self.config.output
+        films = Films(self.kit.vae, group, wanted, output, self.kit.spec.fps, take.geometry, take.total)
+        facts = facts_of(self.config, self.kit.weights_hash, group, take.asked, take.total)
+        bookmark = Bookmark(group, output.folder, facts)
+        resumed = bookmark.go_on(films, take, track, noise) if output.resume else None
+        if resumed is None:
+            bookmark.remove()
+            chunks, before = take.pipeline.generate(track, noise, len(group), take.total, given), {}
+        else:
+            chunks, before = resumed
+            bar.passed(sum(span.stop <= films.next_frame for span in take.pipeline.spans(take.total, take.given)))
+        begin, recaches = begin - before.get("seconds", 0), before.get("recaches", [])
+
+        def save() -> None:
+            spent = {"seconds": time.perf_counter() - begin, "recaches": recaches}
+            bookmark.write(take.pipeline.rollout, films, spent)
+
+        vae = self.kit.vae
+        with bookmark:
+            films.write(_noted(chunks, recaches), bar.chunk, save, vae.device if vae.config.apart else None)
+        self.report(films, take, time.perf_counter() - begin, track, recaches)
+        bookmark.remove()
+        return films
+
+    def report(self, films: Films, take: Take, seconds: float, track: Condition | Script, recaches: list[float]):
+        """Writes the JSON beside each film; seconds: that it took."""
+        # The time of a decoder beside the loop is no part of the loop's.
+        beside, group = 0.0 if self.kit.vae.config.apart else sum(films.seconds.values()), films.requests
         each = [{"seed": seed_of(r, self.config)} for r in group]
         for own, request in zip(each, group, strict=True):
+            own |= {"start": str(request.start)} if request.start else {}
             own |= {"switches": switch_report(request.script, track, recaches)} if request.script else {}
         films.sidecars(
             {
                 "model": self.kit.spec.name,
-                "config_hash": config_hash(self.config),
+                "config_hash": settings_hash(self.config),
                 "weights_hash": self.kit.weights_hash,
                 "latent_frames": take.total,
-                "seconds": {"total": seconds, **films.seconds, "denoise": seconds - sum(films.seconds.values())},
+                "given_frames": take.given,
+                "seconds": {"total": seconds, **films.seconds, "denoise": seconds - beside},
             },
             each,
         )
-        return films
 
     def track(self, group: list[Request], take: Take) -> Condition | Script:
         """Returns the batch's condition, or the track of its scripts."""
@@ -218,15 +251,18 @@ class Run:
 
     def images(self, group: list[Request]) -> torch.Tensor | None:
         """Returns the start images [B, 3, H, W] in [-1, 1] of the batch, or None."""
-        if not self.config.data.i2v:
+        if not group[0].image:
             return None
-        geometry = self.take(group[0]).geometry
-        return torch.stack([read_image(r.image, (geometry.height, geometry.width)) for r in group])
+        geometry, mode = self.take(group[0]).geometry, "stretch" if self.config.data.i2v else "crop"
+        return torch.cat([image_pixels(r.image, geometry, mode) for r in group])
 
-    def given(self, group: list[Request], images: torch.Tensor | None) -> torch.Tensor | None:
-        """Returns the clean latents [B, F, C, h, w] before the generated ones: given latents, or the images'."""
+    def given(self, group: list[Request], images: torch.Tensor | None, take: Take) -> torch.Tensor | None:
+        """Returns the clean latents [B, F, C, h, w] before the generated ones: given ones, or those of the starts."""
         if self.initial is not None:
             return rows_of(self.initial, group, "initial_latents")
+        if video := group[0].video:  # one for all, or they would not be made together
+            pixels, _ = video_pixels(video, take.pipeline, take.geometry, take.fps, take.given)
+            return self.kit.vae.encode(pixels[None].to(self.kit.device)).expand(len(group), -1, -1, -1, -1)
         return None if images is None else self.kit.vae.encode(images[:, None].to(self.kit.device))
 
 
@@ -242,8 +278,3 @@ def _noted(chunks: Iterable[Chunk], recaches: list[float]) -> Iterator[Chunk]:
         if chunk.recache_seconds is not None:
             recaches.append(chunk.recache_seconds)
         yield chunk
-
-
-def _strip(frames_PHWC: np.ndarray) -> np.ndarray:
-    """Returns the evenly spaced frames that a contact sheet shows."""
-    return frames_PHWC[np.linspace(0, len(frames_PHWC) - 1, min(SHEET_FRAMES, len(frames_PHWC))).round().astype(int)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,12 +11,16 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from pipeline.causal import Causal
 from pipeline.config import InferConfig
 from pipeline.kit import Kit
 from pipeline.request import Request
 from pipeline.script import asked_frames, film_length
-from utils.data.scripts import ScriptLine
+from pipeline.start import video_pixels
 from wan.geometry import Geometry, Span
+
+logger = logging.getLogger(__name__)
+RATE_TOLERANCE = 0.01  # 24 and 23.976 frames per second are one
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,7 @@ class Take:
     pipeline: object
     total: int  # latent frames
     given: int  # how many of them are given
+    fps: float
     asked: tuple[int, ...] = (0,)
 
     @property
@@ -39,11 +45,13 @@ class Take:
         return [*self.pipeline.given_spans(self.given), *self.pipeline.spans(self.total, self.given)]
 
 
-def take_of(script: ScriptLine | None, config: InferConfig, kit: Kit, sampler, given: int) -> Take:
+def take_of(request: Request, config: InferConfig, kit: Kit, sampler, given: int = 0) -> Take:
     """Returns how a film is made: as its script says, and the configuration where that is silent.
 
-    given: how many first latent frames are there. Errors: ValueError for a size, length or ends that cannot be.
+    given: how many first latent frames are there, if the request does not tell.
+    Errors: ValueError for a size, length, ends or a start that cannot be.
     """
+    script = request.script
     size = (script.height or config.height, script.width or config.width) if script else (config.height, config.width)
     geometry = Geometry.of(kit.spec, *size)
     pipeline, fps = config.pipeline.build(kit, sampler, geometry), config.output.fps or kit.spec.fps
@@ -51,10 +59,26 @@ def take_of(script: ScriptLine | None, config: InferConfig, kit: Kit, sampler, g
     if told is None and config.seconds:
         told = geometry.latent_frames_for(config.seconds, fps), True
     total, loose = told or (config.num_output_frames, False)
+    if request.video:
+        given = _video_frames(request, pipeline, geometry, fps, total)
+    elif request.image and not kit.joins_image:
+        given = 1
     if loose:
         total = pipeline.round_up(max(total, given + 1), given)
     pipeline.spans(total, given)  # raises if they do not fill chunks
-    return Take(geometry, pipeline, total, given, tuple(asked_frames(script, geometry, fps)) if script else (0,))
+    asked = tuple(asked_frames(script, geometry, fps)) if script else (0,)
+    return Take(geometry, pipeline, total, given, fps, asked)
+
+
+def _video_frames(request: Request, pipeline: Causal, geometry: Geometry, fps: float, total: int) -> int:
+    """Returns how many latent frames the end of the request's video gives to a film of `total` frames."""
+    window = pipeline.config.cache.window_frames
+    most = total // 2 if window == -1 else min(window, total - pipeline.config.chunk)
+    pixels, rate = video_pixels(request.video, pipeline, geometry, fps, most, request.start_seconds)
+    logger.info("%s: its last %d frames are given (%.3g s)", request.video, len(pixels), len(pixels) / fps)
+    if abs(rate - fps) > RATE_TOLERANCE * fps:
+        logger.warning("%s runs at %g fps, the film at %g: frames nearest in time are taken", request.video, rate, fps)
+    return geometry.latent_frames(len(pixels))
 
 
 def read_latents(path: str, name: str, shape: tuple[int, ...]) -> torch.Tensor | None:

@@ -5,6 +5,8 @@
     python scripts/benchmark.py infer --config_path configs/infer/benchmark_wan_1.3B.yaml --random_weights \\
         --layers 4 --height 64 --width 96 model.dtype=fp32 vae.dtype=fp32     # reduced, for a CPU
     python scripts/benchmark.py infer ... --windows 12 48                     # bytes copied, by window and rotation
+    python scripts/benchmark.py endless --config_path configs/infer/digits_few_step.yaml --name digits \\
+        pipeline.cache.window_frames=12 pipeline.cache.sink_frames=3          # does chunk 2,000 cost what 100 did?
     python scripts/benchmark.py train --config_path configs/train/digits_self_forcing_dmd.yaml
     python scripts/benchmark.py train --config_path configs/train/benchmark_wan_1.3B.yaml --random_weights
 
@@ -48,33 +50,35 @@ def main(argv: list[str] | None = None) -> int:
         parser.exit(2, f"benchmark.py: {error}\n")
 
 
-def infer_arguments(parser):
+def model_arguments(parser):
     parser.add_argument("--config_path", type=Path, required=True, help="a recipe of configs/infer/")
     parser.add_argument("--random_weights", action="store_true", help="sizes of model.spec, no weight file needed")
     parser.add_argument("--layers", type=int, help="with --random_weights: so many transformer blocks")
     parser.add_argument("--height", type=int, help="pixels, instead of the recipe's")
     parser.add_argument("--width", type=int, help="pixels, instead of the recipe's")
+
+
+def output_arguments(parser):
+    parser.add_argument("--name", help="of the files; default: the recipe's")
+    parser.add_argument("--output_folder", type=Path, default=Path("docs/results"))
+
+
+def infer_arguments(parser):
+    model_arguments(parser)
+    output_arguments(parser)
     parser.add_argument("--chunks", type=int, help=f"measured (default: the recipe's `seconds`, or {DEFAULT_CHUNKS})")
     parser.add_argument("--warmup", type=int, default=2, help="chunks after the window is full that do not count")
     parser.add_argument("--windows", type=int, nargs="+", help="measure bytes copied only, for these window_frames")
     parser.add_argument("--peak_tflops", type=float, help="the device's peak, where it is not to be looked up")
-    parser.add_argument("--name", help="of the files; default: the recipe's")
-    parser.add_argument("--output_folder", type=Path, default=Path("docs/results"))
 
 
 def infer(args) -> int:
     """Milliseconds per chunk, fps, MFU, memory, copies and allocations of causal generation."""
     begin, config = time.time(), read_config(args)
-    import torch
-
     from scripts import benchmark_infer
 
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    result = {"command": args.command, "status": "measured", "device": device_facts(device)}
-    excess = cpu_excess(args, config) if device.type == "cpu" else ""
-    if excess:
+    device, result = begin_record(args, config.threads)
+    if excess := cpu_excess(args, config) if device.type == "cpu" else "":
         return save(args, result | {"status": "not run", "reason": excess}, [f"not run: {excess}"])
     peak = None if args.windows else peak_rate(device, args.peak_tflops)
     kit, weights = benchmark_infer.build_kit(config, args.random_weights, args.layers, device)
@@ -90,12 +94,50 @@ def infer(args) -> int:
     return save(args, result | {"seconds": round(time.time() - begin, 1)}, lines)
 
 
+def endless_arguments(parser):
+    model_arguments(parser)
+    output_arguments(parser)
+    parser.add_argument("--chunks", type=int, default=2000, help="of a film, after the window is full (default 2000)")
+    parser.add_argument("--runs", type=int, default=3, help="films; the time of the best one counts (default 3)")
+    parser.add_argument("--check", action="store_true", help="exit with 1 if a limit is passed")
+    parser.set_defaults(windows=None)
+
+
+def endless(args) -> int:
+    """Time, operators, copies, allocations and memory early and late in a long film: do they stay as they are?"""
+    begin, config = time.time(), read_config(args)
+    from scripts import benchmark_endless, benchmark_infer
+
+    if config.batch != 1:
+        raise ValueError(f"batch is {config.batch} and a session makes one film; write batch=1")
+    device, result = begin_record(args, config.threads)
+    if excess := cpu_excess(args, config) if device.type == "cpu" else "":
+        return save(args, result | {"status": "not run", "reason": excess}, [f"not run: {excess}"])
+    kit, weights = benchmark_infer.build_kit(config, args.random_weights, args.layers, device)
+    result["model"] = describe(config, kit, weights, benchmark_infer.attention_backend(config, kit))
+    result |= benchmark_endless.measure(config, kit, args.chunks, args.runs)
+    result |= {"date": time.strftime("%Y-%m-%d"), "seconds": round(time.time() - begin, 1)}
+    save(args, result, benchmark_endless.table(result))
+    return int(args.check and not benchmark_endless.passed(result))
+
+
+def begin_record(args, threads: int):
+    """Returns (the device, the head of a record), torch set to so many threads if they are given."""
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    return device, {"command": args.command, "status": "measured", "device": device_facts(device)}
+
+
 def read_config(args):
     """Returns the recipe with overrides. Errors: ValueError for what cannot be measured."""
-    for name in ("layers", "chunks", "warmup"):
-        if vars(args)[name] is not None and vars(args)[name] < 1:
-            raise ValueError(f"--{name} is {vars(args)[name]}; write 1 or more")
-    if args.peak_tflops is not None and args.peak_tflops <= 0:
+    given = {name: value for name, value in vars(args).items() if value is not None}
+    for name in ("layers", "chunks", "warmup", "runs"):
+        if given.get(name, 1) < 1:
+            raise ValueError(f"--{name} is {given[name]}; write 1 or more")
+    if given.get("peak_tflops", 1) <= 0:
         raise ValueError(f"--peak_tflops is {args.peak_tflops}; write a positive number")
     if args.layers and not args.random_weights:
         raise ValueError("--layers cuts a model to pieces that no weights fit; write --random_weights too")
@@ -167,7 +209,7 @@ def describe(config, kit, weights: str, backend: str) -> dict:
 
 def infer_table(result: dict) -> list[str]:
     """Returns the markdown of one measurement."""
-    from scripts.tables import head, line
+    from scripts.markdown import head, line
 
     times, work, used = result["ms per chunk"], result["tera-operations"]["per chunk"], result["MFU"]
     lines = head(["per chunk", "p50 ms", "p95 ms", "tera-operations", "MFU"])
@@ -192,7 +234,7 @@ def infer_table(result: dict) -> list[str]:
 
 def copies_table(rows: dict[str, dict[str, int]]) -> list[str]:
     """Returns the markdown of bytes copied per chunk, a column for each scope."""
-    from scripts.tables import head, line
+    from scripts.markdown import head, line
 
     scopes = list(next(iter(rows.values())))
     lines = head(["bytes copied per chunk", *scopes])
@@ -233,8 +275,7 @@ def train_arguments(parser):
     parser.add_argument("--updates", type=int, default=3, help="of generator and of critic that are measured")
     parser.add_argument("--warmup", type=int, default=1, help="updates before those")
     parser.add_argument("--peak_tflops", type=float, help="the device's peak, where it is not to be looked up")
-    parser.add_argument("--name", help="of the files; default: the recipe's")
-    parser.add_argument("--output_folder", type=Path, default=Path("docs/results"))
+    output_arguments(parser)
     parser.set_defaults(windows=None)
 
 
@@ -246,13 +287,9 @@ def train(args) -> int:
     config, _ = load_recipe(args.config_path, args.overrides)
     if min(args.updates, args.warmup) < 1:
         raise ValueError("--updates and --warmup must be at least 1")
-    import torch
-
     from scripts import benchmark_train
 
-    torch.set_num_threads(config.threads)
-    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    result = {"command": args.command, "status": "measured", "device": device_facts(device)}
+    device, result = begin_record(args, config.threads)
     if device.type == "cpu" and config.trainer.generator.spec not in ("", "digits"):
         excess = f"a step of {config.trainer.generator.spec} needs a CUDA device"
         return save(args, result | {"status": "not run", "reason": excess}, [f"not run: {excess}"])
@@ -265,7 +302,11 @@ def train(args) -> int:
     return save(args, result | {"time": round(time.time() - begin, 1)}, benchmark_train.table(result))
 
 
-COMMANDS = {"infer": (infer_arguments, infer), "train": (train_arguments, train)}
+COMMANDS = {
+    "infer": (infer_arguments, infer),
+    "endless": (endless_arguments, endless),
+    "train": (train_arguments, train),
+}
 
 if __name__ == "__main__":
     sys.exit(main())

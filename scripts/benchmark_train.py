@@ -114,7 +114,7 @@ def describe(config: TrainConfig, method: Distill, weights: str) -> dict:
 
 def table(result: dict) -> list[str]:
     """Returns the markdown of one measurement."""
-    from scripts.tables import head, line
+    from scripts.markdown import head, line
 
     lines = head(["", "seconds (mean)", "tera-operations", "MFU"])
     for name in PARTS:

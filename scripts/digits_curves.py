@@ -68,8 +68,11 @@ def _mean(values) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def draw(panels: dict, path: Path, label: str, columns: int) -> None:
-    """Writes one picture with a panel per name; a line keeps its colour in all of them."""
+def draw(panels: dict, path: Path, label: str, columns: int, looks: dict | None = None, scale: str = "linear") -> None:
+    """Writes one picture with a panel per name; a line keeps its look in all of them.
+
+    looks: {line: (colour, style)}, by default a colour each. scale: of the x axis, linear or log.
+    """
     if not panels:
         return
     import matplotlib
@@ -80,13 +83,16 @@ def draw(panels: dict, path: Path, label: str, columns: int) -> None:
     rows = -(-len(panels) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(4 * columns, 3 * rows + 1), squeeze=False)
     lines = list(dict.fromkeys(line for panel in panels.values() for line in panel))
-    colours, handles = {line: f"C{i}" for i, line in enumerate(lines)}, {}
+    looks, handles = looks or {line: (f"C{i}", "-") for i, line in enumerate(lines)}, {}
     for axis, (name, panel) in zip(axes.flat, panels.items(), strict=False):
         for line, (x, y, raw) in panel.items():
+            colour, style = looks[line]
             if raw is not None:
-                axis.plot(x, raw, alpha=0.25, color=colours[line])
-            handles[line] = axis.plot(x, [float("nan") if v is None else v for v in y], color=colours[line])[0]
+                axis.plot(x, raw, alpha=0.25, color=colour)
+            y = [float("nan") if v is None else v for v in y]
+            handles[line] = axis.plot(x, y, style, color=colour)[0]
         axis.set_title(name)
+        axis.set_xscale(scale)
         axis.set_xlabel(label)
     for axis in axes.flat[len(panels) :]:
         axis.axis("off")

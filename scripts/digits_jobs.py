@@ -1,4 +1,4 @@
-"""Runs jobs of the digits table, some at a time: each a chain of commands with a log of its own.
+"""Runs jobs of the digits tables, some at a time: each a chain of commands with a log of its own.
 
 A job that fails is reported and the others go on; an interrupt ends the running commands (SIGTERM, so that a training
 may save), and the same call later goes on, because every command resumes.

@@ -1,10 +1,12 @@
-"""What the digits table holds: rows, the trainings behind them, budgets; no process is started here."""
+"""What the digits table holds: rows, the trainings behind them, budgets; and what a plan is made of. Starts nothing."""
 
 from __future__ import annotations
 
 import difflib
+import fnmatch
 import hashlib
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +22,8 @@ RECORDS = Path("docs/results/table")
 class Training:
     """Where weights come from: trained here by a recipe, or shipped (then `record` tells of their training).
 
-    updates: of the generator, by budget. needs: the data that has to be made first.
+    updates: of the generator, by budget; None: those of the recipe. needs: the data that has to be made first.
+    overrides: key=value words of train.py. start: the weights that the generator starts from, if not the recipe's.
     """
 
     recipe: str
@@ -28,6 +31,8 @@ class Training:
     needs: tuple[str, ...] = ()
     shipped: str = ""
     record: str = ""
+    overrides: tuple[str, ...] = ()
+    start: str = ""
 
 
 @dataclass(frozen=True)
@@ -102,18 +107,19 @@ ROWS = {
 }
 
 
-def choose_rows(names: str) -> list[str]:
+def choose_rows(names: str, rows: dict = ROWS) -> list[str]:
     """Returns row names of a comma-separated list, in table order; all of them for an empty one.
 
-    Errors: ValueError for a name that is no row.
+    A name with * stands for all that fit it. Errors: ValueError for a name that is no row.
     """
-    wanted = [name.strip() for name in names.split(",") if name.strip()] or list(ROWS)
+    wanted = [name.strip() for name in names.split(",") if name.strip()] or ["*"]
     for name in wanted:
-        check_name(name, ROWS, "row")
-    return [name for name in ROWS if name in wanted]
+        if not fnmatch.filter(rows, name):
+            check_name(name, rows, "row")
+    return [row for row in rows if any(fnmatch.fnmatchcase(row, name) for name in wanted)]
 
 
-def check_name(name: str, table: dict, what: str) -> None:
+def check_name(name: str, table: Collection[str], what: str) -> None:
     """Raises ValueError with the nearest name if `name` is not in the table."""
     if name not in table:
         near = difflib.get_close_matches(name, table, 1)
@@ -123,13 +129,20 @@ def check_name(name: str, table: dict, what: str) -> None:
 
 def steps_of(training: Training, budget: str, root: Path = ROOT) -> int:
     """Returns the optimiser steps that make the budget's generator updates: the recipe's ratio times as many."""
+    if training.updates is None:
+        return int(_first(training, root, lambda tree: tree.get("steps")))
     return training.updates[budget] * ratio_of(training, root)
 
 
 def ratio_of(training: Training, root: Path = ROOT) -> int:
     """Returns how many steps there are to one generator update."""
-    trees = [layer.tree.get("trainer") or {} for layer in reversed(read_recipe(root / training.recipe))]
-    return int(next((tree["ratio"] for tree in trees if "ratio" in tree), 1))
+    return int(_first(training, root, lambda tree: (tree.get("trainer") or {}).get("ratio")) or 1)
+
+
+def _first(training: Training, root: Path, value_in):
+    """Returns what the recipe, or the first of its bases that says it, holds; None if none does."""
+    values = (value_in(layer.tree) for layer in reversed(read_recipe(root / training.recipe)))
+    return next((value for value in values if value is not None), None)
 
 
 def recipe_hash(path: str | Path) -> str:

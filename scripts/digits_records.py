@@ -1,4 +1,4 @@
-"""The records of the digits table: what a run folder tells, one JSON a row and seed, and seeds put together."""
+"""The records of the digits tables: what a run folder tells, one JSON a row and seed, and seeds put together."""
 
 from __future__ import annotations
 
@@ -44,6 +44,11 @@ def _short(value):
     return None if value is None or not math.isfinite(value) else float(f"{value:.5g}")
 
 
+def weights_file(path: Path) -> Path:
+    """Returns the file that holds the weights of a transformer's folder; a file is that itself."""
+    return path / Path(WEIGHTS[0]).name if path.is_dir() or not path.suffix else path
+
+
 def film_seconds(folder: Path) -> float:
     """Returns how long the films of a folder took, however often the run was interrupted.
 
@@ -68,7 +73,11 @@ def record_path(folder: Path, row: str, seed: int) -> Path:
 
 def read_record(folder: Path, row: str, seed: int) -> dict | None:
     """Returns a record, or None if there is none."""
-    path = record_path(folder, row, seed)
+    return read_whole(record_path(folder, row, seed))
+
+
+def read_whole(path: Path) -> dict | None:
+    """Returns the JSON of a file, or None if there is no file."""
     return json.loads(path.read_text()) if path.exists() else None
 
 

@@ -1,4 +1,4 @@
-"""The trainings behind the digits table: where they live, what they need, when they are finished."""
+"""The trainings behind a table of films: where they live, what they need, when they are finished."""
 
 from __future__ import annotations
 
@@ -7,8 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scripts.digits_jobs import Command, Job
-from scripts.digits_plan import CLIPS, LATENTS, PAIRS, SHARD, TRAININGS, Budget, recipe_hash, steps_of
-from scripts.digits_records import WEIGHTS, hardware, training_story, unfinished
+from scripts.digits_plan import (
+    CLIPS,
+    LATENTS,
+    PAIRS,
+    SHARD,
+    TRAININGS,
+    Budget,
+    Training,
+    file_hash,
+    ratio_of,
+    recipe_hash,
+    steps_of,
+)
+from scripts.digits_records import WEIGHTS, hardware, training_story, unfinished, weights_file
 from scripts.plot_training import read_metrics
 from utils.atomic import write_json
 
@@ -32,16 +44,19 @@ class Folders:
 class Trainings:
     """The weights of a budget, by name and seed. runs_from: {name: run folder} that serves as its seed 0."""
 
-    def __init__(self, folders: Folders, budget: Budget, runs_from: dict[str, Path]):
+    def __init__(
+        self, folders: Folders, budget: Budget, runs_from: dict[str, Path], plan: dict[str, Training] = TRAININGS
+    ):
         """Recipes are read here, once: one that is edited while a table runs belongs to the next run."""
         self.folders, self.root, self.budget, self.runs_from = folders, folders.root, budget, runs_from
-        own = {name: training for name, training in TRAININGS.items() if not training.shipped}
+        self.plan, own = plan, {name: training for name, training in plan.items() if not training.shipped}
         self.steps = {name: steps_of(training, budget.name, self.root) for name, training in own.items()}
+        self.updates = {name: self.steps[name] // ratio_of(training, self.root) for name, training in own.items()}
         self.hashes = {name: recipe_hash(self.root / training.recipe) for name, training in own.items()}
 
     def add(self, name: str, seed: int, jobs: dict[str, Job]) -> tuple[str, ...]:
         """Adds the training of these weights, and its data, if they are not there; returns what to wait for."""
-        training, job = TRAININGS[name], f"train/{name}/seed{seed}"
+        training, job = self.plan[name], f"train/{name}/seed{seed}"
         if training.shipped or job in jobs:
             return (job,) if job in jobs else ()
         run, steps = self.run(name, seed), self.steps[name]
@@ -86,10 +101,10 @@ class Trainings:
 
     def train_command(self, name: str, seed: int) -> Command:
         """One call of train.py; it goes on from its last checkpoint by itself."""
-        steps = self.steps[name]
-        run = self.folders.named(self.run(name, seed))
-        words = ("--config_path", TRAININGS[name].recipe, "--logdir", run, f"steps={steps}", f"seed={seed}")
-        return Command(("train.py", *words))
+        training, run = self.plan[name], self.folders.named(self.run(name, seed))
+        words = ["--config_path", training.recipe, "--logdir", run, f"steps={self.steps[name]}", f"seed={seed}"]
+        words += [f"trainer.generator.weights={training.start}"] if training.start else []
+        return Command(("train.py", *words, *training.overrides))
 
     def is_adopted(self, name: str, seed: int) -> bool:
         """True if a run folder was named to serve as this training."""
@@ -102,28 +117,34 @@ class Trainings:
         return self.root / self.folders.runs / name / f"seed{seed}"
 
     def weights(self, name: str, seed: int) -> Path:
-        """Returns the folder of the trained transformer."""
-        shipped = TRAININGS[name].shipped
+        """Returns the folder of the trained transformer, or the file where such a one was given."""
+        shipped = self.plan[name].shipped
         return self.root / shipped if shipped else (self.run(name, seed) / WEIGHTS[0]).parent
 
+    def weights_hash(self, name: str, seed: int) -> str | None:
+        """Returns the hash of the weights, or None while there are none."""
+        file = weights_file(self.weights(name, seed))
+        return file_hash(file) if file.exists() else None
+
     def facts(self, name: str, seed: int) -> dict:
-        """Returns what tells one training from another."""
-        training = TRAININGS[name]
+        """Returns what tells one training from another; `start` is None where those weights are not at hand."""
+        training = self.plan[name]
         if training.shipped:
             return {"shipped": training.shipped, "seed": seed}
-        return {
-            "recipe": training.recipe,
-            "hash": self.hashes[name],
-            "steps": self.steps[name],
-            "seed": seed,
-        }
+        facts = {"recipe": training.recipe, "hash": self.hashes[name], "steps": self.steps[name], "seed": seed}
+        if training.overrides:
+            facts["overrides"] = list(training.overrides)
+        if training.start:
+            file = weights_file(self.root / training.start)
+            facts["start"] = file_hash(file) if file.exists() else None
+        return facts
 
     def difference(self, name: str, seed: int) -> list[str]:
         """Returns the facts in which a run folder of ours was begun otherwise."""
         path = self.run(name, seed) / STAMP
         before = json.loads(path.read_text()) if path.exists() else {}
         now = self.facts(name, seed)
-        return [fact for fact in now if fact in before and before[fact] != now[fact]]
+        return [fact for fact in now if fact in before and now[fact] not in (None, before[fact])]
 
     def stamp(self, name: str, seed: int) -> None:
         """Writes into the run folder what is begun there. Errors: ValueError if it was begun as something else."""
@@ -136,15 +157,17 @@ class Trainings:
 
     def story(self, name: str, seed: int) -> dict:
         """Returns how the weights came to be: facts, updates, minutes, hardware, command, curves."""
-        training, run = TRAININGS[name], self.run(name, seed)
+        training, run = self.plan[name], self.run(name, seed)
+        if training.shipped and not training.record:
+            return {"weights": training.shipped}
         if training.shipped:
             told = json.loads((self.root / f"docs/results/{training.record}.json").read_text())
             kept = {fact: told[fact] for fact in ("recipe", "steps", "minutes", "hardware")}
             return {"shipped": training.shipped, "updates": told["steps"], **kept}
-        own = {**self.facts(name, seed), "updates": training.updates[self.budget.name]}
+        own = {**self.facts(name, seed), "updates": self.updates[name]}
         own |= {"run": self.folders.named(run), "hardware": hardware()["name"]}
         if self.is_adopted(name, seed):
-            own["note"] = "the run folder was given by --runs_from; the command is that of the table's own training"
+            own["note"] = "the run folder was given on the command line; the command is the table's own"
         return own | {"command": self.train_command(name, seed).text, **training_story(run)}
 
 

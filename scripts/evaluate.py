@@ -5,6 +5,8 @@
     python scripts/evaluate.py digits --videos outputs/x --prompts prompts/digits_128.txt
     python scripts/evaluate.py codec --vae assets/digits/vae --frames 33 329 --clips 64
     python scripts/evaluate.py compare outputs/a outputs/b                # PSNR, SSIM, sharpness, flicker
+    python scripts/evaluate.py lengths --videos outputs/x --ends 33 357   # windows along long films
+    python scripts/evaluate.py switches --videos outputs/x --scripts prompts/digits_switch_32.jsonl
 
 `digits` asks for a video of each of the 240 prompts, or of each line of `--prompts` (`--partial` measures what there
 is), so that nobody can pick the good ones. A video is an mp4 with a JSON of the same stem beside it that has
@@ -21,6 +23,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.evaluate_compare import compare, compare_arguments  # noqa: E402
+from scripts.evaluate_long import lengths, lengths_arguments, switches, switches_arguments  # noqa: E402
 from scripts.evaluate_report import (  # noqa: E402
     GATED,
     drift_table,
@@ -215,6 +218,8 @@ COMMANDS = {
     "digits": (digits_arguments, digits),
     "codec": (codec_arguments, codec),
     "compare": (compare_arguments, compare),
+    "lengths": (lengths_arguments, lengths),
+    "switches": (switches_arguments, switches),
 }
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from scripts.evaluate_report import save
-from scripts.tables import head, line
+from scripts.markdown import head, line
 
 SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif")
 SIDES = ("a", "b")

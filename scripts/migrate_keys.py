@@ -8,8 +8,8 @@ TRAINING, GENERATION = "read by training only", "read by generation only"
 UNUSED = "the ancestors never read it"
 PREVIEWS = "write preview.every and preview.prompts"
 TRACKERS = "a run writes metrics.jsonl into its folder; write track.wandb or track.tensorboard for more"
-STREAMING = "streaming rollouts are not there yet; each step rolls out anew"
-SWITCHES = "training on prompt switches is not there yet; generation has data.switch_frames"
+STREAMING = "streaming_training is not true: each step rolls out anew"
+SWITCHES = "read with streaming_training and a switch_mode only"
 SHARDING = "all ranks share the weights; write layout.shard for a copy per group of ranks"
 
 DROPPED = {
@@ -23,13 +23,11 @@ DROPPED = {
     "backward_simulation": "the source decides: rollout or noised_data",
     "max_pair": "write fewer pairs into the folder",
     "noise_augmentation_max_timestep": "its small indices are the noisiest levels (a fault); see loss.context_sigma",
-    "global_sink": "write cache.keep_sink, and cache.recache: bidirectional for their recache",
     "train_first_chunk": STREAMING,
-    "switch_prompt_path": SWITCHES,
     "fixed_switch_index": SWITCHES,
     "min_switch_frame_index": SWITCHES,
     "max_switch_frame_index": SWITCHES,
-    "switch_frame_indices": SWITCHES,
+    "switch_frame_indices": "generation reads it (data.switch_frames)",
     "inference_iter": "cut the prompt file instead",
     "extended_prompt_path": "write data.extended_path",
     "discriminator_lr_multiplier": "critic and discriminator share critic_optim",
@@ -57,9 +55,11 @@ r2_sigma relativistic_discriminator num_class logdir mixed_precision gradient_ac
 SHARED_KEYS = """
 denoising_step_list warp_denoising_step num_frame_per_block independent_first_frame data_path seed guidance_scale
 negative_prompt context_noise i2v adapter model_kwargs.timestep_shift model_kwargs.local_attn_size
-model_kwargs.sink_size model_kwargs.use_infinite_attention
+model_kwargs.sink_size model_kwargs.use_infinite_attention global_sink
 """.split()
-GENERATION_KEYS = "output_folder num_output_frames use_ema num_samples save_with_index lora_ckpt".split()
+GENERATION_KEYS = (
+    "switch_frame_indices output_folder num_output_frames use_ema num_samples save_with_index lora_ckpt".split()
+)
 
 
 class Old:

@@ -5,13 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from scripts.migrate_keys import Old
+from scripts.migrate_source import BASE, LEAST_FRAMES, batch, cache_of, chunks_of, source, steps_of, wrapper_shift
 from wan.schedule import NUM_TRAIN_TIMESTEPS
-from wan.spec import SPECS
 
-BASE = SPECS["t2v-1.3B"]
 FOLDER = "models"
-WRAPPER_SHIFT = 8.0  # of their network wrapper, where model_kwargs says nothing
-LEAST_FRAMES = 21  # of their rollouts, and of their loss window
 SCORE_LOSSES = ("dmd", "dmd_switch", "sid", "causvid")
 
 
@@ -49,7 +46,7 @@ def distill(old: Old, trainer: str) -> dict[str, Any]:
         "generator": trained_role(old, old.take("generator_ckpt", f"{FOLDER}/{name}")),
         "teacher": {"weights": f"{FOLDER}/{old.take('real_name', name)}", **dtype_of(old)},
         "critic": trained_role(old, f"{FOLDER}/{old.take('fake_name', name)}", on_critic),
-        "source": noised_source(old) if loss == "causvid" else rollout_source(old, loss),
+        "source": source(old, loss),
         "loss": gan_loss(old) if loss == "gan" else score_loss(old, loss),
         "optim": optim(old, ("gen_lr", "lr"), "", "max_grad_norm_generator"),
         "critic_optim": optim(old, ("critic_lr", "lr_critic", "lr"), "_critic", "max_grad_norm_critic"),
@@ -101,53 +98,6 @@ def dtype_of(old: Old) -> dict[str, Any]:
     return {"dtype": "bf16"} if old.take("mixed_precision", False) else {}
 
 
-def rollout_source(old: Old, loss: str) -> dict[str, Any]:
-    """Returns the source of self-forcing; GAN takes prompts and real clips from the data."""
-    most = old.take("num_training_frames", LEAST_FRAMES)
-    least = old.take("min_num_training_frames", min(LEAST_FRAMES, most))
-    window = old.take("slice_last_frames", LEAST_FRAMES)
-    window = most if window == -1 else min(window, most)
-    shape, lengths = old.take("image_or_video_shape", []), chunks_of(old)
-    extra = lengths.get("first_chunk", 0)  # theirs count whole chunks, the single first frame comes on top
-    sizes = {}
-    if len(shape) == 5:
-        rows, columns = (n * stride for n, stride in zip(shape[3:], BASE.strides[1:], strict=True))
-        sizes = {} if (rows, columns) == (BASE.height, BASE.width) else {"height": rows, "width": columns}
-    noise = old.take("context_noise", 0)
-    return {
-        "name": "rollout",
-        "clips" if loss == "gan" else "prompts": old.take("data_path", ""),
-        "batch": batch(old),
-        "frames": least + extra,
-        **({"frames_max": most + extra} if most > least else {}),
-        "loss_frames": window + extra,
-        **lengths,
-        **sizes,
-        "sampler": steps_of(old),
-        "exit_per_chunk": not old.take("same_step_across_blocks", True),
-        "last_step_only": old.take("last_step_only", False),
-        "cache": cache_of(old),
-        **({"context": {"sigma": noise / NUM_TRAIN_TIMESTEPS}} if noise else {}),
-    }
-
-
-def noised_source(old: Old) -> dict[str, Any]:
-    """Returns the source of CausVid; a 0 in the step list means chunks that stay clean."""
-    shape = old.take("image_or_video_shape", [1, LEAST_FRAMES])
-    clean = 0 in old.take("denoising_step_list", [])
-    return {
-        "name": "noised_data",
-        "clips": old.take("data_path", ""),
-        "batch": batch(old),
-        "frames": shape[1],
-        **chunks_of(old),
-        **steps_of(old),
-        "clean_step": clean,
-        "teacher_forcing": old.take("teacher_forcing", False),
-        "cache": cache_of(old),
-    }
-
-
 def score_loss(old: Old, loss: str) -> dict[str, Any]:
     """Returns DMD's or SiD's loss. Their score guidance is cond + s (cond - uncond): ours is one more."""
     real, fake = old.take("guidance_scale", 0.0), 0.0
@@ -163,8 +113,6 @@ def score_loss(old: Old, loss: str) -> dict[str, Any]:
         old.drop("ts_schedule_max", "noised data has no exit step")
     if loss == "sid":
         return {"name": "sid", "alpha": old.take("sid_alpha", 1.0), "score": score}
-    if loss == "dmd_switch":
-        old.dropped["distribution_loss"] = "dmd_switch is dmd: prompt switches are not there yet"
     old.drop("sid_alpha", "the loss is dmd, not sid")
     return {"name": "dmd", "score": score}
 
@@ -212,50 +160,18 @@ def infer_recipe(old: Old) -> dict[str, Any]:
         old.drop("warp_denoising_step", "there is no step list")
         guidance = old.take("guidance_scale", 1.0)
         sampler = {"name": "multi_step", "solver": "unipc", "shift": wrapper_shift(old), "guidance": guidance}
-    data, prompts = {}, str(old.take("data_path", ""))
-    if prompts.endswith((".json", ".jsonl")):
-        old.drop("data_path", "prompt switches are not there yet; give a text file with --data_path")
-    elif prompts:
-        data = {"path": prompts}
+    prompts, switch = str(old.take("data_path", "")), old.take("switch_frame_indices")
+    data = {"path": prompts} if prompts else {}
+    if switch is not None:
+        data["switch_frames"] = switch
+    if switch is not None or old.take("global_sink") is not None:
+        pipeline["cache"] |= {"recache": "bidirectional", "keep_sink": old.take("global_sink", False)}
     output = kept({"folder": old.take("output_folder"), "save_with_index": old.take("save_with_index")})
     counts = {name: old.take(name) for name in ("num_output_frames", "num_samples", "seed", "negative_prompt")}
     parts = {"model": model, "pipeline": pipeline, "sampler": sampler, "data": data, "output": output}
     if "negative_prompt" in old.dropped:
         counts.pop("negative_prompt")
     return {key: value for key, value in parts.items() if value} | kept(counts)
-
-
-def steps_of(old: Old) -> dict[str, Any]:
-    """Returns the student's step list without a closing 0, and its clock."""
-    steps = [float(s) for s in old.take("denoising_step_list", []) if s]
-    return {"steps": steps, "shift": wrapper_shift(old), "warp": old.take("warp_denoising_step", False)}
-
-
-def wrapper_shift(old: Old) -> float:
-    """Returns the shift of their generator's table."""
-    return float(old.take("model_kwargs.timestep_shift", WRAPPER_SHIFT))
-
-
-def cache_of(old: Old) -> dict[str, Any]:
-    """Returns window and sink; the infinity model is rotary positions that are written when read."""
-    tree = {"window_frames": old.take("model_kwargs.local_attn_size", -1)}
-    tree["sink_frames"] = old.take("model_kwargs.sink_size", 0)
-    return tree | ({"rope": "read"} if old.take("model_kwargs.use_infinite_attention", False) else {})
-
-
-def chunks_of(old: Old) -> dict[str, int]:
-    """Returns the chunk, and a first chunk of one frame where theirs is independent."""
-    tree = {"chunk": old.take("num_frame_per_block", 1)}
-    return tree | ({"first_chunk": 1} if old.take("independent_first_frame", False) else {})
-
-
-def batch(old: Old) -> int:
-    """Returns the global batch."""
-    total = old.take("total_batch_size")
-    if total is None:
-        return old.take("batch_size", 1)
-    old.drop("batch_size", "per GPU; source.batch is total_batch_size, the batch of all")
-    return total
 
 
 def optim(old: Old, rates: tuple[str, ...], suffix: str, clip: str) -> dict[str, Any]:

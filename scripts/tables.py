@@ -14,8 +14,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from scripts.digits_long_tables import long_table
 from scripts.digits_plan import LENGTHS, RECORDS, ROWS
 from scripts.digits_records import pooled, read_seeds
+from scripts.markdown import head, line, with_half
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "docs/results.md", "docs/training.md")
@@ -167,13 +169,6 @@ def seeds(found: list[dict], *keys: str) -> dict:
     return pooled(intervals)
 
 
-def with_half(interval: dict, digits: int = 3, sign: str = "") -> str:
-    """Returns `mean +-half the width` of a 95 % interval."""
-    if interval["mean"] is None:
-        return "-"
-    return f"{interval['mean']:{sign}.{digits}f} +-{(interval['high'] - interval['low']) / 2:.{digits}f}"
-
-
 def cost_cells(records: list[dict]) -> list:
     """Returns updates, seeds, films, the time of training and of films and measurement (per seed), and the hardware."""
     lengths = [r[length] for r in records for length in LENGTHS if length in r]
@@ -198,7 +193,10 @@ def memory(name: str) -> str:
     return "\n".join(lines)
 
 
-COMMANDS: dict[str, str] = {}
+COMMANDS = {
+    "benchmark_endless_digits": "python scripts/benchmark.py endless --config_path configs/infer/digits_few_step.yaml "
+    "--name digits pipeline.cache.window_frames=12 pipeline.cache.sink_frames=3"
+}
 MAKERS = {
     "digits": digits,
     "codec": codec,
@@ -207,17 +205,8 @@ MAKERS = {
     "parity": parity,
     "objectives": objectives,
     "memory": memory,
+    "long": lambda name: long_table(name, ROOT),
 }
-
-
-def head(cells) -> list[str]:
-    """Returns the two header lines of a markdown table."""
-    return [line(cells), line(["---"] * len(cells))]
-
-
-def line(cells) -> str:
-    """Returns one markdown row."""
-    return "| " + " | ".join(map(str, cells)) + " |"
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ TRAINERS = {
 SOURCES = {
     "latents": "trainer.source:LatentsConfig",
     "rollout": "trainer.rollout_source:RolloutConfig",
+    "stream": "trainer.stream_source:StreamConfig",
     "noised_data": "trainer.data_source:NoisedDataConfig",
     "ode_pairs": "trainer.data_source:OdePairsConfig",
 }

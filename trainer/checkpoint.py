@@ -57,7 +57,7 @@ class Checkpoint:
     def save(self, state: dict, step: int) -> None:
         """Copies the state reached after `step` optimiser steps and starts to write it; older ones are pruned then.
 
-        state: nested dicts, lists and tuples of (sharded) tensors, numbers, text and None.
+        state: nested dicts, lists and tuples of (sharded) tensors, `dcp.Own` tensors, numbers, text and None.
         Errors: what the save before this one ran into, as `wait` does; ValueError for another kind of value.
         """
         from trainer import dcp
@@ -68,7 +68,7 @@ class Checkpoint:
         tree, tensors = dcp.split(state)
         self._raise_together(self._make_room(partial))
         upload = dcp.start_save(tensors, partial, self._cpu_group())
-        told = {"step": step, "recipe": self.recipe, "state": tree}
+        told = {"step": step, "recipe": self.recipe, "world": distributed.world_size(), "state": tree}
         self._saving = self._thread.submit(self._finish, upload, partial, final, told), final
 
     def wait(self) -> None:
@@ -180,20 +180,24 @@ class Saved:
         content = json.loads((folder / STATE).read_text())
         self.folder, self.step, self.recipe = folder, content["step"], content["recipe"]
         self._tree, self._group = content["state"], group
+        self.world = content.get("world", 1)  # ranks that wrote it; told since there are tensors of one rank alone
 
     def read(self, like: dict) -> dict:
         """Returns the state as it was saved, with `like`'s tensors filled in place; all ranks call this together.
 
-        like: a state with a tensor for each one saved, sharded as wanted. Errors: ValueError naming the tensor
-        that is not there or does not fit.
+        like: a state with a tensor for each one saved, sharded as wanted, but for those of one rank alone: they
+        are made as they were, on as many ranks as wrote them, and None on another number. Errors: ValueError
+        naming the tensor that is not there or does not fit.
         """
         from trainer import dcp
 
-        wanted, here = dcp.read_index(self.folder), dcp.split(like)[1]
+        wanted = [name for name in dcp.read_index(self.folder) if not dcp.is_own(name)]
+        here = {name: tensor for name, tensor in dcp.split(like)[1].items() if not dcp.is_own(name)}
         if lost := [name for name in wanted if name not in here]:
             raise ValueError(f"{lost[0]} is in it, but nothing here has that name")
-        dcp.load({name: here[name] for name in wanted}, self.folder, self._group)
-        return dcp.join(self._tree, here)
+        own = dcp.empty_own(self.folder) if self.world == distributed.world_size() else {}
+        dcp.load({name: here[name] for name in wanted} | own, self.folder, self._group)
+        return dcp.join(self._tree, here | own)
 
     def told(self, *path: str):
         """Returns the part of the state at `path`, which must hold no tensors."""

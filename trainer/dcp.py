@@ -8,6 +8,7 @@ The tensors themselves are torch archives that DCP reads with weights_only.
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -36,22 +37,33 @@ from utils import distributed
 from utils.atomic import sync_file
 
 INDEX = "tensors.json"
-TENSOR, TUPLE = "<tensor>", "<tuple>"  # keys of the tree that stand for what JSON has no word for
+TENSOR, TUPLE, OWN = "<tensor>", "<tuple>", "<own>"  # keys of the tree that stand for what JSON has no word for
+OWNER = re.compile(r"@(\d+)$")  # end of the name of a tensor that one rank alone has, with that rank
 FLAT = {"flatten_state_dict": False, "flatten_sharded_tensors": False}
 
 warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)  # a single process is no mistake
 
 
+@dataclass
+class Own:
+    """A tensor of this rank alone: another one on each rank, of the same name. Read back by as many ranks only."""
+
+    tensor: torch.Tensor
+
+
 def split(state, name: str = "") -> tuple[object, dict[str, torch.Tensor]]:
     """Returns (tree, name -> tensor) of nested dicts, lists and tuples; `join` puts them together again.
 
-    The tree is plain JSON. Errors: ValueError for a value that is neither a tensor nor a number, text or None.
+    The tree is plain JSON, and the same on all ranks. Errors: ValueError for a value that is neither a tensor
+    (sharded, or equal on all ranks, or `Own`) nor a number, text or None.
     """
     if isinstance(state, torch.Tensor):
         return {TENSOR: name}, {name: state.detach()}
+    if isinstance(state, Own):
+        return {OWN: name}, {_own_name(name): state.tensor.detach()}
     if state is None or isinstance(state, bool | int | float | str):
         return state, {}
-    if isinstance(state, dict) and all(isinstance(key, str) and key not in (TENSOR, TUPLE) for key in state):
+    if isinstance(state, dict) and all(isinstance(key, str) and key not in (TENSOR, TUPLE, OWN) for key in state):
         parts = {key: split(value, f"{name}/{key}" if name else key) for key, value in state.items()}
         return {key: tree for key, (tree, _) in parts.items()}, _together(parts.values())
     if isinstance(state, list | tuple):
@@ -69,16 +81,37 @@ def _together(parts) -> dict[str, torch.Tensor]:
 
 
 def join(tree, tensors: dict[str, torch.Tensor]):
-    """Returns the state of which `split` made this tree, with the tensors of these names in their places."""
+    """Returns the state of which `split` made this tree, with the tensors of these names in their places.
+
+    An `Own` one is None where this rank's is not among them.
+    """
     if isinstance(tree, list):
         return [join(item, tensors) for item in tree]
     if not isinstance(tree, dict):
         return tree
     if TENSOR in tree:
         return tensors[tree[TENSOR]]
+    if OWN in tree:
+        return tensors.get(_own_name(tree[OWN]))
     if TUPLE in tree:
         return tuple(join(item, tensors) for item in tree[TUPLE])
     return {key: join(value, tensors) for key, value in tree.items()}
+
+
+def is_own(name: str) -> bool:
+    """True if the tensor of this name is one rank's alone."""
+    return OWNER.search(name) is not None
+
+
+def empty_own(folder: Path) -> dict[str, torch.Tensor]:
+    """Returns room for the tensors in the folder that are this rank's alone."""
+    rank = str(distributed.rank())
+    found = {name: told for name, told in read_index(folder).items() if is_own(name) and OWNER.search(name)[1] == rank}
+    return {name: torch.empty(told.size, dtype=told.properties.dtype) for name, told in found.items()}
+
+
+def _own_name(name: str) -> str:
+    return f"{name}@{distributed.rank()}"
 
 
 def start_save(tensors: dict[str, torch.Tensor], folder: Path, group) -> Future:

@@ -95,7 +95,7 @@ class Distill:
         return metrics
 
     def state_dict(self) -> dict:
-        """Returns the trained weights, their average and both optimisers."""
+        """Returns the trained weights, their average, both optimisers, and what the source keeps between steps."""
         return {
             "spec": asdict(self.roles.generator.spec),
             "generator": self.optim.weights(),
@@ -103,6 +103,7 @@ class Distill:
             "ema": self.ema.state_dict(),
             "optim": self.optim.state_dict(),
             "critic_optim": self.critic_optim.state_dict(),
+            "source": self.source.state_dict(),
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -111,6 +112,8 @@ class Distill:
         self.critic_optim.load_weights(state["judges"])
         for part in ("ema", "optim", "critic_optim"):
             getattr(self, part).load_state_dict(state[part])
+        shares = self.roles.layout.shares(self.source.index(0), self.config.accumulate)
+        self.source.load_state_dict(state.get("source", {}), shares, self.roles)
 
     def export(self, folder) -> None:
         """Writes the generator (its average where there is one) in the layout that inference reads."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 
+from trainer.source import read_pairs
 from utils import hub
 from utils.config_text import DEFAULT_ORIGIN
 from wan import tensor_file
@@ -20,6 +21,7 @@ from wan.weights import load_transformer
 ROLES = ("generator", "teacher", "critic")
 DATA = {
     "prompts": "write a text file with one prompt per line",
+    "switch_prompts": "write a text file that belongs line by line to prompts",
     "clips": "write a folder or LMDB of encoded clips (scripts/encode_latents.py)",
     "path": "write the folder or LMDB that scripts/encode_latents.py or scripts/make_ode_pairs.py filled",
 }
@@ -28,7 +30,7 @@ FILLED_BY = {  # what a loss may need -> the way to it
     "trajectory": "write trainer.source.name=ode_pairs",
     "null": "write trainer.source.name=rollout or noised_data",
 }
-GENERATING = ("rollout", "noised_data")  # sources whose latents the generator makes, under a distillation
+GENERATING = ("rollout", "stream", "noised_data")  # sources whose latents the generator makes, under a distillation
 
 Problem = tuple[str, str]  # (key of the configuration, what is wrong and what to do)
 
@@ -54,6 +56,8 @@ def find_problems(config) -> Iterator[Problem]:
         text = f"source {knobs['source'].name!r} generates its latents, which a regression cannot use"
         yield "trainer.source.name", f"{text}; write latents or ode_pairs, or trainer.name=distill"
     yield from find_lost_data("trainer.source", knobs["source"])
+    if knobs["source"].name == "stream":
+        yield from find_unfit_stream(knobs["source"], knobs["loss"])
     yield from find_lost_data("preview", config.preview)
     sizes, lost = {}, []
     for name in ROLES:
@@ -89,6 +93,18 @@ def find_lost_data(where: str, config) -> Iterator[Problem]:
         if path and not Path(path).exists():
             near = Path(path).parent
             yield f"{where}.{name}", f"{path} is not there ({near} holds: {tensor_file.listing(near)}); {advice}"
+
+
+def find_unfit_stream(source, loss) -> Iterator[Problem]:
+    """Yields a loss that cannot use a stream, and prompt files whose lines do not belong together."""
+    if loss.name == "gan":
+        text = "a GAN needs real clips and the source stream has none"
+        yield "trainer.loss.name", f"{text}; write dmd or sid, or trainer.source.name=rollout with clips"
+    if source.switch_prompts and Path(source.prompts).exists() and Path(source.switch_prompts).exists():
+        try:
+            read_pairs(source.prompts, source.switch_prompts)
+        except ValueError as error:
+            yield "trainer.source.switch_prompts", str(error)
 
 
 def read_sizes(where: str, role) -> tuple[TransformerSpec | None, list[Problem]]:

@@ -137,11 +137,10 @@ class Preview(Callback):
         shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed here
         shown = []
         for group, chunks in films:
-            batch = Films(
-                self.kit.vae, group, [True] * len(group), OutputConfig(folder=str(partial)), self.kit.spec.fps
-            )
+            output, total = OutputConfig(folder=str(partial)), self.asked.num_output_frames
+            batch = Films(self.kit.vae, group, [True] * len(group), output, self.kit.spec.fps, self.geometry, total)
             batch.write(chunks)
-            batch.sidecars({"latent_frames": self.asked.num_output_frames, **facts})
+            batch.sidecars({"latent_frames": total, **facts})
             shown += [batch.shown[row] for row in range(len(group))]
         contact_sheet(partial / SHEET, shown, [r.prompt for r in self.requests])
         shutil.rmtree(final, ignore_errors=True)  # a resumed run makes it again, equal

@@ -72,7 +72,33 @@ class RolloutConfig:
         return RolloutSource(self)
 
 
-class RolloutSource(Source):
+class Generating(Source):
+    """What sources share that let the generator roll out: exit steps and noise, by the sampler's knobs."""
+
+    def exits(self, step: int, count: int, rng, *key: int) -> list[int]:
+        """Returns the exit step of each chunk, equal on all ranks; key: tells several rollouts of a step apart."""
+        last = len(self.config.sampler.steps) - 1
+        if self.config.last_step_only:
+            return [last] * count
+        drawn = rng.shared(step, "exit").integers(0, last + 1, *key, shape=(count,)).tolist()
+        return drawn if self.config.exit_per_chunk else drawn[:1] * count
+
+    def exit_range(self, exits: list[int]) -> tuple[int, int] | None:
+        """Returns (the step stopped at, the next one) on the 1000-grid, if all chunks stopped alike."""
+        steps = [int(s) for s in self.config.sampler.steps] + [0]
+        return (steps[exits[0]], steps[exits[0] + 1]) if len(set(exits)) == 1 else None
+
+    def noise(self, step: int, index: range, geometry: Geometry, rng):
+        """Returns noise(span, k) of one rollout, keyed by step, sample, frame and k."""
+        source, shape = rng.at("sample", step, "rollout"), geometry.latent_shape(1)[1:]
+        return lambda span, k: source.normal_batch((len(span), *shape), index, span.start, k)
+
+    def geometry(self, roles) -> Geometry:
+        """Returns the films' size."""
+        return Geometry.of(spec_for(roles.generator.spec, roles.vae.strides), self.config.height, self.config.width)
+
+
+class RolloutSource(Generating):
     """Generated latents with gradient at the exit step only."""
 
     def __init__(self, config: RolloutConfig):
@@ -92,12 +118,8 @@ class RolloutSource(Source):
         given = [Chunk(spans[0], _cut(clips, config.given).to(roles.device), given=True)] if config.given else []
         made_spans = spans[len(given) :]
         exits = self.exits(step, len(made_spans), rng)
-        source = rng.at("sample", step, "rollout")
-        geometry = Geometry.of(spec_for(roles.generator.spec, roles.vae.strides), config.height, config.width)
-
-        def noise(span, k):
-            return source.normal_batch((len(span), *geometry.latent_shape(1)[1:]), index, span.start, k)
-
+        geometry = self.geometry(roles)
+        noise = self.noise(step, index, geometry, rng)
         rollout = self.rollout(roles, geometry, dict(zip(made_spans, exits, strict=True)), spans[-1].stop)
         with torch.set_grad_enabled(graded):
             film = rollout(Fixed(condition), made_spans, noise, len(prompts), given)
@@ -121,19 +143,6 @@ class RolloutSource(Source):
             return config.frames
         choices = (config.frames_max - config.frames) // config.chunk + 1
         return config.frames + config.chunk * int(rng.shared(step, "length").integers(0, choices))
-
-    def exits(self, step: int, count: int, rng) -> list[int]:
-        """Returns the exit step of each chunk, equal on all ranks."""
-        last = len(self.config.sampler.steps) - 1
-        if self.config.last_step_only:
-            return [last] * count
-        drawn = rng.shared(step, "exit").integers(0, last + 1, shape=(count,)).tolist()
-        return drawn if self.config.exit_per_chunk else drawn[:1] * count
-
-    def exit_range(self, exits: list[int]) -> tuple[int, int] | None:
-        """Returns (the step stopped at, the next one) on the 1000-grid, if all chunks stopped alike."""
-        steps = [int(s) for s in self.config.sampler.steps] + [0]
-        return (steps[exits[0]], steps[exits[0] + 1]) if len(set(exits)) == 1 else None
 
     def rollout(self, roles, geometry: Geometry, exits: dict, total: int) -> Rollout:
         """Returns the rollout; only frames inside the loss window carry gradient."""

@@ -14,6 +14,7 @@ from functools import lru_cache
 import torch
 
 from model.base import Sample
+from utils.data.prompts import read_prompts
 from utils.data.records import check_on_bad
 from utils.data.store import open_clips
 from wan.condition import Condition
@@ -55,6 +56,13 @@ class Source:
         """Returns the numbers of the step's samples, counted over the whole run."""
         return range(step * self.config.batch, (step + 1) * self.config.batch)
 
+    def state_dict(self) -> dict:
+        """Returns what is kept between steps, for a checkpoint: nothing where a step is a function of its number."""
+        return {}
+
+    def load_state_dict(self, state: dict, shares: list[range], roles) -> None:
+        """Takes back what `state_dict` returned. shares: this rank's places in the global batch, part by part."""
+
 
 class Latents(Source):
     """Clean latents with their prompts; fills latents, condition and spans."""
@@ -84,6 +92,18 @@ def check_length(path: str, shortest: int, frames: int) -> None:
     """Raises ValueError if the shortest clip of a store holds fewer latent frames than are asked for."""
     if shortest < frames:
         raise ValueError(f"{path} holds clips of {shortest} latent frames; frames is {frames}")
+
+
+def read_pairs(prompts: str, switch_prompts: str) -> list[tuple[str, str]]:
+    """Returns (prompt, what it switches to) of each line; the same twice without a file of the latter.
+
+    Errors: ValueError for files that cannot be read, or whose lines do not belong together.
+    """
+    try:
+        lines = read_prompts(prompts, switch_prompts or None)
+    except ValueError as error:
+        raise ValueError(str(error).replace("the extended prompts need", "switch_prompts needs")) from error
+    return [(line.text, line.prompt) for line in lines]
 
 
 def epoch_row(number: int, count: int, rng) -> int:

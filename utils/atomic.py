@@ -1,9 +1,10 @@
-"""Files that are whole or absent: temporary name, fsync, rename; and JSON of what a run wants to record."""
+"""Files that are whole or absent: temporary name, fsync, rename. Files that grow; JSON of what a run records."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import math
 import os
@@ -12,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import BinaryIO
+
+TAIL = 1 << 16  # bytes before a mark by which a file is known again
 
 
 def atomic_write(path: str | Path, content: bytes | Callable[[BinaryIO], None]) -> None:
@@ -32,6 +35,67 @@ def atomic_write(path: str | Path, content: bytes | Callable[[BinaryIO], None]) 
         partial.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+class GrowingFile:
+    """A file that grows under a temporary name, and gets its own when it is finished.
+
+    What was written is with the system at once: a killed process loses none of it. `mark` says how far the file is;
+    with such a mark a later writer cuts it there and goes on, also if it had got its final name meanwhile.
+    Errors: ValueError for a file that is not the marked one; OSError for a full disk, naming the final path.
+    """
+
+    def __init__(self, path: str | Path, partial: str | Path, mark: dict | None = None):
+        self.path, self.partial = Path(path), Path(partial)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if mark is None:
+            with explain_full_disk(self.path):
+                self.file = open(self.partial, "w+b", buffering=0)
+            return
+        source = self.partial if self.partial.is_file() else self.path
+        if not source.is_file():
+            raise ValueError(f"{self.partial} is gone")
+        self.file = open(source, "r+b", buffering=0)
+        if self._tail(mark["bytes"]) != mark["tail"]:
+            self.file.close()
+            raise ValueError(f"{source} is not the file that its snapshot knows, or was cut")
+        if source != self.partial:
+            os.replace(source, self.partial)
+        self.file.truncate(mark["bytes"])
+
+    def write(self, data: bytes) -> None:
+        """Appends bytes."""
+        rest = memoryview(data)
+        self.file.seek(0, os.SEEK_END)  # it may have been read
+        with explain_full_disk(self.path):
+            while rest:  # an almost full disk takes a part before it says so
+                rest = rest[self.file.write(rest) :]
+
+    def mark(self) -> dict:
+        """Brings all to the disk; returns how far the file is: {"bytes": its length, "tail": a digest of its end}."""
+        with explain_full_disk(self.path):
+            sync_file(self.file)
+        end = self.file.seek(0, os.SEEK_END)
+        return {"bytes": end, "tail": self._tail(end)}
+
+    def finish(self) -> None:
+        """Brings all to the disk and gives the file its final name."""
+        with explain_full_disk(self.path):
+            sync_file(self.file)
+            self.file.close()
+            os.replace(self.partial, self.path)
+            sync_folder(self.path.parent)
+
+    def give_up(self, keep: bool = False) -> None:
+        """Closes the file and removes it, or leaves it under its temporary name. A finished one stays."""
+        self.file.close()
+        if not keep:
+            self.partial.unlink(missing_ok=True)
+
+    def _tail(self, end: int) -> str:
+        """Returns a digest of the bytes before `end`."""
+        self.file.seek(max(0, end - TAIL))
+        return hashlib.sha256(self.file.read(min(end, TAIL))).hexdigest()[:16]
 
 
 def write_json(path: str | Path, value) -> None:

@@ -23,12 +23,14 @@ class CopiedBytes(TorchDispatchMode):
     """A context that adds up the bytes written by copying operations, by the scope they ran in.
 
     Seen is what passes torch's dispatcher; copies that a kernel makes inside itself are not.
-    `bytes`: scope -> bytes (the innermost open scope counts; none is `other`); `kernels`: attention operations seen.
+    `bytes`: scope -> bytes (the innermost open scope counts; none is `other`); `operators`: name -> how often it ran;
+    `kernels`: attention operations seen.
     """
 
     def __init__(self):
         super().__init__()
         self.bytes: Counter[str] = Counter()
+        self.operators: Counter[str] = Counter()
         self.kernels: set[str] = set()
         self._scopes: list[str] = []
 
@@ -53,6 +55,7 @@ class CopiedBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
+        self.operators[func.name()] += 1
         name = func.name().split(".")[0]
         if name in COPIES:
             self.bytes[self._scopes[-1] if self._scopes else OTHER] += out.numel() * out.element_size()

@@ -83,16 +83,19 @@ def progress(items: Iterable | None = None, total: int | None = None, label: str
 
 
 class VideoProgress:
-    """A bar of chunks that shows videos done, chunks, pixel frames per second and the time left; a context manager.
+    """A bar of chunks: videos done, chunks, pixel frames per second, memory and the time left; a context manager.
 
     `chunk(num_frames)` after each chunk with its number of pixel frames, `video()` after each finished video.
-    `fps` counts from the first call on, so building the model is not part of it.
+    `fps` counts from the first call on, so building the model is not part of it. Without a terminal rank 0 logs the
+    same words, at most once a minute; other ranks are silent.
     """
 
     def __init__(self, num_videos: int, num_chunks: int, force: bool | None = None):
         """num_videos: of this rank. num_chunks: of all its videos together."""
         self.num_videos, self.videos, self.frames, self.started = num_videos, 0, 0, time.monotonic()
+        self.num_chunks, self.chunks, self._before, self._told = num_chunks, 0, 0, self.started
         self.bar = progress(total=num_chunks, unit="chunk", force=force)
+        self.bar.smoothing = 0  # a chunk with a recache or a snapshot takes longer; the time left is reckoned from all
         self.bar.bar_format = "{desc} |{bar}| chunk {n_fmt}/{total_fmt} {postfix} [{elapsed}, ETA {remaining}]"
         self._show()
 
@@ -102,19 +105,33 @@ class VideoProgress:
         return self.frames / max(time.monotonic() - self.started, 1e-9)
 
     def chunk(self, num_frames: int) -> None:
+        """Counts a chunk of so many pixel frames (of all its videos)."""
         self.frames += num_frames
-        self.bar.set_postfix_str(f"{self.fps:.1f} fps", refresh=False)
+        self.chunks += 1
+        self.bar.set_postfix_str(", ".join([f"{self.fps:.1f} fps", *_memory_words()]), refresh=False)
         self.bar.update()
+        now = time.monotonic()
+        if self.bar.disable and distributed.rank() == 0 and now - self._told >= QUIET_SECONDS:
+            self._told = now
+            left = (self.num_chunks - self.chunks) * (now - self.started) / max(self.chunks - self._before, 1)
+            words = [f"{self.fps:.1f} fps", f"ETA {self.bar.format_interval(left)}", *_memory_words()]
+            logger.info("chunk %d/%d: %s", self.chunks, self.num_chunks, ", ".join(words))
 
     def video(self) -> None:
         self.videos += 1
         self._show()
 
-    def skip(self, num_chunks: int) -> None:
-        """Counts a video that was already there; it says nothing about speed, so ETA leaves it out."""
+    def passed(self, num_chunks: int) -> None:
+        """Counts chunks that an earlier run made; they say nothing about speed, so ETA leaves them out."""
+        self.chunks += num_chunks
+        self._before += num_chunks
         if not self.bar.disable:
             self.bar.initial += num_chunks
             self.bar.n += num_chunks
+
+    def skip(self, num_chunks: int) -> None:
+        """Counts a video that was already there, and its chunks."""
+        self.passed(num_chunks)
         self.video()
 
     def _show(self) -> None:
@@ -169,10 +186,14 @@ class StepProgress:
         if self.rate:
             left = (self.total - self.done) / self.rate
             words = [f"{self.rate:.2f} steps/s", f"ETA {self.bar.format_interval(left)}"]
-        return ", ".join([*words, *(f"{name} {size / 1e9:.2f} GB" for name, size in memory().items())])
+        return ", ".join([*words, *_memory_words()])
 
     def close(self) -> None:
         self.bar.close()
+
+
+def _memory_words() -> list[str]:
+    return [f"{name} {size / 1e9:.2f} GB" for name, size in memory().items()]
 
 
 def memory() -> dict[str, int]:

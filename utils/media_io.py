@@ -1,15 +1,13 @@
-"""Pictures and videos on disk. Frames are uint8 arrays [P, H, W, 3] (RGB); whatever is written is written whole.
+"""Reads pictures and videos, writes contact sheets. Frames are uint8 arrays [P, H, W, 3] (RGB).
 
-A file appears under its final name only when it is complete and on the disk; until then it has a temporary name.
+`utils/video_writer.py` writes videos.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import itertools
 import math
-import os
 import struct
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -18,11 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.atomic import atomic_write, explain_full_disk, sync_file, sync_folder
+from utils.atomic import atomic_write
 
-FRAGMENTED = "frag_keyframe+empty_moov+default_base_moof"  # an MP4 that is cut off stays playable
-KEYFRAME_SECONDS = 2  # then only the last few seconds are lost
-BT709 = 1  # the number of this colour matrix, its primaries and its transfer curve
 SHEET_MARGIN, SHEET_FONT, SHEET_LABEL_LINES = 4, 12, 2
 
 
@@ -52,155 +47,6 @@ def check_frames(frames) -> np.ndarray:
     return np.ascontiguousarray(frames)
 
 
-class VideoWriter:
-    """Writes an H.264 MP4 chunk by chunk: `with VideoWriter(path, 16) as video: video.write(frames)`.
-
-    Until the end it is a playable `<name>.partial.mp4`. Leaving the block renames it; an exception (Ctrl-C too)
-    removes it, or with keep_partial=True finishes it and leaves it under the partial name. Equal frames give equal
-    bytes, however they are cut into chunks: one encoder thread, no time stamps or versions in the container.
-    size: (H, W), by default that of the first frames. crf: 0 lossless .. 51; fps may be a fraction.
-    Errors: ValueError for no frames at all, odd or changing sizes, wrong arrays; OSError for a full disk.
-    """
-
-    def __init__(self, path, fps: float, size: tuple[int, int] | None = None, *, crf: int = 18, keep_partial=False):
-        self.path = Path(path)
-        if self.path.suffix != ".mp4":
-            raise ValueError(f"a video is written as .mp4, not as {self.path.name!r}")
-        if not (math.isfinite(fps) and fps > 0) or not 0 <= crf <= 51:
-            raise ValueError(f"fps {fps} must be above 0 and crf {crf} within 0..51")
-        self.partial = self.path.with_suffix(".partial.mp4")
-        self.fps, self.crf, self.keep_partial = Fraction(fps).limit_denominator(1001), crf, keep_partial
-        self.size, self.num_frames, self._over = None, 0, False
-        self._container = self._stream = None
-        if size is not None:
-            self._set_size(size)
-
-    def write(self, frames_PHWC) -> None:
-        """Appends uint8 frames [P, H, W, 3]; P may be 0."""
-        import av
-
-        frames = check_frames(frames_PHWC)
-        self._check_running()
-        self._set_size(frames.shape[1:3])
-        if len(frames) and self._container is None:
-            self._open()
-        try:
-            with explain_full_disk(self.path):
-                for frame in frames:
-                    self._encode(frame)
-                    self.num_frames += 1
-        except (OSError, av.FFmpegError):
-            self._release()  # to write to a failed container again crashes the process
-            raise
-
-    def close(self) -> None:
-        """Finishes the file and gives it its final name."""
-        self._check_running()
-        if not self.num_frames:
-            raise ValueError(f"no frames were written to {self.path}; a video needs at least one")
-        self._finish()
-        os.replace(self.partial, self.path)
-        sync_folder(self.path.parent)
-
-    def abort(self) -> None:
-        """Gives up: removes the partial file, or with keep_partial finishes it. Nothing gets the final name."""
-        try:
-            if self.keep_partial and self.num_frames and self._container:
-                self._finish()
-        finally:
-            self._release()
-            if not (self.keep_partial and self.num_frames):
-                self.partial.unlink(missing_ok=True)
-
-    def __enter__(self) -> VideoWriter:
-        return self
-
-    def __exit__(self, kind, error, trace) -> None:
-        import av
-
-        if kind is not None:
-            with contextlib.suppress(OSError, av.FFmpegError):  # the first error is the one to report
-                self.abort()
-            return
-        try:
-            self.close()
-        except BaseException:
-            self.abort()
-            raise
-
-    def _check_running(self) -> None:
-        if self._over:
-            raise ValueError(f"the writer of {self.path} is closed or has failed; start a new one")
-
-    def _set_size(self, size) -> None:
-        size = tuple(int(n) for n in size)
-        if self.size not in (None, size):
-            raise ValueError(f"{self.path.name} has frames of {self.size} (H, W); now came {size}; keep one size")
-        if size[0] % 2 or size[1] % 2 or min(size) < 2:
-            raise ValueError(f"frames of {size} (H, W) do not fit yuv420p video; crop or resize both to even numbers")
-        self.size = size
-
-    def _open(self) -> None:
-        import av
-
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        # By name, not as a file object: PyAV loses an interrupt (Ctrl-C) that comes while it calls back into Python.
-        options = {"movflags": FRAGMENTED, "fflags": "+bitexact", "flush_packets": "1"}
-        self._container = av.open(f"file:{self.partial}", "w", format="mp4", options=options)
-        keyframes = str(max(1, round(KEYFRAME_SECONDS * self.fps)))
-        # x264's macroblock tree gives other bytes for equal frames in about one run of ten (its assembly reads
-        # memory that nobody set), so it is off; without it 60 runs of 60 agree.
-        options = {"crf": str(self.crf), "g": keyframes, "flags": "+bitexact", "x264-params": "mbtree=0"}
-        self._stream = self._container.add_stream("libx264", rate=self.fps, options=options)
-        self._stream.height, self._stream.width = self.size
-        self._stream.pix_fmt = "yuv420p"
-        context = self._stream.codec_context
-        context.thread_count = 1  # slices and rate control depend on the number of threads
-        context.colorspace = context.color_primaries = context.color_trc = context.color_range = BT709
-
-    def _encode(self, frame: np.ndarray) -> None:
-        import av
-
-        picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
-        # Converted and tagged as BT.709: untagged files change their colours from player to player.
-        picture = picture.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
-        self._container.mux(self._stream.encode(picture))
-
-    def _finish(self) -> None:
-        try:
-            with explain_full_disk(self.path):
-                self._container.mux(self._stream.encode(None))
-                self._container.close()
-                with open(self.partial, "rb+") as file:
-                    sync_file(file)
-                    _check_whole(file)
-        finally:
-            self._release()
-
-    def _release(self) -> None:
-        """Closes without caring for the content; a second time does nothing."""
-        import av
-
-        container, self._container, self._stream, self._over = self._container, None, None, True
-        if container is not None:
-            with contextlib.suppress(OSError, av.FFmpegError):
-                container.close()
-
-
-def _check_whole(file) -> None:
-    """Raises OSError unless the boxes of a finished MP4 fill the file and the last one is its index.
-
-    The muxer keeps silent about a disk that is full at its last write.
-    """
-    size, start, kind = os.fstat(file.fileno()).st_size, 0, b""
-    while start + 8 <= size:
-        file.seek(start)
-        length, kind, wide = struct.unpack(">I4sQ", file.read(16).ljust(16))
-        start += max(8, wide if length == 1 else length)
-    if start != size or kind != b"mfra":
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
 def read_video(path: str | Path, seconds: float | None = None, most: int = 0) -> tuple[np.ndarray, float]:
     """Returns (uint8 frames [P, H, W, 3], frames per second); only the first `seconds` or `most` frames if given.
 
@@ -209,6 +55,22 @@ def read_video(path: str | Path, seconds: float | None = None, most: int = 0) ->
     with open_video(path) as (frames, rate):
         count = (most or None) if seconds is None else math.ceil(seconds * rate) + 1
         return np.stack(list(itertools.islice(frames, count))), float(rate)
+
+
+def evenly_spaced(num_frames: int, count: int) -> list[int]:
+    """Returns the numbers of `count` frames of a clip, or of all if there are fewer; first and last among them."""
+    return np.linspace(0, num_frames - 1, min(count, num_frames)).round().astype(int).tolist()
+
+
+def read_strip(path: str | Path, count: int) -> np.ndarray:
+    """Returns `count` evenly spaced frames [<= count, H, W, 3] of a video of any length; errors: as `read_video`."""
+    import av
+
+    with _explain_damage(path), av.open(f"file:{_existing(path)}") as container:
+        total = sum(1 for packet in container.demux(video=0) if packet.size) if container.streams.video else 0
+    picks = set(evenly_spaced(total, count))
+    with open_video(path) as (frames, _):
+        return np.stack([frame for number, frame in enumerate(frames) if number in picks])
 
 
 @contextlib.contextmanager
@@ -285,20 +147,6 @@ def read_image(path: str | Path, size: tuple[int, int], mode: str = "stretch"):
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div(127.5).sub(1).contiguous()
 
 
-def write_gif(path: str | Path, frames_PHWC, fps: float) -> None:
-    """Writes uint8 frames [P, H, W, 3] as an endless GIF; its clock ticks in 1/100 s, so fps holds on average."""
-    from PIL import Image
-
-    frames = check_frames(frames_PHWC)
-    if not len(frames) or not 0 < fps <= 50:
-        raise ValueError(f"a GIF needs frames and an fps within (0, 50]; got {len(frames)} frames at {fps}")
-    ticks = [round(100 * i / fps) for i in range(len(frames) + 1)]
-    durations = [10 * (b - a) for a, b in zip(ticks, ticks[1:], strict=False)]
-    first, *others = [Image.fromarray(f).quantize(256, dither=Image.Dither.NONE) for f in frames]
-    options = {"format": "GIF", "save_all": True, "append_images": others, "duration": durations, "loop": 0}
-    atomic_write(path, lambda file: first.save(file, disposal=1, **options))
-
-
 def contact_sheet(path, clips: Sequence, labels: Sequence[str] | None = None, *, columns=1, num_frames=8, height=128):
     """Writes a PNG: each clip (uint8 [P, H, W, 3]) as a strip of `num_frames` evenly spaced frames under its label.
 
@@ -332,7 +180,7 @@ def contact_sheet(path, clips: Sequence, labels: Sequence[str] | None = None, *,
 def _strip(clip: np.ndarray, num_frames: int, height: int):
     from PIL import Image
 
-    shown = np.linspace(0, len(clip) - 1, min(num_frames, len(clip))).round().astype(int)
+    shown = evenly_spaced(len(clip), num_frames)
     tall, wide = clip.shape[1:3]
     factor = height / tall if tall > height else max(1, height // tall)
     size = (max(1, round(wide * factor)), max(1, round(tall * factor)))

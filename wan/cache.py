@@ -63,12 +63,15 @@ class Store:
         self.ledger.reset()
         self._drop()
 
-    def snapshot(self) -> dict[str, torch.Tensor]:
-        """Returns copies of the committed keys and values [layers, B, F tokens, N, E], frames in time order."""
+    def snapshot(self, device=None) -> dict[str, torch.Tensor]:
+        """Returns copies of the committed keys and values [layers, B, F tokens, N, E], frames in time order.
+
+        device: where they lie; another one takes no memory of a second window where the cache is.
+        """
         frames, layers = list(self.ledger.slot_of), range(self.shape.num_layers)
         if not frames:
             return {}
-        rows = [[torch.cat([self.frame(n, f)[i] for f in frames], 1) for n in layers] for i in (0, 1)]
+        rows = [[torch.cat([self.frame(n, f)[i] for f in frames], 1).to(device) for n in layers] for i in (0, 1)]
         return {"keys": torch.stack(rows[0]), "values": torch.stack(rows[1])}
 
     def restore(self, book: dict, tensors: dict[str, torch.Tensor]) -> None:
@@ -140,12 +143,15 @@ class Ring(Store):
         return self
 
     def commit(self, plan: Plan) -> None:
-        """Copies the frames that `plan` keeps from the scratch to their slots, runs at a time (a recache did)."""
+        """Copies the frames that `plan` keeps from the scratch to their slots (a recache did).
+
+        Frame by frame: neighbours may part where the ring turns, and every chunk should run the same operations.
+        """
         unit, chunk = self.shape.frame_tokens, self.ledger.chunk_frames
         begin = chunk - len(plan.span)
-        for index, slot, length in () if plan.recache else _runs(plan.writes):
-            source = slice((begin + index) * unit, (begin + index + length) * unit)
-            target = slice((chunk + slot) * unit, (chunk + slot + length) * unit)
+        for index, slot in () if plan.recache else plan.writes:
+            source = slice((begin + index) * unit, (begin + index + 1) * unit)
+            target = slice((chunk + slot) * unit, (chunk + slot + 1) * unit)
             for store in (self.keys, self.values):
                 store[:, :, target].copy_(store[:, :, source])
         self.ledger.commit(plan)
@@ -204,8 +210,9 @@ class Chunks(Store):
             for frame in plan.evict:
                 del kept[frame]
             for index, _ in plan.writes:
-                where = slice(index * unit, (index + 1) * unit)
-                kept[plan.span.start + index] = (k[:, where], v[:, where])
+                own = [t[:, index * unit : (index + 1) * unit] for t in (k, v)]
+                # a sink outlives the frames it was recached with; as a view it would keep the memory of all
+                kept[plan.frames[index]] = tuple(t.clone() for t in own) if plan.recache else tuple(own)
         self._own = [None] * self.shape.num_layers
         self.ledger.commit(plan)
 
@@ -214,7 +221,7 @@ class Chunks(Store):
         return self._kept[layer][frame]
 
     def _place(self, layer: int, frame: int, k: torch.Tensor, v: torch.Tensor) -> None:
-        self._kept[layer][frame] = (k, v)
+        self._kept[layer][frame] = (k.clone(), v.clone())  # not a view of all that was read
 
     def _drop(self) -> None:
         named = self.ledger.slot_of

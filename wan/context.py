@@ -73,7 +73,7 @@ class Cached:
     def open(self, num_frames: int, num_segments: int, table: RotaryTable, grid, device, dtype) -> View:
         """Returns the view of one forward over the span."""
         plan = self.plan
-        if (num_frames, num_segments) != (len(plan.span), 1):
+        if (num_frames, num_segments) != (len(plan.frames), 1):
             raise ValueError(f"{num_segments} x {num_frames} frames given for the span {plan.span}")
         if self._angles is None:
             keys = None

@@ -9,11 +9,13 @@ that is evicted hands its slot to a newer one. Once the window is full no addres
 
 A recache (the condition changed) computes the window's latest frames anew: the last W frames, or all
 there are. Where the sink is kept and they would not reach its first frame, they are the last W - S, and
-the sink stays as it is; else their first S frames are the new sink.
+the sink stays as it is; else their first S frames are the new sink. A recache may reach further back than
+the window (`recache_frames`): then the new sink is the first S frames of that reach.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from wan.geometry import Span
@@ -31,7 +33,8 @@ class CacheConfig:
     recache: what happens where the condition changes. `bidirectional` = the window's latest frames in one
     forward in which all see each other (LongLive); `causal` = the same frames chunk by chunk, as models
     with causal masks know them; `reset` = the history is dropped; `none` = only the condition changes.
-    keep_sink: whether the sink outlives that.
+    keep_sink: whether the sink outlives that. recache_frames: how far back a recache reaches, 0 = as far as the
+    window; further (LongLive's training: 21) moves where a new sink begins, and from when on an old one is kept.
     """
 
     window_frames: int = -1
@@ -39,6 +42,7 @@ class CacheConfig:
     rope: str = "write"  # write | read
     recache: str = "causal"  # bidirectional | causal | reset | none
     keep_sink: bool = True
+    recache_frames: int = 0
 
     def check(self):
         if self.recache not in RECACHES:
@@ -49,6 +53,11 @@ class CacheConfig:
             raise ValueError(f"cache.sink_frames is {self.sink_frames}; write 0 or more")
         if self.window_frames != -1 and self.window_frames < 1:
             raise ValueError(f"cache.window_frames is {self.window_frames}; write -1 (everything) or a length")
+        if self.recache_frames and not 1 <= self.window_frames <= self.recache_frames:
+            raise ValueError(
+                f"cache.recache_frames is {self.recache_frames}; write 0 (the window) or at least "
+                f"cache.window_frames, {self.window_frames}, which must be a length"
+            )
 
 
 @dataclass(frozen=True)
@@ -56,22 +65,24 @@ class Plan:
     """What one forward over `span` reads and where everything lies; frames in time order.
 
     recache: the forward computes committed frames anew and writes them to their slots at once.
+    frames: those that the forward computes: the span's, but for a recache whose new sink lies apart.
     """
 
     span: Span
+    frames: Sequence[int]
     read: tuple[int, ...]  # committed frames that the queries see
     slots: tuple[int, ...]  # the slot of each of them
-    positions: range  # rotary positions of the span
+    positions: Sequence[int]  # rotary positions of `frames`
     read_positions: tuple[int, ...]  # rotary positions of `read`
-    writes: tuple[tuple[int, int], ...]  # (index in the span, slot) that a commit stores
+    writes: tuple[tuple[int, int], ...]  # (index in `frames`, slot) that a commit stores
     evict: tuple[int, ...]  # frames that a commit drops
     recache: bool = False
 
     @property
     def scratch(self) -> tuple[int, ...]:
-        """Indices in the span of the frames that lie in the scratch during the forward."""
+        """Indices in `frames` of those that lie in the scratch during the forward."""
         stored = {index for index, _ in self.writes} if self.recache else set()
-        return tuple(i for i in range(len(self.span)) if i not in stored)
+        return tuple(i for i in range(len(self.frames)) if i not in stored)
 
 
 class Ledger:
@@ -136,28 +147,29 @@ class Ledger:
         for frame in plan.evict:
             del self.slot_of[frame]
         for index, slot in plan.writes:
-            self.slot_of[plan.span.start + index] = slot
+            self.slot_of[plan.frames[index]] = slot
         self.next_frame = plan.span.stop
 
     def recached(self) -> tuple[Span, tuple[int, ...]]:
         """Returns (the frames that a recache computes anew, the sink's frames that it leaves as they are)."""
         window, end = self.config.window_frames, self.next_frame
-        start = self.first_frame if window == -1 else max(self.first_frame, end - window)
+        reach = max(window, self.config.recache_frames)
+        start = self.first_frame if window == -1 else max(self.first_frame, end - reach)
         sink = self._sink() if self.config.keep_sink and start > self.first_frame else ()
         return Span(end - window + len(sink) if sink else start, end), sink
 
     def plan_recache(self) -> Plan:
         """Returns the plan of one forward over all recached frames, in which they see each other and a kept sink."""
         span, sink = self.recached()
-        frames = list(range(span.start, span.stop))
-        first = [] if sink else frames[: self.sink_frames]
-        rest = frames[len(first) :]
-        history = rest[len(rest) - min(self.history_frames, len(rest)) :]
+        first = range(span.start, span.start if sink else min(span.start + self.sink_frames, span.stop))
+        seen = len(span) if self.config.window_frames == -1 else self.config.window_frames - self.sink_frames
+        rest = range(max(first.stop, span.stop - seen), span.stop)
+        frames = range(span.start, span.stop) if first.stop == rest.start else (*first, *rest)
         slots = {f: slot for slot, f in enumerate(first)}
-        slots |= {f: self.sink_frames + i for i, f in enumerate(history)}
-        writes = tuple((f - span.start, slot) for f, slot in slots.items())
+        slots |= {f: self.sink_frames + i for i, f in enumerate(rest[max(0, len(rest) - self.history_frames) :])}
+        writes = tuple((frames.index(f), slot) for f, slot in slots.items())
         evict = tuple(f for f in self.slot_of if f not in sink)
-        return self._plan(span, sink, writes, evict, recache=True)
+        return self._plan(span, sink, writes, evict, frames)
 
     def rewind(self) -> Span:
         """Empties the window, but for a kept sink, and steps back: returns the frames to commit again."""
@@ -182,15 +194,16 @@ class Ledger:
     def _in_sink(self, frame: int) -> bool:
         return frame < self.first_frame + self.sink_frames
 
-    def _plan(self, span: Span, read: tuple[int, ...], writes, evict, recache: bool = False) -> Plan:
-        """Returns the plan with its positions."""
+    def _plan(self, span: Span, read: tuple[int, ...], writes, evict, again: Sequence[int] | None = None) -> Plan:
+        """Returns the plan with its positions; `again`: the frames that a recache computes."""
+        frames = range(span.start, span.stop) if again is None else again
         if self.config.rope == "read":
             read_positions = tuple(range(len(read)))
-            positions = range(len(read), len(read) + len(span))
+            positions = range(len(read), len(read) + len(frames))
         else:
-            read_positions, positions = read, range(span.start, span.stop)
+            read_positions, positions = read, frames
         slots = tuple(self.slot_of[f] for f in read)
-        return Plan(span, read, slots, positions, read_positions, writes, evict, recache)
+        return Plan(span, frames, read, slots, positions, read_positions, writes, evict, again is not None)
 
     def _writes(self, span: Span):
         """Returns (writes, evicted frames): fill the sink, then free slots, then the oldest history's."""

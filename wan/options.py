@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 SNAPS = ("none", "integer", "table")
@@ -12,14 +13,26 @@ TOP = 1000  # of the published step lists
 
 @dataclass
 class VAEConfig:
-    """How to run the VAE. `frames_per_pass` latents are decoded together after the first."""
+    """How to run the VAE. `frames_per_pass` latents are decoded together after the first.
+
+    device: auto = with the model, chunk after chunk in turn | cpu, cuda:1, ... = there, where a generation decodes on a
+    thread of its own while the next chunk is made.
+    """
 
     dtype: str = "fp32"  # fp32 | bf16
     tiling: bool = False  # whole clips in overlapping tiles: little memory, not for streams
     slicing: bool = False  # one clip of a batch at a time
     frames_per_pass: int = 1  # >1 is faster on a GPU and agrees to 3e-6
+    device: str = "auto"  # auto | cpu | cuda:N
+
+    @property
+    def apart(self) -> bool:
+        """True if the VAE has a device of its own."""
+        return self.device != "auto"
 
     def check(self):
+        if not re.fullmatch(r"auto|cpu|cuda:\d+", self.device):
+            raise ValueError(f"vae.device is {self.device!r}; write auto, cpu, or a GPU of its own, e.g. cuda:1")
         if self.dtype not in ("fp32", "bf16"):
             raise ValueError(f"vae.dtype is {self.dtype!r}; write fp32 or bf16")
         if self.frames_per_pass < 1:

@@ -12,22 +12,24 @@ import torch
 
 
 class RotaryTable:
-    """Cosines and sines of all positions used so far; grows on demand, knows no limit."""
+    """Cosines and sines of any positions, made when they are asked for: frame 3,000,000 costs what frame 3 does.
+
+    Nothing that is kept grows with the film, so a film without end needs no more memory than a short one.
+    """
 
     def __init__(self, head_dim: int, theta: float = 10000.0):
         side = 2 * (head_dim // 6)
         self.head_dim = head_dim
         self._theta = theta
         self._parts = (head_dim - 2 * side, side, side)
-        self._frames: dict = {}
-        self._grids: dict = {}
+        self._grids: dict = {}  # of each size of a frame
 
     def __call__(self, positions, grid: tuple[int, int], device, dtype=torch.float32):
         """Returns (cos, sin), each [len(positions) * rows * columns, E/2], frame slowest.
 
         positions: frame positions, a `range` or a list of ints; grid: (rows, columns) of a frame.
         """
-        time = self._time(positions, device, dtype)
+        time = self._axis(0, positions).to(device, dtype, non_blocking=True)
         space = self._space(grid, device, dtype)
         frames, cells = time.shape[1], space.shape[1]
         half = [
@@ -36,32 +38,20 @@ class RotaryTable:
         ]
         return half[0], half[1]
 
-    def _time(self, positions, device, dtype) -> torch.Tensor:
-        """Returns [2, F, pairs of time] by slicing (a range) or gathering (a list) the grown table."""
-        need = max(positions) + 1 if len(positions) else 1
-        key = (str(device), dtype)
-        table = self._frames.get(key)
-        if table is None or table.shape[1] < need:
-            length = 1 << max(8, (need - 1).bit_length())
-            table = self._frames[key] = self._axis(0, length).to(device, dtype)
-        if isinstance(positions, range) and positions.step == 1:
-            return table[:, positions.start : positions.stop]
-        return table[:, torch.tensor(list(positions), device=device)]
-
     def _space(self, grid, device, dtype) -> torch.Tensor:
         key = (grid, str(device), dtype)
         if key not in self._grids:
             rows, columns = grid
-            row = self._axis(1, rows)[:, :, None].expand(-1, -1, columns, -1)
-            column = self._axis(2, columns)[:, None].expand(-1, rows, -1, -1)
+            row = self._axis(1, range(rows))[:, :, None].expand(-1, -1, columns, -1)
+            column = self._axis(2, range(columns))[:, None].expand(-1, rows, -1, -1)
             self._grids[key] = torch.cat((row, column), -1).flatten(1, 2).to(device, dtype)
         return self._grids[key]
 
-    def _axis(self, part: int, length: int) -> torch.Tensor:
-        """Returns [2, length, pairs]: cosine and sine of one axis in float64."""
+    def _axis(self, part: int, positions) -> torch.Tensor:
+        """Returns [2, len(positions), pairs]: cosine and sine along one axis, in float64 on the CPU."""
         width = self._parts[part]
-        rates = self._theta ** -(torch.arange(0, width, 2, dtype=torch.float64) / width)
-        angles = torch.arange(length, dtype=torch.float64)[:, None] * rates
+        rates = self._theta ** -(torch.arange(0, width, 2, dtype=torch.float64, device="cpu") / width)
+        angles = torch.tensor(list(positions), dtype=torch.float64, device="cpu")[:, None] * rates
         return torch.stack((angles.cos(), angles.sin()))
 
 

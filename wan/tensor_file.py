@@ -6,6 +6,7 @@ The kind of a file is told by its first bytes, never by its name.
 from __future__ import annotations
 
 import json
+import math
 import os
 import zipfile
 from contextlib import contextmanager
@@ -104,11 +105,32 @@ def write_safetensors(path: str | Path, state: dict[str, torch.Tensor], notes: d
         separate[name] = tensor.detach().clone() if twin else tensor.detach().contiguous()
     try:
         save_file(separate, partial, {"format": "pt", **(notes or {})})
+        _sync(partial)
         os.replace(partial, path)
+        if os.name == "posix":  # elsewhere a folder cannot be opened
+            _sync(path.parent)
     except SafetensorError as reason:  # the library's own kind, also for a full disk
         raise OSError(f"{path} cannot be written ({reason}); nothing half has this name; free space") from reason
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Brings a file, or the names in a folder, to the disk."""
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def safetensors_head(name: str, shape: tuple[int, ...]) -> bytes:
+    """Returns the head of a safetensors file of one fp32 tensor, whose rows follow as their bytes, one by one."""
+    size = 4 * math.prod(shape)
+    tree = {"__metadata__": {"format": "pt"}, name: {"dtype": "F32", "shape": list(shape), "data_offsets": [0, size]}}
+    text = json.dumps(tree, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def _kind(path: Path) -> str:

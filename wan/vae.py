@@ -22,7 +22,10 @@ TEMPORAL_STRIDE = 4  # pixel frames per later latent frame, fixed by the archite
 
 
 class StreamingVAE(nn.Module):
-    """Encodes and decodes normalised latents [B, F, C, h, w] <-> pixels [B, P, 3, H, W] in [-1, 1]."""
+    """Encodes and decodes normalised latents [B, F, C, h, w] <-> pixels [B, P, 3, H, W] in [-1, 1].
+
+    What it is given it brings to its own device; results lie where the argument lay. Several threads may use it.
+    """
 
     def __init__(self, model: nn.Module, config: VAEConfig | None = None):
         super().__init__()
@@ -51,11 +54,21 @@ class StreamingVAE(nn.Module):
         """The dtype of the weights, which is the compute dtype."""
         return next(self.model.parameters()).dtype
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return next(self.model.parameters()).device
+
     def encode(self, pixels_BPCHW: torch.Tensor) -> torch.Tensor:
         """Returns the normalised mean latents, fp32 [B, F, C, h, w], of 4n+1 pixel frames."""
         check_pixel_frames(pixels_BPCHW.shape[1])
-        x = pixels_BPCHW.transpose(1, 2).to(self.dtype)
-        return self.normalise(self.model.encode(x).latent_dist.mode())
+        x = pixels_BPCHW.transpose(1, 2).to(self.device, self.dtype)
+        if self.config.tiling:
+            latents = self.model.encode(x).latent_dist.mode()
+        else:
+            rows = x.split(1) if self.config.slicing else (x,)
+            latents = torch.cat([encode_features(self.model, row) for row in rows])
+        return self.normalise(latents).to(pixels_BPCHW.device)
 
     def normalise(self, latents_BCFHW: torch.Tensor) -> torch.Tensor:
         """Raw VAE latents [B, C, F, h, w] -> unit-scale latents [B, F, C, h, w]."""
@@ -68,8 +81,8 @@ class StreamingVAE(nn.Module):
     def decode(self, latents_BFCHW: torch.Tensor) -> torch.Tensor:
         """Returns fp32 pixels [B, P, 3, H, W] in [-1, 1] of a whole clip, P = 4F - 3."""
         if self.config.tiling:
-            pixels = self.model.decode(self.denormalise(latents_BFCHW)).sample
-            return pixels.float().transpose(1, 2)
+            pixels = self.model.decode(self.denormalise(latents_BFCHW.to(self.device))).sample
+            return pixels.float().transpose(1, 2).to(latents_BFCHW.device)
         rows = latents_BFCHW.split(1) if self.config.slicing else (latents_BFCHW,)
         return torch.cat([self.decode_stream(row)[0] for row in rows])
 
@@ -80,9 +93,27 @@ class StreamingVAE(nn.Module):
         """
         if self.config.tiling:
             raise ValueError("tiling decodes whole clips; a stream holds few frames at a time: set vae.tiling=false")
-        x = self.model.post_quant_conv(self.denormalise(latents_BFCHW))
+        device = self.device
+        if state is not None:  # a snapshot's may come from elsewhere
+            state = [e.to(device) if isinstance(e, torch.Tensor) else e for e in state]
+        x = self.model.post_quant_conv(self.denormalise(latents_BFCHW.to(device)))
         pixels, state = decode_features(self.model, x, state, self.config.frames_per_pass)
-        return pixels.clamp(-1, 1).float().transpose(1, 2), state
+        return pixels.clamp(-1, 1).float().transpose(1, 2).to(latents_BFCHW.device), state
+
+
+def encode_features(model, x_BCPHW) -> torch.Tensor:
+    """Returns the raw mean latents [B, C, F, h, w] of 4n+1 pixel frames.
+
+    Differs from the library's `encode` by a cache of its own: that of the model would mix two threads.
+    """
+    from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, patchify
+
+    if model.config.patch_size is not None:
+        x_BCPHW = patchify(x_BCPHW, patch_size=model.config.patch_size)
+    cache = [None] * sum(isinstance(m, WanCausalConv3d) for m in model.encoder.modules())
+    parts = [x_BCPHW[:, :, :1], *x_BCPHW[:, :, 1:].split(TEMPORAL_STRIDE, 2)]
+    parts = [model.encoder(part, feat_cache=cache, feat_idx=[0]) for part in parts if part.shape[2]]
+    return model.quant_conv(torch.cat(parts, 2)).chunk(2, 1)[0]
 
 
 def decode_features(model, x_BCFHW, state=None, frames_per_pass: int = 1):
@@ -114,7 +145,20 @@ def check_pixel_frames(num_frames: int):
 
 
 def open_vae(path: str | Path, config: VAEConfig | None = None, device: torch.device | str = "cpu") -> StreamingVAE:
-    """Returns the frozen VAE at `path` (any layout that `load_vae` reads), in the dtype that `config` names."""
+    """Returns the frozen VAE at `path` (any layout that `load_vae` reads), in the dtype that `config` names.
+
+    device: where the rest of the model runs; `config.device` may name another. Errors: ValueError if it is not there.
+    """
     config = config or VAEConfig()
+    device = own_device(config, device)
     vae = StreamingVAE(load_vae(path, DTYPES[config.dtype]), config)
     return vae.eval().requires_grad_(False).to(device)
+
+
+def own_device(config: VAEConfig, device: torch.device | str) -> torch.device:
+    """Returns the device that `config` names, or `device` for auto. Errors: ValueError if this machine lacks it."""
+    wanted, have = torch.device(config.device if config.apart else device), torch.cuda.device_count()
+    if config.apart and wanted.type == "cuda" and wanted.index >= have:
+        names = ", ".join(["auto", "cpu", *(f"cuda:{n}" for n in range(have))])
+        raise ValueError(f"vae.device is {config.device} and this machine has {have} CUDA devices; write {names}")
+    return wanted

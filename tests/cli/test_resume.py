@@ -119,7 +119,6 @@ def test_a_full_disk_keeps_finished_videos_and_leaves_nothing_half(door, prompts
     assert "free space" in said and PROMPTS[1] in said
     left = files(out)
     assert {name: left[name] for name in finished} == finished
-    whole_video = {f"{PROMPTS[1]}-0.mp4"} if also.startswith("output.latents") else set()
-    assert set(left) - set(finished) == whole_video  # without its JSON it is made again
+    assert set(left) == set(finished)
     assert door("--data_path", path, "--output_folder", out, f"num_output_frames={frames}", also) == 0
     assert len(videos(out)) == 3

@@ -46,8 +46,12 @@ def keys(frames: int) -> int:
 
 
 def tables(frames: int) -> int:
-    """Returns the bytes of cosines and sines of so many frames, made twice: for denoising and for the context pass."""
-    return 2 * frames * UNIT * tiny.SPEC.head_dim * BYTES
+    """Returns the bytes of cosines and sines of so many frames, made twice: for denoising and for the context pass.
+
+    Those of time are put together in float64 and cast, before each token gets its own.
+    """
+    time = tiny.SPEC.head_dim - 4 * (tiny.SPEC.head_dim // 6)
+    return 2 * frames * (UNIT * tiny.SPEC.head_dim * BYTES + time * (8 + BYTES))
 
 
 def test_rotating_when_written_copies_the_same_for_any_window():

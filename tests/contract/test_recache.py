@@ -120,6 +120,21 @@ def test_each_guidance_branch_is_recached(kind):
     assert tiny.error(*films) < tiny.EXACT
 
 
+@pytest.mark.parametrize("rope", ["write", "read"])
+def test_both_storages_recache_a_sink_that_lies_apart(rope):
+    """A recache that reaches beyond the window: the ring and the training's storage make one film, another than W's."""
+    cues, films = Script([(0, tiny.condition(dtype=torch.float64)), (15, tiny.condition(1, 1, torch.float64))]), {}
+    for reach, training in ((14, True), (14, False), (0, False)):
+        config = CacheConfig(9, 2, rope, "bidirectional", False, reach)
+        rolls = tiny.rollout(FP64, config, training=training)
+        with torch.no_grad():
+            noise = tiny.noise(dtype=torch.float64)
+            made = [c.latents for c in rolls(Script(cues.cues), tiny.spans(*[3] * 8), noise, 1)]
+        films[reach, training] = torch.cat(made, 1)
+    assert tiny.error(films[14, True], films[14, False]) < tiny.EXACT
+    assert tiny.error(films[14, False], films[0, False]) > 1e-3
+
+
 def test_latents_are_remembered_as_long_as_the_window():
     """Memory is constant: a film ten times as long remembers as much."""
     for config in (CacheConfig(9, 2), CacheConfig(7, 0, "read", "bidirectional")):

@@ -22,6 +22,7 @@ KINDS = {
     "H": "tests.parity.kind_h",
     "I": "tests.parity.kind_i",
     "J": "tests.parity.kind_j",
+    "Q": "tests.parity.kind_q",
 }
 
 

@@ -13,9 +13,11 @@ from pipeline.decode import DECODED_TOGETHER, Films, finished
 from pipeline.request import Request
 from pipeline.rollout import Chunk
 from tests.digits_fixture import files
-from utils.media_io import VideoWriter, read_video
-from wan.geometry import Span
+from utils.media_io import read_video
+from utils.video_writer import VideoWriter
+from wan.geometry import Geometry, Span
 
+GEOMETRY = Geometry(32, 32, latent_channels=2)
 REQUESTS = [Request("x", 0, 0, "x-0"), Request("y", 1, 0, "y-0")]
 
 
@@ -29,7 +31,7 @@ class Codec:
         self.lengths.append(latents.shape[1])
         first = 1 if state is None else 4
         counts = [first] + [4] * (latents.shape[1] - 1)
-        pixels = torch.cat([latents[:, f : f + 1, :1].repeat(1, n, 3, 16, 16) for f, n in enumerate(counts)], 1)
+        pixels = torch.cat([latents[:, f : f + 1, :1].repeat(1, n, 3, 8, 8) for f, n in enumerate(counts)], 1)
         return pixels.clamp(-1, 1), "running"
 
 
@@ -37,17 +39,18 @@ def chunks(*lengths, given=0):
     start = 0
     for n, length in enumerate(lengths):
         value = torch.linspace(-0.9, 0.9, 12)[start : start + length].view(1, -1, 1, 1, 1)
-        latents = torch.cat((value, -value)).expand(-1, -1, 2, 2, 2)
+        latents = torch.cat((value, -value)).expand(-1, -1, 2, 4, 4)
         yield Chunk(Span(start, start + length), latents, given=n < given)
         start += length
 
 
-def films(tmp_path, wanted=(True, True), **output):
-    return Films(Codec(), REQUESTS, wanted, OutputConfig(folder=str(tmp_path), **output), fps=8)
+def films(tmp_path, total, wanted=(True, True), **output):
+    knobs = OutputConfig(folder=str(tmp_path), **output)
+    return Films(Codec(), REQUESTS, wanted, knobs, 8, GEOMETRY, total)
 
 
 def test_frames_arrive_in_order_and_long_chunks_are_cut(tmp_path):
-    made, told = films(tmp_path), []
+    made, told = films(tmp_path, 9), []
     made.write(chunks(6, 1, 2, given=1), told.append)
     assert made.vae.lengths == [DECODED_TOGETHER, 2, 1, 2]
     assert told == [2 * 4, 2 * 8]  # the given chunk is no progress; two films
@@ -60,7 +63,7 @@ def test_frames_arrive_in_order_and_long_chunks_are_cut(tmp_path):
 
 
 def test_only_wanted_rows_are_written(tmp_path):
-    made = films(tmp_path, (False, True), latents=True, gif=True)
+    made = films(tmp_path, 2, (False, True), latents=True, gif=True)
     made.write(chunks(2))
     made.sidecars({"seed": 1})
     assert set(files(tmp_path)) == {"y-0.mp4", "y-0.json", "y-0.gif", "y-0.safetensors"}
@@ -74,16 +77,16 @@ def test_an_exception_leaves_no_file(tmp_path, kind):
         raise kind("in the middle")
 
     with pytest.raises(kind):
-        films(tmp_path).write(broken())
+        films(tmp_path, 6).write(broken())
     assert files(tmp_path) == {}
 
 
 def test_a_replaced_film_is_unfinished_until_its_own_json_is_there(tmp_path):
-    made = films(tmp_path)
+    made = films(tmp_path, 2)
     made.write(chunks(2))
     made.sidecars({"seed": 1})
     assert finished(REQUESTS[0], tmp_path)
-    films(tmp_path).write(chunks(3))  # and then the process dies
+    films(tmp_path, 3).write(chunks(3))  # and then the process dies
     assert not finished(REQUESTS[0], tmp_path)
 
     def broken():
@@ -92,7 +95,7 @@ def test_a_replaced_film_is_unfinished_until_its_own_json_is_there(tmp_path):
 
     made.sidecars({"seed": 1})
     with pytest.raises(KeyboardInterrupt):
-        films(tmp_path).write(broken())
+        films(tmp_path, 3).write(broken())
     assert finished(REQUESTS[0], tmp_path)  # the old film stays until the new one is whole
     assert len(read_video(tmp_path / "x-0.mp4")[0]) == 9
 

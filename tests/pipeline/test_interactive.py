@@ -306,6 +306,45 @@ def test_what_cannot_be_is_refused():
     assert "branches" not in vars(session._rollout), "its caches are gone"
 
 
+@pytest.mark.parametrize(("count", "guidance", "first_chunk"), [(2, 1.0, 0), (4, 3.0, 0), (3, 1.0, 1)])
+def test_a_session_that_starts_with_the_frames_of_a_film_goes_on_as_it_did(count, guidance, first_chunk):
+    """Latents, cache, recache and decoder: whatever follows is what followed, bit by bit."""
+    pipeline = pipeline_of(CacheConfig(9, 2), guidance, first_chunk=first_chunk)
+    whole = started(pipeline, seed=3)
+    made = [whole.step() for _ in range(count)]
+    session = Session(pipeline)
+    given = session.start("one", seed=3, given=torch.cat([c.latents for c in made], 1))
+    assert [c.given for c in given] == [True] * count
+    assert all(equal(a, b) for a, b in zip(given, made, strict=True))
+    assert session.next_frame == whole.next_frame
+    a, b = session.snapshot(), whole.snapshot()
+    assert a["book"] == b["book"] and all(torch.equal(a["tensors"][n], b["tensors"][n]) for n in b["tensors"])
+    sessions = [whole, session, session.fork()]
+    for number in range(4):
+        if number == 1:
+            for one in sessions:
+                one.switch_prompt("two")
+        first, *others = (one.step() for one in sessions)
+        assert all(equal(first, other) for other in others) and not first.given
+    tiny.healthy(first.latents)
+    other = Session(pipeline)
+    other.start("one", seed=3, given=tiny.latents(given[-1].span.stop, seed=9))
+    session.restore(a)
+    assert tiny.error(other.step().latents, session.step().latents) > 1e-2
+
+
+def test_given_latents_that_do_not_fit_are_refused():
+    session = Session(pipeline_of())
+    for shape in ((1, 0, 4, 4, 6), (2, 3, 4, 4, 6), (1, 3, 4, 4, 4), (3, 4, 4, 6)):
+        with pytest.raises(ValueError, match=r"this film takes \[1, F, 4, 4, 6\]"):
+            session.start("one", given=torch.zeros(shape))
+    with pytest.raises(ValueError, match="3 latent frames are given and max_frames is 3; write more"):
+        session.start("one", given=tiny.latents(3), max_frames=3)
+    with pytest.raises(ValueError, match="no film is running"):
+        session.step()
+    assert session.start("one") == []
+
+
 def test_a_film_of_known_length_needs_no_window():
     session = started(pipeline_of(CacheConfig(-1)), max_frames=6)
     spans = [session.step().span for _ in range(2)]

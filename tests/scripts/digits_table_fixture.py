@@ -1,4 +1,4 @@
-"""A project of stand-in scripts for the digits table: train.py, inference.py and the others in milliseconds."""
+"""A project of stand-in scripts for the digits tables: train.py, inference.py and the others in milliseconds."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
-from scripts import digits_plan, digits_table
+from scripts import digits_long, digits_plan, digits_table
 from tests.architecture.source import ROOT
 
 COMMON = """
@@ -44,9 +44,10 @@ folder = Path(flag("--output_folder"))
 folder.mkdir(parents=True, exist_ok=True)
 for line in filter(None, Path(flag("--data_path")).read_text().splitlines()):
     for sample in range(int(pair("num_samples", "1"))):
-        (folder / f"{line}-{sample}.mp4").touch()
+        stem = " then ".join(cue["text"] for cue in json.loads(line)["prompts"]) if line[0] == "{" else line
+        (folder / f"{stem}-{sample}.mp4").touch()
         told = {"prompt": line, "seed": flag("--seed"), "seconds": {"total": 60.0}}
-        (folder / f"{line}-{sample}.json").write_text(json.dumps(told))
+        (folder / f"{stem}-{sample}.json").write_text(json.dumps(told))
 """
 EVALUATE = """
 interval = {"mean": 0.5, "low": 0.4, "high": 0.6}
@@ -56,8 +57,20 @@ clips = len(list(Path(flag("--videos")).glob("*.mp4")))
 drift = {name: {"windows": [k / 10 for k in range(windows)], "change": interval} for name in names}
 row = {"clips": clips, "metrics": {name: interval for name in names}, "drift": drift}
 row["frechet"] = {"first": interval, "last": {**interval, "mean": 7.0}, "floor": {**interval, "mean": 2.0}}
+rows, videos = {"films": row}, None
+if words[0] != "digits":
+    asked = Path(flag("--prompts" if words[0] == "lengths" else "--scripts")).read_text().splitlines()
+    videos = {"videos": min(clips, len(asked))}
+if words[0] == "lengths":
+    ends = words[words.index("--ends") + 1 : words.index("--videos")]
+    row |= {"change": row["metrics"], "frechet": interval, "floor": row["frechet"]["floor"]}
+    rows = {end: row for end in ends}
+if words[0] == "switches":
+    numbers = {name: interval for name in ("reached", "chunks", "kept", "jump", "usual", "flicker")}
+    curve = [k / 12 for k in range(13)]
+    rows = {name: {"switches": 3, **numbers, "curve": curve} for name in ("all", "colour", "direction", "digit")}
 if not Path("no_result").exists():
-    Path(flag("--output")).write_text(json.dumps({"frames": 33, "seconds": 30.0, "rows": {"films": row}}))
+    Path(flag("--output")).write_text(json.dumps({"frames": 33, "seconds": 30.0, "rows": rows, "videos": videos}))
 sys.exit(1)  # a gate failed
 """
 SHARDS = """
@@ -103,6 +116,10 @@ class Project:
         """Runs the script; several processes at once."""
         return digits_table.main(["--jobs", "4", *flags], self.root)
 
+    def long(self, *flags: str) -> int:
+        """Runs scripts/digits_long.py, likewise."""
+        return digits_long.main(["--jobs", "4", *flags], self.root)
+
     def calls(self) -> list[list[str]]:
         """Returns the command lines since the last call of this method."""
         path = self.root / "calls.log"
@@ -111,5 +128,9 @@ class Project:
         return [json.loads(line) for line in lines]
 
     def record(self, row: str, seed: int = 0) -> dict:
-        """Returns the record of a row."""
+        """Returns the record of a row of the digits table."""
         return json.loads((self.root / f"docs/results/table/{row}_seed{seed}.json").read_text())
+
+    def long_record(self, row: str) -> dict:
+        """Returns the record of a row of the long films."""
+        return json.loads((self.root / f"docs/results/long/{row}.json").read_text())

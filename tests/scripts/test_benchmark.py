@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts import benchmark, benchmark_infer
+from scripts import benchmark, benchmark_endless, benchmark_infer
 from tests import digits_fixture
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -18,11 +18,11 @@ DIGITS += ["--height", "32", "--width", "32", "--peak_tflops", "0.05", "model.sp
 DIGITS += [f"model.path={ROOT / 'assets/digits'}", "sampler.name=few_step", "sampler.guidance=2", "threads=0"]
 
 
-def call(tmp_path, *argv) -> int:
-    """Runs `infer` as on a machine without a GPU."""
+def call(tmp_path, *argv, command="infer") -> int:
+    """Runs a command as on a machine without a GPU."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: False)
-        return benchmark.main(["infer", *argv, "--output_folder", str(tmp_path)])
+        return benchmark.main([command, *argv, "--output_folder", str(tmp_path)])
 
 
 def run(tmp_path, *argv, name="digits"):
@@ -177,3 +177,87 @@ def test_train_of_wan_is_not_tried_on_a_cpu(tmp_path, capsys):
     flags = ["--config_path", str(ROOT / "configs/train/benchmark_wan_1.3B.yaml"), "--random_weights"]
     assert benchmark.main(["train", *flags, "--output_folder", str(tmp_path)]) == 0
     assert "not run: a step of t2v-1.3B needs a CUDA device" in capsys.readouterr().out
+
+
+ENDLESS = [*(word for word in DIGITS if word not in ("--peak_tflops", "0.05")), "--chunks", "10", "--runs", "1"]
+HELD = "memory, median of each tenth"
+
+
+def test_endless_counts_early_and_late(tmp_path, capsys):
+    assert call(tmp_path, *ENDLESS, "--name", "tiny", command="endless") == 0
+    result = json.loads((tmp_path / "benchmark_endless_tiny.json").read_text())
+    assert result["chunks"] == {"measured": 10, "latent frames": 30, "counted": [3, 7], "runs": 1}
+    assert {"name", "torch", "threads"} <= set(result["device"]) and result["date"].count("-") == 2
+    for run in result["runs"]:
+        assert run["early"] == run["late"]
+        assert run["early"]["operators"]["aten::copy_"] > 10 and run["early"]["bytes copied"] > 1e5
+        assert run["early"]["allocations"]["number"] > 100
+        tenths = run["ms per chunk, median of each tenth"]
+        assert len(tenths) == 10 and run["last tenth / first tenth"] == tenths[-1] / tenths[0] > 0
+        assert all(held["memory"] > 50e6 for held in run[HELD])
+    text = capsys.readouterr().out
+    assert "| operators | identical | identical | met |" in text and "| chunk 7 |" in text
+
+
+def told(ratio=1.0, operators=5, copied=7, allocations=9, grown=0.0) -> dict:
+    """Returns what a run tells, its late chunk and its end as given; early all is 5, 7, 9 and 200 MB are held."""
+
+    def work(*counts):
+        return dict(zip(("operators", "bytes copied", "allocations"), counts, strict=True))
+
+    memory = [{"memory": 200e6}, {"memory": 900e6}, {"memory": 200e6 + grown}]
+    late = work(operators, copied, allocations)
+    return {"last tenth / first tenth": ratio, "early": work(5, 7, 9), "late": late, HELD: memory}
+
+
+@pytest.mark.parametrize(
+    ("runs", "missed"),
+    [
+        ([told()], []),
+        ([told(1.2), told(1.05), told(1.1)], []),
+        ([told(1.06), told(1.07)], ["last tenth / first tenth"]),
+        ([told(), told(operators=6)], ["operators"]),
+        ([told(copied=6)], ["bytes copied"]),
+        ([told(allocations=8), told()], ["allocations"]),
+        ([told(grown=1.9e6), told(grown=-9e6)], []),
+        ([told(grown=2.1e6), told()], ["memory, growth"]),
+    ],
+)
+def test_limits_of_a_long_film(runs, missed):
+    rows = benchmark_endless.judge(runs)
+    assert [name for name, row in rows.items() if not row["met"]] == missed
+    assert benchmark_endless.passed({"criteria": rows}) is not bool(missed)
+
+
+def test_five_megabytes_are_too_much_however_much_is_held():
+    large = told()
+    large[HELD] = [{"memory": 2e9}, {"memory": 2e9 + 5.1e6}]
+    assert not benchmark_endless.judge([large])["memory, growth"]["met"]
+
+
+@pytest.mark.parametrize(("met", "status"), [(True, 0), (False, 1)])
+def test_check_tells_by_its_status(met, status, tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark_endless, "measure", lambda *arguments: {"criteria": {"a": {"met": met}}})
+    monkeypatch.setattr(benchmark_endless, "table", lambda result: [])
+    assert call(tmp_path, *ENDLESS, command="endless") == 0
+    assert call(tmp_path, *ENDLESS, "--check", command="endless") == status
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--chunks", "9"], "--chunks is 9; write 10 or more"),
+        (["--runs", "0"], "--runs is 0; write 1 or more"),
+        (["batch=2"], "a session makes one film; write batch=1"),
+    ],
+)
+def test_endless_refuses(argv, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        call(tmp_path, *ENDLESS, *argv, command="endless")
+    assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_endless_of_wan_is_not_tried_on_a_cpu(tmp_path):
+    assert call(tmp_path, "--config_path", str(WAN), "--random_weights", command="endless") == 0
+    result = json.loads((tmp_path / "benchmark_endless_wan_1.3B.json").read_text())
+    assert result["status"] == "not run" and "141.5 tera-operations" in result["reason"]

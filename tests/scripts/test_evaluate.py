@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from utils.data.digits import COLOURS, DIRECTIONS, all_prompts, balanced_prompts, parse_prompt, prompt_clip
-from utils.media_io import VideoWriter
 from utils.metrics.digits_videos import prompt_numbers
+from utils.video_writer import VideoWriter
 
 ROOT = Path(__file__).resolve().parents[2]
 spec = importlib.util.spec_from_file_location("evaluate", ROOT / "scripts/evaluate.py")

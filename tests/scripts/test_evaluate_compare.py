@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from scripts import evaluate
-from utils.media_io import VideoWriter, read_video
+from utils.media_io import read_video
+from utils.video_writer import VideoWriter
 
 
 def film(path, shift=0, num_frames=5, size=(32, 48), fps=8, blink=0):

@@ -62,7 +62,10 @@ LONGLIVE = {
     "num_training_frames": 39,
     "slice_last_frames": 21,
     "streaming_training": True,
+    "streaming_chunk_size": 21,
     "streaming_max_length": 240,
+    "streaming_min_new_frame": 18,
+    "train_first_chunk": True,
     "switch_mode": "random_choice",
     "switch_choices": [21, 39],
     "switch_prompt_path": "b.txt",
@@ -140,16 +143,43 @@ def test_only_the_score_guidance_is_shifted(tmp_path):
     assert config.sampler.name == "multi_step" and config.sampler.guidance == 3.0
 
 
-def test_longlive_names_what_is_not_there(tmp_path):
-    config, dropped = migrate(tmp_path, LONGLIVE)
-    source = config.trainer.source
-    assert (config.steps, config.checkpoint.keep) == (3000, 3)
-    assert (source.frames, source.frames_max, source.loss_frames) == (21, 39, 21)
-    assert (source.cache.window_frames, source.cache.sink_frames, source.cache.rope) == (12, 3, "write")
-    named = {"streaming_training", "streaming_max_length", "switch_mode", "switch_choices", "switch_prompt_path"}
-    named |= {"vis_interval", "val_data_path", "one_logger_project"}
-    assert named | {"distribution_loss"} <= set(dropped)
-    assert config.trainer.loss.name == "dmd"
+def test_longlives_second_stage_becomes_our_stream(tmp_path):
+    told = {"num_training_frames": None, "min_num_training_frames": None, "switch_choices": list(range(21, 202, 18))}
+    told |= {"generator_ckpt": "checkpoints/longlive_init.pt", "lr": 1e-5, "lr_critic": 2e-6, "log_iters": 50}
+    told |= {"ema_weight": 0.0, "ema_start_step": 200, "global_sink": True}
+    told["switch_prompt_path"] = "prompts/vidprom_filtered_extended_switch.txt"
+    config, dropped = migrate(tmp_path, {**LONGLIVE, **told})
+    ours, _ = trainer.config.load_recipe(ROOT / "configs/train/longlive_stream.yaml")
+    mine = replace(config.trainer.source, switch_frames=list(config.trainer.source.switch_frames))
+    assert mine == ours.trainer.source
+    assert (config.trainer, config.steps) == (replace(ours.trainer, source=config.trainer.source), ours.steps)
+    assert (config.checkpoint.every, config.checkpoint.keep) == (50, 3)
+    assert {"vis_interval", "val_data_path", "one_logger_project"} <= set(dropped)
+    assert not any("streaming" in key or "switch" in key or key == "global_sink" for key in dropped)
+
+
+def stream(tmp_path, **keys):
+    """Returns (source, dropped) of LongLive's second stage with other keys."""
+    config, dropped = migrate(tmp_path, {**LONGLIVE, **keys})
+    return config.trainer.source, dropped
+
+
+def test_every_switch_mode_migrates(tmp_path):
+    source, dropped = stream(tmp_path, switch_mode="fixed", fixed_switch_index=39)
+    assert source.switches == (39,) and "switch_choices" in dropped and not source.cache.keep_sink
+    source, _ = stream(tmp_path, switch_mode="random", min_switch_frame_index=22, max_switch_frame_index=30)
+    assert source.switches == (22, 25, 28) and source.switch_prompts == "b.txt"
+    source, dropped = stream(tmp_path, distribution_loss="dmd")
+    assert source.name == "stream" and not source.switch_prompts and "switch_prompt_path" in dropped
+    with pytest.raises(ValueError, match="switch_mode is 'often'; known are"):
+        stream(tmp_path, switch_mode="often")
+
+
+def test_lengths_of_a_stream(tmp_path):
+    source, dropped = stream(tmp_path, streaming_possible_max_length=[60, 121], train_first_chunk=False)
+    assert source.lengths == (60, 120) and not source.train_first_chunk and "streaming_max_length" in dropped
+    with pytest.raises(ValueError, match="dmd_switch needs streaming_training"):
+        stream(tmp_path, streaming_training=False)
 
 
 OBJECTIVES = {
@@ -192,14 +222,15 @@ def test_generation_migrates(tmp_path):
     assert config.sampler == replace(config.sampler, steps=(1000, 750, 500, 250), shift=5.0, warp=True)
     assert (config.num_output_frames, config.seed, config.data.path) == (120, 1, "prompts/long.txt")
     assert config.output.save_with_index and config.output.folder == "videos/long"
-    assert set(dropped) == {"model_name", "inference_iter", "global_sink", "switch_frame_indices"}
-    assert "not there yet" in dropped["switch_frame_indices"]
+    assert (config.pipeline.cache.recache, config.pipeline.cache.keep_sink) == ("bidirectional", True)
+    assert config.data.switch_frames == "40, 80"
+    assert set(dropped) == {"model_name", "inference_iter"}
 
 
-def test_infinity_is_rope_when_read_and_jsonl_is_dropped(tmp_path):
+def test_infinity_is_rope_when_read_and_scripts_stay(tmp_path):
     old = {**INFER, "data_path": "a.jsonl", "model_kwargs": {**INFER["model_kwargs"], "use_infinite_attention": True}}
     config, dropped = migrate(tmp_path, old)
-    assert config.pipeline.cache.rope == "read" and "data_path" in dropped
+    assert config.pipeline.cache.rope == "read" and config.data.path == "a.jsonl" and "data_path" not in dropped
 
 
 def test_a_training_file_can_become_a_generation(tmp_path):

@@ -101,6 +101,38 @@ WRONG = {
     "preview={every: 1, num_frames: 5}": ["preview: 5 latent frames do not fill chunks of 3", "preview.every=0"],
     "preview={every: 1, prompts: no/p.txt}": ["preview.prompts: no/p.txt is not there", "one prompt per line"],
     "track.wandb_mode=on": ["track", "wandb_mode is 'on'", "offline"],
+    "trainer.source={name: stream, loss_frames: 7}": ["loss_frames: 7 latent frames do not fill", "use 6 or 9"],
+    "trainer.source={name: stream, min_new_frames: 21}": ["min_new_frames 21 leaves no overlap", "write at most 18"],
+    "trainer.source={name: stream, max_frames: 100}": ["max_frames: 100 latent frames do not fill", "use 99 or 102"],
+    "trainer.source={name: stream, max_frames: [240, 18]}": ["max_frames is [240, 18]", "write at least 21"],
+    "trainer.source={name: stream, max_frames: long}": [
+        "max_frames is 'long'",
+        "write latent frames",
+        "[60, 120, 240]",
+    ],
+    "trainer.source={name: stream, cache: {window_frames: 4, sink_frames: 3}}": ["window_frames 4", "write at least 6"],
+    "trainer.source={name: stream, cache: {window_frames: 9, recache_frames: 6}}": ["recache_frames is 6", "at least"],
+    "trainer.source={name: stream, prompts: ''}": ["trainer.source", "prompts is empty", "one prompt per line"],
+    "trainer.source={name: stream, switch_frames: 21}": ["switch_prompts", "switch_range", "none of the three"],
+    "trainer.source={name: stream, switch_prompts: %switch}": ["switch_frames", "write these two, or none"],
+    "trainer.source={name: stream, switch_prompts: %switch, switch_range: [240, 300]}": ["frame 240", "from 1 to 237"],
+    "trainer.source={name: stream, switch_prompts: %switch, switch_range: [21]}": [
+        "switch_range is [21]",
+        "e.g. [21, 201]",
+    ],
+    "trainer.source={name: stream, switch_prompts: %switch, switch_frames: 39}": [
+        "trainer.source.switch_prompts: ",
+        "has 240 lines but",
+        "switch_prompts needs one line for each prompt",
+    ],
+    "trainer.source={name: stream, switch_prompts: no/s.txt, switch_frames: 39}": [
+        "trainer.source.switch_prompts: no/s.txt is not there",
+        "line by line",
+    ],
+    "trainer={source: {name: stream}, loss: {name: gan, discriminator: {layers: [1]}}}": [
+        "trainer.loss.name: a GAN needs real clips and the source stream has none",
+        "write dmd or sid",
+    ],
     "trainer.ratio=0": ["trainer", "ratio", "at least 1"],
     "trainer.loss.name=flow": ["trainer.loss.name: got 'flow'", "allowed: dmd, sid, gan"],
 }
@@ -112,8 +144,14 @@ def places(tmp_path):
     return {
         "%latents": digits_fixture.latent_folder(tmp_path / "latents"),
         "%blind": digits_fixture.link_parts(tmp_path / "blind", ("text_encoder", "tokenizer")),
+        "%switch": _lines(tmp_path / "switch.txt", 3),
         "%text": ROOT / "assets/digits/text_encoder/model.safetensors",
     }
+
+
+def _lines(path, count: int):
+    path.write_text("a red one moves up\n" * count)
+    return path
 
 
 @pytest.mark.parametrize("override", WRONG)
@@ -121,6 +159,8 @@ def test_wrong_trainings_are_refused_with_key_and_remedy(refused, places, overri
     given = override
     for name, place in places.items():
         given = given.replace(name, str(place))
+    if "name: stream" in given and "prompts: ''" not in given:  # another source: the recipe's prompts are dropped
+        given = given.replace("name: stream", f"name: stream, prompts: {ROOT}/prompts/digits_all.txt")
     said = refused(given)
     for words in WRONG[override]:
         assert words in said, said

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.architecture.source import ROOT
-from tests.trainer import worker
+from tests.trainer import stream_fixture, worker
 
 STEPS = 3
 LORA = ["trainer.generator.lora.rank=4", "trainer.generator.lora.merged=true"]
@@ -43,6 +43,9 @@ def jobs(recipe, distill_recipe):
     flow, distill, clips = recipe, *distill_recipe
     jobs = {name: [str(flow), STEPS, ["trainer.source.batch=4", *more]] for name, more in FLOW.items()}
     jobs |= {name: [str(distill), STEPS, more] for name, more in DISTILL.items()}
+    jobs["stream"] = [str(distill), STEPS, stream_fixture.overrides(distill.parent, distill.parent / "prompts.txt")]
+    jobs["stream parts"] = [str(distill), STEPS, [*jobs["stream"][2], "trainer.source.batch=4", "trainer.accumulate=2"]]
+    jobs["stream"][2].append("trainer.source.batch=4")
     jobs["gan"][2] += [f"trainer.source.clips={clips}", "trainer.source.prompts="]
     return jobs
 
@@ -95,6 +98,8 @@ def test_what_must_not_change_the_numbers(results):
     _, together = results
     for same in ("accumulated", "copies", "text in parts"):
         assert apart(together["flow"]["weights"], together[same]["weights"]) < EXACT, same
+    assert apart(together["stream"]["weights"], together["stream parts"]["weights"]) < EXACT
+    assert apart(together["stream"]["weights"], together["dmd"]["weights"]) > 1e-4
     assert apart(together["dmd"]["weights"], together["offloaded"]["weights"]) < EXACT
 
 

@@ -102,6 +102,37 @@ def test_video_progress_counts(monkeypatch):
         bar.video()
     last = stream.getvalue().split("\r")[-1]
     assert "videos 2/3" in last and "chunk 5/9" in last and "10.5 fps" in last and "ETA" in last
+    assert "memory " in last and " GB" in last
+
+
+def test_a_chunk_that_takes_longer_does_not_break_the_time_left(monkeypatch):
+    """A recache or a snapshot: one chunk of 20 s among many of 1 s, in a film that an earlier run began."""
+    stream, clock = io.StringIO(), [0.0]
+    monkeypatch.setattr("sys.stderr", stream)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setattr("utils.log.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("tqdm.std.time", lambda: clock[0])
+    with log.VideoProgress(1, 300, force=True) as bar:
+        bar.passed(100)
+        for seconds in [1.0] * 99 + [20.0]:
+            clock[0] += seconds
+            bar.chunk(12)
+        assert bar.fps == pytest.approx(1200 / 119)
+    last = stream.getvalue().split("\r")[-1]
+    assert "chunk 200/300" in last and "ETA 01:59" in last and "videos 0/1" in last, last
+
+
+def test_without_a_terminal_a_long_film_is_told_once_a_minute(monkeypatch, caplog):
+    clock = [0.0]
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setattr("utils.log.time.monotonic", lambda: clock[0])
+    with caplog.at_level(logging.INFO, "utils.log"), log.VideoProgress(1, 400, force=False) as bar:
+        bar.passed(100)
+        for _ in range(130):
+            clock[0] += 1.0
+            bar.chunk(12)
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2 and said[0].startswith("chunk 160/400: 12.0 fps, ETA 04:00, memory ")
 
 
 def test_silent_video_progress_counts_too(monkeypatch):

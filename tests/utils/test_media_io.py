@@ -15,7 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from utils.media_io import VideoWriter, contact_sheet, read_image, read_video, to_uint8, write_gif
+from utils.gif_writer import write_gif
+from utils.media_io import contact_sheet, read_image, read_video, to_uint8
+from utils.video_writer import VideoWriter
 
 COLOURS = [(255, 40, 40), (25, 217, 50), (50, 90, 255), (255, 230, 25), (190, 50, 230), (255, 255, 255), (0, 0, 0)]
 
@@ -84,7 +86,8 @@ def test_an_exception_leaves_no_final_file(tmp_path, error, keep):
 
 
 def _run(code, folder):
-    code = "import os, signal, numpy as np\nfrom utils.media_io import VideoWriter, write_gif\n" + textwrap.dedent(code)
+    imports = "import os, signal, numpy as np\nfrom utils.gif_writer import write_gif\n"
+    code = f"{imports}from utils.video_writer import VideoWriter\n{textwrap.dedent(code)}"
     return subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=False)
 
 

@@ -169,3 +169,29 @@ def test_a_film_longer_than_told_is_refused():
         ledger.commit(ledger.plan(span))
     with pytest.raises(ValueError, match="length"):
         ledger.plan(Span(6, 9))
+
+
+def reached(end: int, **knobs):
+    """Returns (ledger, plan) of a recache before frame `end` that reaches 21 frames back; window 9, sink 3."""
+    ledger = Ledger(CacheConfig(9, 3, recache="bidirectional", recache_frames=21, **knobs), 3)
+    for span in tiny.spans(*[3] * (end // 3)):
+        ledger.commit(ledger.plan(span))
+    return ledger, ledger.plan_recache()
+
+
+def test_a_recache_that_reaches_beyond_the_window_begins_the_sink_there():
+    ledger, plan = reached(45, keep_sink=False)
+    assert list(plan.frames) == [24, 25, 26, 39, 40, 41, 42, 43, 44] == list(plan.positions)
+    ledger.commit(plan)
+    assert list(ledger.slot_of.items()) == [(24, 0), (25, 1), (26, 2), (42, 3), (43, 4), (44, 5)]
+    assert ledger.plan(Span(45, 48)).read == (24, 25, 26, 42, 43, 44)
+    assert list(reached(12, keep_sink=True)[1].frames) == [0, 1, 2, 6, 7, 8, 9, 10, 11], "from the start: a new sink"
+    kept = reached(24, keep_sink=True)[1]
+    assert (list(kept.frames), kept.read) == ([18, 19, 20, 21, 22, 23], (0, 1, 2)), "beyond its reach the old one stays"
+    assert list(reached(45, keep_sink=False, rope="read")[1].positions) == list(range(9))
+
+
+@pytest.mark.parametrize("window", [-1, 30])
+def test_a_recache_reaches_at_least_the_window(window):
+    with pytest.raises(ValueError, match="recache_frames is 21; write 0"):
+        CacheConfig(window, recache_frames=21).check()

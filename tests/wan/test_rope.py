@@ -49,7 +49,7 @@ def test_angles_are_exact_at_frame_5000(theta):
     assert tiny.error(narrow.cos(), wide) > 1e-5, "angles in fp32 would show"
 
 
-def test_the_table_grows_without_changing():
+def test_far_positions_leave_the_near_ones_as_they_are():
     table, fresh = RotaryTable(16), RotaryTable(16)
     early = table(range(4), GRID, "cpu")
     late = table(range(3000, 3004), GRID, "cpu")

@@ -7,7 +7,7 @@ import torch
 
 from wan.library import VAE_CONFIGS, build_vae
 from wan.options import VAEConfig
-from wan.vae import StreamingVAE
+from wan.vae import StreamingVAE, own_device
 
 TOLERANCE = 5e-6
 
@@ -81,6 +81,37 @@ def test_encoding_is_the_normalised_mean(model):
     torch.testing.assert_close(latents, ((raw - mean) / std).transpose(1, 2))
     torch.testing.assert_close(vae.denormalise(latents), raw)
     assert latents.shape[1] == 3 and pixels.shape[3] == latents.shape[3] * vae.spatial_stride
+
+
+def test_an_encoding_within_another_disturbs_neither(model):
+    """As two threads may do it: each has a cache of its own."""
+    vae = StreamingVAE(model)
+    draw = torch.Generator().manual_seed(3)
+    first, second = (torch.rand(1, 9, 3, 32, 32, generator=draw) * 2 - 1 for _ in range(2))
+    wanted, others = [vae.encode(x) for x in (first, second)], []
+
+    def during(*_):
+        if not others:
+            others.append(None)  # the inner one's own calls are let be
+            others[0] = vae.encode(second)
+
+    hook = model.encoder.conv_in.register_forward_hook(during)
+    made = vae.encode(first)
+    hook.remove()
+    assert torch.equal(others[0], wanted[1])
+    assert torch.equal(made, wanted[0]) and not torch.equal(*wanted)
+
+
+def test_its_own_device_must_be_there(model, tmp_path):
+    assert StreamingVAE(model).device == torch.device("cpu")
+    assert own_device(VAEConfig(), "meta") == torch.device("meta")
+    assert own_device(VAEConfig(device="cpu"), "meta") == torch.device("cpu")
+    have = torch.cuda.device_count()
+    with pytest.raises(ValueError, match=rf"vae.device is cuda:{have} and this machine has {have} .* write auto, cpu"):
+        own_device(VAEConfig(device=f"cuda:{have}"), "cpu")
+    for name in ("cuda", "gpu", "cuda:x", ""):
+        with pytest.raises(ValueError, match="write auto, cpu, or a GPU of its own"):
+            VAEConfig(device=name).check()
 
 
 def test_bad_lengths_and_settings(model):

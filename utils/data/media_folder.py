@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections import deque
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from utils.data.prompts import IMAGE_SUFFIXES, check_prompt
+from utils.data.prompts import IMAGE_SUFFIXES, VIDEO_SUFFIXES, check_prompt
 from utils.data.records import BadRecord
-from utils.media_io import read_image, read_video
+from utils.media_io import open_video, read_image, read_video
 
-VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif")
 MODES = ("crop", "stretch")
 
 
@@ -74,6 +74,22 @@ def read_clip(
         raise BadRecord(f"{media} has {len(frames)} frames at {rate:g} fps, too few for {num_frames}{at}; leave it out")
     pixels = torch.from_numpy(frames[picked]).permute(0, 3, 1, 2).float().div(127.5).sub(1)
     return resize(pixels, size, mode)
+
+
+def read_end(path: str | Path, num_frames: int, fps: float, size: tuple[int, int]) -> tuple[torch.Tensor, float]:
+    """Returns (the last `num_frames` of a video at `fps`, or fewer if it is shorter, [P, 3, H, W] in [-1, 1]; its fps).
+
+    The last frame is the video's own; where the rates differ, those nearest in time before it are taken (left out, or
+    repeated). size: (H, W); the aspect is kept and the borders are cut evenly. Only these frames are held in memory.
+    Errors: ValueError naming a file that is no video.
+    """
+    with open_video(path) as (frames, rate):
+        step = float(rate) / fps
+        kept = deque(frames, maxlen=round((num_frames - 1) * step) + 1)
+    back = np.round(np.arange(num_frames) * step).astype(int)
+    picked = [kept[i] for i in (len(kept) - 1 - back[back < len(kept)])[::-1]]
+    pixels = (torch.from_numpy(frame).permute(2, 0, 1)[None].float().div(127.5).sub(1) for frame in picked)
+    return torch.cat([resize(frame, size, "crop") for frame in pixels]), float(rate)
 
 
 def resize(pixels_PCHW: torch.Tensor, size: tuple[int, int], mode: str) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Prompt files: one prompt per line, or a folder of images with captions; and safe file names made from prompts."""
+"""Prompt files: one prompt per line, or a folder of files with captions; start files; safe names made from prompts."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import json
 import re
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 
 MAX_PROMPT = 10_000  # characters; the text encoder reads 512 tokens, so a longer line is a mistake in the file
 MAX_NAME = 100  # characters of a file name that come from the prompt
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif")
+KINDS = {"image": IMAGE_SUFFIXES, "video": VIDEO_SUFFIXES}  # of start files
 CROP_INFO = "target_crop_info_*.json"
 RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(10))}
 UNSAFE = re.compile(r"[^A-Za-z0-9 _.,'()&+=@!-]+")
@@ -26,6 +28,7 @@ class PromptLine:
     line: int  # 1-based place in the file (blank lines count) or in the sorted folder
     extended: str | None = None  # the rewritten prompt of the same line
     image: Path | None = None  # the first frame
+    video: Path | None = None  # whose end is the film's start
     target_crop: dict | None = None  # as target_crop_info has it; its images are cropped already
 
     @property
@@ -94,31 +97,63 @@ def read_image_prompts(folder: str | Path) -> list[PromptLine]:
     infos = sorted(folder.glob(CROP_INFO))
     if len(infos) > 1:
         raise ValueError(f"{folder} holds {len(infos)} files {CROP_INFO}; keep one: {[i.name for i in infos]}")
-    return _read_crop_info(infos[0]) if infos else _read_pairs(folder)
+    return _read_crop_info(infos[0]) if infos else read_captioned(folder, "image")
 
 
-def _read_pairs(folder: Path) -> list[PromptLine]:
-    files = sorted(f for f in folder.iterdir() if f.is_file() and not f.name.startswith("."))
-    images = [f for f in files if f.suffix.lower() in IMAGE_SUFFIXES]
-    captions = {f.stem: f for f in files if f.suffix.lower() == ".txt"}
-    if not images:
-        raise ValueError(f"{folder} holds no image; put <name>.png or <name>.jpg beside <name>.txt")
-    stems = [image.stem for image in images]
+def read_captioned(folder: str | Path, kind: str) -> list[PromptLine]:
+    """Reads a folder of `kind` ("image" or "video") files, each with its caption `<stem>.txt`, in order of file name.
+
+    Errors: ValueError naming the file that is missing, doubled or empty.
+    """
+    folder = Path(folder)
+    files = list_files(folder, kind)
+    captions = {f.stem: f for f in folder.iterdir() if f.suffix.lower() == ".txt" and not f.name.startswith(".")}
+    stems = [file.stem for file in files]
     if doubled := sorted({s for s in stems if stems.count(s) > 1}):
-        raise ValueError(f"{folder} holds two images with the name {doubled[0]!r}; one caption cannot serve both")
+        raise ValueError(f"{folder} holds two {kind}s with the name {doubled[0]!r}; one caption cannot serve both")
     if missing := [s for s in stems if s not in captions]:
         raise ValueError(
-            f"{folder} has no caption {missing[0]}.txt for its image ({len(missing)} captions are missing)"
+            f"{folder} has no caption {missing[0]}.txt for its {kind} ({len(missing)} captions are missing)"
         )
     if lonely := sorted(set(captions) - set(stems)):
-        raise ValueError(f"{folder} has no image for the caption {lonely[0]}.txt ({len(lonely)} images are missing)")
+        raise ValueError(f"{folder} has no {kind} for the caption {lonely[0]}.txt ({len(lonely)} {kind}s are missing)")
     rows = []
-    for n, image in enumerate(images, 1):
-        text = " ".join(t for t in _read_lines(captions[image.stem]) if t)
+    for n, file in enumerate(files, 1):
+        text = " ".join(t for t in _read_lines(captions[file.stem]) if t)
         if not text:
-            raise ValueError(f"{captions[image.stem]} is empty; write the caption of {image.name} in it")
-        rows.append(PromptLine(text, n, image=image))
+            raise ValueError(f"{captions[file.stem]} is empty; write the caption of {file.name} in it")
+        rows.append(PromptLine(text, n, **{kind: file}))
     return rows
+
+
+def list_files(folder: Path, kind: str) -> list[Path]:
+    """Returns the files of a kind in a folder, by name. Errors: ValueError if there is none."""
+    files = sorted(f for f in folder.iterdir() if f.is_file() and not f.name.startswith("."))
+    found = [f for f in files if f.suffix.lower() in KINDS[kind]]
+    if not found:
+        first, second = KINDS[kind][:2]
+        raise ValueError(f"{folder} holds no {kind}; put <name>{first} or <name>{second} beside <name>.txt")
+    return found
+
+
+def with_start(lines: Sequence[PromptLine], path: str | Path, kind: str) -> list[PromptLine]:
+    """Returns the lines, each with the start file of `kind` ("image" or "video") that belongs to it.
+
+    path: one file, which serves all, or a folder: its files in order of name belong to the prompts' lines 1, 2, ...;
+    blank lines count. Errors: ValueError for another number of files, or a path that is neither.
+    """
+    path = Path(path)
+    if path.is_dir():
+        files, last = list_files(path, kind), lines[-1].line
+        if len(files) != last:
+            raise ValueError(
+                f"{path} holds {len(files)} {kind}s and the prompts have {last} lines; "
+                "give one file for each line (in order of name), or a single file for all"
+            )
+        return [replace(line, **{kind: files[line.index]}) for line in lines]
+    if not path.is_file():
+        raise ValueError(f"there is no {kind} {path}; give a file, or a folder with one for each line of the prompts")
+    return [replace(line, **{kind: path}) for line in lines]
 
 
 def _read_crop_info(path: Path) -> list[PromptLine]:

@@ -5,7 +5,8 @@
 
 A prompt holds until its end: `end_frame` (latent frames), `end_pixel_frame` or `end` (seconds, "4.5s"). The last
 one may have an end too, which is the film's. Beside `prompts` a line may hold `seed`, `length` (latent frames, or
-"20s"), `negative_prompt`, `height`, `width` (pixels) and `name` (or `id`), which names the file.
+"20s"), `negative_prompt`, `height`, `width` (pixels) and `name` (or `id`), which names the file; and what the film
+starts from: `image`, or `video` and how much of its end, `start_seconds`. Their paths start at the script's folder.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ SUFFIX = ".jsonl"
 FRAME, PIXEL_FRAME, SECOND = "latent frame", "pixel frame", "second"
 ENDS = {"end_frame": FRAME, "end_pixel_frame": PIXEL_FRAME, "end": SECOND}
 KEYS = ("prompts", "seed", "length", "negative_prompt", "height", "width", "name", "id")
-SECONDS = re.compile(r"(\d+(?:\.\d+)?) ?s")
+STARTS = ("image", "video", "start_seconds")
+NUMBER = r"(\d+(?:\.\d+)?)"
+TIME = re.compile(rf"(?:{NUMBER} ?h)? ?(?:{NUMBER} ?m)? ?(?:{NUMBER} ?s)?")  # "1h30m", "10m", "4.5s"
 LARGEST = 2**31 - 1  # of any number in a script: more is a mistake
 
 
@@ -60,11 +63,19 @@ class ScriptLine:
     height: int = 0
     width: int = 0
     name: str = ""
+    image: Path | None = None
+    video: Path | None = None
+    start_seconds: float = 0.0  # how much of the video's end
 
     @property
     def index(self) -> int:
         """The 0-based line: the key of the film's noise and the number in its file name."""
         return self.line - 1
+
+    @property
+    def started(self) -> bool:
+        """True if the line says what its film starts from."""
+        return bool(self.image or self.video)
 
     @property
     def text(self) -> str:
@@ -89,7 +100,7 @@ def read_scripts(path: str | Path, switch_frames: Sequence[int] = (), refused: l
         if not text.strip():
             continue
         try:
-            lines.append(_film(text, f"{path}, line {number}", number, switch_frames))
+            lines.append(_film(text, f"{path}, line {number}", number, switch_frames, Path(path).parent))
         except ValueError as error:
             bad.append(str(error))
     if bad and (refused is None or not lines):
@@ -116,8 +127,8 @@ def parse_switch_frames(value) -> tuple[int, ...]:
     return frames
 
 
-def _film(text: str, where: str, number: int, switch_frames: Sequence[int]) -> ScriptLine:
-    tree = _object(_parsed(text, where), where, KEYS)
+def _film(text: str, where: str, number: int, switch_frames: Sequence[int], folder: Path) -> ScriptLine:
+    tree = _object(_parsed(text, where), where, KEYS + STARTS)
     if "prompts" not in tree:
         raise ValueError(f"{where}: prompts is missing; write a list of prompts")
     if "name" in tree and "id" in tree:
@@ -139,6 +150,7 @@ def _film(text: str, where: str, number: int, switch_frames: Sequence[int]) -> S
         height=_whole(tree, "height", where, 1) or 0,
         width=_whole(tree, "width", where, 1) or 0,
         name=check_prompt(str(name), f"{where}: {key}"),
+        **_start(tree, where, folder),
     )
     if film.cues[-1].end and film.length:
         raise ValueError(f"{where}: length and the end of the last prompt both tell the film's length; write one")
@@ -228,11 +240,42 @@ def _length(tree: dict, where: str) -> Moment | None:
     return None if length is None else Moment(_whole(tree, "length", where, 1), FRAME)
 
 
+def parse_time(text: str) -> float | None:
+    """Returns the seconds of a time like "4.5s", "10m" or "1h30m"; None for another text, 0 or far too much."""
+    found = TIME.fullmatch(text.strip())
+    seconds = sum(float(n or 0) * unit for n, unit in zip(found.groups(), (3600, 60, 1), strict=True)) if found else 0
+    return seconds if 0 < seconds <= LARGEST else None
+
+
 def _seconds(value, where: str, otherwise: str) -> Moment:
-    found = SECONDS.fullmatch(value.strip()) if isinstance(value, str) else None
-    if found is None or not 0 < float(found[1]) <= LARGEST:
-        raise ValueError(f'{where} is {value!r}; write seconds like "4.5s", or {otherwise} for frames')
-    return Moment(float(found[1]), SECOND)
+    seconds = parse_time(value) if isinstance(value, str) else None
+    if seconds is None:
+        raise ValueError(f'{where} is {value!r}; write a time like "4.5s" or "10m", or {otherwise} for frames')
+    return Moment(seconds, SECOND)
+
+
+def _start(tree: dict, where: str, folder: Path) -> dict:
+    """Returns what the film starts from, as fields of a ScriptLine."""
+    image, video = (_file(tree, key, where, folder) for key in ("image", "video"))
+    if image and video:
+        raise ValueError(f"{where}: image and video both tell what the film starts from; write one")
+    seconds = tree.get("start_seconds", 0.0)
+    if "start_seconds" in tree:
+        number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+        if not (number and 0 < seconds <= LARGEST):
+            raise ValueError(f"{where}: start_seconds is {seconds!r}; write a number above 0")
+        if not video:
+            raise ValueError(f"{where}: start_seconds tells how much of a video is used; write video too")
+    return {"image": image, "video": video, "start_seconds": float(seconds)}
+
+
+def _file(tree: dict, key: str, where: str, folder: Path) -> Path | None:
+    value = tree.get(key)
+    if key in tree and not (isinstance(value, str) and value):
+        raise ValueError(f"{where}: {key} is {value!r}; write the path of a file")
+    if value is not None and not (folder / value).is_file():
+        raise ValueError(f"{where}: {key} is {value!r}; there is no file {folder / value}")
+    return None if value is None else folder / value
 
 
 def _whole(tree: dict, key: str, where: str, least: int) -> int | None:

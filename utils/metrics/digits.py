@@ -123,8 +123,7 @@ def _check_clip(clip, index, rows):
 def _measure_clip(clip, subject: Subject, config: DigitsConfig) -> dict[str, np.ndarray]:
     """Returns {metric: [P]} of one uint8 clip [P, H, W, 3]."""
     rgb = clip.astype(np.float32) / 255.0
-    brightest = np.maximum(np.maximum(rgb[..., 0], rgb[..., 1]), rgb[..., 2])  # 10 times as fast as rgb.max(-1)
-    ink = np.clip(brightest - FLOOR, 0.0, None) / (1.0 - FLOOR)
+    ink = ink_of(rgb)
     area = ink.mean((1, 2))
     visible = area > MIN_INK
     centre = circular_centroid(ink)
@@ -143,6 +142,18 @@ def _measure_clip(clip, subject: Subject, config: DigitsConfig) -> dict[str, np.
         "area": area,
         "sharpness": _sharpness(ink) * visible,
     }
+
+
+def ink_of(rgb_PHW3: np.ndarray) -> np.ndarray:
+    """Returns [P, H, W] in [0, 1]: how much of a digit lies on each pixel; rgb in [0, 1]."""
+    brightest = np.maximum(np.maximum(rgb_PHW3[..., 0], rgb_PHW3[..., 1]), rgb_PHW3[..., 2])  # 10 x as fast as max(-1)
+    return np.clip(brightest - FLOOR, 0.0, None) / (1.0 - FLOOR)
+
+
+def torus_steps(centre_P2: np.ndarray, lag: int, canvas: tuple[int, int]) -> np.ndarray:
+    """Returns [P - lag, 2]: the shortest way (x, y) in pixels between centres `lag` frames apart; canvas: (H, W)."""
+    size = np.array(canvas[::-1])
+    return (centre_P2[lag:] - centre_P2[:-lag] + size / 2) % size - size / 2
 
 
 def circular_centroid(ink_PHW: np.ndarray) -> np.ndarray:
@@ -187,10 +198,8 @@ def nearest_colour(rgb_PHW3: np.ndarray, ink_PHW: np.ndarray) -> np.ndarray:
 
 def _motion(centre, visible, subject, config, canvas):
     """Returns (speed along the asked direction [P], hit [P]), NaN for the first LAG frames."""
-    size = np.array(canvas[::-1])
-    step = (centre[LAG:] - centre[:-LAG] + size / 2) % size - size / 2
     both = visible[LAG:] & visible[:-LAG]
-    velocity = step / LAG * both[:, None]
+    velocity = torus_steps(centre, LAG, canvas) / LAG * both[:, None]
     wanted = np.array(DIRECTIONS[subject.direction])
     along, aside = velocity @ wanted, velocity @ wanted[::-1]
     if config.motion == "bounce":  # the asked direction is only where the digit set out for

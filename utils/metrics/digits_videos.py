@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from utils.data.digits import Subject, all_prompts, parse_prompt
 from utils.data.prompts import read_prompts
+from utils.data.scripts import read_scripts
 from utils.media_io import read_video
 
 
@@ -51,19 +53,47 @@ def prompt_numbers(prompts: list[str]) -> list[int]:
 def load_videos(
     folder: Path, num_frames: int | None = None, partial: bool = False, prompts: list[str] | None = None
 ) -> Videos:
-    """Reads the `*.mp4` of `folder` (sorted) that answer `prompts`, cut to the first `num_frames` frames if given.
+    """Reads the films of `folder` that `find_films` names, cut to the first `num_frames` frames if given.
+
+    Errors: ValueError for films of unequal lengths, and those of `find_films`.
+    """
+    kept, facts = find_films(folder, partial, prompts)
+    clips = [_read(path, num_frames) for path, _ in kept]
+    lengths = {len(clip): path.name for clip, (path, _) in zip(clips, kept, strict=True)}
+    if len(lengths) > 1:
+        raise ValueError(f"{folder} mixes lengths {lengths}; measure the shortest with --frames {min(lengths)}")
+    return Videos(clips, [subject for _, subject in kept], facts)
+
+
+def load_windows(
+    folder: Path, ends: Sequence[int], window: int, partial: bool = False, prompts: list[str] | None = None
+) -> dict[int, Videos]:
+    """Returns {end: the `window` frames of each film before pixel frame `end`}; a film is read and let go.
+
+    Errors: ValueError for ends that no window fits before, films that are shorter, and those of `find_films`.
+    """
+    if not ends or min(ends) < window:
+        raise ValueError(f"windows of {window} frames end at {list(ends)}; write ends of at least {window}")
+    kept, facts = find_films(folder, partial, prompts)
+    clips: dict[int, list[np.ndarray]] = {end: [] for end in ends}
+    for path, _ in kept:
+        film = _read(path, max(ends))
+        for end in ends:
+            clips[end].append(film[end - window : end].copy())
+    subjects = [subject for _, subject in kept]
+    return {end: Videos(own, subjects, facts) for end, own in clips.items()}
+
+
+def find_films(folder: Path, partial: bool = False, prompts: list[str] | None = None):
+    """Returns ([(path, subject)] of the `*.mp4` of `folder`, sorted, that answer `prompts`; facts for the record).
 
     prompts: what must be there, by default all 240; a prompt that stands there twice needs two videos. Every video of
     these prompts is measured, so that no good ones can be picked; videos of other prompts are left out and counted.
     Errors: ValueError for no videos, a missing or broken sidecar, a prompt that is not one clause of
-    the grammar, unequal lengths, and, unless `partial`, for prompts that no video answers.
+    the grammar, and, unless `partial`, for prompts that no video answers.
     """
     prompts = prompts or all_prompts()
-    paths = sorted(p for p in Path(folder).glob("*.mp4") if not p.name.endswith(".partial.mp4"))
-    if not paths:
-        raise ValueError(f"{folder} holds no *.mp4; give the output folder of inference.py")
-    found = [(path, _sidecar(path)) for path in paths]
-    found = [(path, sidecar, _subject(path, sidecar)) for path, sidecar in found]
+    found = [(path, told, _subject(path.with_suffix(".json"), told["prompt"])) for path, told in _films(folder)]
     asked = Counter(prompts)
     kept = [entry for entry in found if entry[2].text() in asked]
     missing = asked - Counter(subject.text() for _, _, subject in kept)
@@ -73,15 +103,55 @@ def load_videos(
             f"{folder} answers {answered} of the {len(prompts)} prompts, {min(missing)!r} is missing; "
             "generate all of them, or measure what there is with --partial"
         )
-    clips = [_read(path, num_frames) for path, _, _ in kept]
-    lengths = {len(clip): path.name for clip, (path, _, _) in zip(clips, kept, strict=True)}
-    if len(lengths) > 1:
-        raise ValueError(f"{folder} mixes lengths {lengths}; measure the shortest with --frames {min(lengths)}")
-    seeds = sorted({str(sidecar["seed"]) for _, sidecar, _ in kept})
-    facts = {"folder": str(folder), "videos": len(kept), "prompts": answered, "seeds": seeds[:10]}
+    facts = {"folder": str(folder), "videos": len(kept), "prompts": answered, "seeds": _seeds(kept)}
     if len(kept) < len(found):
         facts["left_out"] = len(found) - len(kept)
-    return Videos(clips, [subject for _, _, subject in kept], facts)
+    return [(path, subject) for path, _, subject in kept], facts
+
+
+def find_scripted(folder: Path, scripts: Path, partial: bool = False):
+    """Returns ([(path, cues)] of the films of `folder` that answer a script file; facts for the record).
+
+    cues: (subject, latent frame from which on it was in force, as the film's JSON tells) of each prompt. Every line
+    must be answered, unless `partial`. Errors: ValueError as `find_films`, for scripts of more than one digit, and
+    for films that were not made by scripts.
+    """
+    films = [(path, sidecar, _cues(path, sidecar)) for path, sidecar in _films(folder)]
+    lines = [tuple(_subject(line.where, cue.text) for cue in line.cues) for line in read_scripts(scripts)]
+    asked = Counter(lines)
+    kept = [film for film in films if _asked(film) in asked]
+    missing = asked - Counter(_asked(film) for film in kept)
+    if not kept or (missing and not partial):
+        texts = [subject.text() for subject in next(iter(missing), ())]
+        raise ValueError(
+            f"{folder} answers {len(lines) - missing.total()} of the {len(lines)} scripts of {scripts}, {texts} is "
+            "missing; generate all of them, or measure what there is with --partial"
+        )
+    facts = {"folder": str(folder), "videos": len(kept), "scripts": len(lines), "seeds": _seeds(kept)}
+    return [(path, cues) for path, _, cues in kept], facts
+
+
+def _asked(film) -> tuple[Subject, ...]:
+    return tuple(subject for subject, _ in film[2])
+
+
+def _cues(path: Path, sidecar: dict) -> list[tuple[Subject, int]]:
+    where = path.with_suffix(".json")
+    if not sidecar.get("switches"):
+        raise ValueError(f"{where} tells of no switches; give films that inference.py made of scripts")
+    return [(_subject(where, switch["text"]), switch["frame"]) for switch in sidecar["switches"]]
+
+
+def _films(folder: Path) -> list[tuple[Path, dict]]:
+    """Returns the finished films of a folder, sorted, with their sidecars."""
+    paths = sorted(p for p in Path(folder).glob("*.mp4") if not p.name.endswith(".partial.mp4"))
+    if not paths:
+        raise ValueError(f"{folder} holds no *.mp4; give the output folder of inference.py")
+    return [(path, _sidecar(path)) for path in paths]
+
+
+def _seeds(kept) -> list[str]:
+    return sorted({str(sidecar["seed"]) for _, sidecar, _ in kept})[:10]
 
 
 def _sidecar(path: Path) -> dict:
@@ -98,13 +168,13 @@ def _sidecar(path: Path) -> dict:
     return sidecar
 
 
-def _subject(path: Path, sidecar: dict) -> Subject:
+def _subject(where: str | Path, prompt: str) -> Subject:
     try:
-        subjects = parse_prompt(sidecar["prompt"])
+        subjects = parse_prompt(prompt)
     except ValueError as error:
-        raise ValueError(f"{path.with_suffix('.json')}: {error}") from error
+        raise ValueError(f"{where}: {error}") from error
     if len(subjects) > 1:
-        raise ValueError(f"{path.name} shows {len(subjects)} digits; the metrics follow one, use one-digit prompts")
+        raise ValueError(f"{where} shows {len(subjects)} digits; the metrics follow one, use one-digit prompts")
     return subjects[0]
 
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from utils.data.media_folder import list_media, read_caption, read_clip, resize
+from utils.data.media_folder import list_media, read_caption, read_clip, read_end, resize
 from utils.data.records import BadRecord
-from utils.media_io import VideoWriter, read_video
+from utils.media_io import read_video
+from utils.video_writer import VideoWriter
 
 SIZE = (16, 32)
 
@@ -100,3 +101,30 @@ def test_crop_keeps_the_aspect_and_stretch_does_not():
     assert resize(pixels, (20, 60), "crop") is pixels
     with pytest.raises(ValueError, match="mode"):
         read_clip(None, 1, SIZE, mode="squeeze")
+
+
+@pytest.mark.parametrize(
+    ("rate", "fps", "asked", "shown"),
+    [
+        (8, 8, 4, [5, 6, 7, 8]),
+        (8, 8, 20, list(range(9))),  # all there are
+        (8, 4, 3, [4, 6, 8]),
+        (8, 4, 9, [0, 2, 4, 6, 8]),
+        (4, 8, 4, [6, 7, 8, 8]),  # repeated: half frames round to even numbers back
+        (8, 3, 4, [0, 3, 5, 8]),
+    ],
+)
+def test_the_end_of_a_video_is_read_at_the_rate_of_the_film(tmp_path, rate, fps, asked, shown):
+    path = video(tmp_path / "a.mp4", fps=rate)
+    pixels, found = read_end(path, asked, fps, SIZE)
+    assert found == rate and levels(pixels) == shown and pixels.shape[1:] == (3, *SIZE)
+
+
+def test_the_end_of_a_video_is_cropped_to_the_films_size(tmp_path):
+    path = video(tmp_path / "a.mp4", 3, size=(32, 32))
+    pixels, _ = read_end(path, 2, 8, SIZE)
+    whole = torch.from_numpy(read_video(path)[0][-2:]).permute(0, 3, 1, 2).float() / 127.5 - 1
+    assert torch.equal(pixels, whole[:, :, 8:24])
+    assert read_end(path, 2, 8, (8, 8))[0].shape == (2, 3, 8, 8)
+    with pytest.raises(ValueError, match="no.mp4 is not a file"):
+        read_end(tmp_path / "no.mp4", 2, 8, SIZE)

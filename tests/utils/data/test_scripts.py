@@ -93,7 +93,7 @@ BAD = [
     (prompts({"text": "a", "end_frame": True}, {"text": "b"}), "end_frame is True; write a whole number"),
     (prompts({"text": "a", "end_frame": None}, {"text": "b"}), "end_frame is null"),
     (prompts({"text": "a", "end_pixel_frame": "9"}, {"text": "b"}), "end_pixel_frame is '9'; write a whole"),
-    (prompts({"text": "a", "end": 4.5}, {"text": "b"}), r'prompts\[0\].end is 4.5; write seconds like "4.5s"'),
+    (prompts({"text": "a", "end": 4.5}, {"text": "b"}), r'prompts\[0\].end is 4.5; write a time like "4.5s"'),
     (prompts({"text": "a", "end": "0s"}, {"text": "b"}), "end is '0s'"),
     (prompts({"text": "a", "end": "-1s"}, {"text": "b"}), "end is '-1s'"),
     (
@@ -104,7 +104,7 @@ BAD = [
     ('{"prompts": ["a"], "seed": -1}', "seed is -1; write a whole number from 0"),
     ('{"prompts": ["a"], "seed": "x"}', "seed is 'x'"),
     ('{"prompts": ["a"], "length": 0}', "length is 0"),
-    ('{"prompts": ["a"], "length": "20"}', "length is '20'; write seconds"),
+    ('{"prompts": ["a"], "length": "20"}', "length is '20'; write a time"),
     ('{"prompts": ["a"], "height": 0}', "height is 0"),
     ('{"prompts": ["a"], "negative_prompt": 5}', "negative_prompt is 5; write text"),
     ('{"prompts": ["a"], "name": 5}', "name is 5; write text"),

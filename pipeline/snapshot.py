@@ -1,0 +1,191 @@
+"""The state of a film in the making: what a session rewinds to, and what a killed run goes on from.
+
+A run writes it beside a batch of films as `<first name>.partial.safetensors`: keys and values with their ledgers, the
+latest latents, the decoder's state, and how far each file was, all of one moment, between two chunks. Noise and prompts
+are functions of the frame, so nothing else is needed to make the same film.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from pipeline.config import InferConfig
+from pipeline.decode import Films, film, finished
+from pipeline.request import Request
+from pipeline.rollout import Chunk, Rollout
+from pipeline.take import Take
+from pipeline.track import Fixed, Track
+from utils.config import config_hash, to_dict
+from wan.condition import Condition
+from wan.geometry import Span
+from wan.tensor_file import metadata, read, write_safetensors
+
+logger = logging.getLogger(__name__)
+SUFFIX = ".partial.safetensors"
+
+
+def pack(rollout: Rollout, stream: list | None, next_frame: int, device=None) -> dict:
+    """Returns the film so far: {"tensors": name -> copy, "book": numbers and texts that JSON can hold}.
+
+    stream: the decoder's state. device: where the copies lie; by default where the tensors do.
+    """
+    book, tensors = rollout.snapshot(device)
+    kinds = None if stream is None else []
+    for number, entry in enumerate(stream or ()):
+        held = isinstance(entry, torch.Tensor)
+        kinds.append("tensor" if held else entry)  # diffusers marks entries by a text, or None
+        if held:
+            tensors[f"vae.{number}"] = entry.to(device or entry.device, copy=True)
+    return {"tensors": tensors, "book": {"rollout": book, "vae": kinds, "next_frame": next_frame}}
+
+
+def unpack(snapshot: dict, rollout: Rollout, condition: Condition, device) -> list | None:
+    """Puts the rollout where it was packed, under the condition of then; returns the decoder's state on `device`."""
+    tensors, book = snapshot["tensors"], snapshot["book"]
+    rollout.restore(book["rollout"], tensors, condition)
+    if book["vae"] is None:
+        return None
+    return [tensors[f"vae.{n}"].to(device) if kind == "tensor" else kind for n, kind in enumerate(book["vae"])]
+
+
+class Bookmark:
+    """The snapshot beside a batch of films."""
+
+    def __init__(self, group: Sequence[Request], folder: str | Path, facts: dict):
+        """facts: what makes these films and no others."""
+        self.group, self.folder, self.path = list(group), folder, snapshot_path(group, folder)
+        self.facts = json.loads(json.dumps(facts))
+
+    def find(self) -> dict | None:
+        """Returns the snapshot, or None, with a word, if there is none that can be used.
+
+        Errors: ValueError for one of other films: it is worth hours, and nobody asked to lose it.
+        """
+        if not self.path.is_file():
+            logger.info("%s: no snapshot to go on from; the film starts anew", film(self.group[0], self.folder))
+            return None
+        try:
+            book = json.loads(metadata(self.path)["book"])
+            if other := _differences(book.pop("facts"), self.facts):
+                names = "; ".join(f"{name} was {was} and is {now}" for name, was, now in other[:5])
+                advice = "Ask for that one, or leave out --resume to begin anew"
+                raise _Foreign(f"{self.path} belongs to another film: {names}. {advice}")
+            return {"tensors": read(self.path), "book": book}
+        except _Foreign:
+            raise
+        except (ValueError, KeyError) as error:
+            logger.warning("%s cannot be used (%s); the film starts anew", self.path, error)
+            return None
+
+    def write(self, rollout: Rollout, films: Films, extra: dict) -> None:
+        """Replaces the snapshot by one of this moment; `extra` comes back with `find`, in the book."""
+        files, shown = films.state()  # all that was written is on the disk before the snapshot speaks of it
+        snapshot = pack(rollout, films.stream, films.next_frame, "cpu")
+        book = snapshot["book"] | {"facts": self.facts, "films": files, "extra": extra}
+        write_safetensors(self.path, snapshot["tensors"] | shown, {"book": json.dumps(book)})
+
+    def go_on(self, films: Films, take: Take, track: Condition | Track, noise) -> tuple[Iterator[Chunk], dict] | None:
+        """Returns (the chunks that follow the snapshot, its `extra`), or None if there is none that can be used.
+
+        films: they stand there too when this returns. Errors: ValueError for a snapshot of other films.
+        """
+        snapshot = self.find()
+        if snapshot is None:
+            return None
+        book, track = snapshot["book"], track if isinstance(track, Track) else Fixed(track)
+        try:
+            films.resume(book["films"], snapshot["tensors"], book["next_frame"])
+        except ValueError as error:
+            logger.warning("%s cannot be used (%s); the film starts anew", self.path, error)
+            return None
+        rollout, spans = take.pipeline.rollout, take.spans
+        done = [span for span in spans if span.stop <= book["next_frame"]]
+        for span in done:  # a script is where its chunks have brought it
+            condition = track.at(span)
+        films.stream = unpack(snapshot, rollout, condition, rollout.device)
+        seconds = book["films"]["frames"] / films.fps
+        logger.info("%s goes on at %.1f s", film(self.group[0], self.folder), seconds)
+        return _chunks(rollout, track, spans[len(done) :], noise), book["extra"]
+
+    def remove(self) -> None:
+        """Removes the snapshot: the films are finished, or begin anew."""
+        self.path.unlink(missing_ok=True)
+
+    def __enter__(self) -> Bookmark:
+        for half in self.path.parent.glob(f".{glob.escape(self.path.name)}.*.partial"):
+            half.unlink()  # a run was killed while it wrote its snapshot
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        if kind is not None and self.path.is_file():
+            name = film(self.group[0], self.folder).with_suffix(".partial.mp4")
+            logger.warning("%s is kept: run again with --resume to go on from its last snapshot", name)
+
+
+class _Foreign(ValueError):
+    """A snapshot of other films."""
+
+
+def snapshot_path(group: Sequence[Request], folder: str | Path) -> Path:
+    """Returns where the snapshot of a batch of films lies."""
+    return Path(folder) / f"{group[0].stem}{SUFFIX}"
+
+
+def remove_stale(group: Sequence[Request], folder: str | Path) -> None:
+    """Removes the snapshot of films that are finished: their run was killed right before it did."""
+    halves = [film(request, folder).with_suffix(".partial.mp4") for request in group]
+    if all(finished(request, folder) for request in group) and not any(half.exists() for half in halves):
+        snapshot_path(group, folder).unlink(missing_ok=True)
+
+
+def settings(config: InferConfig) -> InferConfig:
+    """Returns the configuration without what says how often a film is begun, not which one it is."""
+    return replace(config, output=replace(config.output, resume=False, overwrite=False))
+
+
+def settings_hash(config: InferConfig) -> str:
+    """Returns the hash of what makes a film: the same with and without --resume and --overwrite."""
+    return config_hash(settings(config))
+
+
+def facts_of(config: InferConfig, weights_hash: str, group: Sequence[Request], asked: Sequence[int], total: int):
+    """Returns what makes these films and no others."""
+    tree = to_dict(settings(config))
+    for section, name in (("output", "folder"), ("output", "sheet"), ("data", "keep_going")):
+        del tree[section][name]  # they change no film
+    films = [
+        {
+            "name": r.stem,
+            "prompts": r.prompts,
+            "seed": r.script.seed if r.script else None,
+            "negative_prompt": r.script.negative_prompt if r.script else None,
+            "start": [str(r.start), r.start_seconds] if r.start else None,
+            "place": [r.index, r.sample],
+        }
+        for r in group
+    ]
+    return {"config": tree, "weights": weights_hash, "films": films, "switches": list(asked), "latent_frames": total}
+
+
+@torch.no_grad()
+def _chunks(rollout: Rollout, track: Track, spans: Sequence[Span], noise) -> Iterator[Chunk]:
+    """Yields the chunks over the spans."""
+    for span in spans:
+        yield rollout.make(track, span, noise)
+
+
+def _differences(was, now, name: str = "") -> list[tuple[str, object, object]]:
+    """Returns (name, value then, value now) of what differs between two plain trees."""
+    if isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
+        was, now = dict(enumerate(was)), dict(enumerate(now))
+    if isinstance(was, dict) and isinstance(now, dict) and was.keys() == now.keys():
+        parts = [_differences(was[key], now[key], f"{name}.{key}" if name else str(key)) for key in was]
+        return [row for part in parts for row in part]
+    return [] if was == now else [(name, was, now)]
