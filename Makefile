@@ -2,10 +2,13 @@
 #
 #   make PYTHON=python3.12 ...   another interpreter (3.11 or newer)
 #   make TORCH_INDEX=URL ...     take torch from another wheel index, e.g. a CUDA build
+#   make WORKERS=8 test          more tests at a time
 
 PYTHON ?= python3
 TORCH_INDEX ?=
 DEMO_OUTPUT := outputs/demo
+# Of the test suite. One more than a small machine has cores: many tests wait for processes that they started.
+WORKERS ?= 3
 
 # The stamp carries the hash of requirements.txt: an edited list is another stamp, so it installs again.
 SHA := $(shell $(PYTHON) -c "import hashlib; print(hashlib.sha256(open('requirements.txt', 'rb').read()).hexdigest()[:12])" 2>/dev/null)
@@ -24,7 +27,7 @@ endif
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo           generate 8 prompted videos into $(DEMO_OUTPUT), with a contact sheet"
+	@echo "make demo           8 prompted videos and one whose prompt changes, with contact sheets, into $(DEMO_OUTPUT)"
 	@echo "make digits-table   train and measure every objective on the digits world; resumes (ARGS=--help)"
 	@echo "make digits-long    long films and prompt switches, before and after long tuning; resumes (ARGS=--help)"
 	@echo "make test           lint and run the whole test suite"
@@ -35,7 +38,8 @@ help:
 
 demo: $(STAMP)
 	$(BIN)/python inference.py --config_path configs/infer/digits.yaml --data_path prompts/digits.txt --output_folder $(DEMO_OUTPUT)
-	@echo "contact sheet: $(DEMO_OUTPUT)/contact_sheet.png"
+	$(BIN)/python inference.py --config_path configs/infer/digits_interactive.yaml --data_path prompts/digits_demo.jsonl --output_folder $(DEMO_OUTPUT)/interactive
+	@echo "contact sheets: $(DEMO_OUTPUT)/contact_sheet.png and, of a film whose prompt changes, $(DEMO_OUTPUT)/interactive/contact_sheet.png"
 
 # Hours on a CPU; finished rows are skipped. ARGS="--rows dmd,sid --jobs 1", ARGS=--dry_run, ...
 digits-table: $(STAMP)
@@ -46,7 +50,7 @@ digits-long: $(STAMP)
 	$(BIN)/python scripts/digits_long.py $(ARGS)
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

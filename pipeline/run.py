@@ -180,7 +180,7 @@ class Run:
         folder = Path(self.config.output.folder)
         clips = [strips[r.stem] if r.stem in strips else read_strip(film(r, folder), SHEET_FRAMES) for r in videos]
         name = "contact_sheet.png" if distributed.world_size() == 1 else f"contact_sheet_{distributed.rank()}.png"
-        contact_sheet(folder / name, clips, [r.prompt for r in videos], num_frames=SHEET_FRAMES)
+        contact_sheet(folder / name, clips, [", then ".join(r.prompts) for r in videos], num_frames=SHEET_FRAMES)
 
     def batch(self, group: list[Request], wanted: list[bool], bar) -> Films:
         """Generates, decodes and writes one batch; returns what was written."""

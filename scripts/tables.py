@@ -125,6 +125,19 @@ def parity(name: str) -> str:
     return "\n".join(lines + [line(text.split(" ", 3)) for text in result["lines"]])
 
 
+def switches(name: str) -> str:
+    """`switches-<record>`: rows of scripts/evaluate.py switches."""
+    stem = name.partition("-")[2]
+    result = record(stem)
+    if result is None:
+        return f"not run: `python scripts/evaluate.py switches ... --output docs/results/{stem}.json`"
+    lines = [f"`{result['command']}`", "", *head(["changed", "changes", "reached", "chunks until then", "kept"])]
+    for row, numbers in result["rows"].items():
+        means = [f"{numbers[n]['mean']:.3f}" for n in ("reached", "chunks", "kept")]
+        lines.append(line([row, numbers["switches"], *means]))
+    return "\n".join(lines)
+
+
 def objectives(name: str) -> str:
     """`objectives`: the digits table, every objective at one and ten times the training length; `objectives-cost`."""
     cost, gated, frechet = name.endswith("-cost"), SHOWN[:3], {"1x": "first", "10x": "last"}
@@ -205,6 +218,7 @@ MAKERS = {
     "parity": parity,
     "objectives": objectives,
     "memory": memory,
+    "switches": switches,
     "long": lambda name: long_table(name, ROOT),
 }
 

@@ -28,7 +28,8 @@ class StreamDraws(Recording):
 
     def __init__(self, case: Case, turn: dict):
         self.turn, self.name = turn, ""
-        drawn = [*case.draws()[slice(*turn["draws_generation"])], *case.draws()[slice(*turn["draws_loss"])]]
+        ranges = [turn[key] or (0, 0) for key in ("draws_generation", "draws_loss")]  # a turn may have no loss
+        drawn = [draw for borders in ranges for draw in case.draws()[slice(*borders)]]
         self.start, self.exits = drawn[:2]
         super().__init__(drawn[2:], reshape=True)
 

@@ -11,7 +11,7 @@ from utils.data.digits import Subject, balanced_prompts, parse_prompt, quantise,
 from utils.data.digits_scripts import ORDERS, VALUES, switch_scripts
 from utils.data.scripts import read_scripts
 from utils.metrics import digits_switch
-from utils.metrics.digits_switch import Switch, find_switches, respond, summary
+from utils.metrics.digits_switch import ATTRIBUTES, Switch, find_switches, respond, summary
 
 CHUNK, AT, FRAMES = 12, 49, 49 + 72
 OLD = Subject("red", 3, "right")
@@ -30,7 +30,8 @@ def film(new: Subject, late: int = 0, moved: int = 0) -> np.ndarray:
 
 
 def response(clip, attribute) -> dict:
-    return respond(clip, Switch(attribute, NEW[attribute], AT, FRAMES), CHUNK)
+    kept = tuple(name for name in ATTRIBUTES if name != attribute)
+    return respond(clip, Switch(attribute, kept, NEW[attribute], AT, FRAMES), CHUNK)
 
 
 @pytest.mark.parametrize("attribute", NEW)
@@ -83,15 +84,16 @@ def test_switches_are_read_off_the_prompts():
     first, second = find_switches(cues, 200)
     assert (first.attribute, first.at, first.stop, first.wanted) == ("colour", 49, 97, NEW["colour"])
     assert (second.attribute, second.at, second.stop) == ("digit", 97, 200)
-    for bad, word in ((OLD, "nothing"), (Subject("blue", 5, "right"), "colour, digit")):
-        with pytest.raises(ValueError, match=rf"prompts\[1\] changes {word}"):
-            find_switches([(OLD, 0), (bad, 49)], 200)
+    both = find_switches([(OLD, 0), (Subject("blue", 5, "right"), 49)], 200)
+    assert [(s.attribute, s.kept) for s in both] == [("colour", ("direction",)), ("digit", ("direction",))]
+    with pytest.raises(ValueError, match=r"prompts\[1\] asks for .* again"):
+        find_switches([(OLD, 0), (OLD, 49)], 200)
 
 
 @pytest.mark.parametrize(("at", "stop"), [(39, 121), (49, 84), (49, 122)])
 def test_a_change_too_near_to_another_or_to_an_end_is_refused(at, stop):
     with pytest.raises(ValueError, match="needs 3 chunks of 12"):
-        respond(film(OLD), Switch("colour", OLD, at, stop), CHUNK)
+        respond(film(OLD), Switch("colour", ("digit",), OLD, at, stop), CHUNK)
 
 
 def test_a_film_counts_once_under_all():

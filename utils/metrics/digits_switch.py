@@ -4,7 +4,7 @@
 |---|---|
 | chunks | number of the chunk, from 1 = the first under the new prompt, that shows the new value and so does the next |
 | reached | whether there is such a chunk before the next change |
-| kept | share of the frames after the change that show each of the attributes that did not change |
+| kept | share of the frames after the change that show the attributes that did not change (NaN: all did) |
 | jump | largest way of the digit's centre from one frame to the next, pixels, in the JUMP chunks after the change |
 | usual | the same in as many chunks before it; a film of the world has 2 in both |
 | flicker | frame difference over the border, as a multiple of the usual one (a new colour at once raises it, too) |
@@ -29,29 +29,30 @@ MAJORITY = 0.5  # share of a chunk's frames that must show a value
 
 @dataclass(frozen=True)
 class Switch:
-    """A change of the prompt: of which attribute, to what, at which pixel frame; `stop`: the next change or the end."""
+    """A change of one attribute: to what, at which pixel frame; `stop`: the next change or the end.
+
+    kept: the attributes that the prompt did not change there.
+    """
 
     attribute: str
+    kept: tuple[str, ...]
     wanted: Subject
     at: int
     stop: int
 
 
 def find_switches(cues: Sequence[tuple[Subject, int]], num_frames: int) -> list[Switch]:
-    """Returns the changes of a film of `num_frames` pixel frames; cues: (what is asked, from which pixel frame on).
+    """Returns the changes of a film of `num_frames` pixel frames, each attribute's own where several change at once.
 
-    Errors: ValueError for a change of no attribute or of several: its answer could not be told apart.
+    cues: (what is asked, from which pixel frame on). Errors: ValueError for a prompt that changes nothing.
     """
     found = []
     for number, ((before, _), (after, at)) in enumerate(zip(cues, cues[1:], strict=False), 1):
-        other = [name for name in ATTRIBUTES if vars(before)[name] != vars(after)[name]]
-        if len(other) != 1:
-            raise ValueError(
-                f"prompts[{number}] changes {', '.join(other) or 'nothing'} ({before.text()!r} -> {after.text()!r}); "
-                "write scripts that change one of colour, direction and digit at a time"
-            )
+        kept = tuple(name for name in ATTRIBUTES if vars(before)[name] == vars(after)[name])
+        if kept == ATTRIBUTES:
+            raise ValueError(f"prompts[{number}] asks for {after.text()!r} again; write one that changes something")
         stop = cues[number + 1][1] if number + 1 < len(cues) else num_frames
-        found.append(Switch(other[0], after, at, stop))
+        found += [Switch(name, kept, after, at, stop) for name in ATTRIBUTES if name not in kept]
     return found
 
 
@@ -72,14 +73,14 @@ def respond(clip: np.ndarray, switch: Switch, chunk_frames: int) -> dict:
     hits = {name: row[0, LAG:] for name, row in measure_frames([clip[begin - LAG : stop]], [switch.wanted]).items()}
     curve = hits[switch.attribute].reshape(-1, chunk_frames).mean(1)
     first = first_lasting(curve[JUMP:] >= MAJORITY)
-    others = [hits[name][JUMP * chunk_frames :] for name in ATTRIBUTES if name != switch.attribute]
+    others = [hits[name][JUMP * chunk_frames :] for name in switch.kept]
     usual, jump = (largest_step(clip[a - 1 : a + JUMP * chunk_frames]) for a in (begin, switch.at))
     return {
         "attribute": switch.attribute,
         "curve": curve,
         "reached": float(first is not None),
         "chunks": np.nan if first is None else first + 1.0,
-        "kept": float(np.mean(others)),
+        "kept": float(np.mean(others)) if others else np.nan,
         "jump": jump,
         "usual": usual,
         "flicker": border_flicker(clip, switch.at, begin),
