@@ -22,11 +22,19 @@ from wan.spec import TransformerSpec
 
 @dataclass
 class DiscriminatorConfig:
-    """layers: the tapped blocks (13, 21, 29 of a 1.3B). ffn_dim: width inside a reader. num_class: logits."""
+    """layers: the tapped blocks (13, 21, 29 of a 1.3B). ffn_dim: width inside a reader. num_class: logits.
+
+    lr_scale: the discriminator's learning rate as a multiple of the critic's (Self-Forcing trains both at one rate).
+    """
 
     layers: tuple[int, ...] = (13, 21, 29)
     ffn_dim: int = 8192
     num_class: int = 1
+    lr_scale: float = 1.0
+
+    def check(self):
+        if self.lr_scale <= 0:
+            raise ValueError(f"lr_scale is {self.lr_scale}; write a positive number, 1 = the critic's rate")
 
 
 class Reader(Attention):
@@ -51,6 +59,7 @@ class Discriminator(nn.Module):
     def __init__(self, spec: TransformerSpec, config: DiscriminatorConfig):
         super().__init__()
         self.layers: Sequence[int] = config.layers
+        self.lr_scale = config.lr_scale
         count, dim = len(config.layers), spec.dim
         self.registers = nn.Parameter(0.02 * torch.randn(count, dim))
         self.register_norm = RMSNorm(dim, spec.eps)

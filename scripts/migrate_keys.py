@@ -30,7 +30,6 @@ DROPPED = {
     "switch_frame_indices": "generation reads it (data.switch_frames)",
     "inference_iter": "cut the prompt file instead",
     "extended_prompt_path": "write data.extended_path",
-    "discriminator_lr_multiplier": "critic and discriminator share critic_optim",
     "discriminator_warmup_steps": "critic and discriminator start together",
     "loss_scale": "bf16 needs none",
 }
@@ -50,7 +49,8 @@ batch_size total_batch_size ema_weight ema_start_step log_iters max_checkpoints 
 image_or_video_shape num_training_frames min_num_training_frames slice_last_frames gradient_checkpointing
 real_guidance_scale fake_guidance_scale min_score_timestep sid_alpha teacher_forcing same_step_across_blocks
 last_step_only text_encoder_cpu_offload critic_timestep_shift gan_g_weight gan_d_weight r1_weight r2_weight r1_sigma
-r2_sigma relativistic_discriminator num_class logdir mixed_precision gradient_accumulation_steps adapter.apply_to_critic
+r2_sigma relativistic_discriminator num_class discriminator_lr_multiplier logdir mixed_precision
+gradient_accumulation_steps adapter.apply_to_critic
 """.split()
 SHARED_KEYS = """
 denoising_step_list warp_denoising_step num_frame_per_block independent_first_frame data_path seed guidance_scale

@@ -131,8 +131,9 @@ def gan_loss(old: Old) -> dict[str, Any]:
         **{name: old.take(name, 0.01) for name in ("r1_sigma", "r2_sigma")},
         "score": {"shift": shift, "first": old.take("min_score_timestep", 0)},
     }
-    if old.take("num_class"):
-        tree["discriminator"] = {"num_class": old.take("num_class")}
+    own = {"num_class": old.take("num_class"), "lr_scale": old.take("discriminator_lr_multiplier")}
+    if known := {name: value for name, value in own.items() if value}:
+        tree["discriminator"] = known
     tree["score"] |= {"from_exit": old.take("ts_schedule", True), "to_exit": old.take("ts_schedule_max", False)}
     return tree
 

@@ -62,10 +62,11 @@ class Distill:
     def __init__(self, config: DistillConfig, roles: Roles, source, loss, total: int, rng: Rng):
         self.config, self.roles, self.source, self.loss, self.rng = config, roles, source, loss, rng
         self.optim = Optim(roles.generator.transformer, config.optim, total)
-        self.judges = torch.nn.ModuleList([roles.critic.transformer])
+        self.judges, scales = torch.nn.ModuleList([roles.critic.transformer]), {}
         if roles.discriminator is not None:
             self.judges.append(roles.discriminator)
-        self.critic_optim = Optim(self.judges, config.critic_optim, total)
+            scales["1."] = roles.discriminator.lr_scale
+        self.critic_optim = Optim(self.judges, config.critic_optim, total, scales)
         self.ema = Ema(roles.generator.transformer, config.ema)
         self.last_prompts = ()
 

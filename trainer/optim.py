@@ -34,7 +34,10 @@ class OptimConfig:
 class Optim:
     """The optimisers of one role: step, clip, schedule, state, as one."""
 
-    def __init__(self, module: torch.nn.Module, config: OptimConfig, total: int):
+    def __init__(
+        self, module: torch.nn.Module, config: OptimConfig, total: int, scales: dict[str, float] | None = None
+    ):
+        """total: steps of the training. scales: start of a weight's name -> its rate as a multiple of AdamW's."""
         self.module, self.config, self.total = module, config, total
         named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
         self.parameters = [p for _, p in named]
@@ -45,9 +48,14 @@ class Optim:
             if muon and n.startswith(config.matrices) and min(p.shape[0], p.numel() // p.shape[0]) > 1
         ]
         taken = {id(p) for p in matrices}
-        rest = [p for p in self.parameters if id(p) not in taken]
-        rates = {"lr": config.lr_rest if muon else config.lr, "betas": config.betas}
-        self.parts = [torch.optim.AdamW(rest, weight_decay=config.weight_decay, **rates)]
+        rate = config.lr_rest if muon else config.lr
+        rest: dict[float, list] = {}
+        for name, p in named:
+            if id(p) not in taken:
+                scale = next((scale for start, scale in (scales or {}).items() if name.startswith(start)), 1.0)
+                rest.setdefault(rate * scale, []).append(p)
+        groups = [{"params": weights, "lr": own} for own, weights in rest.items()]
+        self.parts = [torch.optim.AdamW(groups, betas=config.betas, weight_decay=config.weight_decay)]
         if matrices:
             self.parts.append(Muon(matrices, config.lr, weight_decay=config.weight_decay))
         self.rates = [g["lr"] for part in self.parts for g in part.param_groups]

@@ -75,6 +75,19 @@ def test_who_gets_what():
     assert len(Optim(model, OptimConfig("adamw"), 10).parameters) == 4
 
 
+def test_a_part_may_have_a_rate_of_its_own():
+    model = network()
+    optim = Optim(model, OptimConfig("adamw", lr=0.1, decay=1.0), 10, {"head.": 0.5})
+    rates = {id(p): group["lr"] for group in optim.parts[0].param_groups for p in group["params"]}
+    assert {name: rates[id(p)] for name, p in model.named_parameters()} == {
+        name: 0.05 if name.startswith("head.") else 0.1 for name, _ in model.named_parameters()
+    }
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optim.step(5)  # half of the schedule is over
+    assert [group["lr"] for group in optim.parts[0].param_groups] == [0.05, 0.025]
+
+
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_a_step_clips_moves_clears_and_tells_the_norm(name):
     model = network()
