@@ -122,7 +122,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"inference.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("inference.py: interrupted; finished videos are kept, run again to go on", file=sys.stderr)
+        print(
+            "inference.py: interrupted; finished videos are kept, run again to go on (--resume: also within a film)",
+            file=sys.stderr,
+        )
         return 130
     return 0
 

@@ -20,7 +20,7 @@ class Ahead:
     """
 
     def __init__(self, device: torch.device | None):
-        self.device, self._waiting = device, deque[Future]()
+        self.device, self._waiting, self._failed = device, deque[Future](), False
         self._thread = None if device is None else ThreadPoolExecutor(1, "ahead")
         self._stream = torch.cuda.Stream(device) if device is not None and device.type == "cuda" else None
 
@@ -50,7 +50,14 @@ class Ahead:
                 self._thread.shutdown(wait=True, cancel_futures=True)
 
     def _run(self, call: Callable, latents: torch.Tensor, ready: torch.cuda.Event | None) -> None:
-        """Runs on the thread."""
+        """Runs on the thread; after a call that failed nothing more is done, so that no gap can be written."""
+        if self._failed:
+            return
+        self._failed = True
+        self._make(call, latents, ready)
+        self._failed = False
+
+    def _make(self, call: Callable, latents: torch.Tensor, ready: torch.cuda.Event | None) -> None:
         if ready is None:
             call(latents)
         elif self._stream is None:

@@ -175,9 +175,12 @@ class Films:
         return Reel(path, self.output, self.fps, self.geometry.latent_shape(self.total), mark)
 
     def _due(self, chunk: Chunk) -> bool:
-        """True if a multiple of `save_every_seconds` lies in the chunk and the film goes on: whoever runs, and when."""
+        """True if a multiple of `save_every_seconds` lies in the chunk and the film goes on: whoever runs, and when.
+
+        Not after a given chunk: others may follow, which whoever goes on has to be given, too.
+        """
         period = self.output.save_every_seconds * self.fps
-        if not period or chunk.span.stop >= self.total:
+        if not period or chunk.given or chunk.span.stop >= self.total:
             return False
         begin, end = (self.geometry.pixel_frames(frame) for frame in (chunk.span.start, chunk.span.stop))
         return begin // period < end // period

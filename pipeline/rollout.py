@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -71,9 +71,9 @@ class Rollout:
         self.begin(batch, max(lengths), total)
         for chunk in given:
             condition = track.at(chunk.span)
-            self.enter(condition)
+            seconds = self.enter(condition)
             self.commit(condition, chunk.span, chunk.latents, noise)
-            yield chunk
+            yield replace(chunk, recache_seconds=seconds)
         for span in spans:
             yield self.make(track, span, noise)
 
@@ -99,11 +99,9 @@ class Rollout:
         self.key = condition.key
         if not changed:
             return None
-        start = time.perf_counter()
+        start = self._now()
         self.recache(condition)
-        if torch.device(self.device).type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter() - start
+        return self._now() - start
 
     def denoise(self, condition: Condition, span: Span, noise, urgent=lambda: False) -> torch.Tensor | None:
         """Returns x0 of the next chunk, or None if it was `urgent()` between two steps; the caches stay as they are."""
@@ -170,6 +168,12 @@ class Rollout:
             parts = tensors["latest"].to(self.device, copy=True).split([len(s) for s in spans], 1)
             self.latest = list(zip(spans, parts, strict=True))
             self.key = condition.key
+
+    def _now(self) -> float:
+        """Returns the host's clock when the device has done its work; asked only where a condition changes."""
+        if torch.device(self.device).type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
 
     def _show(self, x: torch.Tensor, condition: Condition, context: Cached) -> None:
         """One committing pass over clean (or re-noised) latents."""

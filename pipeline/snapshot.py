@@ -94,7 +94,8 @@ class Bookmark:
     def go_on(self, films: Films, take: Take, track: Condition | Track, noise) -> tuple[Iterator[Chunk], dict] | None:
         """Returns (the chunks that follow the snapshot, its `extra`), or None if there is none that can be used.
 
-        films: they stand there too when this returns. Errors: ValueError for a snapshot of other films.
+        films: they stand there too when this returns.
+        Errors: ValueError for a snapshot of other films, or files that are not those it speaks of.
         """
         snapshot = self.find()
         if snapshot is None:
@@ -103,13 +104,14 @@ class Bookmark:
         try:
             films.resume(book["films"], snapshot["tensors"], book["next_frame"])
         except ValueError as error:
-            logger.warning("%s cannot be used (%s); the film starts anew", self.path, error)
-            return None
+            raise ValueError(
+                f"{self.path} cannot be gone on with: {error}. Leave out --resume to begin anew"
+            ) from error
         rollout, spans = take.pipeline.rollout, take.spans
         done = [span for span in spans if span.stop <= book["next_frame"]]
         for span in done:  # a script is where its chunks have brought it
             condition = track.at(span)
-        films.stream = unpack(snapshot, rollout, condition, rollout.device)
+        films.stream = unpack(snapshot, rollout, condition, "cpu")  # the decoder brings it to its device
         seconds = book["films"]["frames"] / films.fps
         logger.info("%s goes on at %.1f s", film(self.group[0], self.folder), seconds)
         return _chunks(rollout, track, spans[len(done) :], noise), book["extra"]
@@ -158,8 +160,10 @@ def settings_hash(config: InferConfig) -> str:
 def facts_of(config: InferConfig, weights_hash: str, group: Sequence[Request], asked: Sequence[int], total: int):
     """Returns what makes these films and no others."""
     tree = to_dict(settings(config))
-    for section, name in (("output", "folder"), ("output", "sheet"), ("data", "keep_going")):
+    places = (("vae", "device"), ("text", "device"))
+    for section, name in (("output", "folder"), ("output", "sheet"), ("data", "keep_going"), *places):
         del tree[section][name]  # they change no film
+    del tree["threads"]
     films = [
         {
             "name": r.stem,

@@ -11,12 +11,11 @@ from pathlib import Path
 import torch
 
 from pipeline.causal import Causal
+from pipeline.script import EPSILON
 from utils.data.media_folder import read_end
 from utils.data.prompts import IMAGE_SUFFIXES
 from utils.media_io import read_image
 from wan.geometry import Geometry
-
-EPSILON = 1e-6  # pixel frames: 4.1 s x 10 fps are 41, not 40.99999
 
 
 def image_pixels(path: str | Path, geometry: Geometry, mode: str = "crop") -> torch.Tensor:

@@ -47,8 +47,8 @@ class Film:
         """Returns what is needed to go on to the bit; the book is equal on all ranks, tensors are each rank's own."""
         from trainer.dcp import Own  # late: costs a second
 
-        book, tensors = self.rollout.snapshot()
-        tensors["previous"] = self.previous
+        book, tensors = self.rollout.snapshot("cpu")  # where it is, it would need the room of the caches again
+        tensors["previous"] = self.previous.cpu()
         return {
             "max_frames": self.max_frames,
             "switch": self.switch,

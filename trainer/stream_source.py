@@ -27,6 +27,7 @@ from trainer.rollout_source import Generating
 from trainer.source import epoch_row, read_pairs
 from trainer.window import loss_window
 from utils.config import to_dict
+from utils.data.scripts import frame_list
 from wan.condition import Condition
 from wan.geometry import chunks
 from wan.ledger import CacheConfig, Ledger
@@ -234,18 +235,3 @@ class StreamSource(Generating):
         lines = blake2b(repr(self.lines).encode(), digest_size=16).hexdigest()
         rows = [len(share) for share in shares]
         return {"source": to_dict(self.config), "lines": lines, "rows": rows, "heads": generator.cache_heads}
-
-
-def frame_list(name: str, value) -> tuple[int, ...]:
-    """Returns latent frames given as a list, a number, or text like "40, 80".
-
-    Errors: ValueError unless they are whole numbers from 1 on.
-    """
-    parts = value.split(",") if isinstance(value, str) else [value] if isinstance(value, int) else list(value)
-    try:
-        frames = tuple(int(str(part)) for part in parts if str(part).strip())
-    except ValueError:
-        frames = (0,)
-    if any(frame < 1 for frame in frames):
-        raise ValueError(f"{name} is {value!r}; write latent frames from 1 on, e.g. 120 or [60, 120, 240]")
-    return frames

@@ -84,6 +84,21 @@ def test_what_a_call_raises_comes_out(device):
             ahead(call, x)
 
 
+def test_nothing_follows_a_call_that_failed():
+    seen, last = [], threading.Event()
+
+    def call(x):
+        last.wait(30)
+        seen.append(int(x))
+        raise ValueError("no memory")
+
+    with pytest.raises(ValueError, match="no memory"), Ahead(CPU) as ahead:
+        for x in numbers(2):
+            ahead(call, x)
+        last.set()
+    assert seen == [0]
+
+
 def test_an_error_of_the_caller_ends_the_thread_and_drops_what_waits():
     seen, inside, before = [], threading.Event(), threading.active_count()
     with pytest.raises(KeyboardInterrupt), Ahead(CPU) as ahead:

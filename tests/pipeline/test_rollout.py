@@ -111,7 +111,7 @@ def test_given_frames_are_passed_on_and_seen():
     rolls = tiny.rollout(MODEL, CONFIG)
     with torch.no_grad():
         made = list(rolls(Fixed(TEXT), borders, tiny.noise(), 1, given=[given]))
-    assert made[0] is given and [c.given for c in made] == [True, False, False]
+    assert made[0].latents is given.latents and [c.given for c in made] == [True, False, False]
     after = torch.cat([c.latents for c in made[1:]], 1)
     other = film(borders=borders, given=[replace(given, latents=-start)])[:, 1:]
     assert tiny.error(after, tiny.healthy(other)) > 1e-2
@@ -141,8 +141,11 @@ def test_a_track_may_change_the_condition():
     with torch.no_grad():
         rolls = tiny.rollout(MODEL, CONFIG)
         given = torch.cat([c.latents for c in rolls(Switch(), BORDERS, tiny.noise(), 1)], 1)
+        start = [Chunk(span, given[:, span.start : span.stop], given=True) for span in BORDERS[:3]]
+        again = list(rolls(Switch(), BORDERS[3:], tiny.noise(), 1, start))
     assert torch.equal(given[:, :6], film()[:, :6])
     assert tiny.error(given[:, 6:], film()[:, 6:]) > 1e-2
+    assert [c.span.start for c in again if c.recache_seconds is not None] == [6]  # told of a given chunk, too
 
 
 def test_storage_follows_the_purpose():

@@ -18,6 +18,7 @@ from pipeline import decode, snapshot
 from pipeline.config import OutputConfig
 from pipeline.kit import Kit
 from pipeline.request import Request
+from pipeline.rollout import Chunk
 from pipeline.run import Run
 from tests import tiny
 from tests.digits_fixture import files
@@ -40,6 +41,8 @@ from utils import atomic
 from utils.log import VideoProgress
 from utils.media_io import read_video
 from utils.video_writer import VideoWriter
+from wan.geometry import Geometry, Span
+from wan.spec import SPECS
 
 
 @pytest.fixture
@@ -201,10 +204,30 @@ def damage_half(folder):
 DAMAGES = {
     "no snapshot": (lambda folder: (folder / "film0.partial.safetensors").unlink(), "no snapshot to go on from"),
     "a damaged one": (lambda folder: (folder / "film0.partial.safetensors").write_bytes(b"{" * 99), "cannot be used"),
+}
+OTHER_FILES = {
     "no partial film": (lambda folder: (folder / "film0.partial.mp4").unlink(), "is gone"),
     "another film": (damage_half, "is not the file that its snapshot knows"),
     "short latents": (lambda folder: (folder / "film0.latents.partial").write_bytes(b"x"), "is not the file"),
 }
+
+
+@pytest.mark.parametrize("name", OTHER_FILES)
+def test_files_that_are_not_the_snapshots_are_refused_and_kept(tmp_path, name):
+    killed(tmp_path / "out", ONE, 6)
+    change, words = OTHER_FILES[name]
+    change(tmp_path / "out")
+    before = content(tmp_path / "out")
+    with pytest.raises(ValueError, match=rf"{words}.*Leave out --resume to begin anew"):
+        make(tmp_path / "out", ONE, resume=True)
+    assert content(tmp_path / "out") == before
+
+
+def test_no_snapshot_is_taken_before_all_given_frames_are_there(tmp_path):
+    geometry = Geometry.of(SPECS["digits"])
+    films = decode.Films(None, [], [], OutputConfig(save_every_seconds=1), FPS, geometry, 24)
+    due = [films._due(Chunk(Span(3, 6), torch.zeros(0), given=given)) for given in (True, False)]
+    assert due == [False, True]
 
 
 @pytest.mark.parametrize("name", DAMAGES)

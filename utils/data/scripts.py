@@ -117,13 +117,24 @@ def parse_switch_frames(value) -> tuple[int, ...]:
 
     Errors: ValueError unless they are whole numbers from 1 on that ascend.
     """
-    parts = value.split(",") if isinstance(value, str) else [value] if isinstance(value, int) else list(value)
-    try:
-        frames = tuple(int(str(p)) for p in parts if str(p).strip())
-    except ValueError:
-        raise ValueError(f"switch_frames is {value!r}; write latent frames, e.g. [40, 80, 120] or '40, 80'") from None
+    frames = frame_list("switch_frames", value)
     if any(b <= a for a, b in zip((0, *frames), frames, strict=False)):
         raise ValueError(f"switch_frames is {value!r}; write latent frames from 1 on that ascend")
+    return frames
+
+
+def frame_list(name: str, value) -> tuple[int, ...]:
+    """Returns latent frames given as a list, a number, or text like "40, 80".
+
+    Errors: ValueError, which calls the value `name`, unless they are whole numbers from 1 on.
+    """
+    parts = value.split(",") if isinstance(value, str) else value if isinstance(value, (list, tuple)) else [value]
+    try:
+        frames = tuple(int(str(part)) for part in parts if str(part).strip())
+    except ValueError:
+        frames = (0,)
+    if any(frame < 1 for frame in frames):
+        raise ValueError(f"{name} is {value!r}; write latent frames from 1 on, e.g. 120, [40, 80, 120] or '40, 80'")
     return frames
 
 
