@@ -150,6 +150,8 @@ class Run:
         check_grammar([request], self.kit.spec.name)
         try:
             take = self.take(request)
+            if request.script:  # a line's own picture; those of a folder are opened by the rank that needs them
+                self.images([request])
         except ValueError as error:
             if request.script is None or str(error).startswith(request.script.where):
                 raise

@@ -207,7 +207,7 @@ class StreamSource(Generating):
     def state_dict(self) -> dict:
         """Returns the running films, each rank's own, with what they fit."""
         films = [self.films[places] for places in sorted(self.films, key=lambda places: places.start)]
-        state = {"number": films[0].number if films else self.first}
+        state = {"number": films[0].number if films else self.first, "running": bool(films)}
         if not films or not self.config.save_films:
             return state
         fits = self._fits(list(self.films), films[0].rollout.denoiser)
@@ -227,7 +227,7 @@ class StreamSource(Generating):
                 told_rows = told["rows"].tolist()
                 self.films[places] = self.film(self.first, told["max_frames"], told["switch"], told_rows, roles)
                 self.films[places].load_state_dict(told)
-        if state and not self.films:
+        if state.get("running") and not self.films:
             logger.warning("the running films begin anew, with film %d of each place: %s", self.first, why)
 
     def _fits(self, shares: Sequence[range], generator) -> dict:

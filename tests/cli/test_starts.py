@@ -210,6 +210,7 @@ def test_what_does_not_fit_is_refused_before_any_film(door, text, prompts, tmp_p
         ({"start_seconds": 2}, "write video too"),
         ({"vidoe": "here.png"}, "did you mean video?"),
         ({"video": "here.png"}, "here.png cannot be read as a video"),
+        ({"image": "here.png"}, "here.png"),
     ],
 )
 def test_wrong_fields_of_a_script_are_named_with_their_line(door, tmp_path, fields, words):
