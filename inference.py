@@ -35,7 +35,7 @@ SWITCHES = {
     "--use_ema": ("model.use_ema", "the averaged weights of a training checkpoint"),
     "--i2v": ("data.i2v", "start from images"),
     "--save_with_index": ("output.save_with_index", "<line>-<sample>.mp4 instead of the prompt as name"),
-    "--overwrite": ("output.overwrite", "make finished videos anew"),
+    "--overwrite": ("output.overwrite", "make finished videos anew (after a kill go on with --resume alone)"),
     "--resume": ("output.resume", "go on with films whose run was killed, from their snapshots"),
     "--keep-going": ("data.keep_going", "leave out the bad lines of a script and list them at the end"),
 }

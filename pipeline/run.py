@@ -12,12 +12,12 @@ import numpy as np
 import torch
 
 from pipeline.config import InferConfig
-from pipeline.decode import SHEET_FRAMES, Films, film, finished, sidecar
+from pipeline.decode import SHEET_FRAMES, Films, film, sidecar
 from pipeline.kit import Kit, load_kit
 from pipeline.request import KeyedNoise, Request, batches, check_grammar, read_requests
 from pipeline.rollout import Chunk
 from pipeline.script import check_switches, script_of, switch_report
-from pipeline.snapshot import Bookmark, facts_of, remove_stale, settings_hash
+from pipeline.snapshot import Bookmark, facts_of, remove_stale, settings_hash, to_make
 from pipeline.start import image_pixels, video_pixels
 from pipeline.take import Take, read_latents, rows_of, take_of
 from pipeline.track import Script
@@ -46,12 +46,13 @@ def run(config: InferConfig) -> list[Path]:
         logger.warning("left out: %s", line)
     groups = batches(requests, config.batch)
     mine = distributed.split(list(range(len(groups))))
-    videos, folder = [r for number in mine for r in groups[number]], config.output.folder
-    for number in mine:
-        remove_stale(groups[number], folder)
-    if not config.output.overwrite:
-        report_finished(videos, config)
-    if not config.output.overwrite and all(finished(r, folder) for r in videos):
+    own, folder = [groups[number] for number in mine], config.output.folder
+    videos = [request for group in own for request in group]
+    for group in own:
+        remove_stale(group, folder)
+    wanted = [new for group in own for new in to_make(group, config.output)]
+    report_finished([r for r, new in zip(videos, wanted, strict=True) if not new], len(videos), config)
+    if not any(wanted):
         paths = [film(r, folder) for r in videos]
     else:
         made = Run(config, load_kit(config.model, config.vae, config.text))
@@ -62,10 +63,9 @@ def run(config: InferConfig) -> list[Path]:
     return paths
 
 
-def report_finished(videos: list[Request], config: InferConfig) -> None:
+def report_finished(there: list[Request], total: int, config: InferConfig) -> None:
     """Says how many videos are there already, and warns of those that were asked for with other words or seed."""
     folder = config.output.folder
-    there = [r for r in videos if finished(r, folder)]
     for request in there:
         try:
             facts = json.loads(sidecar(request, folder).read_text(encoding="utf-8"))
@@ -80,7 +80,7 @@ def report_finished(videos: list[Request], config: InferConfig) -> None:
             name = film(request, folder)
             logger.warning("%s is kept though it was made with %s; --overwrite makes it anew", name, other)
     if there:
-        logger.info("%d of %d videos are finished and are skipped", len(there), len(videos))
+        logger.info("%d of %d videos are finished and are skipped", len(there), total)
 
 
 class Run:
@@ -127,7 +127,7 @@ class Run:
         strips: dict[str, np.ndarray] = {}
         with VideoProgress(len(videos), sum(self.take(group[0]).num_chunks for group in groups)) as bar:
             for group in groups:
-                wanted = [output.overwrite or not finished(r, output.folder) for r in group]
+                wanted = to_make(group, output)
                 shown = self.batch(group, wanted, bar).shown if any(wanted) else {}
                 for row, request in enumerate(group):
                     if row in shown:

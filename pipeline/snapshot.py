@@ -140,6 +140,17 @@ def snapshot_path(group: Sequence[Request], folder: str | Path) -> Path:
     return Path(folder) / f"{group[0].stem}{SUFFIX}"
 
 
+def to_make(group: Sequence[Request], output) -> list[bool]:
+    """Returns which films of a batch are to be made: all with overwrite, else those that are not finished.
+
+    With resume also those that a killed run with overwrite was making anew, though the old ones are still there.
+    """
+    anew = output.resume and snapshot_path(group, output.folder).is_file()
+    halves = [film(request, output.folder).with_suffix(".partial.mp4") for request in group]
+    unfinished = [not finished(request, output.folder) for request in group]
+    return [output.overwrite or new or (anew and half.exists()) for new, half in zip(unfinished, halves, strict=True)]
+
+
 def remove_stale(group: Sequence[Request], folder: str | Path) -> None:
     """Removes the snapshot of films that are finished: their run was killed right before it did."""
     halves = [film(request, folder).with_suffix(".partial.mp4") for request in group]

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import decode
 from pipeline.config import DataConfig, InferConfig, OutputConfig
 from pipeline.kit import Kit
 from pipeline.options import CausalConfig, FewStepConfig
 from pipeline.request import Request
 from pipeline.run import Run
+from pipeline.snapshot import to_make
 from tests import tiny
 from tests.digits_fixture import files
 from utils.data.scripts import FRAME, Cue, Moment, ScriptLine
@@ -78,7 +78,7 @@ def make(folder, group, **changes):
     kit = Kit.of(tiny.denoiser(), Codec(), encode, torch.device("cpu"), torch.float32)
     with VideoProgress(len(group), 8) as bar:
         run = Run(config_of(folder, **changes), kit)
-        run.batch(group, [not decode.finished(r, folder) for r in group], bar)
+        run.batch(group, to_make(group, run.config.output), bar)
     return bar
 
 

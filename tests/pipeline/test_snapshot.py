@@ -287,6 +287,17 @@ def test_a_finished_half_of_a_batch_stays(tmp_path, moments):
     assert content(last) == wanted
 
 
+def test_films_that_are_made_anew_are_gone_on_with(tmp_path):
+    """The old films stay until the new ones are there; --resume knows the new ones by their snapshot."""
+    make(tmp_path / "out", TWO, crf=40)
+    old = content(tmp_path / "out")
+    make(tmp_path / "whole", TWO)
+    killed(tmp_path / "out", TWO, 6, overwrite=True)
+    assert {name: content(tmp_path / "out")[name] for name in old} == old
+    bar = make(tmp_path / "out", TWO, resume=True)
+    assert content(tmp_path / "out") == content(tmp_path / "whole") and 0 < bar.frames < 2 * PIXELS
+
+
 @pytest.mark.parametrize("part", ["0.keys", "0.values", "vae.0", "latest", "shown.0"])
 def test_every_part_of_a_snapshot_matters(tmp_path, part):
     group = SWITCHED[:1]
