@@ -105,10 +105,11 @@ WRONG = {
     "trainer.source={name: stream, min_new_frames: 21}": ["min_new_frames 21 leaves no overlap", "write at most 18"],
     "trainer.source={name: stream, max_frames: 100}": ["max_frames: 100 latent frames do not fill", "use 99 or 102"],
     "trainer.source={name: stream, max_frames: [240, 18]}": ["max_frames is [240, 18]", "write at least 21"],
+    "trainer.source={name: stream, max_frames: 60.5}": ["max_frames is 60.5", "write latent frames"],
     "trainer.source={name: stream, max_frames: long}": [
         "max_frames is 'long'",
         "write latent frames",
-        "[60, 120, 240]",
+        "[40, 80, 120]",
     ],
     "trainer.source={name: stream, cache: {window_frames: 4, sink_frames: 3}}": ["window_frames 4", "write at least 6"],
     "trainer.source={name: stream, cache: {window_frames: 9, recache_frames: 6}}": ["recache_frames is 6", "at least"],
