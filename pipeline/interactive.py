@@ -72,9 +72,7 @@ class Session:
             track = Live(name, condition)
             self._begin(track, 0, None)
             chunks = [Chunk(s, latents[:, s.start : s.stop], True) for s in self.pipeline.given_spans(latents.shape[1])]
-            for chunk in chunks:
-                self._rollout.enter(condition)
-                self._rollout.commit(condition, chunk.span, chunk.latents, self._noise)
+            chunks = [self._rollout.take(condition, chunk, self._noise) for chunk in chunks]
             self._next = latents.shape[1]
             return [self._decoded(chunk) for chunk in chunks]
 

@@ -70,10 +70,7 @@ class Rollout:
         total = max_frames or max(s.stop for s in [*spans, *(c.span for c in given)])
         self.begin(batch, max(lengths), total)
         for chunk in given:
-            condition = track.at(chunk.span)
-            seconds = self.enter(condition)
-            self.commit(condition, chunk.span, chunk.latents, noise)
-            yield replace(chunk, recache_seconds=seconds)
+            yield self.take(track.at(chunk.span), chunk, noise)
         for span in spans:
             yield self.make(track, span, noise)
 
@@ -92,6 +89,12 @@ class Rollout:
             latents = self.denoise(condition, span, noise, track.urgent)
         self.commit(condition, span, latents, noise)
         return Chunk(span, latents, recache_seconds=seconds)
+
+    def take(self, condition: Condition, chunk: Chunk, noise) -> Chunk:
+        """Commits a chunk that was given instead of made; returns it, with the seconds of a recache before it."""
+        seconds = self.enter(condition)
+        self.commit(condition, chunk.span, chunk.latents, noise)
+        return replace(chunk, recache_seconds=seconds)
 
     def enter(self, condition: Condition) -> float | None:
         """Makes `condition` the one in force; recaches if another was. Returns the seconds that took, or None."""

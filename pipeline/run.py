@@ -91,6 +91,7 @@ class Run:
         self.sampler = config.sampler.build()
         self.rng = Rng(config.seed)
         self._takes: dict[tuple, Take] = {}
+        self._start: tuple = ()  # (video, take, latents) of the latest batch: mostly one video serves all
         shape = Geometry.of(kit.spec, config.height, config.width).latent_shape(1)[1:]
         self.noise = read_latents(config.data.noise, "noise", shape)
         self.initial = read_latents(config.data.initial_latents, "latents", shape)
@@ -263,8 +264,10 @@ class Run:
         if self.initial is not None:
             return rows_of(self.initial, group, "initial_latents")
         if video := group[0].video:  # one for all, or they would not be made together
-            pixels, _ = video_pixels(video, take.pipeline, take.geometry, take.fps, take.given)
-            return self.kit.vae.encode(pixels[None].to(self.kit.device)).expand(len(group), -1, -1, -1, -1)
+            if self._start[:2] != (video, take):
+                pixels, _ = video_pixels(video, take.pipeline, take.geometry, take.fps, take.given)
+                self._start = (video, take, self.kit.vae.encode(pixels[None].to(self.kit.device)))
+            return self._start[2].expand(len(group), -1, -1, -1, -1)
         return None if images is None else self.kit.vae.encode(images[:, None].to(self.kit.device))
 
 
