@@ -112,6 +112,8 @@ def make_codec(config: CodecConfig):
     """Returns a fresh AutoencoderKLWan whose log-variance starts at `LOG_VARIANCE_START`."""
     from diffusers import AutoencoderKLWan
 
+    from wan.vae_layers import make_lean
+
     model = AutoencoderKLWan(
         base_dim=config.base_dim,
         z_dim=config.z_dim,
@@ -129,7 +131,7 @@ def make_codec(config: CodecConfig):
     )
     with torch.no_grad():
         model.quant_conv.bias[config.z_dim :] = LOG_VARIANCE_START
-    return model
+    return make_lean(model)
 
 
 def codec_loss(model, pixels_BCPHW, progress: float, config: CodecConfig, noise):

@@ -21,7 +21,7 @@ def loss_window(latents_BFCHW: torch.Tensor, num_frames: int, vae, head: int):
         return latents_BFCHW, None
     kept = latents_BFCHW[:, 1 - num_frames :]
     with torch.no_grad():
-        past = vae.decode(latents_BFCHW[:, : 1 - num_frames])
-        first = vae.encode(past[:, -1:]).to(kept)
+        past = vae.last_frame(latents_BFCHW[:, : 1 - num_frames])
+        first = vae.encode(past).to(kept)
     mask = torch.arange(num_frames, device=kept.device) >= head
     return torch.cat((first, kept), 1), mask

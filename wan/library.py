@@ -59,10 +59,12 @@ def build_vae(config: dict, device: str | None = None) -> nn.Module:
     """
     from diffusers import AutoencoderKLWan
 
+    from wan.vae_layers import make_lean
+
     patch = config.get("patch_size")
     channels = RGB * (patch or 1) ** 2
     with torch.device(device or "cpu"):
-        return AutoencoderKLWan(
+        model = AutoencoderKLWan(
             base_dim=config["dim"],
             decoder_base_dim=config.get("dec_dim"),
             z_dim=config["z_dim"],
@@ -79,6 +81,7 @@ def build_vae(config: dict, device: str | None = None) -> nn.Module:
             scale_factor_temporal=2 ** sum(config["temperal_downsample"]),
             scale_factor_spatial=2 ** (len(config["dim_mult"]) - 1) * (patch or 1),
         )
+    return make_lean(model)
 
 
 def build_text_model(config: dict, device: str | None = None) -> nn.Module:
@@ -131,6 +134,8 @@ def load_vae(path: str | Path, dtype: torch.dtype | None = torch.float32) -> nn.
     """
     from diffusers import AutoencoderKLWan
 
+    from wan.vae_layers import make_lean
+
     path = Path(path)
     state = clean_names(tensor_file.read(path))
     family = family_of(state)
@@ -139,7 +144,7 @@ def load_vae(path: str | Path, dtype: torch.dtype | None = torch.float32) -> nn.
     config = tensor_file.read_config(path if path.is_dir() else path.parent)
     if family.endswith("diffusers") and config and "base_dim" in config:
         with torch.device("meta"):
-            model = AutoencoderKLWan.from_config(config)
+            model = make_lean(AutoencoderKLWan.from_config(config))
     else:
         model = build_vae(VAE_CONFIGS[family.removesuffix(", diffusers")], "meta")
     if not family.endswith("diffusers"):

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from wan.last_frame import last_frame_features
 from wan.library import load_vae
 from wan.options import VAEConfig
 from wan.text import DTYPES
@@ -86,6 +87,17 @@ class StreamingVAE(nn.Module):
         rows = latents_BFCHW.split(1) if self.config.slicing else (latents_BFCHW,)
         return torch.cat([self.decode_stream(row)[0] for row in rows])
 
+    def last_frame(self, latents_BFCHW: torch.Tensor) -> torch.Tensor:
+        """Returns the last pixel frame [B, 1, 3, H, W] of what `decode` returns, for less than its work."""
+        if self.config.tiling:
+            return self.decode(latents_BFCHW)[:, -1:]
+        rows = latents_BFCHW.split(1) if self.config.slicing else (latents_BFCHW,)
+        return torch.cat([self._last_frame(row) for row in rows]).to(latents_BFCHW.device)
+
+    def _last_frame(self, latents_BFCHW: torch.Tensor) -> torch.Tensor:
+        x = self.model.post_quant_conv(self.denormalise(latents_BFCHW.to(self.device)))
+        return _pixels(self.model, last_frame_features(self.model, x)).clamp(-1, 1).float().transpose(1, 2)
+
     def decode_stream(self, latents_BFCHW, state: list | None = None):
         """Decodes the next latents of a stream; `state` None starts one.
 
@@ -121,7 +133,7 @@ def decode_features(model, x_BCFHW, state=None, frames_per_pass: int = 1):
 
     Returns (pixels [B, 3, P, H, W], state).
     """
-    from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, unpatchify
+    from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
 
     first = state is None
     cache = [None] * sum(isinstance(m, WanCausalConv3d) for m in model.decoder.modules()) if first else list(state)
@@ -131,10 +143,15 @@ def decode_features(model, x_BCFHW, state=None, frames_per_pass: int = 1):
     for begin, end in zip(borders[:-1], borders[1:], strict=True):
         x = x_BCFHW[:, :, begin:end]
         pixels.append(model.decoder(x, feat_cache=cache, feat_idx=[0], first_chunk=first and begin == 0))
-    out = torch.cat(pixels, 2)
-    if model.config.patch_size is not None:
-        out = unpatchify(out, patch_size=model.config.patch_size)
-    return out, cache
+    return _pixels(model, torch.cat(pixels, 2)), cache
+
+
+def _pixels(model, x_BCPHW) -> torch.Tensor:
+    """Unfolds pixels from channels where the model folds them."""
+    from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
+
+    patch = model.config.patch_size
+    return x_BCPHW if patch is None else unpatchify(x_BCPHW, patch_size=patch)
 
 
 def check_pixel_frames(num_frames: int):

@@ -35,6 +35,9 @@ class PictureVae:
     def decode(self, latents):
         return latents[:, :, :3].clamp(-1, 1)
 
+    def last_frame(self, latents):
+        return self.decode(latents)[:, -1:]
+
     def encode(self, pixels):
         return pixels.repeat(1, 1, 6, 1, 1)[:, :, :16]
 

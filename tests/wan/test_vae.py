@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
+from diffusers import AutoencoderKLWan
 
 from wan.library import VAE_CONFIGS, build_vae
 from wan.options import VAEConfig
 from wan.vae import StreamingVAE, own_device
+from wan.vae_layers import LEAN
 
 TOLERANCE = 5e-6
 
@@ -49,6 +53,38 @@ def test_streams_equal_the_librarys_decode(model, latents):
     slices = StreamingVAE(model, VAEConfig(slicing=True)).decode(latents)
     model.disable_slicing()
     assert (slices - wanted).abs().max() <= TOLERANCE
+
+
+def test_lean_layers_give_what_the_librarys_own_give(model, latents):
+    theirs = AutoencoderKLWan.from_config(model.config)
+    theirs.load_state_dict(model.state_dict())
+    assert {type(m) for m in theirs.modules()} >= LEAN.keys() and not {type(m) for m in model.modules()} & LEAN.keys()
+    pixels = torch.rand(1, 3, 9, 32, 32, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    for x in (latents.transpose(1, 2), latents[:1, :1].transpose(1, 2)):
+        torch.testing.assert_close(model.decode(x).sample, theirs.decode(x).sample, atol=TOLERANCE, rtol=0)
+    encoded = [vae.encode(pixels).latent_dist.mode() for vae in (model, theirs)]
+    torch.testing.assert_close(*encoded, atol=TOLERANCE, rtol=0)
+    halves = [
+        copy.deepcopy(vae).bfloat16().decode(latents.bfloat16().transpose(1, 2)).sample for vae in (model, theirs)
+    ]
+    torch.testing.assert_close(*halves, atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("num_frames", [1, 2, 3, 9, 12])
+def test_the_last_frame_is_that_of_the_whole_decode(model, num_frames):
+    """Twelve latents are more than any part looks back, so that some of them pass a part by."""
+    latents = torch.randn(2, num_frames, model.config.z_dim, 4, 4, generator=torch.Generator().manual_seed(4))
+    counts = []
+    head = model.decoder.conv_out.register_forward_hook(lambda *_: counts.append(1))
+    try:
+        made = StreamingVAE(model).last_frame(latents)
+    finally:
+        head.remove()
+    assert len(counts) == min(num_frames, 4)  # 7 convolutions of 3 taps look 14 frames back
+    assert (made - StreamingVAE(model).decode(latents)[:, -1:]).abs().max() <= TOLERANCE
+    slices = StreamingVAE(model, VAEConfig(slicing=True)).last_frame(latents)
+    model.disable_slicing()
+    torch.testing.assert_close(slices, made, atol=TOLERANCE, rtol=0)
 
 
 def test_two_streams_do_not_mix_and_a_snapshot_goes_on(model, latents):
