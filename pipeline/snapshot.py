@@ -23,6 +23,7 @@ from pipeline.rollout import Chunk, Rollout
 from pipeline.take import Take
 from pipeline.track import Fixed, Track
 from utils.config import config_hash, to_dict
+from utils.digest import file_hash
 from wan.condition import Condition
 from wan.geometry import Span
 from wan.tensor_file import metadata, read, write_safetensors
@@ -171,6 +172,8 @@ def settings_hash(config: InferConfig) -> str:
 def facts_of(config: InferConfig, weights_hash: str, group: Sequence[Request], asked: Sequence[int], total: int):
     """Returns what makes these films and no others."""
     tree = to_dict(settings(config))
+    given = {path: file_hash(path) for path in {config.data.noise, config.data.initial_latents} if path}
+    given |= {str(path): file_hash(path) for path in {request.start for request in group} if path}
     places = (("vae", "device"), ("text", "device"))
     for section, name in (("output", "folder"), ("output", "sheet"), ("data", "keep_going"), *places):
         del tree[section][name]  # they change no film
@@ -186,7 +189,8 @@ def facts_of(config: InferConfig, weights_hash: str, group: Sequence[Request], a
         }
         for r in group
     ]
-    return {"config": tree, "weights": weights_hash, "films": films, "switches": list(asked), "latent_frames": total}
+    parts = {"config": tree, "weights": weights_hash, "films": films, "files": given}
+    return parts | {"switches": list(asked), "latent_frames": total}
 
 
 @torch.no_grad()

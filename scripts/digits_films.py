@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scripts.digits_jobs import Command, Job
-from scripts.digits_plan import CURVE_WINDOWS, LENGTHS, ROWS, Films, file_hash, mark, recipe_hash
+from scripts.digits_plan import CURVE_WINDOWS, LENGTHS, ROWS, Films, content_hash, mark, recipe_hash
 from scripts.digits_records import film_seconds, hardware, measured, read_record, write_length
 from scripts.digits_training import Trainings
 from utils.atomic import atomic_write
@@ -30,7 +30,7 @@ class FilmTable:
         for films in self.budget.films.values():
             if not (self.root / films.prompts).is_file():
                 raise ValueError(f"{films.prompts} is missing; it comes with the project")
-        self.prompts = {name: file_hash(self.root / films.prompts) for name, films in self.budget.films.items()}
+        self.prompts = {name: content_hash(self.root / films.prompts) for name, films in self.budget.films.items()}
         self.sampling = {recipe: recipe_hash(self.root / recipe) for recipe in recipes}
 
     def cases(self, rows: list[str]) -> list:

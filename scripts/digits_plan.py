@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.config import read_recipe
+from utils.digest import file_hash
 
 ROOT = Path(__file__).resolve().parents[1]
 LENGTHS = {"1x": 9, "10x": 90}  # latent frames; the models were trained on those of 1x
@@ -154,10 +155,9 @@ def recipe_hash(path: str | Path) -> str:
     return hashlib.sha256(json.dumps(trees, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def file_hash(path: str | Path) -> str:
+def content_hash(path: str | Path) -> str:
     """Returns 12 hex digits of a file's content."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+    return file_hash(path)[:12]
 
 
 def mark(facts: dict) -> str:

@@ -15,7 +15,7 @@ from scripts.digits_plan import (
     TRAININGS,
     Budget,
     Training,
-    file_hash,
+    content_hash,
     ratio_of,
     recipe_hash,
     steps_of,
@@ -124,7 +124,7 @@ class Trainings:
     def weights_hash(self, name: str, seed: int) -> str | None:
         """Returns the hash of the weights, or None while there are none."""
         file = weights_file(self.weights(name, seed))
-        return file_hash(file) if file.exists() else None
+        return content_hash(file) if file.exists() else None
 
     def facts(self, name: str, seed: int) -> dict:
         """Returns what tells one training from another; `start` is None where those weights are not at hand."""
@@ -136,7 +136,7 @@ class Trainings:
             facts["overrides"] = list(training.overrides)
         if training.start:
             file = weights_file(self.root / training.start)
-            facts["start"] = file_hash(file) if file.exists() else None
+            facts["start"] = content_hash(file) if file.exists() else None
         return facts
 
     def difference(self, name: str, seed: int) -> list[str]:

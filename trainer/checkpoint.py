@@ -8,7 +8,6 @@ renamed when the manifest is on disk, so a kill at any moment leaves the last co
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import re
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from utils import distributed
 from utils.atomic import sync_folder
+from utils.digest import file_hash
 
 logger = logging.getLogger(__name__)
 
@@ -156,7 +156,7 @@ class Checkpoint:
         dcp.write_json(partial / STATE, told)
         if lost := sorted(name for name in dcp.named_files(partial) if not (partial / name).exists()):
             raise OSError(f"{lost[0]} of another rank is not there; the run's folder must be one that all ranks share")
-        files = {path.name: _hash(path) for path in sorted(partial.iterdir())}
+        files = {path.name: file_hash(path) for path in sorted(partial.iterdir())}
         dcp.write_json(partial / MANIFEST, {"step": told["step"], "files": files})
         sync_folder(partial)
         shutil.rmtree(final, ignore_errors=True)
@@ -241,12 +241,7 @@ def _find_damage(folder: Path) -> str | None:
         if STATE not in files:
             return "its manifest lacks files"
         share = sorted(files)[distributed.rank() :: distributed.world_size()]
-        changed = [name for name in share if _hash(folder / name) != files[name]]
+        changed = [name for name in share if file_hash(folder / name) != files[name]]
         return f"{changed[0]} is not what its manifest says" if changed else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -8,6 +8,7 @@ import logging
 import os
 import random
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -241,6 +242,18 @@ def test_what_cannot_be_used_is_said_and_the_film_begins_anew(tmp_path, caplog, 
     assert make(tmp_path / "out", ONE, resume=True).frames == PIXELS
     assert words in caplog.text and "the film starts anew" in caplog.text
     assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+def test_files_of_the_same_name_with_another_content_make_another_film(tmp_path):
+    start, noise, told = tmp_path / "start.png", tmp_path / "noise.safetensors", []
+    config = config_of(tmp_path)
+    config = replace(config, data=replace(config.data, noise=str(noise)))
+    for contents in (("a", "b"), ("a", "b"), ("c", "b"), ("a", "c")):
+        start.write_text(contents[0])
+        noise.write_text(contents[1])
+        told.append(snapshot.facts_of(config, "", [replace(ONE[0], image=start)], (), 24))
+    assert told[0] == told[1] and told[2]["files"] != told[0]["files"] != told[3]["files"]
+    assert {name for name in told[0] if told[0][name] != told[2][name]} == {"files"}
 
 
 OTHERS = [

@@ -1,6 +1,5 @@
 """scripts/evaluate.py: tables, verdicts, and what it says about bad folders."""
 
-import importlib.util
 import json
 from itertools import combinations
 from pathlib import Path
@@ -8,14 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from scripts import evaluate
+from tests.scripts.evaluation import refusal, run
 from utils.data.digits import COLOURS, DIRECTIONS, all_prompts, balanced_prompts, parse_prompt, prompt_clip
 from utils.metrics.digits_videos import prompt_numbers
 from utils.video_writer import VideoWriter
-
-ROOT = Path(__file__).resolve().parents[2]
-spec = importlib.util.spec_from_file_location("evaluate", ROOT / "scripts/evaluate.py")
-evaluate = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(evaluate)
 
 
 def write(folder, indices, num_frames=17, frozen_after=None, **sidecar):
@@ -25,20 +21,6 @@ def write(folder, indices, num_frames=17, frozen_after=None, **sidecar):
         with VideoWriter(folder / f"{i}.mp4", 8) as video:
             video.write(clip)
         (folder / f"{i}.json").write_text(json.dumps({"prompt": subject.text(), "seed": 3} | sidecar))
-
-
-def run(tmp_path, *argv):
-    """Returns (exit status, the saved JSON, the saved markdown)."""
-    output = tmp_path / "result/table.json"
-    status = evaluate.main([*map(str, argv), "--output", str(output)])
-    return status, json.loads(output.read_text()), output.with_suffix(".md").read_text()
-
-
-def refusal(capsys, *argv):
-    with pytest.raises(SystemExit) as stop:
-        evaluate.main([*map(str, argv)])
-    assert stop.value.code == 2
-    return capsys.readouterr().err
 
 
 def test_videos_through_mp4_score_like_real_clips(tmp_path, capsys):
@@ -178,7 +160,7 @@ def test_every_video_of_an_asked_prompt_counts(tmp_path, capsys):
 
 @pytest.mark.parametrize("count", (32, 128))
 def test_shipped_prompt_files_follow_the_rule_and_are_even(count):
-    prompts = (ROOT / f"prompts/digits_{count}.txt").read_text().splitlines()
+    prompts = (Path(__file__).resolve().parents[2] / f"prompts/digits_{count}.txt").read_text().splitlines()
     assert prompts == balanced_prompts(count) == balanced_prompts(200)[:count]
     assert len(set(prompts)) == count and set(prompts) <= set(all_prompts())
     subjects = [parse_prompt(p)[0] for p in prompts]

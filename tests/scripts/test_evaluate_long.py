@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from scripts import evaluate
+from tests.scripts.evaluation import refusal, run
 from utils.data.digits import Subject, parse_prompt, prompt_clip, quantise, render
 from utils.video_writer import VideoWriter
 
@@ -18,20 +18,6 @@ def write(path, clip, **sidecar):
     with VideoWriter(path, 8) as video:
         video.write(clip)
     path.with_suffix(".json").write_text(json.dumps(sidecar))
-
-
-def run(tmp_path, *argv):
-    """Returns (exit status, the saved JSON, the saved markdown)."""
-    output = tmp_path / "result/table.json"
-    status = evaluate.main([*map(str, argv), "--output", str(output)])
-    return status, json.loads(output.read_text()), output.with_suffix(".md").read_text()
-
-
-def refusal(capsys, *argv):
-    with pytest.raises(SystemExit) as stop:
-        evaluate.main([*map(str, argv)])
-    assert stop.value.code == 2
-    return capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import torch
 
 from scripts import train_features
 from utils.data.digits import parse_prompt, random_clip
+from utils.digest import file_hash
 from utils.metrics import features
 from utils.rng import Rng
 
@@ -41,7 +42,7 @@ def test_a_run_is_recorded_and_repeatable(tmp_path, monkeypatch, capsys):
         folder = tmp_path / name
         assert train_features.main(["--steps", "3", "--test", "4", "--output", str(folder)]) == 0
         facts = json.loads((folder / "features.json").read_text())
-        assert facts["sha256"] == features.file_hash(folder / features.WEIGHTS) and facts["reference_clips"] == 7
+        assert facts["sha256"] == file_hash(folder / features.WEIGHTS) and facts["reference_clips"] == 7
         assert set(facts["accuracy"]["plain"]) == set(features.LABELS) and facts["accuracy"]["clips"] == 4
         assert features.load_net(folder).features(torch.zeros(1, 3, 33, 64, 64)).shape == (1, features.FEATURES)
         hashes.append(facts["sha256"])

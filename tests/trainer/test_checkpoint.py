@@ -121,7 +121,7 @@ def test_the_copy_is_taken_before_save_returns(tmp_path):
 
 @pytest.mark.parametrize(
     "call",
-    ["dcp.write_json", "_hash", "sync_folder", "Path.rename", "shutil.rmtree", "torch.save", "Checkpoint._prune"],
+    ["dcp.write_json", "file_hash", "sync_folder", "Path.rename", "shutil.rmtree", "torch.save", "Checkpoint._prune"],
 )
 def test_a_stop_at_any_moment_of_a_save_leaves_a_loadable_one(tmp_path, monkeypatch, call):
     save(saver(tmp_path), state(1), 1)
@@ -262,7 +262,7 @@ def test_nothing_is_executed_by_loading(tmp_path):
     torch.save(Bomb(tmp_path / "tensor"), folder / "__0_0.distcp")
     index["w"]["parts"][0][3:] = [0, (folder / "__0_0.distcp").stat().st_size]
     (folder / "tensors.json").write_text(json.dumps(index))
-    files = {p.name: module._hash(p) for p in folder.iterdir() if p.name != "manifest.json"}
+    files = {p.name: module.file_hash(p) for p in folder.iterdir() if p.name != "manifest.json"}
     (folder / "manifest.json").write_text(json.dumps({"step": 1, "files": files}))  # forged, so all hashes hold
     with pytest.raises(OSError, match="cannot be read .*[Ww]eights.only"):
         load(kept)

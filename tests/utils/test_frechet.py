@@ -16,6 +16,7 @@ from utils.data.digits import (
     quantise,
     render,
 )
+from utils.digest import file_hash
 from utils.metrics import digits_frechet, features
 from utils.metrics.digits_reference import REFERENCES
 from utils.metrics.digits_videos import prompt_numbers
@@ -105,7 +106,7 @@ def test_shipped_net_is_the_recorded_one_and_good():
     least = {"digit": 0.9, "colour": 0.95, "direction": 0.85, "speed": 0.7}
     for clips in ("plain", "augmented"):
         assert all(facts["accuracy"][clips][label] >= value for label, value in least.items())
-    assert facts["sha256"] == features.file_hash(features.FOLDER / features.WEIGHTS)
+    assert facts["sha256"] == file_hash(features.FOLDER / features.WEIGHTS)
     assert sum(f.stat().st_size for f in features.FOLDER.iterdir()) <= 500_000
     net, hits = digits_frechet.load_net(), []
     for number in range(0, 240, 10):

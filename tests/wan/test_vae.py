@@ -11,7 +11,6 @@ from diffusers import AutoencoderKLWan
 from wan.library import VAE_CONFIGS, build_vae
 from wan.options import VAEConfig
 from wan.vae import StreamingVAE, own_device
-from wan.vae_layers import LEAN
 
 TOLERANCE = 5e-6
 
@@ -58,7 +57,9 @@ def test_streams_equal_the_librarys_decode(model, latents):
 def test_lean_layers_give_what_the_librarys_own_give(model, latents):
     theirs = AutoencoderKLWan.from_config(model.config)
     theirs.load_state_dict(model.state_dict())
-    assert {type(m) for m in theirs.modules()} >= LEAN.keys() and not {type(m) for m in model.modules()} & LEAN.keys()
+    assert any(vars(m).get("forward") for m in model.modules()) and not any(
+        vars(m).get("forward") for m in theirs.modules()
+    )
     pixels = torch.rand(1, 3, 9, 32, 32, generator=torch.Generator().manual_seed(2)) * 2 - 1
     for x in (latents.transpose(1, 2), latents[:1, :1].transpose(1, 2)):
         torch.testing.assert_close(model.decode(x).sample, theirs.decode(x).sample, atol=TOLERANCE, rtol=0)

@@ -17,8 +17,9 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from utils.data.digits import all_prompts, prompt_clip
+from utils.digest import file_hash
 from utils.metrics import features
-from utils.metrics.features import CANVAS, FOLDER, WEIGHTS, WINDOW, clip_features, file_hash
+from utils.metrics.features import CANVAS, FOLDER, WEIGHTS, WINDOW, clip_features
 from utils.metrics.frechet import Gaussian, fit, frechet_distance, interval
 
 REFERENCE = "reference.safetensors"

@@ -6,7 +6,6 @@ It looks at 33 pixel frames at a time, and its convolutions wrap at the edges as
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from utils.data.digits import COLOURS, DIGITS, DIRECTIONS
+from utils.digest import file_hash
 
 FOLDER = Path(__file__).resolve().parents[2] / "assets/digits/features"
 WEIGHTS = "features.safetensors"
@@ -93,11 +93,6 @@ def load_net(folder: Path = FOLDER) -> FeatureNet:
             f"{path} does not fit this network at {wrong[:3]}; make it again with scripts/train_features.py"
         )
     return net.eval().requires_grad_(False)
-
-
-def file_hash(path: Path) -> str:
-    """Returns the SHA-256 of a file as hexadecimal digits."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def to_pixels(clips_BPHWC: np.ndarray) -> torch.Tensor:
