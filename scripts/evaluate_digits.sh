@@ -24,6 +24,10 @@ films digits outputs/digits_4x num_output_frames=36
 measure digits_causal --videos outputs/digits_1x --codec assets/digits/vae --real
 measure digits_causal_long --videos outputs/digits_4x --real
 measure digits_reference --reference --frames 33
+films digits_student outputs/digits_student_1x
+films digits_student outputs/digits_student_4x num_output_frames=36
+measure digits_student --videos outputs/digits_student_1x --codec assets/digits/vae
+measure digits_student_long --videos outputs/digits_student_4x
 films digits_teacher outputs/digits_teacher
 measure digits_teacher --videos outputs/digits_teacher --codec assets/digits/vae
 $python scripts/tables.py
