@@ -45,7 +45,7 @@ demo: $(STAMP)
 digits-table: $(STAMP)
 	$(BIN)/python scripts/digits_table.py $(ARGS)
 
-# The few-step student of digits-table comes first, or ARGS="--weights FOLDER".
+# The student of digits-table's row sid comes first, or ARGS="--weights FOLDER".
 digits-long: $(STAMP)
 	$(BIN)/python scripts/digits_long.py $(ARGS)
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds the embedded digits model from nothing: codec, text encoder, latents, teacher, causal model, tables.
-# About two and a half hours on one CPU thread; every stage resumes where it was killed.
+# Builds the embedded digits model from nothing: codec, text encoder, latents, teacher, causal model, few-step student,
+# tables. About five hours on one CPU thread; every stage resumes where it was killed.
 #   bash scripts/build_digits.sh [ASSETS]        (default assets/digits)
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -27,4 +27,9 @@ $python train.py --config_path configs/train/digits_teacher.yaml
 [ -d "$assets/teacher" ] || cp -r runs/digits_teacher/export/transformer "$assets/teacher"
 $python train.py --config_path configs/train/digits_causal.yaml
 [ -d "$assets/transformer" ] || cp -r runs/digits_causal/export/transformer "$assets/transformer"
+if [ ! -d "$assets/student" ]; then
+  $python scripts/digits_table.py --rows sid --jobs 1
+  $python scripts/digits_long.py --rows relative_after --jobs 1
+  cp -r runs/long/relative/seed0/export/transformer "$assets/student"
+fi
 bash scripts/evaluate_digits.sh

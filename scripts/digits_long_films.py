@@ -65,7 +65,7 @@ class LongTable(FilmTable):
         if jobs and self.trainings.weights_hash("student", 0) is None:
             raise ValueError(
                 f"the student's weights are not there ({self.folders.named(student)}); train them with "
-                "`python scripts/digits_table.py --rows dmd`, or name others with --weights"
+                "`python scripts/digits_table.py --rows sid`, or name others with --weights"
             )
 
     def cases(self, rows: list[str]) -> list[LongCase]:

@@ -130,7 +130,7 @@ def test_a_fresh_clone_counts_the_records_it_came_with(project):
 def test_without_a_student_nothing_is_begun(project, capsys):
     assert project.long("--rows", "sink_after") == 2
     said = capsys.readouterr().err
-    assert "runs/table/dmd/seed0/export/transformer" in said and "digits_table.py --rows dmd" in said
+    assert "runs/table/sid/seed0/export/transformer" in said and "digits_table.py --rows sid" in said
     assert project.calls() == [] and not (project.root / "runs/long").exists()
 
 
