@@ -26,7 +26,7 @@ def last_frame_features(model, x_BCFHW: torch.Tensor) -> torch.Tensor:
     """
     frames = x_BCFHW.split(1, 2)
     for part, needed in decoder_parts(model.decoder, model.config.scale_factor_temporal):
-        cache = [None] * (len(list(part.modules())))
+        cache = [None] * len(list(part.modules()))  # at least one place for each convolution
         seen = frames[-needed:] if needed else frames
         frames = [part(x, feat_cache=cache, feat_idx=[0], first_chunk=n == 0) for n, x in enumerate(seen)]
     return frames[-1][:, :, -1:]
