@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import time
@@ -22,6 +23,7 @@ from pipeline.start import image_pixels, video_pixels
 from pipeline.take import Take, read_latents, rows_of, take_of
 from pipeline.track import Script
 from utils import distributed
+from utils.digest import file_hash
 from utils.log import VideoProgress
 from utils.media_io import contact_sheet, read_strip
 from utils.rng import Rng
@@ -91,6 +93,7 @@ class Run:
         self.sampler = config.sampler.build()
         self.rng = Rng(config.seed)
         self._takes: dict[tuple, Take] = {}
+        self._content = functools.cache(file_hash)  # most files serve all batches
         self._start: tuple = ()  # (video, take, latents) of the latest batch: mostly one video serves all
         shape = Geometry.of(kit.spec, config.height, config.width).latent_shape(1)[1:]
         self.noise = read_latents(config.data.noise, "noise", shape)
@@ -199,7 +202,7 @@ class Run:
         )
         output = self.config.output
         films = Films(self.kit.vae, group, wanted, output, self.kit.spec.fps, take.geometry, take.total)
-        facts = facts_of(self.config, self.kit.weights_hash, group, take.asked, take.total)
+        facts = facts_of(self.config, self.kit.weights_hash, group, take.asked, take.total, self._content)
         bookmark = Bookmark(group, output.folder, facts)
         resumed = bookmark.go_on(films, take, track, noise) if output.resume else None
         if resumed is None:

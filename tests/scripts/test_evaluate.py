@@ -2,12 +2,12 @@
 
 import json
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from scripts import evaluate
+from tests.architecture.source import ROOT
 from tests.scripts.evaluation import refusal, run
 from utils.data.digits import COLOURS, DIRECTIONS, all_prompts, balanced_prompts, parse_prompt, prompt_clip
 from utils.metrics.digits_videos import prompt_numbers
@@ -160,7 +160,7 @@ def test_every_video_of_an_asked_prompt_counts(tmp_path, capsys):
 
 @pytest.mark.parametrize("count", (32, 128))
 def test_shipped_prompt_files_follow_the_rule_and_are_even(count):
-    prompts = (Path(__file__).resolve().parents[2] / f"prompts/digits_{count}.txt").read_text().splitlines()
+    prompts = (ROOT / f"prompts/digits_{count}.txt").read_text().splitlines()
     assert prompts == balanced_prompts(count) == balanced_prompts(200)[:count]
     assert len(set(prompts)) == count and set(prompts) <= set(all_prompts())
     subjects = [parse_prompt(p)[0] for p in prompts]
