@@ -28,8 +28,9 @@ $python train.py --config_path configs/train/digits_teacher.yaml
 $python train.py --config_path configs/train/digits_causal.yaml
 [ -d "$assets/transformer" ] || cp -r runs/digits_causal/export/transformer "$assets/transformer"
 if [ ! -d "$assets/student" ]; then
-  $python scripts/digits_table.py --rows sid --jobs 1
-  $python scripts/digits_long.py --rows relative_after --jobs 1
-  cp -r runs/long/relative/seed0/export/transformer "$assets/student"
+  $python train.py --config_path configs/train/digits_self_forcing_sid.yaml steps=3000
+  $python train.py --config_path configs/train/digits_longlive_stream.yaml trainer.source.cache.rope=read \
+    trainer.generator.weights=runs/digits_self_forcing_sid/export/transformer
+  cp -r runs/digits_longlive_stream/export/transformer "$assets/student"
 fi
 bash scripts/evaluate_digits.sh
