@@ -113,19 +113,22 @@ def test_so_it_is_with_a_first_chunk_of_its_own_and_with_pixels():
 
 
 def grown(make_chunk, chunks: int) -> int:
-    """Returns how many objects stay when twice as many chunks have been made again."""
+    """Returns how many objects stay when so many chunks have been made: the middle of three counts.
+
+    A leak shows in each of the three; an object of another thread (the test runner's) may come or go in one.
+    """
     counts = []
-    for number in (chunks, 2 * chunks):
-        for _ in range(number):
+    for _ in range(4):
+        for _ in range(chunks):
             make_chunk()
         gc.collect()
         counts.append(len(gc.get_objects()))
-    return counts[1] - counts[0]
+    return sorted(after - before for before, after in itertools.pairwise(counts))[1]
 
 
 @pytest.mark.parametrize(("film", "cache"), [(session_film, CACHES[2]), (batch_film, CACHES[1])])
 def test_no_object_outlives_its_chunk(film, cache):
-    assert grown(fill(film(pipeline_of(cache)), cache.window_frames), 10) <= 0
+    assert grown(fill(film(pipeline_of(cache)), cache.window_frames), 7) <= 0
 
 
 @pytest.mark.parametrize("recache", ["causal", "bidirectional"])
@@ -139,7 +142,7 @@ def test_a_conversation_may_go_on_for_ever(recache, monkeypatch):
         session.switch_prompt(f"prompt {next(words)}")
         return session.step()
 
-    assert grown(fill(answer, 12), 8) <= 0
+    assert grown(fill(answer, 12), 6) <= 0
     kit = session.pipeline.kit
     last = next(words)
     assert list(kit._kept) == [f"prompt {n}" for n in range(last - 5, last)], "the latest are kept"
