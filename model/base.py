@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -16,7 +16,8 @@ from wan.geometry import Span
 class Sample:
     """One batch of one optimiser step, made by a source.
 
-    latents: x0 [B, F, C, h, w]. index: each row's place in the global batch, the key of its draws.
+    latents: x0 [B, F, C, h, w]. index: each row's number, the key of its draws; whole: the numbers of the batch
+    that these rows are a part of, empty if they are all of it.
     spans: the chunks of the F frames. prompts: for messages only.
     frame_mask: bool [F], the frames that count in the loss, or None for all.
     trajectory: states [B, T, F, C, h, w] of a teacher's ODE, noisiest first, clean last (ODE pairs).
@@ -32,6 +33,7 @@ class Sample:
     prompts: Sequence[str] = ()
     frame_mask: torch.Tensor | None = None
     exit_range: tuple[int, int] | None = None
+    whole: Sequence[int] = ()
     trajectory: torch.Tensor | None = None
     real: torch.Tensor | None = None
 
@@ -49,6 +51,16 @@ class Loss(Protocol):
         """Raises ValueError for chunks on which the loss cannot work; asked before any model is built."""
 
     def __call__(self, sample: Sample, roles, rng) -> tuple[torch.Tensor, dict[str, torch.Tensor]]: ...
+
+
+def count_frames(sample: Sample, counted: torch.Tensor, draw: Callable[[Sequence[int]], torch.Tensor]) -> torch.Tensor:
+    """Returns how many frames count; for a part its share of the whole batch's, so that the parts add up to it.
+
+    counted: which of the sample's frames do, [B, F]. draw: returns the same of samples by their numbers.
+    """
+    if len(sample.whole) in (0, len(sample.index)):
+        return counted.sum()
+    return draw(sample.whole).sum() * (len(sample.index) / len(sample.whole))
 
 
 def draw_noise(sample: Sample, rng, name: str = "noise") -> torch.Tensor:

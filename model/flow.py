@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from model.base import Sample, draw_noise
+from model.base import Sample, count_frames, draw_noise
 from wan.attention import masks
 from wan.context import Full, Masked
 from wan.geometry import Span
@@ -77,22 +77,26 @@ class FlowLoss:
         weight = (sigma > 0).float()  # a clean frame has no velocity to learn
         if self.config.weight == "bell":
             weight = weight * self.schedule.weight(sigma)
-        loss = (weight * error).sum() / (sigma > 0).sum()
+        noisy = count_frames(sample, sigma > 0, lambda index: self.draw_sigma(sample, rng, index) > 0)
+        loss = (weight * error).sum() / noisy
         return loss, {"loss": loss.detach(), "sigma": sigma.mean()}
 
-    def draw_sigma(self, sample: Sample, rng) -> torch.Tensor:
-        """Returns sigma [B, F] fp32: uniform per clip or per chunk, then shifted; some chunks clean."""
-        batch, num_frames = sample.latents.shape[:2]
+    def draw_sigma(self, sample: Sample, rng, index: Sequence[int] | None = None) -> torch.Tensor:
+        """Returns sigma [B, F] fp32: uniform per clip or per chunk, then shifted; some chunks clean.
+
+        index: other samples of the same batch, by their numbers.
+        """
+        index, num_frames = sample.index if index is None else index, sample.latents.shape[1]
         device = sample.latents.device
         source = rng.at("sample", sample.step, "sigma")
         if self.config.mode == "bidirectional":
-            u = 1 - source.uniform_batch((1,), sample.index)
-            return self.schedule.snapped(shift_sigma(u, self.config.shift)).expand(batch, num_frames).to(device)
+            u = 1 - source.uniform_batch((1,), index)
+            return self.schedule.snapped(shift_sigma(u, self.config.shift)).expand(-1, num_frames).to(device)
         count = len(sample.spans)
-        u = 1 - source.uniform_batch((count,), sample.index)  # (0, 1]
+        u = 1 - source.uniform_batch((count,), index)  # (0, 1]
         sigma = self.schedule.snapped(shift_sigma(u, self.config.shift))
         if self.config.mode == "diffusion_forcing" and self.config.clean_chunks:
-            coin = rng.at("sample", sample.step, "clean").uniform_batch((count,), sample.index)
+            coin = rng.at("sample", sample.step, "clean").uniform_batch((count,), index)
             coin[:, -1] = 1.0
             sigma = torch.where(coin < self.config.clean_chunks, torch.zeros_like(sigma), sigma)
         lengths = torch.tensor([len(s) for s in sample.spans])

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from model.base import Sample
+from model.base import Sample, count_frames
 from model.flow import check_mask, masked_context
 from wan.geometry import Span
 from wan.ledger import CacheConfig
@@ -71,19 +71,23 @@ class OdeLoss:
         x, sigma = self.noisy(sample, rng)
         x0 = self.predict(x, sigma, sample, roles)
         error = (x0 - sample.trajectory[:, -1]).float().square().mean((2, 3, 4))
-        counted = (sigma > 0).float()
-        loss = (counted * error).sum() / counted.sum().clamp(min=1)
+        clean = len(self.sigmas) - 1
+        noisy = count_frames(sample, sigma > 0, lambda index: self.draw_states(sample, rng, index) < clean)
+        loss = ((sigma > 0) * error).sum() / noisy.clamp(min=1)
         return loss, {"loss": loss.detach(), "all_frames": error.detach().mean(), "sigma": sigma.mean()}
 
     def noisy(self, sample: Sample, rng) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns (x [B, F, C, h, w], sigma [B, F]): the trajectory at one drawn step per chunk."""
-        count = sample.trajectory.shape[1]
-        self.check_trajectory(count, None)
+        self.check_trajectory(sample.trajectory.shape[1], None)
+        state = self.draw_states(sample, rng, sample.index)
+        where = state[:, None, :, None, None, None].expand(-1, 1, -1, *sample.trajectory.shape[3:])
+        return sample.trajectory.gather(1, where).squeeze(1), self.sigmas.to(state.device)[state]
+
+    def draw_states(self, sample: Sample, rng, index: Sequence[int]) -> torch.Tensor:
+        """Returns the state of each frame [B, F] of samples of the batch by their numbers: one draw a chunk."""
         source = rng.at("sample", sample.step, "ode step")
-        index = source.integers_batch(0, count, sample.index, shape=(len(sample.spans),))
-        index = index.repeat_interleave(torch.tensor([len(s) for s in sample.spans]), 1).to(sample.trajectory.device)
-        where = index[:, None, :, None, None, None].expand(-1, 1, -1, *sample.trajectory.shape[3:])
-        return sample.trajectory.gather(1, where).squeeze(1), self.sigmas.to(index.device)[index]
+        state = source.integers_batch(0, len(self.sigmas), index, shape=(len(sample.spans),))
+        return state.repeat_interleave(torch.tensor([len(s) for s in sample.spans]), 1).to(sample.trajectory.device)
 
     def predict(self, x: torch.Tensor, sigma: torch.Tensor, sample: Sample, roles) -> torch.Tensor:
         """Returns x0 of one masked forward over the whole clip."""

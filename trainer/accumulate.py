@@ -17,8 +17,10 @@ def backward(source, loss: Callable, roles, rng, draw: int, parts: int, graded: 
     """
     metrics: dict[str, torch.Tensor] = {}
     prompts: list[str] = []
-    for index in roles.layout.shares(source.index(draw), parts):
+    whole = source.index(draw)
+    for index in roles.layout.shares(whole, parts):
         sample: Sample = source.next(draw, roles, rng, graded=graded, index=index)
+        sample.whole = whole
         value, measured = loss(sample, roles, rng)
         (value / parts).backward()
         prompts += sample.prompts

@@ -10,15 +10,24 @@ import sys
 import pytest
 import torch
 
+from tests import digits_fixture, tiny
 from tests.architecture.source import ROOT
 from tests.trainer import stream_fixture, worker
+from utils.data.pairs import write_pairs
+from wan.schedule import step_sigmas
 
 STEPS = 3
 LORA = ["trainer.generator.lora.rank=4", "trainer.generator.lora.merged=true"]
+ODE = ["trainer.loss={name: ode, steps: [1000, 500], shift: 3.0}"]
+PAIRS = "trainer.source={{name: ode_pairs, path: {}, batch: 4, frames: 4, chunk: 2}}"
+NOISED = "trainer.source={{name: noised_data, clips: {}, batch: 4, frames: 4, chunk: 2, steps: [1000, 500], shift: 3.0}}"
 GAN = "trainer.loss={name: gan, discriminator: {layers: [0], ffn_dim: 32}, r1_weight: 1.0, r2_weight: 1.0}"
 FLOW = {
     "flow": [],
     "accumulated": ["trainer.accumulate=2"],
+    "clean chunks": ["trainer.loss.clean_chunks=0.7"],
+    "clean chunks, parts": ["trainer.loss.clean_chunks=0.7", "trainer.accumulate=2"],
+    "teacher forcing": ["trainer.loss.mode=teacher_forcing"],
     "muon": ["trainer.optim.name=muon"],
     "lora": LORA,
     "copies": ["layout.shard=1"],
@@ -37,12 +46,24 @@ EXACT = 5e-6  # fp32: sums in another order
 ROUNDED = {"bf16": 1e-2, "bf16 lora": 0.3}  # bf16 copies; an adapter starts at 0, where AdamW steps by the sign
 
 
+def ode_pairs(folder):
+    """Returns a folder with five trajectories of 4 latent frames."""
+    prompts = [digits_fixture.PROMPTS[i % 3] for i in range(5)]
+    sigmas = (*step_sigmas((1000.0, 500.0), 3.0), 0.0)
+    write_pairs(folder, 0, tiny.draw("pairs", shape=(5, 3, 4, 16, 4, 4)), prompts, sigmas)
+    return folder
+
+
 @pytest.fixture(scope="module")
-def jobs(recipe, distill_recipe):
+def jobs(recipe, distill_recipe, tmp_path_factory):
     """Returns {name: [recipe, steps, overrides]}."""
     flow, distill, clips = recipe, *distill_recipe
     jobs = {name: [str(flow), STEPS, ["trainer.source.batch=4", *more]] for name, more in FLOW.items()}
     jobs |= {name: [str(distill), STEPS, more] for name, more in DISTILL.items()}
+    pairs = [*ODE, PAIRS.format(ode_pairs(tmp_path_factory.mktemp("pairs")))]
+    jobs["ode"] = [str(flow), STEPS, pairs]
+    jobs["ode, parts"] = [str(flow), STEPS, [*pairs, "trainer.accumulate=2"]]
+    jobs["causvid"] = [str(distill), STEPS, [NOISED.format(clips)]]
     jobs["stream"] = [str(distill), STEPS, stream_fixture.overrides(distill.parent, distill.parent / "prompts.txt")]
     jobs["stream parts"] = [str(distill), STEPS, [*jobs["stream"][2], "trainer.source.batch=4", "trainer.accumulate=2"]]
     jobs["stream"][2].append("trainer.source.batch=4")
@@ -98,6 +119,9 @@ def test_what_must_not_change_the_numbers(results):
     _, together = results
     for same in ("accumulated", "copies", "text in parts"):
         assert apart(together["flow"]["weights"], together[same]["weights"]) < EXACT, same
+    for whole in ("clean chunks", "ode"):  # parts of a batch with unequal numbers of frames that count
+        assert apart(together[whole]["weights"], together[f"{whole}, parts"]["weights"]) < EXACT, whole
+        assert apart(together[whole]["weights"], together["flow"]["weights"]) > 1e-4
     assert apart(together["stream"]["weights"], together["stream parts"]["weights"]) < EXACT
     assert apart(together["stream"]["weights"], together["dmd"]["weights"]) > 1e-4
     assert apart(together["dmd"]["weights"], together["offloaded"]["weights"]) < EXACT
