@@ -18,7 +18,7 @@ SWITCHES = {
     "--no_visualize": ("preview.every=0", "make no preview films"),
 }
 RENAMED = {
-    "--no-one-logger": "nothing: there is no OneLogger here, leave the flag out",
+    "--no-one-logger": "no flag: there is no OneLogger here",
     "--local_rank": "torchrun, which sets the rank itself",
     "--local-rank": "torchrun, which sets the rank itself",
 }

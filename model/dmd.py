@@ -3,7 +3,8 @@
     g = (x0_critic(x_sigma) - x0_teacher(x_sigma)) / mean |x - x0_teacher(x_sigma)|
     L = 1/2 mean (x - stopgrad(x - g))^2,   so dL/dx = g / numel
 
-over the frames of the sample's mask. With the source `noised_data` instead of `rollout` this is
+over the frames of the sample's mask. A score that is not finite makes the loss so, and the run stops; Self-Forcing
+puts 0 in its place and goes on. With the source `noised_data` instead of `rollout` this is
 CausVid's objective.
 Source: DMD2 (arXiv 2405.14867) equation 8; Self-Forcing, model/dmd.py; CausVid (arXiv 2412.07772).
 """
@@ -54,5 +55,4 @@ class DmdLoss:
         knobs, noised = self.config.score, self.score.noised(sample, rng, "generator")
         fake = self.score.x0(roles.critic, noised, sample.condition, knobs.fake_guidance)
         real = self.score.x0(roles.teacher, noised, sample.condition, knobs.real_guidance)
-        gradient = (fake - real) / per_sample_scale(sample.latents - real)
-        return torch.nan_to_num(gradient), noised.sigma
+        return (fake - real) / per_sample_scale(sample.latents - real), noised.sigma

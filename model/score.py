@@ -38,6 +38,8 @@ class ScoreConfig:
     def check(self):
         if not 0 <= self.first < self.last <= NUM_TRAIN_TIMESTEPS:
             raise ValueError(f"first {self.first} and last {self.last} must rise within 0..{NUM_TRAIN_TIMESTEPS}")
+        if min(self.shift, self.noise_shift, self.score_shift) <= 0:
+            raise ValueError("shift, noise_shift and score_shift must be positive; 1 = none")
         if not 0 <= self.low < self.high <= 1:
             raise ValueError(f"low {self.low} and high {self.high} must rise within 0..1")
         if self.snap not in SNAPS:

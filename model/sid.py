@@ -2,6 +2,7 @@
 
     L = mean (r - f) ((r - x) - alpha (r - f)) / stopgrad(mean |x - r|),   r, f = x0 of teacher, critic at x_sigma
 
+A score that is not finite makes the loss so, and the run stops.
 Source: SiD (arXiv 2404.04057) equation 23; Self-Forcing, model/sid.py (which never starts).
 """
 
@@ -45,7 +46,7 @@ class SidLoss:
         with torch.no_grad():
             scale = per_sample_scale(x.double() - real)
         product = (real - fake) * ((real - x.double()) - self.config.alpha * (real - fake))
-        product = torch.nan_to_num(product / scale)
+        product = product / scale
         mask = sample.frame_mask
         loss = (product if mask is None else product[:, mask]).mean()
         return loss, {"loss": loss.detach(), "sid_difference": (real - fake).detach().abs().mean()}

@@ -25,8 +25,9 @@ $python scripts/evaluate.py codec --vae "$assets/vae" --frames 33 329 --clips 64
 $python scripts/encode_latents.py digits --vae "$assets/vae" --clips 8000 --batch 8 --output runs/digits_latents
 $python train.py --config_path configs/train/digits_teacher.yaml
 [ -d "$assets/teacher" ] || cp -r runs/digits_teacher/export/transformer "$assets/teacher"
-$python train.py --config_path configs/train/digits_causal.yaml
-[ -d "$assets/transformer" ] || cp -r runs/digits_causal/export/transformer "$assets/transformer"
+$python train.py --config_path configs/train/digits_diffusion_forcing.yaml \
+  trainer.generator.weights=runs/digits_teacher/export/transformer
+[ -d "$assets/transformer" ] || cp -r runs/digits_diffusion_forcing/export/transformer "$assets/transformer"
 if [ ! -d "$assets/student" ]; then
   $python train.py --config_path configs/train/digits_self_forcing_sid.yaml steps=3000
   $python train.py --config_path configs/train/digits_longlive_stream.yaml trainer.source.cache.rope=read \

@@ -83,10 +83,12 @@ TRAININGS = {
         "configs/train/digits_teacher.yaml", shipped="assets/digits/teacher", record="digits_teacher_training"
     ),
     "diffusion_forcing": Training(
-        "configs/train/digits_causal.yaml", shipped="assets/digits/transformer", record="digits_causal_training"
+        "configs/train/digits_diffusion_forcing.yaml",
+        shipped="assets/digits/transformer",
+        record="digits_causal_training",
     ),
     "teacher_forcing": Training("configs/train/digits_teacher_forcing.yaml", {"cpu": 3000, "gpu": 5000}, ("latents",)),
-    "ode": Training("configs/train/digits_ode.yaml", {"cpu": 3000, "gpu": 3000}, ("ode_pairs",)),
+    "ode": Training("configs/train/digits_ode_init.yaml", {"cpu": 3000, "gpu": 3000}, ("ode_pairs",)),
     "dmd": Training("configs/train/digits_self_forcing_dmd.yaml", {"cpu": 1500, "gpu": 2000}),
     "causvid": Training("configs/train/digits_causvid.yaml", _DISTILLED, ("latents",)),
     "sid": Training("configs/train/digits_self_forcing_sid.yaml", _DISTILLED),

@@ -94,7 +94,7 @@ class Trainings:
         return Command(("scripts/encode_latents.py", "digits", *words.split()))
 
     def pairs_command(self) -> Command:
-        """The teacher's ODE pairs, as configs/train/digits_ode.yaml asks for them."""
+        """The teacher's ODE pairs, as configs/train/digits_ode_init.yaml asks for them."""
         recipes = ("--teacher", "configs/infer/digits_teacher.yaml", "--student", TRAININGS["ode"].recipe)
         words = f"--prompts prompts/digits_all.txt --pairs {self.budget.pairs} --batch 8 --shard_pairs {SHARD}"
         return Command(("scripts/make_ode_pairs.py", *recipes, *words.split(), "--shift", "3", "--guidance", "3"))

@@ -1,6 +1,6 @@
 """Estimates the memory of one GPU in a DMD training, from sizes alone; prints the sum line by line.
 
-    python scripts/estimate_memory.py                          # the table of docs/results.md, with the arithmetic
+    python scripts/estimate_memory.py                          # the table of docs/training.md, with the arithmetic
     python scripts/estimate_memory.py --student t2v-14B --teacher t2v-14B --ranks 8 --sequence 8
 
 Nothing is run. Counted: weights, gradients, optimiser and average as `utils/fsdp.py` holds them, the gathered
@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 GIGA = 1e9
 BF16, FP32 = 2, 4
 TEXT_ENCODER = 5.68e9  # parameters of the umT5-xxl encoder, whole on each GPU in bf16
+KEPT_PROMPTS = 256  # trainer/roles.py
 CASES = (
     ("t2v-1.3B", "t2v-14B", 8, 1, False),
     ("t2v-1.3B", "t2v-14B", 64, 1, False),
@@ -59,6 +60,10 @@ def main(arguments: list[str] | None = None) -> int:
     flags = parser.parse_args(arguments)
     from utils.atomic import write_json
 
+    try:
+        check(flags)
+    except ValueError as error:
+        parser.error(str(error))
     if flags.student:
         sizes = (flags.student, flags.teacher, flags.ranks, flags.sequence)
         cases = [Case(*sizes, flags.lora, not flags.whole_text)]
@@ -75,6 +80,23 @@ def main(arguments: list[str] | None = None) -> int:
     if not flags.student:
         write_json(flags.output, {"command": "python scripts/estimate_memory.py", "rows": rows})
     return 0
+
+
+def check(flags: argparse.Namespace) -> None:
+    """Raises ValueError for models that are not there, and for ranks that cannot share a sample."""
+    from wan.geometry import Geometry
+    from wan.spec import SPECS
+
+    for name in filter(None, (flags.student, flags.teacher)):
+        if name not in SPECS:
+            raise ValueError(f"model {name!r} is unknown; write one of {', '.join(SPECS)}")
+    if min(flags.ranks, flags.sequence) < 1 or flags.ranks % flags.sequence:
+        raise ValueError(f"{flags.sequence} of {flags.ranks} ranks cannot share a sample; write a divisor")
+    spec = SPECS[flags.student or flags.teacher]
+    shared = {"heads": spec.transformer.num_heads, "tokens of a frame": Geometry.of(spec, 0, 0).frame_tokens}
+    for what, number in shared.items():
+        if number % flags.sequence:
+            raise ValueError(f"{flags.sequence} ranks cannot share the {number} {what} of {spec.name}")
 
 
 @cache
@@ -101,7 +123,17 @@ def estimate(case: Case) -> list[dict]:
         part("gathered weights", gathered(student, block, teacher_block), "two blocks, one block's gradient, the ends"),
         *activations(case),
         part("text encoder", text, f"{TEXT_ENCODER / 1e9:.2f}e9 x {BF16}" + case.shard_text * f" / {case.ranks}"),
+        *([] if case.shard_text else [kept_prompts(case)]),
     ]
+
+
+def kept_prompts(case: Case) -> dict:
+    """Returns the embeddings that a rank with an encoder of its own keeps."""
+    from wan.spec import SPECS
+
+    sizes = SPECS[case.student].transformer
+    told = f"{KEPT_PROMPTS} x {sizes.text_len} tokens x {sizes.text_dim} x {BF16}"
+    return part("kept prompts", KEPT_PROMPTS * sizes.text_len * sizes.text_dim * BF16, told)
 
 
 def trained_weights(case: Case, student: int) -> list[dict]:

@@ -1,7 +1,7 @@
 """Writes the generator of a run's checkpoint as one safetensors file with official names.
 
-    python scripts/export_checkpoint.py runs/digits_causal out.safetensors
-    python scripts/export_checkpoint.py runs/digits_causal out.safetensors --step 1000 --no_ema
+    python scripts/export_checkpoint.py runs/digits_self_forcing_dmd out.safetensors
+    python scripts/export_checkpoint.py runs/digits_self_forcing_dmd out.safetensors --step 1000 --no_ema
     python inference.py --config_path configs/infer/digits.yaml --checkpoint_path out.safetensors
 
 A run that trained LoRA gives its adapters (`inference.py --lora_ckpt`), or with --merge base and adapters as one plain

@@ -1,7 +1,7 @@
 """Records a teacher's ODE trajectories at a student's noise levels, for the loss `ode`.
 
     python scripts/make_ode_pairs.py --teacher configs/infer/digits_teacher.yaml \\
-        --student configs/train/digits_ode.yaml --prompts prompts/digits_all.txt --pairs 960 --shift 3 --guidance 3
+        --student configs/train/digits_ode_init.yaml --prompts prompts/digits_all.txt --pairs 960 --shift 3 --guidance 3
     torchrun --nproc_per_node=8 scripts/make_ode_pairs.py --teacher configs/infer/wan.yaml \\
         --student configs/train/ode_init.yaml --prompts prompts.txt
 

@@ -32,7 +32,12 @@ DROPPED = {
     "extended_prompt_path": "write data.extended_path",
     "discriminator_warmup_steps": "critic and discriminator start together",
     "loss_scale": "bf16 needs none",
+    "adapter.type": "LoRA is the only one",
+    "adapter.dropout": "adapters have none here",
+    "adapter.dtype": "adapters are fp32; <role>.dtype is what they compute in",
+    "adapter.verbose": "adapters are counted in the log",
 }
+GROUPS = ("model_kwargs", "adapter")
 PREFIXES = {
     "wandb_": TRACKERS,
     "one_logger": TRACKERS,
@@ -50,7 +55,7 @@ image_or_video_shape num_training_frames min_num_training_frames slice_last_fram
 real_guidance_scale fake_guidance_scale min_score_timestep sid_alpha teacher_forcing same_step_across_blocks
 last_step_only text_encoder_cpu_offload critic_timestep_shift gan_g_weight gan_d_weight r1_weight r2_weight r1_sigma
 r2_sigma relativistic_discriminator num_class discriminator_lr_multiplier logdir mixed_precision
-gradient_accumulation_steps adapter.apply_to_critic
+gradient_accumulation_steps adapter.apply_to_critic adapter.rank adapter.alpha
 """.split()
 SHARED_KEYS = """
 denoising_step_list warp_denoising_step num_frame_per_block independent_first_frame data_path seed guidance_scale
@@ -105,9 +110,10 @@ class Old:
             )
 
     def _leaves(self) -> list[str]:
-        """Returns the keys; those inside `model_kwargs` one by one."""
-        inner = [f"model_kwargs.{key}" for key in self.tree.get("model_kwargs") or {}]
-        return [key for key in self.tree if key != "model_kwargs"] + inner
+        """Returns the keys; those inside groups one by one, but of a group that is dropped as a whole."""
+        groups = [group for group in GROUPS if group not in self.dropped]
+        inner = [f"{group}.{key}" for group in groups for key in self.tree.get(group) or {}]
+        return [key for key in self.tree if key not in groups] + inner
 
 
 def _affix(key: str) -> str | None:

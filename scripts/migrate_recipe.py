@@ -89,7 +89,6 @@ def trained_role(old: Old, weights: str, adapted: bool = True) -> dict[str, Any]
     """Returns a role that is trained: whole, or by adapters where the ancestor had one."""
     role = {"weights": weights, **dtype_of(old), "checkpointing": old.take("gradient_checkpointing", False)}
     rank, alpha = old.take("adapter.rank", 0), old.take("adapter.alpha", 0)
-    old.take("adapter")
     return role | ({"lora": kept({"rank": rank, "alpha": float(alpha or 0) or None})} if rank and adapted else {})
 
 
@@ -144,7 +143,7 @@ def infer_recipe(old: Old) -> dict[str, Any]:
     model = {"path": folder, "spec": BASE.name, **kept({"checkpoint": old.take("generator_ckpt")})}
     model |= {"use_ema": old.take("use_ema", False), **kept({"lora": old.take("lora_ckpt")})}
     if "lora" in model:
-        model |= kept({"lora_alpha": old.take("adapter", {}).get("alpha")})
+        model |= kept({"lora_alpha": old.take("adapter.alpha")})
     else:
         old.drop("adapter", "there is no lora_ckpt to merge")
     if old.take("i2v", False):

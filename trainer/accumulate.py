@@ -17,7 +17,7 @@ def backward(source, loss: Callable, roles, rng, draw: int, parts: int, graded: 
     """
     metrics: dict[str, torch.Tensor] = {}
     prompts: list[str] = []
-    whole = source.index(draw)
+    whole = source.draw(draw)
     for index in roles.layout.shares(whole, parts):
         sample: Sample = source.next(draw, roles, rng, graded=graded, index=index)
         sample.whole = whole

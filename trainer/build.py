@@ -46,6 +46,8 @@ def build(config: TrainConfig, logdir: str | Path, origins: Mapping[str, str] | 
 class Unsaved(Checkpoint):
     """The checkpoints of a trial: an earlier one is gone on from, none is written."""
 
+    writes = False
+
     def save(self, state: dict, step: int) -> None:
         """Does nothing."""
 

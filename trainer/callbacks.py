@@ -48,7 +48,7 @@ class Metrics(Callback):
 
     def __init__(self, run: str | Path, every: int, method, trackers=()):
         self.path, self.every, self.method, self.trackers = Path(run) / "metrics.jsonl", every, method, trackers
-        self._unread: list[tuple[int, dict[str, torch.Tensor], tuple]] = []
+        self._unread: list[tuple[int, dict[str, torch.Tensor], dict[str, tuple]]] = []
 
     def start(self, step: int, total: int) -> None:
         if distributed.rank() == 0:
@@ -61,7 +61,7 @@ class Metrics(Callback):
     def after_step(self, step: int, metrics: dict, seconds: float) -> None:
         self.bar.step()
         watched = {name: value for name, value in metrics.items() if name.endswith(("loss", "grad_norm"))}
-        self._unread.append((step, watched, tuple(getattr(self.method, "last_prompts", ()))))
+        self._unread.append((step, watched, dict(getattr(self.method, "last_prompts", {}))))
         if step % self.every:
             return
         row = {"step": step, "seconds": round(seconds, 2), **self._read(metrics)}
@@ -85,7 +85,8 @@ class Metrics(Callback):
         for (step, name, _, prompts), value in zip(flat, values, strict=False):
             if not math.isfinite(value):
                 told = f"the {name.replace('grad_norm', 'gradient norm')} is {value} at step {step}; "
-                told += f"prompts: {list(prompts)[:4]}. Lower the learning rate or look at these samples"
+                seen = next((p for start, p in prompts.items() if name.startswith(start)), ())
+                told += f"prompts: {list(seen)}. Lower the learning rate or look at these samples"
                 break
         if told := distributed.first_text(told):
             raise NotFinite(told)
@@ -122,6 +123,10 @@ class Export(Callback):
 
     def __init__(self, run: str | Path):
         self.run = Path(run)
+
+    def start(self, step: int, total: int) -> None:
+        if not step and not distributed.rank():
+            set_aside(self.run / "export")  # of an earlier run that this one does not go on with
 
     def finish(self, method, seconds: float) -> None:
         method.export(self.run / "export")

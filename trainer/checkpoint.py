@@ -46,6 +46,8 @@ class CheckpointConfig:
 class Checkpoint:
     """The checkpoints of one run folder. With several ranks all methods but `complete` are called by all together."""
 
+    writes = True
+
     def __init__(self, run: str | Path, config: CheckpointConfig, recipe: dict | None = None):
         """recipe: the configuration as a plain tree, kept in each checkpoint."""
         self.run, self.folder, self.config = Path(run), Path(run) / "checkpoints", config

@@ -42,11 +42,10 @@ class TrainConfig:
             self._check_preview()
 
     def _check_preview(self) -> None:
-        source = vars(self.trainer).get("source")
-        if source is None:
+        if "source" not in vars(self.trainer):
             raise ValueError(f"trainer {self.trainer.name!r} trains no generator of films; write preview.every=0")
         try:
-            self.preview.asked(source.frames)
+            self.preview.asked(self.trainer)
         except ValueError as error:
             raise ValueError(f"preview: {error}; or write preview.every=0") from error
 

@@ -30,7 +30,7 @@ class DistillConfig:
     """A distillation: three networks, where samples come from, what is minimised, how."""
 
     generator: RoleConfig = field(default_factory=RoleConfig)
-    teacher: RoleConfig = field(default_factory=RoleConfig)
+    teacher: RoleConfig | None = None  # a GAN needs none
     critic: RoleConfig = field(default_factory=RoleConfig)
     source: object = one_of(SOURCES, default="rollout")
     loss: object = one_of(OBJECTIVES, default="dmd")
@@ -46,11 +46,14 @@ class DistillConfig:
     def check(self):
         if self.ratio < 1 or self.accumulate < 1:
             raise ValueError("ratio (critic updates per generator update) and accumulate must be at least 1")
+        self.generator.check_trained("generator")
+        self.critic.check_trained("critic")
 
     def build(self, model: str, total: int, rng: Rng, device: torch.device, layout: Layout) -> Distill:
         """Returns the method; source and loss are matched before any network is built."""
         source, loss = self.source.build(), self.loss.build()
-        roles = {"generator", "teacher", "critic"} | ({"discriminator"} if self.loss.name == "gan" else set())
+        roles = {"generator", "critic"} | ({"teacher"} if self.teacher else set())
+        roles |= {"discriminator"} if self.loss.name == "gan" else set()
         check_fills(self, loss.needs | loss.critic.needs, source.fills | roles)
         layout.check_batch(self.source.batch, self.accumulate)
         return Distill(self, Roles.for_distillation(model, self, rng, device, layout), source, loss, total, rng)
@@ -68,7 +71,7 @@ class Distill:
             scales["1."] = roles.discriminator.lr_scale
         self.critic_optim = Optim(self.judges, config.critic_optim, total, scales)
         self.ema = Ema(roles.generator.transformer, config.ema)
-        self.last_prompts = ()
+        self.last_prompts = {"generator_": (), "": ()}  # start of a metric's name -> what it was measured on
 
     def step(self, step: int) -> dict[str, torch.Tensor]:
         """Performs one critic update, and before it a generator update where one is due."""
@@ -78,7 +81,8 @@ class Distill:
     def generator_step(self, step: int) -> dict[str, torch.Tensor]:
         """Samples with gradient and moves the generator; the judges pass gradient on but keep none."""
         parts = self.config.accumulate
-        metrics, self.last_prompts = backward(self.source, self.loss, self.roles, self.rng, 2 * step, parts)
+        metrics, prompts = backward(self.source, self.loss, self.roles, self.rng, 2 * step, parts)
+        self.last_prompts["generator_"] = prompts
         self.judges.zero_grad(set_to_none=True)  # SiD and GAN differentiate through them
         metrics["grad_norm"] = self.optim.step(step)
         self.roles.generator.transformer.weights_version += 1
@@ -88,9 +92,8 @@ class Distill:
     def critic_step(self, step: int) -> dict[str, torch.Tensor]:
         """Samples without gradient and moves the critic (and discriminator)."""
         parts, loss = self.config.accumulate, self.loss.critic
-        metrics, self.last_prompts = backward(
-            self.source, loss, self.roles, self.rng, 2 * step + 1, parts, graded=False
-        )
+        metrics, prompts = backward(self.source, loss, self.roles, self.rng, 2 * step + 1, parts, graded=False)
+        self.last_prompts[""] = prompts
         metrics["critic_grad_norm"] = self.critic_optim.step(step)
         self.roles.critic.transformer.weights_version += 1
         return metrics
@@ -104,6 +107,7 @@ class Distill:
             "ema": self.ema.state_dict(),
             "optim": self.optim.state_dict(),
             "critic_optim": self.critic_optim.state_dict(),
+            "cursor": self.source.cursor(),
             "source": self.source.state_dict(),
         }
 
@@ -113,7 +117,8 @@ class Distill:
         self.critic_optim.load_weights(state["judges"])
         for part in ("ema", "optim", "critic_optim"):
             getattr(self, part).load_state_dict(state[part])
-        shares = self.roles.layout.shares(self.source.index(0), self.config.accumulate)
+        self.source.go_on_from(state["cursor"])
+        shares = self.roles.layout.shares(range(self.config.source.batch), self.config.accumulate)
         self.source.load_state_dict(state.get("source", {}), shares, self.roles)
 
     def export(self, folder) -> None:

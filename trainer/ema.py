@@ -21,6 +21,8 @@ class EmaConfig:
     def check(self):
         if not 0 <= self.decay < 1:
             raise ValueError(f"ema.decay is {self.decay}; write a number in [0, 1), 0 = none")
+        if self.start_step < 0:
+            raise ValueError(f"ema.start_step is {self.start_step}; write 0 (from the first step) or more")
 
 
 class Ema:

@@ -40,6 +40,8 @@ class Loop:
             logger.warning("the run goes on with other values (saved -> now): %s", ", ".join(changes))
         self.seconds = state["seconds"]
         logger.info("resumed at step %d", found.step)
+        if found.step > self.total:
+            logger.warning("steps is %d and the checkpoint is of step %d: nothing is trained", self.total, found.step)
         return found.step
 
     def fit(self, resume: bool = True) -> None:
@@ -61,13 +63,20 @@ class Loop:
                 raise ValueError(f"{error}; {self._last_good()}") from error
             self.checkpoint.wait()
             if done < self.total:
-                interrupt.ask_for_requeue()
-                for callback in self.callbacks:
-                    callback.stop()
-                logger.warning("stopped by a signal after %d of %d steps; run again to go on", done, self.total)
+                self._stop(done, interrupt)
                 return
         for callback in self.callbacks:
             callback.finish(self.method, self.seconds)
+
+    def _stop(self, done: int, interrupt: Interrupt) -> None:
+        """Ends a run that a signal stopped; where nothing is saved there is nothing to go on with."""
+        for callback in self.callbacks:
+            callback.stop()
+        then = "nothing was saved (--no_save)"
+        if self.checkpoint.writes:
+            interrupt.ask_for_requeue()
+            then = "run again to go on"
+        logger.warning("stopped by a signal after %d of %d steps; %s", done, self.total, then)
 
     def _train(self, start: int, interrupt: Interrupt) -> int:
         """Runs and saves until the last step or a signal; returns the number of steps done."""

@@ -29,6 +29,10 @@ class OptimConfig:
             raise ValueError(f"optimiser {self.name!r} is unknown; write adamw or muon")
         if self.lr <= 0 or self.clip <= 0 or not 0 <= self.decay <= 1:
             raise ValueError("lr and clip must be positive, decay must lie in [0, 1]")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas is {list(self.betas)}; write two numbers in [0, 1), e.g. [0.9, 0.999]")
+        if min(self.weight_decay, self.warmup, self.lr_rest) < 0:
+            raise ValueError("weight_decay, warmup and lr_rest must not be negative")
 
 
 class Optim:

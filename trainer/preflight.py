@@ -8,14 +8,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 
+import torch
+
 from trainer.source import read_pairs
 from utils import hub
 from utils.config_text import DEFAULT_ORIGIN
+from utils.data.store import open_clips, open_pairs
+from utils.lora import BLOCK_LINEARS, match_linears
 from wan import tensor_file
 from wan.geometry import Geometry
 from wan.library import TEXT_CONFIG
 from wan.parts import Parts, find_parts
 from wan.spec import SPECS, TransformerSpec
+from wan.transformer import WanTransformer
 from wan.weights import load_transformer
 
 ROLES = ("generator", "teacher", "critic")
@@ -28,6 +33,7 @@ DATA = {
 FILLED_BY = {  # what a loss may need -> the way to it
     "real": "write trainer.source.clips (a folder of encoded clips)",
     "trajectory": "write trainer.source.name=ode_pairs",
+    "teacher": "write trainer.teacher.weights",
     "null": "write trainer.source.name=rollout or noised_data",
 }
 GENERATING = ("rollout", "stream", "noised_data")  # sources whose latents the generator makes, under a distillation
@@ -61,7 +67,7 @@ def find_problems(config) -> Iterator[Problem]:
     yield from find_lost_data("preview", config.preview)
     sizes, lost = {}, []
     for name in ROLES:
-        if name in knobs:
+        if knobs.get(name) is not None:
             found, problems = read_sizes(f"trainer.{name}", knobs[name])
             sizes |= {name: found} if found else {}
             lost += problems
@@ -72,8 +78,11 @@ def find_problems(config) -> Iterator[Problem]:
         if spec.num_heads % config.layout.sequence:
             text = f"{config.layout.sequence} ranks cannot share the {spec.num_heads} heads of trainer.{name}"
             yield "layout.sequence", f"{text}; write a divisor of {spec.num_heads}"
+        yield from find_lost_targets(f"trainer.{name}.lora", knobs[name].lora, spec)
     if "generator" in sizes and "height" in vars(knobs["source"]):
         yield from find_wrong_size("trainer.source", knobs["source"], sizes["generator"])
+    if "generator" in sizes:
+        yield from find_unfit_clips(knobs["source"], sizes["generator"])
     if "critic" in sizes and "discriminator" in vars(knobs["loss"]):
         yield from find_lost_layers(knobs["loss"].discriminator.layers, sizes["critic"].num_layers)
 
@@ -179,6 +188,36 @@ def find_wrong_size(where: str, source, sizes: TransformerSpec) -> Iterator[Prob
             Geometry.of(spec, source.height, source.width)
     except ValueError as error:
         yield where, str(error)
+
+
+def find_unfit_clips(source, sizes: TransformerSpec) -> Iterator[Problem]:
+    """Yields recorded latents that are not of the generator's channels, or not of the size of its rollouts."""
+    name = next((name for name in ("clips", "path") if vars(source).get(name)), None)
+    path = name and vars(source)[name]
+    if not path or not Path(path).exists():
+        return
+    records = open_pairs(path) if source.name == "ode_pairs" else open_clips(path)
+    channels, *size = records[0][0].shape[-3:]
+    if channels != sizes.out_dim:
+        text = f"{path} holds latents of {channels} channels, the generator makes {sizes.out_dim}"
+        yield f"trainer.source.{name}", f"{text}; encode the videos by the VAE of this model"
+    published = [spec for spec in SPECS.values() if spec.transformer == sizes]
+    if source.name == "rollout" and published:
+        _, _, *own = Geometry.of(published[0], source.height, source.width).latent_shape(1)
+        if own != size:
+            text = f"{path} holds latents of {size[0]} x {size[1]}, the rollouts are {own[0]} x {own[1]}"
+            yield f"trainer.source.{name}", f"{text}; encode clips of that size, or write height and width of the clips"
+
+
+def find_lost_targets(where: str, lora, sizes: TransformerSpec) -> Iterator[Problem]:
+    """Yields a pattern for adapters that fits no layer."""
+    if lora.rank:
+        with torch.device("meta"):
+            network = WanTransformer(sizes)
+        try:
+            match_linears(network, lora.targets)
+        except ValueError as error:
+            yield f"{where}.targets", f"{error}; write e.g. {BLOCK_LINEARS!r} (every linear of every block)"
 
 
 def find_lost_layers(layers: Sequence[int], count: int) -> Iterator[Problem]:

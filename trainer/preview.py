@@ -20,7 +20,14 @@ from pipeline import PIPELINES
 from pipeline.config import InferConfig, OutputConfig
 from pipeline.decode import Films
 from pipeline.kit import Kit
-from pipeline.options import SAMPLERS
+from pipeline.options import (
+    SAMPLERS,
+    BidirectionalConfig,
+    CausalConfig,
+    ContextConfig,
+    FewStepConfig,
+    MultiStepConfig,
+)
 from pipeline.request import KeyedNoise, Request, batches, check_grammar
 from pipeline.rollout import Chunk
 from trainer.callbacks import Callback
@@ -43,8 +50,10 @@ SEARCHED = 64  # records of a data set that are read to find different prompts
 
 @dataclass
 class PreviewConfig:
-    """Films of the generator in training, every so many steps (0 = none), by this sampler and pipeline.
+    """Films of the generator in training, every so many steps (0 = none).
 
+    sampler, pipeline: none = as the generator is trained: its steps and shift, chunks, cache and context; a flow
+    objective with the solver of `multi_step`.
     prompts: a text file; empty: the source's own prompts. count: how many prompts, the first ones. num_frames:
     latent frames, 0 = the source's; height, width: in pixels, 0 = the model's own. batch: films made together.
     ema: by the averaged weights where there are any, else by those of the moment. vae: the decoder's, where the
@@ -59,23 +68,42 @@ class PreviewConfig:
     width: int = 0
     batch: int = 4
     ema: bool = True
-    sampler: object = one_of(SAMPLERS, default="few_step")
-    pipeline: object = one_of(PIPELINES, default="causal")
+    sampler: object | None = one_of(SAMPLERS, default=None)
+    pipeline: object | None = one_of(PIPELINES, default=None)
     vae: VAEConfig = field(default_factory=VAEConfig)
 
     def check(self):
         if self.every < 0 or self.num_frames < 0 or self.count < 1:
             raise ValueError("every and num_frames must not be negative, count must be at least 1")
 
-    def asked(self, frames: int) -> InferConfig:
-        """Returns the generation that a preview is, of `frames` latent frames unless `num_frames` says otherwise.
+    def asked(self, trainer) -> InferConfig:
+        """Returns the generation that a preview of a trainer's configuration is, as long as its source's samples.
 
         Errors: ValueError for what the pipeline cannot do (a length that fills no chunks, too small a window).
         """
-        config = InferConfig(pipeline=self.pipeline, sampler=self.sampler, num_output_frames=self.num_frames or frames)
+        config = InferConfig(num_output_frames=self.num_frames or trainer.source.frames)
+        config.pipeline = self.pipeline or trained_pipeline(trainer.source, trainer.loss)
+        config.sampler = self.sampler or trained_sampler(trainer.source, trainer.loss)
         config.height, config.width, config.batch = self.height, self.width, self.batch
         config.check()
         return config
+
+
+def trained_pipeline(source, loss) -> CausalConfig | BidirectionalConfig:
+    """Returns the pipeline whose chunks, cache and context passes are those of a training."""
+    if vars(loss).get("mode") == "bidirectional":
+        return BidirectionalConfig()
+    knobs = {**vars(loss), **vars(source)}  # a rollout's cache is its source's, a regression's its loss's
+    first = knobs.get("given") or knobs.get("first_chunk", 0)
+    return CausalConfig(source.chunk, first, knobs["cache"], knobs.get("context") or ContextConfig())
+
+
+def trained_sampler(source, loss) -> FewStepConfig | MultiStepConfig:
+    """Returns the few steps of a training, or a solver for an objective that trains them all."""
+    knobs = vars(source).get("sampler") or next((c for c in (source, loss) if "steps" in vars(c)), None)
+    if knobs is None:
+        return MultiStepConfig(shift=loss.shift)
+    return FewStepConfig(knobs.steps, knobs.shift, knobs.warp, knobs.snap)
 
 
 class Preview(Callback):
@@ -85,15 +113,15 @@ class Preview(Callback):
         """model: the folder with the VAE. method: a training with `roles`, `source`, `ema` and its `config`."""
         self.folder, self.config, self.method, self.trackers = Path(run) / "previews", config, method, trackers
         roles, self.rng = method.roles, rng.at("preview")
-        self.asked = config.asked(method.config.source.frames)
+        self.asked = config.asked(method.config)
         vae = roles.vae
         if vae is None:
             vae = open_vae(find_parts(model).need("vae"), config.vae, roles.device)
         dtype = DTYPES[method.config.generator.dtype]
         self.kit = Kit.of(roles.generator, vae, lambda prompts: roles.text(prompts), roles.device, dtype)
         self.geometry = Geometry.of(self.kit.spec, config.height, config.width)
-        self.sampler = config.sampler.build()
-        self.pipeline = config.pipeline.build(self.kit, self.sampler, self.geometry)
+        self.sampler = self.asked.sampler.build()
+        self.pipeline = self.asked.pipeline.build(self.kit, self.sampler, self.geometry)
         prompts = read_first(config.prompts, config.count) if config.prompts else first_of(method.source, config.count)
         self.requests = [Request(p, i, 0, file_stem(i, 0, p)) for i, p in enumerate(prompts)]
         check_grammar(self.requests, self.kit.spec.name)

@@ -35,6 +35,7 @@ class RegressConfig:
     def check(self):
         if self.accumulate < 1:
             raise ValueError(f"accumulate is {self.accumulate}; write 1 (the whole share at once) or more")
+        self.generator.check_trained("generator")
 
     def build(self, model: str, total: int, rng: Rng, device: torch.device, layout: Layout) -> Regress:
         """Returns the method; source and loss are matched before any network is built."""
@@ -54,12 +55,12 @@ class Regress:
         self.config, self.roles, self.source, self.loss, self.rng = config, roles, source, loss, rng
         self.optim = Optim(roles.generator.transformer, config.optim, total)
         self.ema = Ema(roles.generator.transformer, config.ema)
-        self.last_prompts = ()
+        self.last_prompts = {}  # start of a metric's name -> the prompts that it was measured on
 
     def step(self, step: int) -> dict[str, torch.Tensor]:
         """Performs one update; returns metrics as tensors."""
         parts = self.config.accumulate
-        metrics, self.last_prompts = backward(self.source, self.loss, self.roles, self.rng, step, parts)
+        metrics, self.last_prompts[""] = backward(self.source, self.loss, self.roles, self.rng, step, parts)
         metrics["grad_norm"] = self.optim.step(step)
         self.roles.generator.transformer.weights_version += 1
         self.ema.update(step)
@@ -72,6 +73,7 @@ class Regress:
             "generator": self.optim.weights(),
             "ema": self.ema.state_dict(),
             "optim": self.optim.state_dict(),
+            "cursor": self.source.cursor(),
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -79,6 +81,7 @@ class Regress:
         self.optim.load_weights(state["generator"])
         self.ema.load_state_dict(state["ema"])
         self.optim.load_state_dict(state["optim"])
+        self.source.go_on_from(state["cursor"])
 
     def export(self, folder) -> None:
         """Writes the weights (the average where there is one) in the layout that inference reads."""

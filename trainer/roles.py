@@ -20,6 +20,8 @@ from wan.transformer import WanTransformer
 from wan.vae import open_vae
 from wan.weights import load_strict, load_transformer
 
+KEPT_PROMPTS = 256  # whose embeddings are kept: 1.1 GB of umT5's
+
 
 @dataclass
 class RoleConfig:
@@ -48,10 +50,14 @@ class RoleConfig:
         if self.dtype not in DTYPES or self.precision not in PRECISIONS:
             raise ValueError(f"dtype must be one of {tuple(DTYPES)} and precision one of {PRECISIONS}")
 
+    def check_trained(self, name: str) -> None:
+        """Raises ValueError for knobs that are for frozen roles only."""
+        if self.offload:
+            text = f"{name}.offload is for frozen roles; a trained one saves memory by more ranks (layout.shard)"
+            raise ValueError(f"{text}: write {name}.offload=false")
+
     def build(self, rng: Rng, device: torch.device, layout: Layout, trained: bool) -> Denoiser:
         """Returns the network, freshly drawn or loaded, in its place on this rank."""
-        if self.offload and trained:
-            raise ValueError("offload is for frozen roles; a trained one saves memory by more ranks (layout.shard)")
         transformer = self._loaded() if self.weights else self._drawn(rng)
         transformer.requires_grad_(trained)
         if self.lora.rank:
@@ -119,10 +125,11 @@ class Roles:
     def for_distillation(cls, model: str, config, rng: Rng, device: torch.device, layout: Layout) -> Roles:
         """Returns generator, teacher, critic (and discriminator) of a `DistillConfig`, with text encoder and VAE."""
         roles = cls.build(model, config, rng, device, layout)
-        teacher = config.teacher.build(rng, device, layout, trained=False)
+        adversarial = config.loss.name == "gan"  # asks no teacher
+        teacher = None if adversarial else config.teacher.build(rng, device, layout, trained=False)
         critic = config.critic.build(rng, device, layout, trained=True)
         discriminator = None
-        if config.loss.name == "gan":
+        if adversarial:
             seed_libraries(rng.at("init", "discriminator"))
             fsdp.keep_root(critic.transformer)
             discriminator = Discriminator(critic.spec, config.loss.discriminator).to(device)
@@ -140,7 +147,10 @@ class Roles:
 
 
 class KeptText:
-    """Encodes each prompt once; with keep=False every time, as ranks that share the encoder must together."""
+    """Encodes a prompt that was used lately only once: a few lines of prompts fit, of many the negative one stays.
+
+    keep=False: encodes every time, as ranks that share the encoder must together.
+    """
 
     def __init__(self, encoder, keep: bool = True):
         self.encoder, self.keep, self._kept = encoder, keep, {}
@@ -150,7 +160,12 @@ class KeptText:
         """Returns the embeddings [B, T, width] of the prompts."""
         if not self.keep:
             return self.encoder(list(prompts))
-        new = [p for p in dict.fromkeys(prompts) if p not in self._kept]
+        distinct = list(dict.fromkeys(prompts))
+        known = {p: self._kept.pop(p) for p in distinct if p in self._kept}
+        new = [p for p in distinct if p not in known]
         if new:
-            self._kept.update(zip(new, self.encoder(new), strict=True))
-        return torch.stack([self._kept[p] for p in prompts])
+            known.update(zip(new, (row.clone() for row in self.encoder(new)), strict=True))  # not views of a batch
+        self._kept.update(known)
+        while len(self._kept) > KEPT_PROMPTS:
+            del self._kept[next(iter(self._kept))]
+        return torch.stack([known[p] for p in prompts])

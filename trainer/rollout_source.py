@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -27,15 +28,15 @@ class RolloutConfig:
     """Rollouts of the generator on prompts.
 
     prompts: a text file, one per line. clips: a folder or LMDB of encoded clips instead; their prompts are
-    used and their latents are the real ones (GAN). frames: length in latent frames, or
-    frames_max > frames: drawn per step in whole chunks. loss_frames: how many of the last are scored.
+    used and their latents are the real ones (GAN). frames: length in latent frames; {min: 21, max: 60}, or
+    frames_max beside it: drawn per step in whole chunks. loss_frames: how many of the last are scored.
     given: so many first frames are those of the clips (image to video: 1); they do not count in the loss.
     """
 
     prompts: str = ""
     clips: str = ""
     batch: int = 8
-    frames: int = 21
+    frames: Any = 21
     frames_max: int = 0
     loss_frames: int = 21
     chunk: int = 3
@@ -50,8 +51,17 @@ class RolloutConfig:
     context: ContextConfig = field(default_factory=ContextConfig)
     on_bad: str = "stop"  # stop | skip a clip that cannot be used
 
+    def __post_init__(self):
+        if isinstance(self.frames, dict) and self.frames.keys() == {"min", "max"} and not self.frames_max:
+            self.frames, self.frames_max = self.frames["min"], self.frames["max"]
+        if not all(type(frames) is int for frames in (self.frames, self.frames_max)):
+            told = f"frames is {self.frames!r} and frames_max {self.frames_max!r}"
+            raise ValueError(f"{told}; write frames: 21, or frames: {{min: 21, max: 60}} (latent frames)")
+
     def check(self):
         check_on_bad(self.on_bad)
+        if self.batch < 1:
+            raise ValueError("batch must be at least 1")
         if bool(self.prompts) == bool(self.clips):
             raise ValueError("write either prompts (a text file) or clips (a folder of encoded clips)")
         for length in {self.frames, self.frames_max or self.frames, self.loss_frames}:

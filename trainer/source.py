@@ -52,9 +52,27 @@ class LatentsConfig:
 class Source:
     """What all sources share: the numbers of a step's samples. `config.batch` is the global batch."""
 
+    latest = -1  # the last step that was asked for
+    origin = (0, 0)  # a step, and the number of its first sample
+
     def index(self, step: int) -> range:
         """Returns the numbers of the step's samples, counted over the whole run."""
-        return range(step * self.config.batch, (step + 1) * self.config.batch)
+        begun, number = self.origin
+        first = number + (step - begun) * self.config.batch
+        return range(first, first + self.config.batch)
+
+    def draw(self, step: int) -> range:
+        """Returns the same, of a step that is taken now."""
+        self.latest = step
+        return self.index(step)
+
+    def cursor(self) -> dict[str, int]:
+        """Returns where the next step's samples begin, for a checkpoint."""
+        return {"step": self.latest + 1, "sample": self.index(self.latest + 1).start}
+
+    def go_on_from(self, cursor: dict[str, int]) -> None:
+        """Takes back what `cursor` returned: with another batch the run sees on what comes next, nothing twice."""
+        self.origin, self.latest = (cursor["step"], cursor["sample"]), cursor["step"] - 1
 
     def state_dict(self) -> dict:
         """Returns what is kept between steps, for a checkpoint: nothing where a step is a function of its number."""

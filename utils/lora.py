@@ -32,9 +32,7 @@ def inject(
         raise ValueError(f"lora.rank is {rank}; write 1 or more")
     if layers(module):
         raise ValueError("the module has LoRA adapters already; merge or remove them first")
-    names = [n for n, m in module.named_modules() if isinstance(m, nn.Linear) and re.match(targets, n)]
-    if not names:
-        raise ValueError(f"no linear layer has a name that {targets!r} matches")
+    names = match_linears(module, targets)
     alpha = rank if alpha is None else alpha
     # A regular expression, because peft reads a list as endings of names.
     exactly = "(?:" + "|".join(map(re.escape, names)) + ")"
@@ -44,6 +42,17 @@ def inject(
         for half in (layer.lora_A, layer.lora_B):
             half[ADAPTER].to(layer.get_base_layer().weight.dtype)
     return module
+
+
+def match_linears(module: nn.Module, targets: str) -> list[str]:
+    """Returns the names of the linears that `targets` matches. Errors: ValueError if there is none, or it is no RE."""
+    try:
+        names = [n for n, m in module.named_modules() if isinstance(m, nn.Linear) and re.match(targets, n)]
+    except re.error as error:
+        raise ValueError(f"{targets!r} is no regular expression ({error})") from error
+    if not names:
+        raise ValueError(f"no linear layer has a name that {targets!r} matches")
+    return names
 
 
 def layers(module: nn.Module) -> dict[str, nn.Module]:

@@ -133,6 +133,14 @@ def test_adapters_accumulation_and_precision_go_over(tmp_path):
     assert (roles.generator.lora.rank, roles.critic.lora.rank, roles.generator.dtype) == (8, 0, "fp32")
 
 
+def test_the_keys_of_an_adapter_are_named_one_by_one(tmp_path):
+    adapter = {"type": "lora", "rank": 8, "dropout": 0.1, "verbose": True}
+    _, dropped = migrate(tmp_path, {**LONGLIVE, "adapter": adapter})
+    assert {"adapter.type", "adapter.dropout", "adapter.verbose"} <= set(dropped)
+    with pytest.raises(ValueError, match="adapter.rnk"):
+        migrate(tmp_path, {**LONGLIVE, "adapter": {**adapter, "rnk": 3}})
+
+
 def test_only_the_score_guidance_is_shifted(tmp_path):
     score = migrate(tmp_path, DMD)[0].trainer.loss.score
     assert (score.real_guidance, score.fake_guidance) == (4.0, 1.0)
@@ -224,7 +232,7 @@ def test_generation_migrates(tmp_path):
     assert config.output.save_with_index and config.output.folder == "videos/long"
     assert (config.pipeline.cache.recache, config.pipeline.cache.keep_sink) == ("bidirectional", True)
     assert config.data.switch_frames == "40, 80"
-    assert set(dropped) == {"model_name", "inference_iter"}
+    assert set(dropped) == {"model_name", "inference_iter", "adapter.type", "adapter.rank"}
 
 
 def test_infinity_is_rope_when_read_and_scripts_stay(tmp_path):

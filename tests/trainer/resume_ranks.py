@@ -71,14 +71,14 @@ def not_a_number(configs, folder: Path, rank: int) -> dict:
 
     def broken(number):
         metrics = step(number)
-        prompts.append(loop.method.last_prompts)
+        prompts.append(loop.method.last_prompts[""])
         return {**metrics, "loss": metrics["loss"] * (float("nan") if rank == 1 and number == 4 else 1)}
 
     loop.method.step = broken
     try:
         loop.fit()
     except ValueError as error:
-        return {"error": str(error), "prompts": str(list(prompts[4])[:4])}
+        return {"error": str(error), "prompts": str(list(prompts[4]))}
     return {}
 
 

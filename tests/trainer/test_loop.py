@@ -10,6 +10,7 @@ import signal
 import pytest
 import torch
 
+from trainer.build import Unsaved
 from trainer.checkpoint import Checkpoint, CheckpointConfig
 from trainer.loop import Loop
 from trainer.optim import Optim, OptimConfig
@@ -94,6 +95,15 @@ def test_a_signal_ends_the_run_at_a_step_and_asks_for_more(tmp_path, number):
     assert (tmp_path / "REQUEUE").exists() and signal.getsignal(number) is before
     Loop(Method(), 8, loop.checkpoint).fit()
     assert not (tmp_path / "REQUEUE").exists()
+
+
+def test_a_run_that_saves_nothing_does_not_ask_for_more(tmp_path, caplog):
+    method = Method()
+    step = method.step
+    method.step = lambda at: (os.kill(os.getpid(), signal.SIGTERM) if at == 3 else None, step(at))[1]
+    Loop(method, 100, Unsaved(tmp_path, CheckpointConfig())).fit()
+    assert not (tmp_path / "REQUEUE").exists(), "a scheduler would start it at 0, again and again"
+    assert "stopped by a signal after 5 of 100 steps; nothing was saved" in caplog.text
 
 
 def test_the_mark_of_an_earlier_job_is_removed_before_the_first_step(tmp_path):

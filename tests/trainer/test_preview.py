@@ -11,14 +11,17 @@ import sys
 import pytest
 import torch
 
+from pipeline.options import BidirectionalConfig, CausalConfig, FewStepConfig, MultiStepConfig
 from pipeline.request import KeyedNoise, Request
 from tests import digits_fixture
 from tests.architecture.source import ROOT
 from trainer.build import build
+from trainer.config import load_recipe
 from trainer.preview import first_of
 from trainer.source import LatentsConfig
 from utils.media_io import read_video
 from utils.rng import Rng
+from wan.ledger import CacheConfig
 
 PREVIEW = [
     "preview.every=2",
@@ -26,7 +29,7 @@ PREVIEW = [
     "preview.num_frames=4",
     "preview.height=32",
     "preview.width=32",
-    "preview.pipeline={chunk: 2, cache: {window_frames: 4}}",
+    "preview.pipeline={name: causal, chunk: 2, cache: {window_frames: 4}}",
     "preview.sampler={name: few_step, steps: [1000, 500], shift: 3.0}",
 ]
 
@@ -137,7 +140,7 @@ def test_the_films_are_those_of_inference(loop):
     run = loop("preview.ema=false")
     preview = preview_of(run)
     chunks = list(preview.generate(preview.requests))
-    pipeline = preview.config.pipeline.build(preview.kit, preview.config.sampler.build(), preview.geometry)
+    pipeline = preview.asked.pipeline.build(preview.kit, preview.asked.sampler.build(), preview.geometry)
     requests = [Request(p, i, 0, "") for i, p in enumerate(digits_fixture.PROMPTS[:2])]
     noise = KeyedNoise(Rng(0).at("preview"), requests, (16, 4, 4), torch.float32)
     condition = preview.kit.condition([r.prompt for r in requests], None)
@@ -211,6 +214,30 @@ def test_wrong_previews_are_refused_before_a_model_is_built(loop, monkeypatch, o
     monkeypatch.setattr("trainer.roles.WanTransformer", None)
     with pytest.raises(ValueError, match=words):
         loop(*overrides)
+
+
+TRAINED = {
+    "digits_teacher": (BidirectionalConfig, MultiStepConfig, 3.0, None),
+    "digits_diffusion_forcing": (CausalConfig, MultiStepConfig, 3.0, CacheConfig(6)),
+    "digits_ode_init": (CausalConfig, FewStepConfig, 3.0, CacheConfig(6)),
+    "digits_causvid": (CausalConfig, FewStepConfig, 3.0, CacheConfig(6)),
+    "digits_self_forcing_dmd": (CausalConfig, FewStepConfig, 3.0, CacheConfig(6)),
+    "digits_longlive_stream": (CausalConfig, FewStepConfig, 3.0, CacheConfig(9, 3)),
+    "longlive_init": (CausalConfig, FewStepConfig, 5.0, CacheConfig(12, 3)),
+}
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_previews_are_made_as_the_recipe_trains(name):
+    pipeline, sampler, shift, cache = TRAINED[name]
+    config, _ = load_recipe(ROOT / f"configs/train/{name}.yaml", ["preview.every=1"])
+    asked = config.preview.asked(config.trainer)
+    assert (type(asked.pipeline), type(asked.sampler), asked.sampler.shift) == (pipeline, sampler, shift)
+    assert vars(asked.pipeline).get("cache") == cache
+    config, _ = load_recipe(
+        ROOT / f"configs/train/{name}.yaml", ["preview={every: 1, sampler: {name: few_step, shift: 2}}"]
+    )
+    assert config.preview.asked(config.trainer).sampler.shift == 2
 
 
 @pytest.mark.dist

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
 
 import pytest
 import torch
 
 from trainer.build import build
-from trainer.callbacks import Metrics
+from trainer.callbacks import Metrics, NotFinite
 from trainer.trackers import TrackConfig
 from utils.config import load
 from utils.config_layer import Layer
+
+PREVIEW = (
+    "preview={every: 2, count: 1, num_frames: 2, height: 32, width: 32, pipeline: {name: causal, chunk: 2}, "
+    "sampler: {name: few_step, steps: [1000]}}"
+)
 
 
 def installed(package: str):
@@ -66,8 +72,7 @@ def test_a_tracker_is_told_the_rows_of_the_file(tracked):
 
 
 def test_a_tracker_is_told_of_previews(tracked):
-    size = "{every: 2, count: 1, num_frames: 2, height: 32, width: 32, pipeline: {chunk: 2}, sampler: {steps: [1000]}}"
-    _, told = tracked("steps=2", f"preview={size}")
+    _, told = tracked("steps=2", PREVIEW)
     films = [entry for entry in told if entry[0] == "films"]
     assert len(films) == 1 and films[0][1] == 1  # the row of the step that made these weights
     assert "contact_sheet.png" in films[0][2] and any(name.endswith(".mp4") for name in films[0][2])
@@ -85,8 +90,18 @@ class Counted(torch.Tensor):
         return super().__torch_function__(function, types, args, kwargs or {})
 
 
+def test_a_nan_names_the_prompts_that_its_loss_was_measured_on(tmp_path):
+    method = type("Method", (), {"last_prompts": {"generator_": ("one", "two"), "": ("three",)}})()
+    for name, told in (("generator_loss", "['one', 'two']"), ("critic_grad_norm", "['three']")):
+        metrics = Metrics(tmp_path, 4, method)
+        metrics.start(0, 9)
+        metrics.after_step(1, {"loss": torch.tensor(1.0), name: torch.tensor(float("nan"))}, 0.0)
+        with pytest.raises(NotFinite, match=re.escape(f"at step 1; prompts: {told}")):
+            metrics.before_save()
+
+
 def test_the_device_is_asked_once_for_all_values_of_all_steps(tmp_path, monkeypatch):
-    method = type("Method", (), {"last_prompts": ()})()
+    method = type("Method", (), {"last_prompts": {"": ()}})()
     tracker = Tracker()
     metrics = Metrics(tmp_path, 4, method, [tracker])
     metrics.start(0, 9)
@@ -130,8 +145,7 @@ def test_the_mode_is_checked():
 def test_tensorboard_holds_the_rows_and_a_resumed_run_goes_on(config, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    size = "{every: 2, count: 1, num_frames: 2, height: 32, width: 32, pipeline: {chunk: 2}, sampler: {steps: [1000]}}"
-    overrides = ["track.tensorboard=true", "checkpoint.every=2", f"preview={size}"]
+    overrides = ["track.tensorboard=true", "checkpoint.every=2", PREVIEW]
     build(config("steps=4", *overrides), tmp_path).fit()
     for path in (tmp_path / "checkpoints").glob("step_0000004"):
         path.rename(tmp_path / "gone")  # as if a kill had come before the second save
@@ -148,8 +162,7 @@ def test_tensorboard_holds_the_rows_and_a_resumed_run_goes_on(config, tmp_path):
 def test_wandb_runs_without_a_network_in_the_folder_it_is_given(config, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
     folder, run = tmp_path / "elsewhere", tmp_path / "a_run"
-    size = "{every: 2, count: 1, num_frames: 2, height: 32, width: 32, pipeline: {chunk: 2}, sampler: {steps: [1000]}}"
-    overrides = ["track.wandb=true", f"track.wandb_dir={folder}", "track.wandb_project=takes", f"preview={size}"]
+    overrides = ["track.wandb=true", f"track.wandb_dir={folder}", "track.wandb_project=takes", PREVIEW]
     build(config("steps=3", *overrides), run).fit()
     kept = list((folder / "wandb").glob("offline-run-*/*.wandb"))
     assert len(kept) == 1 and not (run / "wandb").exists()
