@@ -8,21 +8,23 @@
 
 Every method may be called from any thread. `switch_prompt` never waits for a running `step`; the others do.
 A film is a function of its prompts, the chunks at which they came, and the seed: a fork that goes on is bit by bit
-the film that was never forked, where equal forwards give equal bits (on one machine, at one batch size).
+the film that was never forked, where equal forwards give equal bits (on one machine, at one batch size). So is one
+whose `step` failed (out of memory, say) and was called again.
 """
 
 from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from numbers import Integral
 
 import torch
 
 from pipeline.causal import Causal
 from pipeline.decode import DECODED_TOGETHER
 from pipeline.request import KeyedNoise, Request, check_words
-from pipeline.rollout import Chunk
-from pipeline.snapshot import pack, unpack
+from pipeline.rollout import Chunk, Rollout
+from pipeline.snapshot import pack, pipeline_facts, shapes, told, unpack
 from pipeline.track import Live
 from utils.data.prompts import check_prompt
 from utils.rng import Rng
@@ -56,25 +58,26 @@ class Session:
         """Begins a film; one that is running ends here. Returns the chunks of given frames, as `step` does.
 
         seed, index: keys of the noise; with them the film is that of line `index` (from 0) of a prompt file.
-        max_frames: latent frames at most, needed where no window bounds the cache.
+        max_frames: latent frames at most, or None; needed where no window bounds the cache.
         given: clean latents [1, F, C, h, w] that the film begins with (`pipeline.start.encode_start` makes them of a
         picture or a video); the first `step` goes on behind them.
-        Errors: ValueError for a prompt or latents that cannot be used, or a cache that needs a length.
+        Errors: ValueError for an argument that cannot be used, or a cache that needs a length; the running film stays.
         """
         with self._busy:
             self._check_open()
-            name = self._checked(prompt)
+            name, keys = self._checked(prompt), _keys(seed, index, negative)
+            max_frames = None if max_frames is None else _whole("max_frames", max_frames, 1)
             latents = self._fitting(given, max_frames)
-            self._keys = {"seed": seed, "index": index, "negative": negative}
-            condition = self._condition(name, negative)
-            largest = max(self.pipeline.config.chunk, self.pipeline.config.first_chunk)
-            self._rollout.begin(1, largest, max_frames)
-            track = Live(name, condition)
-            self._begin(track, 0, None)
-            chunks = [Chunk(s, latents[:, s.start : s.stop], True) for s in self.pipeline.given_spans(latents.shape[1])]
-            chunks = [self._rollout.take(condition, chunk, self._noise) for chunk in chunks]
-            self._next = latents.shape[1]
-            return [self._decoded(chunk) for chunk in chunks]
+            condition, rollout = self._condition(name, negative), replace(self._rollout)
+            rollout.begin(1, max(self.pipeline.config.chunk, self.pipeline.config.first_chunk), max_frames)
+            self._track, self._rollout = None, rollout  # the running film ends: its cache is let go of
+            noise, stream, chunks = self._noise_of(name, keys), None, []
+            for span in self.pipeline.given_spans(latents.shape[1]):
+                chunk = rollout.take(condition, Chunk(span, latents[:, span.start : span.stop], True), noise)
+                chunk, stream = self._decoded(chunk, stream)
+                chunks.append(chunk)
+            self._begin(rollout, Live(name, condition), keys, latents.shape[1], stream)
+            return chunks
 
     @property
     def prompt(self) -> str:
@@ -104,42 +107,49 @@ class Session:
     def step(self) -> Chunk:
         """Returns the next chunk: latents [1, F, C, h, w] and, if decoded, pixels [1, P, 3, H, W] in [-1, 1].
 
+        Where it fails it may be called again: the film is the one that it would have been.
         Errors: ValueError without a running film, or beyond its `max_frames`.
         """
         with self._busy:
-            track, knobs = self._running(), self.pipeline.config
-            length = (knobs.first_chunk or knobs.chunk) if self._next == 0 else knobs.chunk
-            chunk = self._rollout.make(track, Span(self._next, self._next + length), self._noise)
-            self._next += length
-            return self._decoded(chunk)
+            track = self._running()
+            if self._made is None:
+                self._made = self._rollout.make(track, self._next_span(), self._noise)
+            chunk, self._stream = self._decoded(self._made, self._stream)
+            self._made, self._next = None, chunk.span.stop
+            return chunk
 
     def snapshot(self) -> dict:
         """Returns the film so far: {"tensors": name -> copy, "book": numbers and texts that JSON can hold}.
 
-        `restore` of any session of the same pipeline takes it.
+        `restore` takes it in any session whose pipeline has the same weights and knobs, and which decodes if this does.
         """
         with self._busy:
             track = self._running()
-            snapshot = pack(self._rollout, self._vae_state, self._next)
-            snapshot["book"] |= {"keys": dict(self._keys), "prompt": track.name}
+            snapshot = pack(self._rollout, self._stream, self._next)
+            facts = self._facts(snapshot["tensors"])
+            snapshot["book"] |= {"facts": facts, "keys": dict(self._keys), "prompt": track.name}
             snapshot["book"]["waiting"] = [list(pair) for pair in track.waiting()]
+            snapshot["book"]["tried"] = track.asked == self._next  # the next chunk has its prompt: its making failed
             return snapshot
 
     def restore(self, snapshot: dict) -> None:
         """Goes back to a snapshot, of this session or of another one; what waits in line is what waited then.
 
-        Errors: ValueError if it has been closed.
+        Errors: ValueError if it has been closed, for a snapshot of another pipeline, or one that was changed; the
+        running film stays.
         """
         with self._busy:
             self._check_open()
-            book = snapshot["book"]
-            self._keys = dict(book["keys"])
-            condition = self._condition(book["prompt"], self._keys["negative"])
-            track = Live(book["prompt"], condition)
-            for name, now in book["waiting"]:
-                track.switch(name, self._condition(name, self._keys["negative"]), now)
-            stream = unpack(snapshot, self._rollout, condition, self.pipeline.kit.device)
-            self._begin(track, book["next_frame"], stream)
+            try:
+                if names := told(snapshot["book"]["facts"], self._facts(snapshot["tensors"])):
+                    advice = "restore it in a session like the one that it is of"
+                    raise ValueError(f"the snapshot does not fit: {names}; {advice}")
+                film = self._unpacked(snapshot)
+            except (AttributeError, IndexError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"the snapshot cannot be read ({type(error).__name__}: {error}); give what `snapshot` returned"
+                ) from error
+            self._begin(*film)
 
     def fork(self) -> Session:
         """Returns another session that goes on from here, on its own."""
@@ -151,37 +161,80 @@ class Session:
     def close(self) -> None:
         """Ends the film and lets go of its memory; every later call but this one raises ValueError."""
         with self._busy:
-            self._closed, self._track, self._vae_state = True, None, None
+            self._closed, self._track, self._made, self._stream = True, None, None, None
             self._rollout = replace(self.pipeline.rollout)
 
-    def _decoded(self, chunk: Chunk) -> Chunk:
-        """Returns the chunk with its pixels, which are the next ones of the decoder's stream."""
+    def _next_span(self) -> Span:
+        """Returns where the next chunk lies. Errors: ValueError beyond the film's `max_frames`."""
+        knobs, most = self.pipeline.config, self._rollout.sizes["max_frames"]
+        span = Span(self._next, self._next + (knobs.chunk if self._next else knobs.first_chunk or knobs.chunk))
+        if most is not None and span.stop > most:
+            raise ValueError(
+                f"the next chunk, {span}, goes beyond the film's length: max_frames is {most}; start a longer one, or "
+                "without max_frames where a window bounds the cache"
+            )
+        return span
+
+    def _decoded(self, chunk: Chunk, stream: list | None) -> tuple[Chunk, list | None]:
+        """Returns (the chunk with its pixels, the decoder's state behind it); stream: the state before."""
         if not self.decode:
-            return chunk
-        parts, state = [], self._vae_state
+            return chunk, None
+        parts = []
         for latents in chunk.latents.split(DECODED_TOGETHER, 1):
-            part, state = self.pipeline.kit.vae.decode_stream(latents, state)
+            part, stream = self.pipeline.kit.vae.decode_stream(latents, stream)
             parts.append(part)
-        self._vae_state = state
-        return replace(chunk, pixels=torch.cat(parts, 1))
+        return replace(chunk, pixels=torch.cat(parts, 1)), stream
+
+    def _facts(self, tensors: dict[str, torch.Tensor]) -> dict:
+        """Returns what a snapshot of these tensors must have in common with a session that takes it."""
+        return pipeline_facts(self.pipeline) | {"decode": self.decode, "tensors": shapes(tensors)}
+
+    def _unpacked(self, snapshot: dict) -> tuple:
+        """Returns the film of a snapshot as `_begin` takes it."""
+        book, keys = snapshot["book"], _keys(**snapshot["book"]["keys"])
+        names = [book["prompt"], *(name for name, _ in book["waiting"])]
+        condition, *later = [self._condition(self._checked(name), keys["negative"]) for name in names]
+        track = Live(book["prompt"], condition, book["next_frame"] if book["tried"] else -1)
+        for (name, now), other in zip(book["waiting"], later, strict=True):
+            track.switch(name, other, now)
+        rollout = replace(self._rollout)
+        stream = unpack(snapshot, rollout, condition, self.pipeline.kit.device)
+        ahead = rollout.latest and rollout.latest[-1][0].stop > book["next_frame"]  # made, but its decoding failed
+        return rollout, track, keys, book["next_frame"], stream, Chunk(*rollout.latest[-1]) if ahead else None
 
     def _fitting(self, given: torch.Tensor | None, max_frames: int | None) -> torch.Tensor:
         """Returns the given latents on the model's device, [1, 0, C, h, w] for none."""
         kit, shape = self.pipeline.kit, self.pipeline.rollout.geometry.latent_shape(1)[1:]
         if given is None:
             return torch.empty(1, 0, *shape)
+        if not isinstance(given, torch.Tensor):
+            raise ValueError(f"given latents are of type {type(given).__name__}; write a tensor [1, F, C, h, w]")
         if given.dim() != 5 or len(given) != 1 or given.shape[2:] != shape or not given.shape[1]:
             raise ValueError(f"given latents are {list(given.shape)}; this film takes [1, F, {str(shape)[1:-1]}]")
         if max_frames is not None and given.shape[1] >= max_frames:
             raise ValueError(f"{given.shape[1]} latent frames are given and max_frames is {max_frames}; write more")
-        return given.to(kit.device, kit.dtype)
+        latents = given.to(kit.device, kit.dtype)
+        if not latents.isfinite().all():
+            raise ValueError(f"given latents are not all finite in {kit.dtype}; write numbers around 0, as a VAE does")
+        return latents
 
-    def _begin(self, track: Live, next_frame: int, vae_state: list | None) -> None:
-        kit, keys = self.pipeline.kit, self._keys
+    def _noise_of(self, prompt: str, keys: dict) -> KeyedNoise:
         shape = self.pipeline.rollout.geometry.latent_shape(1)[1:]
-        request = Request(track.name, keys["index"], 0, "")
-        self._noise = KeyedNoise(Rng(keys["seed"]), [request], shape, kit.dtype)
-        self._next, self._vae_state = next_frame, vae_state
+        request = Request(prompt, keys["index"], 0, "")
+        return KeyedNoise(Rng(keys["seed"]), [request], shape, self.pipeline.kit.dtype)
+
+    def _begin(
+        self,
+        rollout: Rollout,
+        track: Live,
+        keys: dict,
+        next_frame: int,
+        stream: list | None,
+        made: Chunk | None = None,
+    ) -> None:
+        """Makes a film the running one. stream: the decoder's state; made: a chunk that it has not decoded yet."""
+        self._noise = self._noise_of(track.name, keys)
+        self._rollout, self._keys, self._next, self._stream, self._made = rollout, keys, next_frame, stream, made
         self._track = track  # last: from here on prompts can be switched
 
     def _condition(self, prompt: str, negative: str) -> Condition:
@@ -190,6 +243,8 @@ class Session:
         return replace(self.pipeline.kit.condition([prompt], null), key=(prompt, negative))
 
     def _checked(self, prompt: str) -> str:
+        if not isinstance(prompt, str):
+            raise ValueError(f"the prompt is {prompt!r}, not a text; write one")
         if not prompt.strip():
             raise ValueError("the prompt is empty; write one")
         prompt = check_prompt(prompt, "the prompt")
@@ -207,3 +262,17 @@ class Session:
     def _check_open(self) -> None:
         if self._closed:
             raise ValueError("this session is closed; make a new one")
+
+
+def _keys(seed: int, index: int, negative: str) -> dict:
+    """Returns the keys of a film. Errors: ValueError for one that is of no use."""
+    if not isinstance(negative, str):
+        raise ValueError(f"the negative prompt is {negative!r}, not a text; write one, or '' for none")
+    return {"seed": _whole("seed", seed, 0), "index": _whole("index", index, 0), "negative": negative}
+
+
+def _whole(name: str, value: int, least: int) -> int:
+    """Returns the whole number. Errors: ValueError for what is none, or below `least`."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} is {value!r}; write a whole number, {least} or more")
+    return int(value)

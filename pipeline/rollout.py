@@ -24,6 +24,8 @@ from wan.geometry import Geometry, Span
 from wan.ledger import CacheConfig, Ledger
 from wan.schedule import Schedule
 
+TORN = object()  # the key of no condition: a recache has begun and not ended
+
 
 @dataclass(frozen=True)
 class Chunk:
@@ -97,13 +99,16 @@ class Rollout:
         return replace(chunk, recache_seconds=seconds)
 
     def enter(self, condition: Condition) -> float | None:
-        """Makes `condition` the one in force; recaches if another was. Returns the seconds that took, or None."""
-        changed = self.key is not None and self.key != condition.key
-        self.key = condition.key
-        if not changed:
+        """Makes `condition` the one in force; recaches if another was. Returns the seconds that took, or None.
+
+        Where that fails, the caches hold some of both; the next try makes them anew, whatever its condition.
+        """
+        if self.key == condition.key or not self.latest:  # the same, or nothing to recache
+            self.key = condition.key
             return None
-        start = self._now()
+        start, self.key = self._now(), TORN
         self.recache(condition)
+        self.key = condition.key
         return self._now() - start
 
     def denoise(self, condition: Condition, span: Span, noise, urgent=lambda: False) -> torch.Tensor | None:
@@ -127,34 +132,39 @@ class Rollout:
     def commit(self, condition: Condition, span: Span, latents: torch.Tensor, noise) -> None:
         """Runs the context pass of every branch on the finished chunk."""
         knobs, x = self.context, latents.detach()
-        self._remember(span, x)
         if knobs.renoise:
             sigma = sigma_rows(knobs.sigma, x).to(torch.promote_types(x.dtype, torch.float32))
             x = Schedule(knobs.shift, knobs.snap).diffuse(x, noise(span, -1).to(x), sigma)
-        for number, cache in enumerate(self.branches):
-            self._show(x, condition.null() if number else condition, Cached(cache, span))
+        self._show(x, condition, [Cached(cache, span) for cache in self.branches])
+        self._remember(span, latents.detach())
 
     @torch.no_grad()
     def recache(self, condition: Condition) -> None:
-        """Lets the caches hold the latest frames as `condition` makes them, from their clean latents, not re-noised."""
+        """Lets the caches hold the latest frames as `condition` makes them, from their clean latents, not re-noised.
+
+        Needs of the caches only a sink that is kept, which it does not write: so it can be begun again.
+        """
         kind = self.cache.recache
-        for number, cache in enumerate(self.branches):
-            own = condition.null() if number else condition
-            if kind == "reset":
+        if kind == "reset":
+            for cache in self.branches:
                 cache.reset()
-            elif kind == "bidirectional":
-                context = Recached(cache)
-                self._show(self._clean(context.plan.frames), own, context)
-            elif kind == "causal":
-                again = cache.rewind()
-                for span in [s for s, _ in self.latest if s.stop > again.start]:
-                    part = Span(max(span.start, again.start), span.stop)
-                    self._show(self._clean(range(part.start, part.stop)), own, Cached(cache, part))
+        elif kind == "bidirectional":
+            contexts = [Recached(cache) for cache in self.branches]
+            self._show(self._clean(contexts[0].plan.frames), condition, contexts)
+        elif kind == "causal":
+            end = self.latest[-1][0].stop
+            first = [cache.rewind(end).start for cache in self.branches][0]
+            for span in [s for s, _ in self.latest if s.stop > first]:
+                part = Span(max(span.start, first), span.stop)
+                contexts = [Cached(cache, part) for cache in self.branches]
+                self._show(self._clean(range(part.start, part.stop)), condition, contexts)
 
     def snapshot(self, device=None) -> tuple[dict, dict[str, torch.Tensor]]:
         """Returns (plain book, tensors) of the film so far; copies, on `device` or where the film is."""
         book = {"sizes": dict(self.sizes), "ledgers": [cache.ledger.state() for cache in self.branches]}
         book["latest"] = [[span.start, span.stop] for span, _ in self.latest]
+        if self.key is TORN:
+            book["torn"] = True
         tensors = {f"{n}.{name}": t for n, c in enumerate(self.branches) for name, t in c.snapshot(device).items()}
         if self.latest:
             tensors["latest"] = torch.cat([x for _, x in self.latest], 1).to(device)
@@ -170,7 +180,7 @@ class Rollout:
         if spans:
             parts = tensors["latest"].to(self.device, copy=True).split([len(s) for s in spans], 1)
             self.latest = list(zip(spans, parts, strict=True))
-            self.key = condition.key
+            self.key = TORN if book.get("torn") else condition.key
 
     def _now(self) -> float:
         """Returns the host's clock when the device has done its work; asked only where a condition changes."""
@@ -178,10 +188,12 @@ class Rollout:
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
-    def _show(self, x: torch.Tensor, condition: Condition, context: Cached) -> None:
-        """One committing pass over clean (or re-noised) latents."""
-        self.denoiser(x, self.context.sigma, condition, context)
-        context.commit()
+    def _show(self, x: torch.Tensor, condition: Condition, contexts: Sequence[Cached]) -> None:
+        """One committing pass of each branch over clean (or re-noised) latents; if one fails, none is committed."""
+        for number, context in enumerate(contexts):
+            self.denoiser(x, self.context.sigma, condition.null() if number else condition, context)
+        for context in contexts:
+            context.commit()
 
     def _remember(self, span: Span, latents: torch.Tensor) -> None:
         """Keeps the latents of the last frames, as many as a recache may ask for."""

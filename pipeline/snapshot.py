@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from pipeline.causal import Causal
 from pipeline.config import InferConfig
 from pipeline.decode import Films, film, finished
 from pipeline.request import Request
@@ -56,13 +57,37 @@ def unpack(snapshot: dict, rollout: Rollout, condition: Condition, device) -> li
     return [tensors[f"vae.{n}"].to(device) if kind == "tensor" else kind for n, kind in enumerate(book["vae"])]
 
 
+def pipeline_facts(pipeline: Causal) -> dict:
+    """Returns what a pipeline must have in common with the one that made a snapshot to go on with its film."""
+    kit, sampler = pipeline.kit, pipeline.rollout.sampler
+    facts = {"model": kit.spec, "weights": kit.weights_hash, "dtype": str(kit.dtype), "pipeline": pipeline.config}
+    return plain(
+        facts | {"sampler": {"name": type(sampler).__name__, **vars(sampler)}, "geometry": pipeline.rollout.geometry}
+    )
+
+
+def shapes(tensors: dict[str, torch.Tensor]) -> dict[str, list]:
+    """Returns name -> [type, *shape] of the tensors of a snapshot."""
+    return {name: [str(tensor.dtype), *tensor.shape] for name, tensor in tensors.items()}
+
+
+def plain(facts: dict) -> dict:
+    """Returns facts as JSON gives them back; dataclasses become trees."""
+    return json.loads(json.dumps(facts, default=to_dict))
+
+
+def told(was, now) -> str:
+    """Returns what differs between two plain trees in words, five values at most; "" if nothing does."""
+    return "; ".join(f"{name} was {then} and is {value}" for name, then, value in _differences(was, now)[:5])
+
+
 class Bookmark:
     """The snapshot beside a batch of films."""
 
     def __init__(self, group: Sequence[Request], folder: str | Path, facts: dict):
         """facts: what makes these films and no others."""
         self.group, self.folder, self.path = list(group), folder, snapshot_path(group, folder)
-        self.facts = json.loads(json.dumps(facts))
+        self.facts = plain(facts)
 
     def find(self) -> dict | None:
         """Returns the snapshot, or None, with a word, if there is none that can be used.
@@ -74,8 +99,7 @@ class Bookmark:
             return None
         try:
             book = json.loads(metadata(self.path)["book"])
-            if other := _differences(book.pop("facts"), self.facts):
-                names = "; ".join(f"{name} was {was} and is {now}" for name, was, now in other[:5])
+            if names := told(book.pop("facts"), self.facts):
                 advice = "Ask for that one, or leave out --resume to begin anew"
                 raise _Foreign(f"{self.path} belongs to another film: {names}. {advice}")
             return {"tensors": read(self.path), "book": book}

@@ -69,9 +69,9 @@ class Script(Track):
 class Live(Track):
     """A condition that other threads change while the film is made; at most one switch per chunk."""
 
-    def __init__(self, name: str, condition: Condition):
-        """name: what the condition is called in `current` and `waiting`, e.g. its prompt."""
-        self.name, self.condition = name, condition
+    def __init__(self, name: str, condition: Condition, asked: int = -1):
+        """name: what the condition is called, e.g. its prompt. asked: first frame of the last chunk with its own."""
+        self.name, self.condition, self.asked = name, condition, asked
         self._waiting: deque[tuple[str, Condition, bool]] = deque()
         self._lock = threading.Lock()
 
@@ -83,10 +83,14 @@ class Live(Track):
             self._waiting.append((name, condition, now))
 
     def at(self, span: Span) -> Condition:
-        """Returns the condition of the next chunk: the first that waits, or the one in force."""
+        """Returns the condition of the next chunk: the first that waits, or the one in force.
+
+        Asked again for one chunk, whose first try failed, the answer stays; but for one that was asked for now.
+        """
         with self._lock:
-            if self._waiting:
+            if self._waiting and (span.start > self.asked or self._waiting[0][2]):
                 self.name, self.condition, _ = self._waiting.popleft()
+            self.asked = span.start
             return self.condition.at(span)
 
     def urgent(self) -> bool:

@@ -52,9 +52,9 @@ class Store:
     ledger: Ledger
     shape: CacheShape
 
-    def rewind(self) -> Span:
-        """Empties the window for a recache chunk by chunk; returns the frames to commit again."""
-        span = self.ledger.rewind()
+    def rewind(self, end: int | None = None) -> Span:
+        """Empties the window for a recache chunk by chunk; returns the frames to commit again (`Ledger.rewind`)."""
+        span = self.ledger.rewind(end)
         self._drop()
         return span
 

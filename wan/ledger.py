@@ -171,8 +171,12 @@ class Ledger:
         evict = tuple(f for f in self.slot_of if f not in sink)
         return self._plan(span, sink, writes, evict, frames)
 
-    def rewind(self) -> Span:
-        """Empties the window, but for a kept sink, and steps back: returns the frames to commit again."""
+    def rewind(self, end: int | None = None) -> Span:
+        """Empties the window, but for a kept sink, and steps back: returns the frames to commit again.
+
+        end: the film's, if some of these frames were not committed again after an earlier rewind (a pass failed).
+        """
+        self.next_frame = self.next_frame if end is None else end
         span, sink = self.recached()
         self._keep(sink, span.start)
         return span
