@@ -10,10 +10,12 @@ from typing import Any
 from pipeline import PIPELINES
 from pipeline.options import SAMPLERS, ModelConfig
 from utils.config import load, one_of, parse_overrides, read_defaults, read_recipe
-from utils.data.scripts import SUFFIX, parse_switch_frames
+from utils.data.scripts import LARGEST, SUFFIX, parse_switch_frames
 from wan.options import TextConfig, VAEConfig
 
 DEFAULTS = Path(__file__).parent.parent / "configs" / "default_config.yaml"
+LONGEST = 10_000_000  # latent frames of a film, weeks: more is a mistake, and their chunks would fill the memory
+FASTEST = 1000  # frames per second
 
 
 @dataclass
@@ -48,8 +50,10 @@ class DataConfig:
         names = ("i2v", "initial_latents", "start_image", "start_video")
         if len(starts := [name for name in names if vars(self)[name]]) > 1:
             raise ValueError(f"{' and '.join(starts)} each tell what the films start from; write one")
-        if self.start_seconds < 0 or (self.start_seconds and not self.start_video):
-            raise ValueError(f"start_seconds is {self.start_seconds}; write how much of start_video is used, 0 or more")
+        if not 0 <= self.start_seconds <= LARGEST or (self.start_seconds and not self.start_video):
+            raise ValueError(
+                f"start_seconds is {self.start_seconds}; write how much of start_video is used, 0 to {LARGEST}"
+            )
 
 
 @dataclass
@@ -70,8 +74,10 @@ class OutputConfig:
     def check(self):
         if not 0 <= self.save_every_seconds < math.inf:
             raise ValueError(f"save_every_seconds is {self.save_every_seconds}; write seconds, or 0 for no snapshots")
-        if self.fps < 0 or not 0 <= self.crf <= 51:
-            raise ValueError("fps must not be negative and crf must lie in 0..51")
+        if not 0 <= self.fps <= FASTEST or not 0 <= self.crf <= 51:
+            raise ValueError(
+                f"fps is {self.fps} and crf {self.crf}; fps must lie in 0..{FASTEST}, crf must lie in 0..51"
+            )
         if self.gif and self.fps > 50:
             raise ValueError(f"a GIF shows at most 50 frames a second and fps is {self.fps}; write output.gif=false")
 
@@ -99,9 +105,10 @@ class InferConfig:
 
     def check(self):
         low = {"num_output_frames": 1, "num_samples": 1, "batch": 1}
-        for name, least in {**low, "height": 0, "width": 0, "seconds": 0, "threads": 0}.items():
-            if vars(self)[name] < least:
-                raise ValueError(f"{name} is {vars(self)[name]}; write {least} or more")
+        for name, least in {**low, "height": 0, "width": 0, "seconds": 0, "seed": 0, "threads": 0}.items():
+            most = LONGEST if name in ("num_output_frames", "seconds") else LARGEST
+            if not least <= vars(self)[name] <= most:
+                raise ValueError(f"{name} is {vars(self)[name]}; write {least} to {most}")
         self.pipeline.check_with(self)
 
 

@@ -245,9 +245,9 @@ class Session:
     def _checked(self, prompt: str) -> str:
         if not isinstance(prompt, str):
             raise ValueError(f"the prompt is {prompt!r}, not a text; write one")
-        if not prompt.strip():
-            raise ValueError("the prompt is empty; write one")
         prompt = check_prompt(prompt, "the prompt")
+        if not prompt:
+            raise ValueError("the prompt is empty; write one")
         check_words(prompt, self.pipeline.kit.spec.name)
         return prompt
 

@@ -64,7 +64,9 @@ def read_requests(data, output, num_samples: int, suffix: str = "", refused: lis
     if data.i2v and not data.path:
         raise ValueError("image-to-video needs --data_path, a folder of images with captions")
     if data.prompt:
-        lines = [PromptLine(check_prompt(data.prompt, "--prompt"), 1)]
+        if not (prompt := check_prompt(data.prompt, "--prompt")):
+            raise ValueError(f"--prompt is {data.prompt!r}, which is empty; write a prompt")
+        lines = [PromptLine(prompt, 1)]
     elif data.i2v:
         lines = read_image_prompts(data.path)
     elif data.scripted:

@@ -20,7 +20,7 @@ from pipeline.rollout import Chunk
 from pipeline.script import check_switches, script_of, switch_report
 from pipeline.snapshot import Bookmark, facts_of, remove_stale, settings_hash, to_make
 from pipeline.start import image_pixels, video_pixels
-from pipeline.take import Take, read_latents, rows_of, take_of
+from pipeline.take import Take, read_latents, rows_of, take_of, told_length
 from pipeline.track import Script
 from utils import distributed
 from utils.digest import file_hash
@@ -32,6 +32,8 @@ from wan.geometry import Geometry
 
 logger = logging.getLogger(__name__)
 SHEET_CLIPS = 16
+MAKING = ("model", "pipeline", "sampler", "vae", "text")  # sections that make a film what it is,
+MAKING_KNOBS = {"output": ("fps", "crf"), "data": ("i2v", "noise", "initial_latents")}  # and knobs of the others
 
 
 def run(config: InferConfig) -> list[Path]:
@@ -66,19 +68,21 @@ def run(config: InferConfig) -> list[Path]:
 
 
 def report_finished(there: list[Request], total: int, config: InferConfig) -> None:
-    """Says how many videos are there already, and warns of those that were asked for with other words or seed."""
+    """Says how many videos are there already, and warns of those that were asked for in another way."""
     folder = config.output.folder
     for request in there:
         try:
             facts = json.loads(sidecar(request, folder).read_text(encoding="utf-8"))
+            if not isinstance(facts, dict):
+                raise ValueError(f"it holds {facts!r:.40}")
         except ValueError as error:
             raise ValueError(f"{sidecar(request, folder)} is damaged ({error}); remove it") from error
+        facts = {"prompt": None, "seed": None, "start": None} | facts
         now = {"prompt": request.prompt, "seed": seed_of(request, config)}
-        if request.start:
-            now["start"] = str(request.start)
+        now |= {"start": str(request.start) if request.start else None, "asked": asked_of(request, config)}
         if request.script:
             facts["prompts"], now["prompts"] = [s["text"] for s in facts.get("switches", ())], request.prompts
-        if other := {name: facts.get(name) for name, value in now.items() if facts.get(name) != value}:
+        if other := _changed(facts, now):
             name = film(request, folder)
             logger.warning("%s is kept though it was made with %s; --overwrite makes it anew", name, other)
     if there:
@@ -228,7 +232,7 @@ class Run:
         """Writes the JSON beside each film; seconds: that it took."""
         # The time of a decoder beside the loop is no part of the loop's.
         beside, group = 0.0 if self.kit.vae.config.apart else sum(films.seconds.values()), films.requests
-        each = [{"seed": seed_of(r, self.config)} for r in group]
+        each = [{"seed": seed_of(r, self.config), "asked": asked_of(r, self.config)} for r in group]
         for own, request in zip(each, group, strict=True):
             own |= {"start": str(request.start)} if request.start else {}
             own |= {"switches": switch_report(request.script, track, recaches)} if request.script else {}
@@ -246,10 +250,7 @@ class Run:
 
     def track(self, group: list[Request], take: Take) -> Condition | Script:
         """Returns the batch's condition, or the track of its scripts."""
-        negatives = [self.config.negative_prompt] * len(group)
-        for row, request in enumerate(group):
-            if request.script and request.script.negative_prompt is not None:
-                negatives[row] = request.script.negative_prompt
+        negatives = [negative_of(r, self.config) for r in group]
         negative = None if self.sampler.guidance == 1 else negatives[0] if len(set(negatives)) == 1 else negatives
         if group[0].script is None:
             return self.kit.condition([r.prompt for r in group], negative)
@@ -278,6 +279,39 @@ def seed_of(request: Request, config: InferConfig) -> int:
     """Returns the seed of the request's noise: its script's own, or the run's."""
     own = request.script.seed if request.script else None
     return config.seed if own is None else own
+
+
+def negative_of(request: Request, config: InferConfig) -> str:
+    """Returns the request's negative prompt: its script's own, or the run's."""
+    own = request.script.negative_prompt if request.script else None
+    return config.negative_prompt if own is None else own
+
+
+def asked_of(request: Request, config: InferConfig) -> dict:
+    """Returns what makes the film beside prompts, seed and start, as a plain tree for its JSON.
+
+    As it is told, so that a later run can compare before any weight is read; without what changes no film: devices,
+    formats, the folder.
+    """
+    script, tree = request.script, facts_of(config, "", (), (), 0, content=str)["config"]
+    knobs = {section: {name: tree[section][name] for name in names} for section, names in MAKING_KNOBS.items()}
+    return {
+        "length": str(told_length(script, config)[1]),
+        "ends": [str(cue.end) for cue in script.cues[:-1]] if script else [],
+        "negative_prompt": negative_of(request, config),
+        "height": (script and script.height) or config.height,
+        "width": (script and script.width) or config.width,
+        "start_seconds": request.start_seconds,
+        "config": {name: tree[name] for name in MAKING} | knobs,
+    }
+
+
+def _changed(was, now, name: str = "") -> dict[str, object]:
+    """Returns dotted name -> value then of what two plain trees both tell, and not alike."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        parts = [_changed(was[key], now[key], f"{name}.{key}" if name else key) for key in now if key in was]
+        return {key: value for part in parts for key, value in part.items()}
+    return {} if was == now else {name: was}
 
 
 def _noted(chunks: Iterable[Chunk], recaches: list[float]) -> Iterator[Chunk]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from pipeline.causal import Causal
+from pipeline.config import LONGEST
 from pipeline.script import EPSILON
 from utils.data.media_folder import read_end
 from utils.data.prompts import IMAGE_SUFFIXES
@@ -37,6 +38,8 @@ def video_pixels(path: str | Path, pipeline: Causal, geometry: Geometry, fps: fl
         if wanted < first:
             need = geometry.pixel_frames(first) / fps
             raise ValueError(f"start_seconds is {seconds:g} and the first chunk lasts {need:.4g}; write that or more")
+        if wanted > LONGEST:
+            raise ValueError(f"start_seconds is {seconds:g}, {wanted} latent frames; write less, {LONGEST} at most")
     wanted = pipeline.round_down(wanted)
     pixels, rate = read_end(path, geometry.pixel_frames(wanted), fps, (geometry.height, geometry.width))
     have = pipeline.round_down(geometry.latent_frame_at(len(pixels)))

@@ -12,11 +12,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from pipeline.causal import Causal
-from pipeline.config import InferConfig
+from pipeline.config import LONGEST, InferConfig
 from pipeline.kit import Kit
 from pipeline.request import Request
 from pipeline.script import asked_frames, film_length
 from pipeline.start import video_pixels
+from utils.data.scripts import FRAME, SECOND, Moment, ScriptLine
 from wan.geometry import Geometry, Span
 
 logger = logging.getLogger(__name__)
@@ -59,6 +60,9 @@ def take_of(request: Request, config: InferConfig, kit: Kit, sampler, given: int
     if told is None and config.seconds:
         told = geometry.latent_frames_for(config.seconds, fps), True
     total, loose = told or (config.num_output_frames, False)
+    if total > LONGEST:
+        field, length = told_length(script, config)
+        raise ValueError(f"{field} ({length}) makes a film of {total} latent frames; write one of at most {LONGEST}")
     if request.video:
         given = _video_frames(request, pipeline, geometry, fps, total)
     elif request.image and not kit.joins_image:
@@ -68,6 +72,17 @@ def take_of(request: Request, config: InferConfig, kit: Kit, sampler, given: int
     pipeline.spans(total, given)  # raises if they do not fill chunks
     asked = tuple(asked_frames(script, geometry, fps)) if script else (0,)
     return Take(geometry, pipeline, total, given, fps, asked)
+
+
+def told_length(script: ScriptLine | None, config: InferConfig) -> tuple[str, Moment]:
+    """Returns (the field that tells a film's length, the length as it is told)."""
+    if script and script.cues[-1].end:
+        return f"the end of prompts[{len(script.cues) - 1}]", script.cues[-1].end
+    if script and script.length:
+        return "length", script.length
+    if config.seconds:
+        return "seconds", Moment(config.seconds, SECOND)
+    return "num_output_frames", Moment(config.num_output_frames, FRAME)
 
 
 def _video_frames(request: Request, pipeline: Causal, geometry: Geometry, fps: float, total: int) -> int:

@@ -77,7 +77,7 @@ def test_one_video_serves_all_prompts(door, text, tmp_path):
     assert door("--data_path", text, "output.latents=true", "--output_folder", tmp_path / "no") == 0
     assert facts(tmp_path / "no", f"{PROMPTS[0]}-0")["given_frames"] == 0
     assert door(*arguments, "--output_folder", tmp_path / "no", "--num_output_frames", 5) == 0
-    assert "kept though it was made with {'start': None}" in door.error
+    assert "kept though it was made with {'start': None, 'asked.length': 'latent frame 3'}" in door.error
 
 
 def test_start_seconds_are_cut_to_whole_chunks(door, tmp_path):

@@ -69,7 +69,7 @@ def read_prompts(path: str | Path, extended_path: str | Path | None = None) -> l
 
 
 def check_prompt(text: str, where: str) -> str:
-    """Returns the prompt with tabs and line breaks as spaces and without trailing whitespace.
+    """Returns the prompt with tabs and line breaks as spaces and without trailing whitespace; '' if nothing is seen.
 
     Errors: ValueError starting with `where` for a prompt over MAX_PROMPT characters or with a control character
     (these are damage, e.g. a binary file, that a tokenizer would take without a word).
@@ -81,7 +81,9 @@ def check_prompt(text: str, where: str) -> str:
         if unicodedata.category(character) in ("Cc", "Cs"):
             name = f"U+{ord(character):04X}"
             raise ValueError(f"{where}, column {column}: the prompt holds the control character {name}; remove it")
-    return text
+    # Zero-width characters (category Cf) belong to some scripts and emoji, but alone they are no prompt.
+    seen = any(not c.isspace() and unicodedata.category(c) != "Cf" for c in text)
+    return text if seen else ""
 
 
 def read_image_prompts(folder: str | Path) -> list[PromptLine]:
@@ -168,7 +170,8 @@ def _read_crop_info(path: Path) -> list[PromptLine]:
     for n, row in enumerate(rows, 1):
         where = f"{path}, entry {n}"
         for field in ("file_name", "caption"):
-            if not isinstance(row, dict) or not isinstance(row.get(field), str) or not row[field].strip():
+            text = row.get(field) if isinstance(row, dict) else None
+            if not isinstance(text, str) or not check_prompt(text, where):
                 raise ValueError(f"{where}: {field!r} is missing or no text")
         name = row["file_name"]
         if Path(name).name != name or not (folder / name).is_file():
@@ -185,26 +188,28 @@ def _read_bytes(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def read_lines(path: str | Path) -> list[str]:
-    """Returns the lines of a UTF-8 text file as they are, without their ends.
+def read_raw_lines(path: str | Path) -> list[bytes]:
+    """Returns the lines of a text file as they are, without their ends; `decode_line` makes text of them.
 
-    Errors: ValueError for a path that is no file, naming line and byte of what is not UTF-8.
+    Errors: ValueError for a path that is no file.
     """
-    # Bytes first: str.splitlines also breaks at form feeds and U+2028, and a bad byte must be reported by its line.
+    # Bytes: str.splitlines also breaks at form feeds and U+2028, and a bad byte must be reported by its line.
     content = _read_bytes(Path(path)).removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-    lines = []
-    for n, raw in enumerate(content.split(b"\n"), 1):
-        try:
-            lines.append(raw.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            message = f"{path}, line {n}, byte {error.start + 1}: not UTF-8; save the file as UTF-8"
-            raise ValueError(message) from error
-    return lines
+    return content.split(b"\n")
+
+
+def decode_line(raw: bytes, where: str) -> str:
+    """Returns the text of a line. Errors: ValueError starting with `where`, naming the byte that is not UTF-8."""
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where}, byte {error.start + 1}: not UTF-8; save the file as UTF-8") from error
 
 
 def _read_lines(path: Path) -> list[str]:
     """Returns the checked lines, blank ones as ''; blank lines at the end of the file are dropped."""
-    lines = [check_prompt(text, f"{path}, line {n}") for n, text in enumerate(read_lines(path), 1)]
+    places = [(raw, f"{path}, line {n}") for n, raw in enumerate(read_raw_lines(path), 1)]
+    lines = [check_prompt(decode_line(raw, where), where) for raw, where in places]
     while lines and not lines[-1]:
         lines.pop()
     return lines

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.data.prompts import check_prompt, read_lines
+from utils.data.prompts import check_prompt, decode_line, read_raw_lines
 
 SUFFIX = ".jsonl"
 FRAME, PIXEL_FRAME, SECOND = "latent frame", "pixel frame", "second"
@@ -29,6 +29,7 @@ STARTS = ("image", "video", "start_seconds")
 NUMBER = r"(\d+(?:\.\d+)?)"
 TIME = re.compile(rf"(?:{NUMBER} ?h)? ?(?:{NUMBER} ?m)? ?(?:{NUMBER} ?s)?")  # "1h30m", "10m", "4.5s"
 LARGEST = 2**31 - 1  # of any number in a script: more is a mistake
+DIGITS = 100  # of a whole number; Python refuses to read more than 4,300
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Moment:
     unit: str
 
     def __str__(self) -> str:
-        return f"{self.unit} {self.value:g}"
+        return f"{self.unit} {self.value:.10g}"
 
 
 @dataclass(frozen=True)
@@ -96,11 +97,11 @@ def read_scripts(path: str | Path, switch_frames: Sequence[int] = (), refused: l
     Errors: ValueError naming file, line and field of every bad line; for a file without any (other) film.
     """
     lines, bad = [], []
-    for number, text in enumerate(read_lines(path), 1):
-        if not text.strip():
-            continue
+    for number, raw in enumerate(read_raw_lines(path), 1):
+        where = f"{path}, line {number}"
         try:
-            lines.append(_film(text, f"{path}, line {number}", number, switch_frames, Path(path).parent))
+            if (text := decode_line(raw, where)).strip():
+                lines.append(_film(text, where, number, switch_frames, Path(path).parent))
         except ValueError as error:
             bad.append(str(error))
     if bad and (refused is None or not lines):
@@ -178,8 +179,11 @@ def _parsed(text: str, where: str):
     def no_number(name):
         raise ValueError(f"{where}: {name} is no number that can be used; write one")
 
+    def whole(digits):
+        return int(digits) if len(digits) <= DIGITS else float(digits)  # which is refused where its field is read
+
     try:
-        return json.loads(text, object_pairs_hook=once, parse_constant=no_number)
+        return json.loads(text, object_pairs_hook=once, parse_constant=no_number, parse_int=whole)
     except json.JSONDecodeError as error:
         raise ValueError(f"{where}, column {error.colno}: not JSON: {error.msg}; write one object per line") from error
     except RecursionError as error:
@@ -233,9 +237,10 @@ def _cue(tree, where: str, last: bool) -> Cue:
 def _text(text, where: str) -> str:
     if not isinstance(text, str):
         raise ValueError(f"{where} is {text!r}; write text")
-    if not text.strip():
+    prompt = check_prompt(text, where)
+    if not prompt:
         raise ValueError(f"{where} is empty; write a prompt")
-    return check_prompt(text, where)
+    return prompt
 
 
 def _end(tree: dict, key: str, where: str) -> Moment:
@@ -292,7 +297,7 @@ def _file(tree: dict, key: str, where: str, folder: Path) -> Path | None:
 def _whole(tree: dict, key: str, where: str, least: int) -> int | None:
     value = tree.get(key)
     if value is not None and not (_is_whole(value) and least <= value <= LARGEST):
-        raise ValueError(f"{where}: {key} is {value!r}; write a whole number from {least} on")
+        raise ValueError(f"{where}: {key} is {value!r}; write a whole number from {least} to {LARGEST}")
     if value is None and key in tree:
         raise ValueError(f"{where}: {key} is null; leave it out or write a whole number")
     return value

@@ -1,0 +1,81 @@
+"""What a script's file may hold at its limits: bytes that are no text, numbers that are none, prompts of nothing."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from utils.data.prompts import read_image_prompts, read_prompts
+from utils.data.scripts import FRAME, Moment, read_scripts
+
+GOOD = b'{"prompts": ["a"]}'
+
+
+@pytest.fixture
+def read(tmp_path):
+    """read(*lines, **arguments) -> the films of a file with these lines of bytes."""
+
+    def of(*lines, end=b"\n", **arguments):
+        path = tmp_path / "films.jsonl"
+        path.write_bytes(end.join(lines))
+        return read_scripts(path, **arguments)
+
+    return of
+
+
+def test_a_line_that_is_not_utf8_is_one_bad_line(read):
+    refused: list[str] = []
+    bad = GOOD.replace(b"a", b"caf\xe9")
+    films = read(b"\xef\xbb\xbf" + GOOD, bad, b"", GOOD, end=b"\r\n", refused=refused)
+    assert [film.line for film in films] == [1, 4]
+    assert [text.partition("films.jsonl, ")[2] for text in refused] == [
+        "line 2, byte 18: not UTF-8; save the file as UTF-8"
+    ]
+    with pytest.raises(ValueError, match=r"line 1, byte 18: not UTF-8.*\n.*line 2: prompts is missing"):
+        read(bad, b"{}", GOOD)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ('"seed": 4294967296', "seed is 4294967296; write a whole number from 0 to 2147483647"),
+        ('"seed": -1', "seed is -1; write a whole number from 0 to 2147483647"),
+        ('"seed": 1e400', "seed is inf; write a whole number"),
+        (f'"seed": {"9" * 5000}', "seed is inf; write a whole number"),
+        (f'"seed": -{"9" * 5000}', "seed is -inf; write a whole number"),
+        (f'"length": {"9" * 5000}', "length is inf; write a whole number from 1"),
+        (f'"id": {"9" * 5000}', "id is inf; write text"),
+    ],
+    ids=range(7),
+)
+def test_numbers_that_are_too_large_are_named_with_line_and_field(read, fields, words):
+    line = f'{{"prompts": ["a"], {fields}}}'.encode()
+    with pytest.raises(ValueError, match=f"films.jsonl, line 2: {words}"):
+        read(GOOD, line)
+    assert len(read(GOOD, line, refused=[])) == 1
+
+
+def test_long_numbers_stay_what_they_are(read):
+    (film,) = read(f'{{"prompts": ["a"], "id": {"9" * 39}, "seed": 2147483647}}'.encode())
+    assert (film.name, film.seed) == ("9" * 39, 2147483647)
+    assert str(Moment(1234567, FRAME)) == "latent frame 1234567"
+
+
+NOTHING = ["\u200b", "\u00a0\u200b\u00a0", "\u200d \ufeff", "\u2060"]
+
+
+@pytest.mark.parametrize("text", NOTHING)
+def test_a_prompt_of_which_nothing_is_seen_is_empty(read, tmp_path, text):
+    for ascii_only in (True, False):
+        with pytest.raises(ValueError, match=r"line 1: prompts\[0\] is empty"):
+            read(json.dumps({"prompts": [text]}, ensure_ascii=ascii_only).encode())
+    path = tmp_path / "prompts.txt"
+    path.write_text(f"a\n{text}\n\u0915\u094d\u200d\u0937\n", encoding="utf-8")
+    assert [(line.line, line.text) for line in read_prompts(path)] == [(1, "a"), (3, "\u0915\u094d\u200d\u0937")]
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1/a.png").touch()
+    rows = [{"file_name": "a.png", "caption": text}]
+    (tmp_path / "target_crop_info_1.json").write_text(json.dumps(rows), encoding="utf-8")
+    with pytest.raises(ValueError, match="entry 1: 'caption' is missing or no text"):
+        read_image_prompts(tmp_path)
