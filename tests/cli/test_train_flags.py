@@ -27,8 +27,7 @@ preview:
   count: 1
   height: 32
   width: 32
-  sampler: {{steps: [1000]}}
-  pipeline: {{chunk: 2}}
+  sampler: {{name: multi_step, num_steps: 1}}
 """
 
 
