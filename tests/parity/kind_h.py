@@ -100,6 +100,7 @@ def rollout_sample(case: Case, roles, graded: bool) -> tuple[Sample, Recording]:
         exit_of,
         start.shape[1],
         start.dtype,
+        knobs.get("context_noise", 0),
     )
     recording = Recording(draws[3:], reshape=True)
     noise, condition = TrainingDraws(start, 0, recording), condition_of(case)

@@ -15,6 +15,7 @@ from wan.condition import Condition
 from wan.denoiser import Denoiser
 from wan.geometry import Geometry, Span, chunks
 from wan.ledger import CacheConfig
+from wan.schedule import NUM_TRAIN_TIMESTEPS
 
 GRADED_FRAMES = 21  # earlier frames of a longer rollout carry no gradient
 
@@ -30,11 +31,11 @@ class TrainingDraws:
         return start if k == 0 else self.recording.normal(start.shape)
 
 
-def rollout_of(denoiser, steps, warp, shift, geometry, cache: CacheConfig, exit_of, total, dtype) -> Rollout:
-    """Our rollout with the ancestor's training habits: table look-ups, context told 0 and re-noised."""
+def rollout_of(denoiser, steps, warp, shift, geometry, cache: CacheConfig, exit_of, total, dtype, noise) -> Rollout:
+    """Our rollout with the ancestor's training habits: table look-ups, context told `noise` (of 1000) and re-noised."""
     few = FewStepConfig(tuple(s for s in steps if s), shift, warp, snap="table").build()
     graded = lambda span: span.start >= total - GRADED_FRAMES  # noqa: E731
-    context = ContextConfig(0.0, renoise=True, snap="table", shift=shift)
+    context = ContextConfig(noise / NUM_TRAIN_TIMESTEPS, renoise=True, snap="table", shift=shift)
     return Rollout(denoiser, RandomExit(few, exit_of, graded), geometry, cache, context, training=True, dtype=dtype)
 
 
@@ -72,14 +73,15 @@ def run(case: Case) -> dict[str, torch.Tensor]:
         exit_of,
         first + noise.shape[1],
         noise.dtype,
+        knobs.get("context_noise", 0),
     )
     source = TrainingDraws(noise, first, Recording(draws[1:], reshape=True))
     caught = CaughtCache(rollout)
     start = [] if given is None else [Chunk(Span(0, first), given, given=True)]
-    rollout.context.renoise = given is None  # a given frame is cached clean
-    made = []
+    habit, made = rollout.context, []
+    rollout.context = habit if given is None else ContextConfig()  # a given frame is cached clean
     for chunk in rollout(Fixed(Condition(inputs["prompt_embeds"])), spans, source, noise.shape[0], start):
-        rollout.context.renoise = True
+        rollout.context = habit
         made.append(chunk.latents)
     source.recording.finish()
     latents = torch.cat(made, 1)
