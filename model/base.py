@@ -54,13 +54,13 @@ class Loss(Protocol):
 
 
 def count_frames(sample: Sample, counted: torch.Tensor, draw: Callable[[Sequence[int]], torch.Tensor]) -> torch.Tensor:
-    """Returns how many frames count; for a part its share of the whole batch's, so that the parts add up to it.
+    """Returns how many frames count, 1 at least; for a part its share of the whole batch's: parts add up to it.
 
     counted: which of the sample's frames do, [B, F]. draw: returns the same of samples by their numbers.
     """
     if len(sample.whole) in (0, len(sample.index)):
-        return counted.sum()
-    return draw(sample.whole).sum() * (len(sample.index) / len(sample.whole))
+        return counted.sum().clamp(min=1)
+    return draw(sample.whole).sum().clamp(min=1) * (len(sample.index) / len(sample.whole))
 
 
 def draw_noise(sample: Sample, rng, name: str = "noise") -> torch.Tensor:

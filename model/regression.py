@@ -73,7 +73,7 @@ class OdeLoss:
         error = (x0 - sample.trajectory[:, -1]).float().square().mean((2, 3, 4))
         clean = len(self.sigmas) - 1
         noisy = count_frames(sample, sigma > 0, lambda index: self.draw_states(sample, rng, index) < clean)
-        loss = ((sigma > 0) * error).sum() / noisy.clamp(min=1)
+        loss = ((sigma > 0) * error).sum() / noisy
         return loss, {"loss": loss.detach(), "all_frames": error.detach().mean(), "sigma": sigma.mean()}
 
     def noisy(self, sample: Sample, rng) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,12 +10,14 @@ from typing import Any
 from pipeline import PIPELINES
 from pipeline.options import SAMPLERS, ModelConfig
 from utils.config import load, one_of, parse_overrides, read_defaults, read_recipe
-from utils.data.scripts import LARGEST, SUFFIX, parse_switch_frames
+from utils.data.scripts import LARGEST, LARGEST_SEED, SUFFIX, parse_switch_frames
 from wan.options import TextConfig, VAEConfig
 
 DEFAULTS = Path(__file__).parent.parent / "configs" / "default_config.yaml"
-LONGEST = 10_000_000  # latent frames of a film, weeks: more is a mistake, and their chunks would fill the memory
+LONGEST = 1_000_000  # latent frames of a film, days: more is a mistake, and their chunks would fill the memory
 FASTEST = 1000  # frames per second
+MOST = {"num_output_frames": LONGEST, "seconds": LONGEST, "num_samples": 1_000_000, "height": 16384, "width": 16384}
+MOST |= {"seed": LARGEST_SEED}
 
 
 @dataclass
@@ -106,7 +108,7 @@ class InferConfig:
     def check(self):
         low = {"num_output_frames": 1, "num_samples": 1, "batch": 1}
         for name, least in {**low, "height": 0, "width": 0, "seconds": 0, "seed": 0, "threads": 0}.items():
-            most = LONGEST if name in ("num_output_frames", "seconds") else LARGEST
+            most = MOST.get(name, LARGEST)
             if not least <= vars(self)[name] <= most:
                 raise ValueError(f"{name} is {vars(self)[name]}; write {least} to {most}")
         self.pipeline.check_with(self)

@@ -30,6 +30,7 @@ from utils.data.prompts import check_prompt
 from utils.rng import Rng
 from wan.condition import Condition
 from wan.geometry import Span
+from wan.ledger import Ledger
 
 WHEN = ("now", "next")
 
@@ -68,9 +69,12 @@ class Session:
             name, keys = self._checked(prompt), _keys(seed, index, negative)
             max_frames = None if max_frames is None else _whole("max_frames", max_frames, 1)
             latents = self._fitting(given, max_frames)
-            condition, rollout = self._condition(name, negative), replace(self._rollout)
-            rollout.begin(1, max(self.pipeline.config.chunk, self.pipeline.config.first_chunk), max_frames)
-            self._track, self._rollout = None, rollout  # the running film ends: its cache is let go of
+            knobs, condition = self.pipeline.config, self._condition(name, negative)
+            largest = max(knobs.chunk, knobs.first_chunk)
+            Ledger(knobs.cache, largest, max_frames)  # raises for a cache that needs a length
+            self._track, self._made, self._stream = None, None, None  # the running film ends: its cache is let go of
+            self._rollout = rollout = replace(self._rollout)
+            rollout.begin(1, largest, max_frames)
             noise, stream, chunks = self._noise_of(name, keys), None, []
             for span in self.pipeline.given_spans(latents.shape[1]):
                 chunk = rollout.take(condition, Chunk(span, latents[:, span.start : span.stop], True), noise)
@@ -199,6 +203,12 @@ class Session:
             track.switch(name, other, now)
         rollout = replace(self._rollout)
         stream = unpack(snapshot, rollout, condition, self.pipeline.kit.device)
+        last = rollout.latest[-1][0] if rollout.latest else Span(0, 0)
+        if book["next_frame"] not in (last.start, last.stop):
+            raise KeyError("next_frame")
+        kept = sum(name.startswith("vae.") for name in snapshot["tensors"])
+        if kept != (book["vae"] or []).count("tensor"):
+            raise KeyError("vae")
         ahead = rollout.latest and rollout.latest[-1][0].stop > book["next_frame"]  # made, but its decoding failed
         return rollout, track, keys, book["next_frame"], stream, Chunk(*rollout.latest[-1]) if ahead else None
 

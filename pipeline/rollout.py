@@ -7,6 +7,7 @@ the condition changes, the caches are made anew under it (`cache.recache`).
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,6 +26,12 @@ from wan.ledger import CacheConfig, Ledger
 from wan.schedule import Schedule
 
 TORN = object()  # the key of no condition: a recache has begun and not ended
+RESTARTS = 4  # of a chunk for what is urgent; then it is finished first, so that a flood of switches ends
+
+
+def never() -> bool:
+    """Returns False: nothing is urgent."""
+    return False
 
 
 @dataclass(frozen=True)
@@ -84,11 +91,13 @@ class Rollout:
 
     def make(self, track: Track, span: Span, noise) -> Chunk:
         """Returns the next chunk, committed. Where the track is urgent it is begun anew, from the same noise."""
-        latents, seconds = None, None
-        while latents is None:
+        seconds = None
+        for begun in itertools.count():
             condition = track.at(span)
             seconds = self.enter(condition) or seconds
-            latents = self.denoise(condition, span, noise, track.urgent)
+            latents = self.denoise(condition, span, noise, track.urgent if begun < RESTARTS else never)
+            if latents is not None:
+                break
         self.commit(condition, span, latents, noise)
         return Chunk(span, latents, recache_seconds=seconds)
 
@@ -111,7 +120,7 @@ class Rollout:
         self.key = condition.key
         return self._now() - start
 
-    def denoise(self, condition: Condition, span: Span, noise, urgent=lambda: False) -> torch.Tensor | None:
+    def denoise(self, condition: Condition, span: Span, noise, urgent=never) -> torch.Tensor | None:
         """Returns x0 of the next chunk, or None if it was `urgent()` between two steps; the caches stay as they are."""
         sampler, predict = self.sampler.at(span), self.predictor(condition, span)
         start = noise(span, 0).to(self.device)

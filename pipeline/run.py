@@ -75,13 +75,14 @@ def report_finished(there: list[Request], total: int, config: InferConfig) -> No
             facts = json.loads(sidecar(request, folder).read_text(encoding="utf-8"))
             if not isinstance(facts, dict):
                 raise ValueError(f"it holds {facts!r:.40}")
-        except ValueError as error:
+            texts = [switch["text"] for switch in facts.get("switches", ())]
+        except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{sidecar(request, folder)} is damaged ({error}); remove it") from error
         facts = {"prompt": None, "seed": None, "start": None} | facts
         now = {"prompt": request.prompt, "seed": seed_of(request, config)}
         now |= {"start": str(request.start) if request.start else None, "asked": asked_of(request, config)}
         if request.script:
-            facts["prompts"], now["prompts"] = [s["text"] for s in facts.get("switches", ())], request.prompts
+            facts["prompts"], now["prompts"] = texts, request.prompts
         if other := _changed(facts, now):
             name = film(request, folder)
             logger.warning("%s is kept though it was made with %s; --overwrite makes it anew", name, other)

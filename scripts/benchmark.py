@@ -287,6 +287,8 @@ def train(args) -> int:
     config, _ = load_recipe(args.config_path, args.overrides)
     if min(args.updates, args.warmup) < 1:
         raise ValueError("--updates and --warmup must be at least 1")
+    if config.trainer.name != "distill":
+        raise ValueError(f"the recipe trains by {config.trainer.name!r}; generator and critic updates need distill")
     from scripts import benchmark_train
 
     device, result = begin_record(args, config.threads)

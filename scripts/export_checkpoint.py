@@ -4,8 +4,8 @@
     python scripts/export_checkpoint.py runs/digits_self_forcing_dmd out.safetensors --step 1000 --no_ema
     python inference.py --config_path configs/infer/digits.yaml --checkpoint_path out.safetensors
 
-A run that trained LoRA gives its adapters (`inference.py --lora_ckpt`), or with --merge base and adapters as one plain
-model. The training need not be over, and no process of it is asked.
+A run that trained LoRA gives its adapters (`inference.py --checkpoint_path BASE --lora_path FILE`), or with --merge
+base and adapters as one plain model. The training need not be over, and no process of it is asked.
 """
 
 import argparse
@@ -49,7 +49,8 @@ def export(flags: argparse.Namespace) -> None:
 
     saved = find(flags.run, flags.step)
     weights = read(saved, "generator")
-    average = {} if flags.no_ema else read(saved, "ema/average")
+    begun = saved.recipe["trainer"]["ema"]["decay"] and saved.told("method", "ema", "started")
+    average = read(saved, "ema/average") if begun and not flags.no_ema else {}  # before its start it is all zeros
     if not (average or flags.no_ema):
         print(f"{saved.folder} holds no average yet; the weights themselves are written", file=sys.stderr)
     state, role = {**weights, **average}, saved.recipe["trainer"]["generator"]

@@ -112,6 +112,8 @@ class Old:
     def _leaves(self) -> list[str]:
         """Returns the keys; those inside groups one by one, but of a group that is dropped as a whole."""
         groups = [group for group in GROUPS if group not in self.dropped]
+        if wrong := [group for group in groups if not isinstance(self.tree.get(group) or {}, dict)]:
+            raise ValueError(f"{self.where}: {wrong[0]} is {self.tree[wrong[0]]!r}; write a group of keys")
         inner = [f"{group}.{key}" for group in groups for key in self.tree.get(group) or {}]
         return [key for key in self.tree if key not in groups] + inner
 

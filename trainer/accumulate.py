@@ -13,7 +13,8 @@ def backward(source, loss: Callable, roles, rng, draw: int, parts: int, graded: 
     """Adds the gradient of the mean loss over this rank's share of the batch; returns (metrics, prompts).
 
     draw: the number of the source's batch. parts: how many the share is cut into; the gradient is that of
-    the whole batch, for parts are equal and all draws are keyed by the sample's number.
+    the whole batch, for parts are equal, all draws are keyed by the sample's number, and a loss that leaves out frames
+    counts those of `Sample.whole`.
     """
     metrics: dict[str, torch.Tensor] = {}
     prompts: list[str] = []

@@ -8,11 +8,15 @@ renamed when the manifest is on disk, so a kill at any moment leaves the last co
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
+import os
 import re
 import shutil
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,6 +111,30 @@ class Checkpoint:
         if folders:
             raise ValueError(f"every checkpoint in {self.folder} is damaged; start anew with --no-auto-resume")
         return None
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """A context in which no other training gets this run's folder; a kill frees it.
+
+        Errors: ValueError, on all ranks, if another one has it.
+        """
+        folder = taken = None
+        if distributed.rank() == 0:
+            self.run.mkdir(parents=True, exist_ok=True)
+            folder = os.open(self.run, os.O_RDONLY)
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                taken = f"another training runs in {self.run}; let it end, or give another --logdir"
+            except OSError as error:  # a file system without locks
+                logger.warning("%s cannot be locked (%s): start no other training in it", self.run, error.strerror)
+        try:
+            if told := distributed.first_text(taken):
+                raise ValueError(told)
+            yield
+        finally:
+            if folder is not None:
+                os.close(folder)
 
     def set_aside(self) -> None:
         """Renames what an earlier run left here, so that a run that starts anew neither resumes nor prunes it."""

@@ -48,8 +48,13 @@ class Loop:
         """Trains to the end, or to a signal: then it saves, asks to be started again, and returns.
 
         Callbacks see tensors; who reads them waits for the device.
-        Errors: ValueError for a loss that is not finite, on all ranks; OSError if a checkpoint cannot be written.
+        Errors: ValueError for a loss that is not finite, on all ranks, and for a folder in which another training
+        runs; OSError if a checkpoint cannot be written.
         """
+        with self.checkpoint.claimed():
+            self._fit(resume)
+
+    def _fit(self, resume: bool) -> None:
         if not resume:
             self.checkpoint.set_aside()
         start = self.resume()

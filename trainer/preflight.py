@@ -67,7 +67,7 @@ def find_problems(config) -> Iterator[Problem]:
     yield from find_lost_data("preview", config.preview)
     sizes, lost = {}, []
     for name in ROLES:
-        if knobs.get(name) is not None:
+        if knobs.get(name) is not None and (name, knobs["loss"].name) != ("teacher", "gan"):  # which asks none
             found, problems = read_sizes(f"trainer.{name}", knobs[name])
             sizes |= {name: found} if found else {}
             lost += problems
@@ -196,8 +196,12 @@ def find_unfit_clips(source, sizes: TransformerSpec) -> Iterator[Problem]:
     path = name and vars(source)[name]
     if not path or not Path(path).exists():
         return
-    records = open_pairs(path) if source.name == "ode_pairs" else open_clips(path)
-    channels, *size = records[0][0].shape[-3:]
+    try:
+        records = (open_pairs if source.name == "ode_pairs" else open_clips)(path, source.on_bad)
+        channels, *size = records[0][0].shape[-3:]
+    except ValueError as error:
+        yield f"trainer.source.{name}", str(error)
+        return
     if channels != sizes.out_dim:
         text = f"{path} holds latents of {channels} channels, the generator makes {sizes.out_dim}"
         yield f"trainer.source.{name}", f"{text}; encode the videos by the VAE of this model"

@@ -52,11 +52,13 @@ class RolloutConfig:
     on_bad: str = "stop"  # stop | skip a clip that cannot be used
 
     def __post_init__(self):
-        if isinstance(self.frames, dict) and self.frames.keys() == {"min", "max"} and not self.frames_max:
+        ranged = isinstance(self.frames, dict) and self.frames.keys() == {"min", "max"} and not self.frames_max
+        if ranged:
             self.frames, self.frames_max = self.frames["min"], self.frames["max"]
-        if not all(type(frames) is int for frames in (self.frames, self.frames_max)):
+        numbers = all(type(frames) is int for frames in (self.frames, self.frames_max))
+        if not numbers or (ranged and self.frames_max < self.frames):
             told = f"frames is {self.frames!r} and frames_max {self.frames_max!r}"
-            raise ValueError(f"{told}; write frames: 21, or frames: {{min: 21, max: 60}} (latent frames)")
+            raise ValueError(f"{told}; write frames: 21, or frames: {{min: 21, max: 60}} alone (latent frames)")
 
     def check(self):
         check_on_bad(self.on_bad)

@@ -10,14 +10,14 @@ from tests.cli.test_starts import video
 from tests.digits_fixture import PROMPTS, videos
 
 KNOBS = [
-    (["--seconds", "inf"], "seconds is inf; write 0 to 10000000"),
-    (["--seconds", "nan"], "seconds is nan; write 0 to 10000000"),
+    (["--seconds", "inf"], "seconds is inf; write 0 to 1000000"),
+    (["--seconds", "nan"], "seconds is nan; write 0 to 1000000"),
     (["--seconds", "1e8"], "seconds is 100000000.0; write"),
-    (["--seconds", "9999999"], "seconds (second 9999999) makes a film of 19999999 latent frames; write one of at most"),
+    (["--seconds", "999999"], "seconds (second 999999) makes a film of 1999999 latent frames; write one of at most"),
     (["--duration", "500000h"], "seconds is 1800000000.0; write"),
-    (["--num_output_frames", 2**31 - 2], "num_output_frames is 2147483646; write 1 to 10000000"),
-    (["--seed", -1], "seed is -1; write 0 to 2147483647"),
-    (["--seed", 2**32], "seed is 4294967296; write 0 to 2147483647"),
+    (["--num_output_frames", 2**31 - 2], "num_output_frames is 2147483646; write 1 to 1000000"),
+    (["--seed", -1], "seed is -1; write 0 to 9223372036854775807"),
+    (["--seed", 2**63], "seed is 9223372036854775808; write 0 to 9223372036854775807"),
     (["output.fps=nan"], "fps is nan"),
     (["output.fps=inf"], "fps is inf"),
     (["output.fps=1e300"], "fps is 1e+300"),
@@ -48,7 +48,7 @@ LINES = [
     ({"prompts": [R], "length": "500000h"}, "length (second 1800000000) makes a film of 3600000001 latent frames"),
     ({"prompts": [R], "length": 10_000_001}, "length (latent frame 10000001) makes a film of 10000001 latent frames"),
     ({"prompts": [R | {"end_pixel_frame": 2**31 - 1}]}, "the end of prompts[0] (pixel frame 2147483647) makes a film"),
-    ({"prompts": [R], "seed": int("9" * 4000)}, "seed is inf; write a whole number from 0 to 2147483647"),
+    ({"prompts": [R], "seed": int("9" * 4000)}, "seed is inf; write a whole number from 0 to 9223372036854775807"),
     (b'{"prompts": ["\xe9"]}', "line 1, byte 15: not UTF-8"),
 ]
 

@@ -23,7 +23,7 @@ from utils.media_io import read_video
         (["width=8"], "width 8 is no multiple of 16 pixels; use 16 or 32"),
         (["pipeline.cache.window_frames=1"], "smaller than sink_frames 1 + chunk 1; write at least 2"),
         (["pipeline.cache.window_frames=0"], "write -1 (everything) or a length"),
-        (["--num_output_frames", 0], "num_output_frames is 0; write 1 to 10000000"),
+        (["--num_output_frames", 0], "num_output_frames is 0; write 1 to 1000000"),
         (["--num_samples", 0], "num_samples is 0"),
         (["--seconds=-1"], "seconds is -1"),
         (["output.gif=true", "output.fps=60"], "at most 50 frames a second"),

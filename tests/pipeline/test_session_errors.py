@@ -304,3 +304,23 @@ def test_a_start_that_fails_on_its_way_leaves_no_film():
     with pytest.raises(ValueError, match="no film is running"):
         session.step()
     assert [chunk.given for chunk in session.start("one", given=given)] == [True]
+
+
+def test_a_flood_of_switches_does_not_keep_a_chunk_from_being_made():
+    session = half_way(pipeline_of())
+    watch(session, lambda number: session.switch_prompt(f"{number}", "now") if number < 200 else None)
+    chunk = session.step()
+    assert chunk.span.start == 9 and int(session.prompt) < 40, "finished under one of the first"
+    assert session.step().span.start == chunk.span.stop
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("next_frame", 100), ("next_frame", 3), ("vae", None), ("vae", []), ("rollout", {})]
+)
+def test_a_book_that_was_changed_is_refused(name, value):
+    session = half_way(pipeline_of())
+    snapshot = session.snapshot()
+    changed = {**snapshot, "book": {**snapshot["book"], name: value}}
+    with pytest.raises(ValueError, match="the snapshot cannot be read"):
+        session.restore(changed)
+    assert session.step().span.start == 9, "the running film stays"

@@ -42,6 +42,15 @@ def test_average_weights_and_an_older_step(recipe, tmp_path, capsys):
     assert "has no step 3; it has [2, 4]" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("ema", ["trainer.ema.start_step=9", "trainer.ema.decay=0"])
+def test_where_no_average_has_begun_the_weights_are_written(recipe, tmp_path, capsys, ema):
+    own = dict(fit(recipe, tmp_path / "run", ema).roles.generator.transformer.named_parameters())
+    out = tmp_path / "out.safetensors"
+    assert export_checkpoint.main([str(tmp_path / "run"), str(out), "--dtype", "fp32"]) == 0
+    assert "holds no average yet; the weights themselves are written" in capsys.readouterr().err
+    assert all(torch.equal(tensor, own[name]) for name, tensor in load_transformer(out)[1].items())
+
+
 def test_lora_alone_and_merged(recipe, tmp_path):
     method = fit(recipe, tmp_path / "run", "trainer.generator.lora.rank=2", "trainer.ema.decay=0")
     base = load_transformer(method.config.generator.weights)[1]

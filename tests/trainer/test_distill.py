@@ -52,6 +52,20 @@ def test_another_batch_goes_on_where_the_first_one_stopped(made):
         assert again.method.source.cursor() == {"step": 4, "sample": 16}
 
 
+def test_one_training_a_folder(made):
+    first, second = made("steps=2", "checkpoint.every=2"), made("steps=2", "checkpoint.every=2")
+    step = first.method.step
+
+    def watched(at):
+        with pytest.raises(ValueError, match="another training runs in .*; let it end, or give another --logdir"):
+            second.fit()
+        return step(at)
+
+    first.method.step = watched
+    first.fit()
+    second.fit()  # when the first has ended
+
+
 def test_a_range_of_lengths_is_drawn_in_whole_chunks(tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red three moves right\n")

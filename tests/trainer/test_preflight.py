@@ -136,6 +136,7 @@ WRONG = {
     ],
     "trainer.source.batch=0": ["trainer.source", "batch must be at least 1"],
     "trainer.source.frames={min: 6}": ["trainer.source", "frames is {'min': 6}", "frames: {min: 21, max: 60}"],
+    "trainer.source={frames: {min: 6, max: 0}}": ["frames is 6 and frames_max 0", "frames: {min: 21, max: 60}"],
     "trainer.source.frames=long": ["trainer.source", "frames is 'long'", "write frames: 21"],
     "trainer.source={frames: {min: 6, max: 10}}": ["10 latent frames do not fill chunks of 3", "use 9 or 12"],
     "trainer.source={prompts: '', clips: %latents, frames: 3, loss_frames: 3}": [

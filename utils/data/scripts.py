@@ -28,7 +28,8 @@ KEYS = ("prompts", "seed", "length", "negative_prompt", "height", "width", "name
 STARTS = ("image", "video", "start_seconds")
 NUMBER = r"(\d+(?:\.\d+)?)"
 TIME = re.compile(rf"(?:{NUMBER} ?h)? ?(?:{NUMBER} ?m)? ?(?:{NUMBER} ?s)?")  # "1h30m", "10m", "4.5s"
-LARGEST = 2**31 - 1  # of any number in a script: more is a mistake
+LARGEST = 2**31 - 1  # of any other number in a script: more is a mistake
+LARGEST_SEED = 2**63 - 1
 DIGITS = 100  # of a whole number; Python refuses to read more than 4,300
 
 
@@ -156,7 +157,7 @@ def _film(text: str, where: str, number: int, switch_frames: Sequence[int], fold
         where=where,
         line=number,
         cues=_cues(tree["prompts"], where, switch_frames),
-        seed=_whole(tree, "seed", where, 0),
+        seed=_whole(tree, "seed", where, 0, LARGEST_SEED),
         length=_length(tree, where),
         negative_prompt=None if negative is None else check_prompt(negative, f"{where}: negative_prompt"),
         height=_whole(tree, "height", where, 1) or 0,
@@ -294,10 +295,10 @@ def _file(tree: dict, key: str, where: str, folder: Path) -> Path | None:
     return None if value is None else folder / value
 
 
-def _whole(tree: dict, key: str, where: str, least: int) -> int | None:
+def _whole(tree: dict, key: str, where: str, least: int, most: int = LARGEST) -> int | None:
     value = tree.get(key)
-    if value is not None and not (_is_whole(value) and least <= value <= LARGEST):
-        raise ValueError(f"{where}: {key} is {value!r}; write a whole number from {least} to {LARGEST}")
+    if value is not None and not (_is_whole(value) and least <= value <= most):
+        raise ValueError(f"{where}: {key} is {value!r}; write a whole number from {least} to {most}")
     if value is None and key in tree:
         raise ValueError(f"{where}: {key} is null; leave it out or write a whole number")
     return value

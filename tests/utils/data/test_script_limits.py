@@ -39,8 +39,11 @@ def test_a_line_that_is_not_utf8_is_one_bad_line(read):
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ('"seed": 4294967296', "seed is 4294967296; write a whole number from 0 to 2147483647"),
-        ('"seed": -1', "seed is -1; write a whole number from 0 to 2147483647"),
+        (
+            '"seed": 9223372036854775808',
+            "seed is 9223372036854775808; write a whole number from 0 to 9223372036854775807",
+        ),
+        ('"seed": -1', "seed is -1; write a whole number from 0 to 9223372036854775807"),
         ('"seed": 1e400', "seed is inf; write a whole number"),
         (f'"seed": {"9" * 5000}', "seed is inf; write a whole number"),
         (f'"seed": -{"9" * 5000}', "seed is -inf; write a whole number"),
