@@ -82,11 +82,10 @@ def test_a_film_is_made(tmp_path):
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("script", ["train_init.sh", "train_long.sh"])
-def test_a_training_is_tried(tmp_path, script):
+def test_a_training_is_tried(tmp_path):
     recipe, _ = distill_recipe(tmp_path)
     done = subprocess.run(
-        ["bash", f"scripts/{script}", "--dry_run", "--logdir", str(tmp_path / "run")],
+        ["bash", "scripts/train_long.sh", "--dry_run", "--logdir", str(tmp_path / "run")],
         cwd=ROOT,
         env={**os.environ, "RANKS": "1", "CONFIG": str(recipe)},
         capture_output=True,

@@ -44,6 +44,7 @@ DISTILL = {
     "gan": [GAN],
     "lora critic": ["trainer.critic.lora.rank=4", *LORA],
 }
+TOGETHER = {"offloaded", "bf16", "bf16 lora", "clean chunks, parts", "ode, parts", "stream parts"}  # no run alone
 EXACT = 5e-6  # fp32: sums in another order
 ROUNDED = {"bf16": 1e-2, "bf16 lora": 0.3}  # bf16 copies; an adapter starts at 0, where AdamW steps by the sign
 
@@ -84,7 +85,7 @@ def results(jobs, tmp_path_factory):
     with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
         _, told = process.communicate(timeout=400)
     assert process.returncode == 0, told[-4000:]
-    alone = {name: worker.run(*job) for name, job in jobs.items() if name not in ("offloaded", "bf16", "bf16 lora")}
+    alone = {name: worker.run(*job) for name, job in jobs.items() if name not in TOGETHER}
     return alone, torch.load(folder / "two.pt", weights_only=True)
 
 
