@@ -16,8 +16,16 @@ from wan.options import TextConfig, VAEConfig
 DEFAULTS = Path(__file__).parent.parent / "configs" / "default_config.yaml"
 LONGEST = 1_000_000  # latent frames of a film, days: more is a mistake, and their chunks would fill the memory
 FASTEST = 1000  # frames per second
-MOST = {"num_output_frames": LONGEST, "seconds": LONGEST, "num_samples": 1_000_000, "height": 16384, "width": 16384}
-MOST |= {"seed": LARGEST_SEED}
+LIMITS = {  # the least and the most of each number
+    "num_output_frames": (1, LONGEST),
+    "num_samples": (1, 1_000_000),
+    "batch": (1, LARGEST),
+    "height": (0, 16384),
+    "width": (0, 16384),
+    "seconds": (0, LONGEST),
+    "seed": (0, LARGEST_SEED),
+    "threads": (0, LARGEST),
+}
 
 
 @dataclass
@@ -106,9 +114,7 @@ class InferConfig:
     threads: int = 0  # torch threads of this process; 0 = torch's own choice
 
     def check(self):
-        low = {"num_output_frames": 1, "num_samples": 1, "batch": 1}
-        for name, least in {**low, "height": 0, "width": 0, "seconds": 0, "seed": 0, "threads": 0}.items():
-            most = MOST.get(name, LARGEST)
+        for name, (least, most) in LIMITS.items():
             if not least <= vars(self)[name] <= most:
                 raise ValueError(f"{name} is {vars(self)[name]}; write {least} to {most}")
         self.pipeline.check_with(self)

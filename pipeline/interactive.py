@@ -209,7 +209,7 @@ class Session:
         kept = sum(name.startswith("vae.") for name in snapshot["tensors"])
         if kept != (book["vae"] or []).count("tensor"):
             raise KeyError("vae")
-        ahead = rollout.latest and rollout.latest[-1][0].stop > book["next_frame"]  # made, but its decoding failed
+        ahead = last.stop > book["next_frame"]  # made, but its decoding failed
         return rollout, track, keys, book["next_frame"], stream, Chunk(*rollout.latest[-1]) if ahead else None
 
     def _fitting(self, given: torch.Tensor | None, max_frames: int | None) -> torch.Tensor:

@@ -18,7 +18,7 @@ from pipeline.kit import Kit, load_kit
 from pipeline.request import KeyedNoise, Request, batches, check_grammar, read_requests
 from pipeline.rollout import Chunk
 from pipeline.script import check_switches, script_of, switch_report
-from pipeline.snapshot import Bookmark, facts_of, remove_stale, settings_hash, to_make
+from pipeline.snapshot import Bookmark, facts_of, making_of, remove_stale, settings_hash, to_make
 from pipeline.start import image_pixels, video_pixels
 from pipeline.take import Take, read_latents, rows_of, take_of, told_length
 from pipeline.track import Script
@@ -294,7 +294,7 @@ def asked_of(request: Request, config: InferConfig) -> dict:
     As it is told, so that a later run can compare before any weight is read; without what changes no film: devices,
     formats, the folder.
     """
-    script, tree = request.script, facts_of(config, "", (), (), 0, content=str)["config"]
+    script, tree = request.script, making_of(config)
     knobs = {section: {name: tree[section][name] for name in names} for section, names in MAKING_KNOBS.items()}
     return {
         "length": str(told_length(script, config)[1]),

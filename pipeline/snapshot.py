@@ -193,15 +193,21 @@ def settings_hash(config: InferConfig) -> str:
     return config_hash(settings(config))
 
 
-def facts_of(config: InferConfig, weights_hash: str, group: Sequence[Request], asked, total: int, content=file_hash):
-    """Returns what makes these films and no others; content: path -> hash, for a run of many batches one that keeps."""
+def making_of(config: InferConfig) -> dict:
+    """Returns the configuration as a plain tree, without what changes no film."""
     tree = to_dict(settings(config))
-    given = {path: content(path) for path in {config.data.noise, config.data.initial_latents} if path}
-    given |= {str(path): content(path) for path in {request.start for request in group} if path}
     places = (("vae", "device"), ("text", "device"))
     for section, name in (("output", "folder"), ("output", "sheet"), ("data", "keep_going"), *places):
-        del tree[section][name]  # they change no film
+        del tree[section][name]
     del tree["threads"]
+    return tree
+
+
+def facts_of(config: InferConfig, weights_hash: str, group: Sequence[Request], asked, total: int, content=file_hash):
+    """Returns what makes these films and no others; content: path -> hash, for a run of many batches one that keeps."""
+    tree = making_of(config)
+    given = {path: content(path) for path in {config.data.noise, config.data.initial_latents} if path}
+    given |= {str(path): content(path) for path in {request.start for request in group} if path}
     films = [
         {
             "name": r.stem,

@@ -21,7 +21,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 GIGA = 1e9
 BF16, FP32 = 2, 4
 TEXT_ENCODER = 5.68e9  # parameters of the umT5-xxl encoder, whole on each GPU in bf16
-KEPT_PROMPTS = 256  # trainer/roles.py
 CASES = (
     ("t2v-1.3B", "t2v-14B", 8, 1, False),
     ("t2v-1.3B", "t2v-14B", 64, 1, False),
@@ -129,6 +128,7 @@ def estimate(case: Case) -> list[dict]:
 
 def kept_prompts(case: Case) -> dict:
     """Returns the embeddings that a rank with an encoder of its own keeps."""
+    from trainer.roles import KEPT_PROMPTS
     from wan.spec import SPECS
 
     sizes = SPECS[case.student].transformer

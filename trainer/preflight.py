@@ -79,10 +79,10 @@ def find_problems(config) -> Iterator[Problem]:
             text = f"{config.layout.sequence} ranks cannot share the {spec.num_heads} heads of trainer.{name}"
             yield "layout.sequence", f"{text}; write a divisor of {spec.num_heads}"
         yield from find_lost_targets(f"trainer.{name}.lora", knobs[name].lora, spec)
-    if "generator" in sizes and "height" in vars(knobs["source"]):
-        yield from find_wrong_size("trainer.source", knobs["source"], sizes["generator"])
     if "generator" in sizes:
-        yield from find_unfit_clips(knobs["source"], sizes["generator"])
+        made = knobs["source"], sizes["generator"]
+        wrong = list(find_wrong_size("trainer.source", *made)) if "height" in vars(knobs["source"]) else []
+        yield from wrong or find_unfit_clips(*made)
     if "critic" in sizes and "discriminator" in vars(knobs["loss"]):
         yield from find_lost_layers(knobs["loss"].discriminator.layers, sizes["critic"].num_layers)
 
@@ -181,13 +181,20 @@ def text_width(parts: Parts) -> int | None:
 
 
 def find_wrong_size(where: str, source, sizes: TransformerSpec) -> Iterator[Problem]:
-    """Yields a film size that the generator cannot make; of a model of its own the VAE knows more, later."""
-    published = [spec for spec in SPECS.values() if spec.transformer == sizes]
+    """Yields a film size that the generator cannot make."""
     try:
-        for spec in published[:1]:
-            Geometry.of(spec, source.height, source.width)
+        geometry_of(source, sizes)
     except ValueError as error:
         yield where, str(error)
+
+
+def geometry_of(source, sizes: TransformerSpec) -> Geometry | None:
+    """Returns the size of a source's films; None of a model of its own, where the VAE knows more, later.
+
+    Errors: ValueError for a size that the generator cannot make.
+    """
+    published = [spec for spec in SPECS.values() if spec.transformer == sizes]
+    return Geometry.of(published[0], source.height, source.width) if published else None
 
 
 def find_unfit_clips(source, sizes: TransformerSpec) -> Iterator[Problem]:
@@ -205,9 +212,9 @@ def find_unfit_clips(source, sizes: TransformerSpec) -> Iterator[Problem]:
     if channels != sizes.out_dim:
         text = f"{path} holds latents of {channels} channels, the generator makes {sizes.out_dim}"
         yield f"trainer.source.{name}", f"{text}; encode the videos by the VAE of this model"
-    published = [spec for spec in SPECS.values() if spec.transformer == sizes]
-    if source.name == "rollout" and published:
-        _, _, *own = Geometry.of(published[0], source.height, source.width).latent_shape(1)
+    geometry = geometry_of(source, sizes) if source.name == "rollout" else None
+    if geometry:
+        own = list(geometry.latent_size)
         if own != size:
             text = f"{path} holds latents of {size[0]} x {size[1]}, the rollouts are {own[0]} x {own[1]}"
             yield f"trainer.source.{name}", f"{text}; encode clips of that size, or write height and width of the clips"

@@ -144,6 +144,10 @@ WRONG = {
         "holds latents of 4 x 4, the rollouts are 8 x 8",
         "write height and width",
     ],
+    "trainer.source={prompts: '', clips: %latents, frames: 3, loss_frames: 3, height: 50}": [
+        ": trainer.source: height 50 is no multiple of 16",
+        "use 48 or 64",
+    ],
     "trainer.optim.betas=[0.9, 1.5]": ["trainer.optim", "betas is [0.9, 1.5]", "numbers in [0, 1)"],
     "trainer.optim.weight_decay=-1": ["trainer.optim", "weight_decay", "must not be negative"],
     "trainer.critic_optim.warmup=-5": ["trainer.critic_optim", "warmup", "must not be negative"],
