@@ -29,7 +29,7 @@ endif
 help:
 	@echo "make demo           8 prompted videos and one whose prompt changes, with contact sheets, into $(DEMO_OUTPUT)"
 	@echo "make digits-table   train and measure every objective on the digits world; resumes (ARGS=--help)"
-	@echo "make digits-long    long films and prompt switches, before and after long tuning; resumes (ARGS=--help)"
+	@echo "make digits-long    long videos and prompt switches, before and after long tuning; resumes (ARGS=--help)"
 	@echo "make test           lint and run the whole test suite"
 	@echo "make lint           ruff: check and format check"
 	@echo "make clean          remove .venv and caches; outputs/ and runs/ stay"
@@ -39,7 +39,7 @@ help:
 demo: $(STAMP)
 	$(BIN)/python inference.py --config_path configs/infer/digits.yaml --data_path prompts/digits.txt --output_folder $(DEMO_OUTPUT)
 	$(BIN)/python inference.py --config_path configs/infer/digits_interactive.yaml --data_path prompts/digits_demo.jsonl --output_folder $(DEMO_OUTPUT)/interactive
-	@echo "contact sheets: $(DEMO_OUTPUT)/contact_sheet.png and, of a film whose prompt changes, $(DEMO_OUTPUT)/interactive/contact_sheet.png"
+	@echo "contact sheets: $(DEMO_OUTPUT)/contact_sheet.png and, of a video whose prompt changes, $(DEMO_OUTPUT)/interactive/contact_sheet.png"
 
 # Hours on a CPU; finished rows are skipped. ARGS="--rows dmd,sid --jobs 1", ARGS=--dry_run, ...
 digits-table: $(STAMP)

@@ -24,8 +24,8 @@ VALUES = {
     "--seconds": ("seconds", "length in seconds, rounded up to whole chunks"),
     "--duration": ("seconds", "the same as a time: 90s, 10m, 1h30m"),
     "--seed": ("seed", "seed of the noise"),
-    "--start_image": ("data.start_image", "a picture that all films start from, or a folder: one per line of prompts"),
-    "--start_video": ("data.start_video", "the same with videos, whose last seconds are the films' start"),
+    "--start_image": ("data.start_image", "a picture that all videos start from, or a folder: one per line of prompts"),
+    "--start_video": ("data.start_video", "the same with videos, whose last seconds are the videos' start"),
     "--start_seconds": ("data.start_seconds", "how much of their end (default: what the window holds)"),
     "--switch_frames": ("data.switch_frames", "latent frames at which scripts without ends switch: '40, 80, 120'"),
     "--noise": ("data.noise", "a safetensors file with the start noise [N, F, C, h, w]"),
@@ -36,7 +36,7 @@ SWITCHES = {
     "--i2v": ("data.i2v", "start from images"),
     "--save_with_index": ("output.save_with_index", "<line>-<sample>.mp4 instead of the prompt as name"),
     "--overwrite": ("output.overwrite", "make finished videos anew (after a kill go on with --resume alone)"),
-    "--resume": ("output.resume", "go on with films whose run was killed, from their snapshots"),
+    "--resume": ("output.resume", "go on with videos whose run was killed, from their snapshots"),
     "--keep-going": ("data.keep_going", "leave out the bad lines of a script and list them at the end"),
 }
 RENAMED = {
@@ -123,7 +123,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print(
-            "inference.py: interrupted; finished videos are kept, run again to go on (--resume: also within a film)",
+            "inference.py: interrupted; finished videos are kept, run again to go on (--resume: also within a video)",
             file=sys.stderr,
         )
         return 130

@@ -15,7 +15,7 @@ from utils.flags import read_flags
 SWITCHES = {
     "--disable-wandb": ("track.wandb=false", "no wandb, whatever the recipe says"),
     "--no_save": ("save=false", "write neither checkpoints nor the exported model; metrics are kept"),
-    "--no_visualize": ("preview.every=0", "make no preview films"),
+    "--no_visualize": ("preview.every=0", "make no preview videos"),
 }
 RENAMED = {
     "--no-one-logger": "no flag: there is no OneLogger here",
@@ -74,8 +74,8 @@ def train(flags: argparse.Namespace) -> None:
     loop = build(config, logdir, origins)
     if not flags.dry_run:
         loop.fit(resume=not flags.no_auto_resume)
-    elif (told := try_step(loop)) and distributed.rank() == 0:
-        print(f"dry run: {told}")
+    elif (message := try_step(loop)) and distributed.rank() == 0:
+        print(f"dry run: {message}")
     distributed.shutdown()
 
 

@@ -3,7 +3,7 @@
     L = mean |v_critic(x_sigma, sigma, c) - (noise - x)|^2
 
 Source: DMD2 (arXiv 2405.14867) section 4; Self-Forcing, model/dmd.py. Differs from Self-Forcing only
-under snap=table, where its velocity passes through x0 by one table and back by another.
+under rounding=table, where its velocity passes through x0 by one table and back by another.
 """
 
 from __future__ import annotations

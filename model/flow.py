@@ -34,7 +34,7 @@ class FlowConfig:
 
     mode: str = "bidirectional"  # bidirectional | diffusion_forcing | teacher_forcing
     shift: float = 5.0  # of the drawn sigma
-    snap: str = "none"  # table: as the ancestors look sigma up
+    rounding: str = "none"  # table: as the ancestors look sigma up
     weight: str = "uniform"  # uniform | bell (the ancestors' training weight)
     clean_chunks: float = 0.0  # diffusion forcing: share of chunks shown clean (the last one never is)
     context_sigma: float = 0.0  # teacher forcing: noise of the clean half
@@ -61,7 +61,7 @@ class FlowLoss:
 
     def __init__(self, config: FlowConfig):
         self.config = config
-        self.schedule = Schedule(config.shift, config.snap)
+        self.schedule = Schedule(config.shift, config.rounding)
 
     def check_spans(self, spans: Sequence[Span]) -> None:
         """Raises ValueError for a window that cannot hold sink + chunk: its mask would hide a chunk from itself."""
@@ -91,10 +91,10 @@ class FlowLoss:
         source = rng.at("sample", sample.step, "sigma")
         if self.config.mode == "bidirectional":
             u = 1 - source.uniform_batch((1,), index)
-            return self.schedule.snapped(shift_sigma(u, self.config.shift)).expand(-1, num_frames).to(device)
+            return self.schedule.rounded(shift_sigma(u, self.config.shift)).expand(-1, num_frames).to(device)
         count = len(sample.spans)
         u = 1 - source.uniform_batch((count,), index)  # (0, 1]
-        sigma = self.schedule.snapped(shift_sigma(u, self.config.shift))
+        sigma = self.schedule.rounded(shift_sigma(u, self.config.shift))
         if self.config.mode == "diffusion_forcing" and self.config.clean_chunks:
             coin = rng.at("sample", sample.step, "clean").uniform_batch((count,), index)
             coin[:, -1] = 1.0

@@ -33,6 +33,6 @@ def generate_from_data(
     noisy = schedule.diffuse(clean, noise, sigma)
     x = torch.where((sigma > 0)[..., None, None, None], noisy, clean)
     mode = "teacher_forcing" if teacher_forcing else "diffusion_forcing"
-    told = Segment(clean, torch.zeros_like(sigma)) if teacher_forcing else None
-    velocity = generator(x, sigma, condition, masked_context(mode, spans, cache), told)
+    clean_segment = Segment(clean, torch.zeros_like(sigma)) if teacher_forcing else None
+    velocity = generator(x, sigma, condition, masked_context(mode, spans, cache), clean_segment)
     return schedule.velocity_to_x0(x, velocity, sigma)

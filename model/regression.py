@@ -29,12 +29,12 @@ class OdeConfig:
     steps: tuple[float, ...] = (1000.0, 750.0, 500.0, 250.0)
     shift: float = 5.0
     warp: bool = True
-    snap: str = "none"
+    rounding: str = "none"
     cache: CacheConfig = field(default_factory=CacheConfig)
 
     def check(self):
         step_sigmas(self.steps, self.shift, self.warp)
-        Schedule(self.shift, self.snap)
+        Schedule(self.shift, self.rounding)
         check_mask(self.cache)
 
     def build(self) -> OdeLoss:
@@ -48,7 +48,7 @@ class OdeLoss:
     needs = frozenset({"trajectory", "condition", "spans", "generator"})
 
     def __init__(self, config: OdeConfig):
-        self.config, self.schedule = config, Schedule(config.shift, config.snap)
+        self.config, self.schedule = config, Schedule(config.shift, config.rounding)
         self.sigmas = torch.tensor([*step_sigmas(config.steps, config.shift, config.warp), 0.0])
 
     def check_spans(self, spans: Sequence[Span]) -> None:

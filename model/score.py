@@ -14,7 +14,7 @@ import torch
 from model.base import Sample
 from wan.condition import Condition
 from wan.context import Full
-from wan.options import SNAPS
+from wan.options import ROUNDINGS
 from wan.schedule import NUM_TRAIN_TIMESTEPS, Schedule, shift_sigma
 
 
@@ -31,8 +31,8 @@ class ScoreConfig:
     last: int = 1000
     from_exit: bool = False  # draw above the noise level at which the generator stopped (ancestors' ts_schedule)
     to_exit: bool = False  # and below the one it came from (ts_schedule_max)
-    snap: str = "none"  # none | table (published trainings)
-    noise_shift: float = 5.0  # tables of snap=table: of the mixing, of the networks' x0
+    rounding: str = "none"  # none | table (published trainings)
+    noise_shift: float = 5.0  # tables of rounding=table: of the mixing, of the networks' x0
     score_shift: float = 8.0
 
     def check(self):
@@ -42,8 +42,8 @@ class ScoreConfig:
             raise ValueError("shift, noise_shift and score_shift must be positive; 1 = none")
         if not 0 <= self.low < self.high <= 1:
             raise ValueError(f"low {self.low} and high {self.high} must rise within 0..1")
-        if self.snap not in SNAPS:
-            raise ValueError(f"snap is {self.snap!r}; write one of {SNAPS}")
+        if self.rounding not in ROUNDINGS:
+            raise ValueError(f"rounding is {self.rounding!r}; write one of {ROUNDINGS}")
 
 
 @dataclass
@@ -64,8 +64,8 @@ class Score:
     score_clock: Schedule = field(init=False)
 
     def __post_init__(self):
-        self.noise_clock = Schedule(self.config.noise_shift, self.config.snap)
-        self.score_clock = Schedule(self.config.score_shift, self.config.snap)
+        self.noise_clock = Schedule(self.config.noise_shift, self.config.rounding)
+        self.score_clock = Schedule(self.config.score_shift, self.config.rounding)
 
     def draw_sigma(self, sample: Sample, rng, name: str) -> torch.Tensor:
         """Returns one sigma per sample, [B, F] with equal columns: drawn, shifted, clamped."""

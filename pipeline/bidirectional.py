@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from pipeline.kit import Kit
+from pipeline.bundle import ModelBundle
 from pipeline.rollout import Chunk, guided
 from pipeline.sampler import sample
 from wan.condition import Condition
@@ -17,8 +17,8 @@ from wan.geometry import Span
 class Bidirectional:
     """A bidirectional pipeline: `generate` yields one chunk, the clip."""
 
-    def __init__(self, kit: Kit, sampler):
-        self.kit, self.sampler = kit, sampler
+    def __init__(self, bundle: ModelBundle, sampler):
+        self.bundle, self.sampler = bundle, sampler
 
     def spans(self, total: int, given: int = 0) -> list[Span]:
         """Returns the whole clip as one span."""
@@ -31,8 +31,8 @@ class Bidirectional:
     @torch.no_grad()
     def generate(self, condition: Condition, noise, batch: int, total: int, given=None) -> Iterator[Chunk]:
         """Yields the clip. given: clean first frames that stay as they are, at sigma 0 (TI2V)."""
-        span, device = Span(0, total), self.kit.device
-        predict = guided(self.kit.denoiser, condition, [Full(), Full()], self.sampler.guidance)
+        span, device = Span(0, total), self.bundle.device
+        predict = guided(self.bundle.denoiser, condition, [Full(), Full()], self.sampler.guidance)
         start = noise(span, 0).to(device)
         if given is not None:
             predict = hold(predict, given.to(start))

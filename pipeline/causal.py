@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from pipeline.kit import Kit
+from pipeline.bundle import ModelBundle
 from pipeline.options import CausalConfig
 from pipeline.rollout import Chunk, Rollout
 from pipeline.track import Fixed, Track
@@ -15,23 +15,23 @@ from wan.geometry import Geometry, Span, chunks
 
 
 class Causal:
-    """A causal pipeline: `generate` yields the chunks of a batch of films."""
+    """A causal pipeline: `generate` yields the chunks of a batch of videos."""
 
-    def __init__(self, config: CausalConfig, kit: Kit, sampler, geometry: Geometry):
-        joins = kit.spec.transformer.in_dim != kit.spec.transformer.out_dim
-        if joins or not kit.spec.causal_ok:
+    def __init__(self, config: CausalConfig, bundle: ModelBundle, sampler, geometry: Geometry):
+        joins = bundle.spec.transformer.in_dim != bundle.spec.transformer.out_dim
+        if joins or not bundle.spec.causal_ok:
             why = "joins image channels" if joins else "has two experts"
-            raise ValueError(f"{kit.spec.name} {why} and runs bidirectionally; write pipeline.name=bidirectional")
-        self.config, self.kit = config, kit
+            raise ValueError(f"{bundle.spec.name} {why} and runs bidirectionally; write pipeline.name=bidirectional")
+        self.config, self.bundle = config, bundle
         self.rollout = Rollout(
-            kit.denoiser, sampler, geometry, config.cache, config.context, device=kit.device, dtype=kit.dtype
+            bundle.denoiser, sampler, geometry, config.cache, config.context, device=bundle.device, dtype=bundle.dtype
         )
 
     def spans(self, total: int, given: int = 0) -> list[Span]:
-        """Returns the chunks to generate of a film of `total` frames whose first `given` are there."""
+        """Returns the chunks to generate of a video of `total` frames whose first `given` are there."""
         if given:
             if total <= given:
-                raise ValueError(f"{given} latent frames are given and the film has {total}; ask for a longer one")
+                raise ValueError(f"{given} latent frames are given and the video has {total}; ask for a longer one")
             return chunks(total, self.config.chunk, given)[1:]
         return chunks(total, self.config.chunk, self.config.first_chunk or None)
 
@@ -55,10 +55,12 @@ class Causal:
     def generate(self, condition: Condition | Track, noise, batch: int, total: int, given=None) -> Iterator[Chunk]:
         """Yields the given frames (latents [B, F, C, h, w] or None) and the generated chunks.
 
-        condition: that of the whole film, or a track of several.
+        condition: that of the whole video, or a track of several.
         """
         count = 0 if given is None else given.shape[1]
         spans = self.given_spans(count)
-        start = [Chunk(s, given[:, s.start : s.stop].to(self.kit.device, self.kit.dtype), given=True) for s in spans]
+        start = [
+            Chunk(s, given[:, s.start : s.stop].to(self.bundle.device, self.bundle.dtype), given=True) for s in spans
+        ]
         track = condition if isinstance(condition, Track) else Fixed(condition)
         yield from self.rollout(track, self.spans(total, count), noise, batch, start)

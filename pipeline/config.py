@@ -14,7 +14,7 @@ from utils.data.scripts import LARGEST, LARGEST_SEED, SUFFIX, parse_switch_frame
 from wan.options import TextConfig, VAEConfig
 
 DEFAULTS = Path(__file__).parent.parent / "configs" / "default_config.yaml"
-LONGEST = 1_000_000  # latent frames of a film, days: more is a mistake, and their chunks would fill the memory
+LONGEST = 1_000_000  # latent frames of a video, days: more is a mistake, and their chunks would fill the memory
 FASTEST = 1000  # frames per second
 LIMITS = {  # the least and the most of each number
     "num_output_frames": (1, LONGEST),
@@ -38,20 +38,20 @@ class DataConfig:
     i2v: bool = False  # path is a folder of images
     noise: str = ""  # a safetensors file with the start noise `noise` [N, F, C, h, w]
     initial_latents: str = ""  # a safetensors file with `latents` [N or 1, F, C, h, w] to go on from
-    start_image: str = ""  # a picture that all films start from, or a folder with one for each line of the prompts
-    start_video: str = ""  # the same with videos, whose end is the films' start
+    start_image: str = ""  # a picture that all videos start from, or a folder with one for each line of the prompts
+    start_video: str = ""  # the same with videos, whose end is the videos' start
     start_seconds: float = 0.0  # how much of a video's end, cut to whole chunks; 0 = what the window holds
     switch_frames: Any = ()  # latent frames at which scripts without ends change their prompt; [40, 80] or "40, 80"
-    keep_going: bool = False  # make the other films of a script that has bad lines, which are listed at the end
+    keep_going: bool = False  # make the other videos of a script that has bad lines, which are listed at the end
 
     @property
-    def scripted(self) -> bool:
+    def scheduled(self) -> bool:
         """True if the path is a file of scripts."""
         return self.path.lower().endswith(SUFFIX)
 
     def check(self):
         parse_switch_frames(self.switch_frames)
-        if self.scripted and self.extended_path:
+        if self.scheduled and self.extended_path:
             raise ValueError(f"extended_path rewrites the lines of a text file and {self.path} is a script; drop it")
         if self.extended_path and not self.path:
             raise ValueError("extended_path needs path, whose lines it rewrites")
@@ -59,7 +59,7 @@ class DataConfig:
             raise ValueError("write either prompt or path, not both")
         names = ("i2v", "initial_latents", "start_image", "start_video")
         if len(starts := [name for name in names if vars(self)[name]]) > 1:
-            raise ValueError(f"{' and '.join(starts)} each tell what the films start from; write one")
+            raise ValueError(f"{' and '.join(starts)} each tell what the videos start from; write one")
         if not 0 <= self.start_seconds <= LARGEST or (self.start_seconds and not self.start_video):
             raise ValueError(
                 f"start_seconds is {self.start_seconds}; write how much of start_video is used, 0 to {LARGEST}"
@@ -78,8 +78,8 @@ class OutputConfig:
     latents: bool = False  # also <name>.safetensors
     save_with_index: bool = False  # <line>-<sample> instead of the prompt as file name
     overwrite: bool = False  # make finished videos anew
-    save_every_seconds: float = 30.0  # of the film, between snapshots from which a killed run goes on; 0 = none
-    resume: bool = False  # go on with the films of a run that was killed, from their snapshots
+    save_every_seconds: float = 30.0  # of the video, between snapshots from which a killed run goes on; 0 = none
+    resume: bool = False  # go on with the videos of a run that was killed, from their snapshots
 
     def check(self):
         if not 0 <= self.save_every_seconds < math.inf:

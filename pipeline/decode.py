@@ -1,7 +1,7 @@
-"""From the chunks of a batch of films to files: streaming decode, MP4, and a JSON beside each.
+"""From the chunks of a batch of videos to files: streaming decode, MP4, and a JSON beside each.
 
-Memory does not grow with a film: frames and latents go to the disk as they come, the few that a contact sheet shows are
-picked as they pass.
+Memory does not grow with a video: frames and latents are written as they come, and the few that a
+contact sheet shows are picked on the way.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from utils.video_writer import VideoWriter
 from wan.tensor_file import safetensors_head
 
 DECODED_TOGETHER = 4  # latent frames of a long chunk, so that a whole clip needs no more memory than a stream
-SHEET_FRAMES = 8  # of each film
+SHEET_FRAMES = 8  # of each video
 
 
-class Reel:
-    """The growing files of one film: its MP4, and its latents and GIF where they are asked for."""
+class VideoFiles:
+    """The growing files of one video: its MP4, and its latents and GIF where they are asked for."""
 
     def __init__(self, path: Path, output, fps: float, latents: tuple[int, ...], mark: dict | None = None):
-        """path: without a suffix. latents: (F, C, h, w) of the film. mark: what `mark` of an earlier reel returned.
+        """path: without a suffix. latents: (F, C, h, w) of the video. mark: what `mark` of an earlier reel returned.
 
         Errors: ValueError if the files are not the marked ones.
         """
@@ -90,15 +90,15 @@ class Reel:
         self.video.abort()
 
 
-class Films:
-    """Writes a batch of films chunk by chunk; files of the `wanted` rows only, whole or not at all.
+class VideoBatchWriter:
+    """Writes a batch of videos chunk by chunk; files of the `wanted` rows only, whole or not at all.
 
     `shown`: of each wanted row the frames [<= 8, H, W, 3] of a contact sheet. `num_frames`: pixel frames so far.
     `stream`: the decoder's state; `next_frame`: the latent frame that comes next.
     """
 
     def __init__(self, vae, requests: Sequence[Request], wanted: Sequence[bool], output, fps, geometry, total):
-        """fps: of the model, where `output` has none. geometry, total: size and latent frames of the films."""
+        """fps: of the model, where `output` has none. geometry, total: size and latent frames of the videos."""
         self.vae, self.requests, self.wanted, self.output = vae, list(requests), list(wanted), output
         self.fps, self.geometry, self.total = output.fps or fps, geometry, total
         self.rows = [row for row, wanted in enumerate(self.wanted) if wanted]
@@ -106,7 +106,7 @@ class Films:
         self.stream, self.num_frames, self.next_frame = None, 0, 0
         self._picks = set(evenly_spaced(geometry.pixel_frames(total), SHEET_FRAMES))
         self._shown: dict[int, list[np.ndarray]] = {row: [] for row in self.rows}
-        self._reels: dict[int, Reel] = {}
+        self._files: dict[int, VideoFiles] = {}
 
     @property
     def shown(self) -> dict[int, np.ndarray]:
@@ -116,14 +116,14 @@ class Films:
     def write(self, chunks: Iterable[Chunk], on_chunk=lambda count: None, save=None, device=None) -> None:
         """Decodes and writes all chunks; `on_chunk(pixel frames)` after each generated one.
 
-        save: called without arguments every `save_every_seconds` of the films, where `state` can be taken.
+        save: called without arguments every `save_every_seconds` of the videos, where `state` can be taken.
         device: where a decoder of its own runs, on a thread of its own; None: in turn.
-        An exception (Ctrl-C too) leaves no file of these films, unless a state was taken.
+        An exception (Ctrl-C too) leaves no file of these videos, unless a state was taken.
         """
         with contextlib.ExitStack() as stack:
             for row in self.rows:
-                reel = self._reels[row] if row in self._reels else self._reel(row)
-                self._reels[row] = reel
+                reel = self._files[row] if row in self._files else self._open_files(row)
+                self._files[row] = reel
                 stack.callback(reel.give_up)
             with Ahead(device) as ahead:
                 for chunk in chunks:
@@ -133,49 +133,49 @@ class Films:
                         ahead.drain()
                         save()
             assert self.next_frame == self.total, f"{self.total} latent frames were announced, {self.next_frame} came"
-            for row in self.rows:  # a film that is replaced is unfinished until its own JSON is there
+            for row in self.rows:  # a video that is replaced is unfinished until its own JSON is there
                 sidecar(self.requests[row], self.output.folder).unlink(missing_ok=True)
             for row in self.rows:
-                self._reels[row].close()
+                self._files[row].close()
 
     def state(self) -> tuple[dict, dict[str, torch.Tensor]]:
         """Brings all to the disk; returns (plain book, tensors) for `resume`."""
-        marks = {str(row): reel.mark() for row, reel in self._reels.items()}
+        marks = {str(row): reel.mark() for row, reel in self._files.items()}
         tensors = {f"shown.{row}": torch.from_numpy(frames) for row, frames in self.shown.items()}
         return {"files": marks, "frames": self.num_frames, "seconds": dict(self.seconds)}, tensors
 
     def resume(self, book: dict, tensors: dict[str, torch.Tensor], next_frame: int) -> None:
         """Cuts the files where `state` was taken, and goes on from there; `stream` must be set to what it was then.
 
-        Errors: ValueError if they are not those files, or a wanted film was not among them.
+        Errors: ValueError if they are not those files, or a wanted video was not among them.
         """
         try:
             for row in self.rows:
                 if str(row) not in book["files"]:
                     raise ValueError(f"the snapshot does not hold {self.requests[row].stem}")
-                self._reels[row] = self._reel(row, book["files"][str(row)])
+                self._files[row] = self._open_files(row, book["files"][str(row)])
         except BaseException:
-            for reel in self._reels.values():
+            for reel in self._files.values():
                 reel.give_up()
-            self._reels = {}
+            self._files = {}
             raise
         self._shown = {row: list(tensors[f"shown.{row}"].numpy()) for row in self.rows}
         self.next_frame, self.num_frames, self.seconds = next_frame, book["frames"], dict(book["seconds"])
 
     def sidecars(self, facts: dict, each: Sequence[dict] = ()) -> None:
-        """Writes `<name>.json` of each wanted film: its prompt and keys, the run's facts, and its own of `each`."""
+        """Writes `<name>.json` of each wanted video: its prompt and keys, the run's facts, and its own of `each`."""
         for row in self.rows:
             request = self.requests[row]
             own = {"prompt": request.prompt, "index": request.index, "sample": request.sample}
             own |= {"frames": self.num_frames, "fps": self.fps}
             write_json(sidecar(request, self.output.folder), own | facts | (each[row] if each else {}))
 
-    def _reel(self, row: int, mark: dict | None = None) -> Reel:
+    def _open_files(self, row: int, mark: dict | None = None) -> VideoFiles:
         path = Path(self.output.folder) / self.requests[row].stem
-        return Reel(path, self.output, self.fps, self.geometry.latent_shape(self.total), mark)
+        return VideoFiles(path, self.output, self.fps, self.geometry.latent_shape(self.total), mark)
 
     def _due(self, chunk: Chunk) -> bool:
-        """True if a multiple of `save_every_seconds` lies in the chunk and the film goes on: whoever runs, and when.
+        """True if a multiple of `save_every_seconds` lies in the chunk and the video goes on: whoever runs, and when.
 
         Not after a given chunk: others may follow, which whoever goes on has to be given, too.
         """
@@ -188,7 +188,7 @@ class Films:
     def _take_in(self, latents: torch.Tensor, on_chunk: Callable | None) -> None:
         """Writes the latents of a chunk, decodes them and writes its frames."""
         before = self.num_frames
-        for row, reel in self._reels.items():
+        for row, reel in self._files.items():
             reel.add_latents(latents[row])
         for part in latents.split(DECODED_TOGETHER, 1):
             pixels, self.stream = self._timed("decode", self._decode, part)
@@ -201,7 +201,7 @@ class Films:
             return self.vae.decode_stream(latents, self.stream)
 
     def _append(self, pixels_BPCHW: torch.Tensor) -> None:
-        for row, reel in self._reels.items():
+        for row, reel in self._files.items():
             levels = to_uint8(pixels_BPCHW[row])
             reel.add(levels)
             shown = [n for n in range(len(levels)) if self.num_frames + n in self._picks]
@@ -215,7 +215,7 @@ class Films:
         return result
 
 
-def film(request: Request, folder: str | Path) -> Path:
+def video_path(request: Request, folder: str | Path) -> Path:
     """Returns the path of the request's MP4."""
     return Path(folder) / f"{request.stem}.mp4"
 
@@ -226,5 +226,5 @@ def sidecar(request: Request, folder: str | Path) -> Path:
 
 
 def finished(request: Request, folder: str | Path) -> bool:
-    """True if the film and its JSON are both there."""
-    return film(request, folder).exists() and sidecar(request, folder).exists()
+    """True if the video and its JSON are both there."""
+    return video_path(request, folder).exists() and sidecar(request, folder).exists()

@@ -1,4 +1,4 @@
-"""A film in conversation: made chunk by chunk while its prompt may be changed, rewound and forked at any chunk.
+"""A video in conversation: made chunk by chunk while its prompt may be changed, rewound and forked at any chunk.
 
     session = Session(pipeline)
     session.start("a red three moves right", seed=1)
@@ -7,8 +7,8 @@
     before = session.snapshot(); session.step(); session.restore(before)
 
 Every method may be called from any thread. `switch_prompt` never waits for a running `step`; the others do.
-A film is a function of its prompts, the chunks at which they came, and the seed: a fork that goes on is bit by bit
-the film that was never forked, where equal forwards give equal bits (on one machine, at one batch size). So is one
+A video is a function of its prompts, the chunks at which they came, and the seed: a fork that goes on is bit by bit
+the video that was never forked, where equal forwards give equal bits (on one machine, at one batch size). So is one
 whose `step` failed (out of memory, say) and was called again.
 """
 
@@ -24,7 +24,7 @@ from pipeline.causal import Causal
 from pipeline.decode import DECODED_TOGETHER
 from pipeline.request import KeyedNoise, Request, check_words
 from pipeline.rollout import Chunk, Rollout
-from pipeline.snapshot import pack, pipeline_facts, shapes, told, unpack
+from pipeline.snapshot import describe_changes, pack, pipeline_facts, shapes, unpack
 from pipeline.track import Live
 from utils.data.prompts import check_prompt
 from utils.rng import Rng
@@ -36,7 +36,7 @@ WHEN = ("now", "next")
 
 
 class Session:
-    """One film of a causal pipeline, which several sessions may share: it holds the model, they hold the films."""
+    """One video of a causal pipeline, which several sessions may share: it holds the model, they hold the videos."""
 
     def __init__(self, pipeline: Causal, decode: bool = True):
         """decode: whether chunks come with pixels."""
@@ -56,13 +56,13 @@ class Session:
         max_frames: int | None = None,
         given: torch.Tensor | None = None,
     ) -> list[Chunk]:
-        """Begins a film; one that is running ends here. Returns the chunks of given frames, as `step` does.
+        """Begins a video; one that is running ends here. Returns the chunks of given frames, as `step` does.
 
-        seed, index: keys of the noise; with them the film is that of line `index` (from 0) of a prompt file.
+        seed, index: keys of the noise; with them the video is that of line `index` (from 0) of a prompt file.
         max_frames: latent frames at most, or None; needed where no window bounds the cache.
-        given: clean latents [1, F, C, h, w] that the film begins with (`pipeline.start.encode_start` makes them of a
+        given: clean latents [1, F, C, h, w] that the video begins with (`pipeline.start.encode_start` makes them of a
         picture or a video); the first `step` goes on behind them.
-        Errors: ValueError for an argument that cannot be used, or a cache that needs a length; the running film stays.
+        Errors: ValueError for an argument that cannot be used, or a cache that needs a length; the running video stays.
         """
         with self._busy:
             self._check_open()
@@ -72,12 +72,12 @@ class Session:
             knobs, condition = self.pipeline.config, self._condition(name, negative)
             largest = max(knobs.chunk, knobs.first_chunk)
             Ledger(knobs.cache, largest, max_frames)  # raises for a cache that needs a length
-            self._track, self._made, self._stream = None, None, None  # the running film ends: its cache is let go of
+            self._track, self._made, self._stream = None, None, None  # the running video ends: its cache is let go of
             self._rollout = rollout = replace(self._rollout)
-            rollout.begin(1, largest, max_frames)
-            noise, stream, chunks = self._noise_of(name, keys), None, []
+            rollout.start(1, largest, max_frames)
+            noise, stream, chunks = self._make_noise(name, keys), None, []
             for span in self.pipeline.given_spans(latents.shape[1]):
-                chunk = rollout.take(condition, Chunk(span, latents[:, span.start : span.stop], True), noise)
+                chunk = rollout.commit_given(condition, Chunk(span, latents[:, span.start : span.stop], True), noise)
                 chunk, stream = self._decoded(chunk, stream)
                 chunks.append(chunk)
             self._begin(rollout, Live(name, condition), keys, latents.shape[1], stream)
@@ -99,7 +99,7 @@ class Session:
 
         when: "next" = from the next chunk on; several wait in line, one a chunk. "now" = the chunk in the making is
         given up between two steps and begun anew from the same noise; what waits in line is dropped.
-        Errors: ValueError for a prompt that cannot be used, another `when`, or no running film.
+        Errors: ValueError for a prompt that cannot be used, another `when`, or no running video.
         """
         if when not in WHEN:
             raise ValueError(f"when is {when!r}; write 'now' or 'next'")
@@ -111,19 +111,19 @@ class Session:
     def step(self) -> Chunk:
         """Returns the next chunk: latents [1, F, C, h, w] and, if decoded, pixels [1, P, 3, H, W] in [-1, 1].
 
-        Where it fails it may be called again: the film is the one that it would have been.
-        Errors: ValueError without a running film, or beyond its `max_frames`.
+        Where it fails it may be called again: the video is the one that it would have been.
+        Errors: ValueError without a running video, or beyond its `max_frames`.
         """
         with self._busy:
             track = self._running()
             if self._made is None:
-                self._made = self._rollout.make(track, self._next_span(), self._noise)
+                self._made = self._rollout.generate_chunk(track, self._next_span(), self._noise)
             chunk, self._stream = self._decoded(self._made, self._stream)
             self._made, self._next = None, chunk.span.stop
             return chunk
 
     def snapshot(self) -> dict:
-        """Returns the film so far: {"tensors": name -> copy, "book": numbers and texts that JSON can hold}.
+        """Returns the video so far: {"tensors": name -> copy, "book": numbers and texts that JSON can hold}.
 
         `restore` takes it in any session whose pipeline has the same weights and knobs, and which decodes if this does.
         """
@@ -133,27 +133,29 @@ class Session:
             facts = self._facts(snapshot["tensors"])
             snapshot["book"] |= {"facts": facts, "keys": dict(self._keys), "prompt": track.name}
             snapshot["book"]["waiting"] = [list(pair) for pair in track.waiting()]
-            snapshot["book"]["tried"] = track.asked == self._next  # the next chunk has its prompt: its making failed
+            snapshot["book"]["tried"] = (
+                track.latest_start == self._next
+            )  # the next chunk has its prompt: its making failed
             return snapshot
 
     def restore(self, snapshot: dict) -> None:
         """Goes back to a snapshot, of this session or of another one; what waits in line is what waited then.
 
         Errors: ValueError if it has been closed, for a snapshot of another pipeline, or one that was changed; the
-        running film stays.
+        running video stays.
         """
         with self._busy:
             self._check_open()
             try:
-                if names := told(snapshot["book"]["facts"], self._facts(snapshot["tensors"])):
+                if names := describe_changes(snapshot["book"]["facts"], self._facts(snapshot["tensors"])):
                     advice = "restore it in a session like the one that it is of"
                     raise ValueError(f"the snapshot does not fit: {names}; {advice}")
-                film = self._unpacked(snapshot)
+                video = self._unpacked(snapshot)
             except (AttributeError, IndexError, KeyError, TypeError) as error:
                 raise ValueError(
                     f"the snapshot cannot be read ({type(error).__name__}: {error}); give what `snapshot` returned"
                 ) from error
-            self._begin(*film)
+            self._begin(*video)
 
     def fork(self) -> Session:
         """Returns another session that goes on from here, on its own."""
@@ -163,18 +165,18 @@ class Session:
             return other
 
     def close(self) -> None:
-        """Ends the film and lets go of its memory; every later call but this one raises ValueError."""
+        """Ends the video and lets go of its memory; every later call but this one raises ValueError."""
         with self._busy:
             self._closed, self._track, self._made, self._stream = True, None, None, None
             self._rollout = replace(self.pipeline.rollout)
 
     def _next_span(self) -> Span:
-        """Returns where the next chunk lies. Errors: ValueError beyond the film's `max_frames`."""
+        """Returns where the next chunk lies. Errors: ValueError beyond the video's `max_frames`."""
         knobs, most = self.pipeline.config, self._rollout.sizes["max_frames"]
         span = Span(self._next, self._next + (knobs.chunk if self._next else knobs.first_chunk or knobs.chunk))
         if most is not None and span.stop > most:
             raise ValueError(
-                f"the next chunk, {span}, goes beyond the film's length: max_frames is {most}; start a longer one, or "
+                f"the next chunk, {span}, goes beyond the video's length: max_frames is {most}; start a longer one, or "
                 "without max_frames where a window bounds the cache"
             )
         return span
@@ -185,7 +187,7 @@ class Session:
             return chunk, None
         parts = []
         for latents in chunk.latents.split(DECODED_TOGETHER, 1):
-            part, stream = self.pipeline.kit.vae.decode_stream(latents, stream)
+            part, stream = self.pipeline.bundle.vae.decode_stream(latents, stream)
             parts.append(part)
         return replace(chunk, pixels=torch.cat(parts, 1)), stream
 
@@ -194,7 +196,7 @@ class Session:
         return pipeline_facts(self.pipeline) | {"decode": self.decode, "tensors": shapes(tensors)}
 
     def _unpacked(self, snapshot: dict) -> tuple:
-        """Returns the film of a snapshot as `_begin` takes it."""
+        """Returns the video of a snapshot as `_begin` takes it."""
         book, keys = snapshot["book"], _keys(**snapshot["book"]["keys"])
         names = [book["prompt"], *(name for name, _ in book["waiting"])]
         condition, *later = [self._condition(self._checked(name), keys["negative"]) for name in names]
@@ -202,7 +204,7 @@ class Session:
         for (name, now), other in zip(book["waiting"], later, strict=True):
             track.switch(name, other, now)
         rollout = replace(self._rollout)
-        stream = unpack(snapshot, rollout, condition, self.pipeline.kit.device)
+        stream = unpack(snapshot, rollout, condition, self.pipeline.bundle.device)
         last = rollout.latest[-1][0] if rollout.latest else Span(0, 0)
         if book["next_frame"] not in (last.start, last.stop):
             raise KeyError("next_frame")
@@ -214,24 +216,26 @@ class Session:
 
     def _fitting(self, given: torch.Tensor | None, max_frames: int | None) -> torch.Tensor:
         """Returns the given latents on the model's device, [1, 0, C, h, w] for none."""
-        kit, shape = self.pipeline.kit, self.pipeline.rollout.geometry.latent_shape(1)[1:]
+        bundle, shape = self.pipeline.bundle, self.pipeline.rollout.geometry.latent_shape(1)[1:]
         if given is None:
             return torch.empty(1, 0, *shape)
         if not isinstance(given, torch.Tensor):
             raise ValueError(f"given latents are of type {type(given).__name__}; write a tensor [1, F, C, h, w]")
         if given.dim() != 5 or len(given) != 1 or given.shape[2:] != shape or not given.shape[1]:
-            raise ValueError(f"given latents are {list(given.shape)}; this film takes [1, F, {str(shape)[1:-1]}]")
+            raise ValueError(f"given latents are {list(given.shape)}; this video takes [1, F, {str(shape)[1:-1]}]")
         if max_frames is not None and given.shape[1] >= max_frames:
             raise ValueError(f"{given.shape[1]} latent frames are given and max_frames is {max_frames}; write more")
-        latents = given.to(kit.device, kit.dtype)
+        latents = given.to(bundle.device, bundle.dtype)
         if not latents.isfinite().all():
-            raise ValueError(f"given latents are not all finite in {kit.dtype}; write numbers around 0, as a VAE does")
+            raise ValueError(
+                f"given latents are not all finite in {bundle.dtype}; write numbers around 0, as a VAE does"
+            )
         return latents
 
-    def _noise_of(self, prompt: str, keys: dict) -> KeyedNoise:
+    def _make_noise(self, prompt: str, keys: dict) -> KeyedNoise:
         shape = self.pipeline.rollout.geometry.latent_shape(1)[1:]
         request = Request(prompt, keys["index"], 0, "")
-        return KeyedNoise(Rng(keys["seed"]), [request], shape, self.pipeline.kit.dtype)
+        return KeyedNoise(Rng(keys["seed"]), [request], shape, self.pipeline.bundle.dtype)
 
     def _begin(
         self,
@@ -242,15 +246,15 @@ class Session:
         stream: list | None,
         made: Chunk | None = None,
     ) -> None:
-        """Makes a film the running one. stream: the decoder's state; made: a chunk that it has not decoded yet."""
-        self._noise = self._noise_of(track.name, keys)
+        """Makes a video the running one. stream: the decoder's state; made: a chunk that it has not decoded yet."""
+        self._noise = self._make_noise(track.name, keys)
         self._rollout, self._keys, self._next, self._stream, self._made = rollout, keys, next_frame, stream, made
         self._track = track  # last: from here on prompts can be switched
 
     def _condition(self, prompt: str, negative: str) -> Condition:
         """Returns the prompt's condition; its key is the prompt, so that the same one again is no switch."""
         null = None if self._rollout.sampler.guidance == 1 else negative
-        return replace(self.pipeline.kit.condition([prompt], null), key=(prompt, negative))
+        return replace(self.pipeline.bundle.condition([prompt], null), key=(prompt, negative))
 
     def _checked(self, prompt: str) -> str:
         if not isinstance(prompt, str):
@@ -258,15 +262,15 @@ class Session:
         prompt = check_prompt(prompt, "the prompt")
         if not prompt:
             raise ValueError("the prompt is empty; write one")
-        check_words(prompt, self.pipeline.kit.spec.name)
+        check_words(prompt, self.pipeline.bundle.spec.name)
         return prompt
 
     def _running(self) -> Live:
-        """Returns the track of the running film."""
+        """Returns the track of the running video."""
         self._check_open()
         track = self._track
         if track is None:
-            raise ValueError("no film is running; call start(prompt) first")
+            raise ValueError("no video is running; call start(prompt) first")
         return track
 
     def _check_open(self) -> None:
@@ -275,7 +279,7 @@ class Session:
 
 
 def _keys(seed: int, index: int, negative: str) -> dict:
-    """Returns the keys of a film. Errors: ValueError for one that is of no use."""
+    """Returns the keys of a video. Errors: ValueError for one that is of no use."""
     if not isinstance(negative, str):
         raise ValueError(f"the negative prompt is {negative!r}, not a text; write one, or '' for none")
     return {"seed": _whole("seed", seed, 0), "index": _whole("index", index, 0), "negative": negative}

@@ -27,12 +27,12 @@ class FewStepConfig:
     steps: tuple[float, ...] = (1000.0, 750.0, 500.0, 250.0)
     shift: float = 5.0
     warp: bool = True  # the list indexes the shifted table, as the models were trained
-    snap: str = "none"
+    rounding: str = "none"
     guidance: float = 1.0  # w; 1 = the conditional prediction alone
 
     def check(self):
         check_steps(self.steps)
-        check_clock(self.shift, self.snap)
+        check_clock(self.shift, self.rounding)
 
     def build(self):
         """Returns the sampler."""
@@ -91,11 +91,11 @@ class ContextConfig:
 
     sigma: float = 0.0
     renoise: bool = False
-    snap: str = "none"
+    rounding: str = "none"
     shift: float = 5.0
 
     def check(self):
-        check_clock(self.shift, self.snap)
+        check_clock(self.shift, self.rounding)
         if not 0 <= self.sigma <= 1:
             raise ValueError(f"context.sigma is {self.sigma}; write a number in [0, 1]")
 
@@ -126,9 +126,9 @@ class CausalConfig:
         if not config.seconds and not (data.i2v or data.initial_latents or data.start_image):
             chunks(config.num_output_frames, self.chunk, self.first_chunk or None)
 
-    def build(self, kit, sampler, geometry):
+    def build(self, bundle, sampler, geometry):
         """Returns the pipeline."""
-        return import_module("pipeline.causal").Causal(self, kit, sampler, geometry)
+        return import_module("pipeline.causal").Causal(self, bundle, sampler, geometry)
 
 
 @dataclass
@@ -139,12 +139,12 @@ class BidirectionalConfig:
         """Raises ValueError for what this pipeline cannot do."""
         if config.data.initial_latents or config.data.start_video:
             raise ValueError("initial_latents and start_video are continued chunk by chunk; write pipeline.name=causal")
-        if config.data.scripted:
+        if config.data.scheduled:
             raise ValueError("a script's prompts change from chunk to chunk; write pipeline.name=causal")
 
-    def build(self, kit, sampler, geometry):
+    def build(self, bundle, sampler, geometry):
         """Returns the pipeline."""
-        return import_module("pipeline.bidirectional").Bidirectional(kit, sampler)
+        return import_module("pipeline.bidirectional").Bidirectional(bundle, sampler)
 
 
 def check_solver(name: str, num_steps: int, shift: float) -> None:

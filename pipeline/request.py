@@ -19,7 +19,7 @@ from utils.data.prompts import (
     repeated,
     with_start,
 )
-from utils.data.scripts import ScriptLine, parse_switch_frames, read_scripts
+from utils.data.scripts import ScheduleLine, parse_switch_frames, read_schedules
 from utils.rng import Rng
 from wan.geometry import Span
 
@@ -35,7 +35,7 @@ class Request:
     sample: int
     stem: str  # file name without extension
     image: Path | None = None  # what it starts from: a picture,
-    script: ScriptLine | None = None  # the prompts that follow, and what else its line says
+    script: ScheduleLine | None = None  # the prompts that follow, and what else its line says
     video: Path | None = None  # or the last seconds of a video (0: as many as the window holds)
     start_seconds: float = 0.0
 
@@ -51,7 +51,7 @@ class Request:
 
     @property
     def schedule(self) -> tuple:
-        """What films must share to be made together; how many frames a video gives is known when it is read."""
+        """What videos must share to be made together; how many frames a video gives is known when it is read."""
         start = (self.video, self.start_seconds) if self.video else bool(self.image)
         return self.script and self.script.schedule, start
 
@@ -69,8 +69,8 @@ def read_requests(data, output, num_samples: int, suffix: str = "", refused: lis
         lines = [PromptLine(prompt, 1)]
     elif data.i2v:
         lines = read_image_prompts(data.path)
-    elif data.scripted:
-        scripts = read_scripts(data.path, parse_switch_frames(data.switch_frames), refused)
+    elif data.scheduled:
+        scripts = read_schedules(data.path, parse_switch_frames(data.switch_frames), refused)
         lines = _started([PromptLine(s.text, s.line) for s in scripts], data)
         own = [
             replace(x, image=s.image, video=s.video) if s.started else x for x, s in zip(lines, scripts, strict=True)
@@ -94,7 +94,7 @@ def _started(lines: list[PromptLine], data) -> list[PromptLine]:
     return lines
 
 
-def _requests(rows: Sequence[tuple[PromptLine, ScriptLine | None]], data, output, num_samples: int, suffix: str):
+def _requests(rows: Sequence[tuple[PromptLine, ScheduleLine | None]], data, output, num_samples: int, suffix: str):
     """Returns the requests of the rows."""
     twice = repeated([line for line, _ in rows])
     return [
@@ -132,7 +132,7 @@ def check_words(prompt: str, spec_name: str) -> None:
 
 def batches(requests: Sequence[Request], size: int) -> list[list[Request]]:
     """Cuts the whole list into batches, before ranks share them: what is computed together never depends
-    on the number of ranks, nor on what an earlier run has finished. Films of one batch share their schedule."""
+    on the number of ranks, nor on what an earlier run has finished. Videos of one batch share their schedule."""
     alike: dict[tuple, list[Request]] = {}
     for request in requests:
         alike.setdefault(request.schedule, []).append(request)
@@ -155,7 +155,7 @@ class KeyedNoise:
         """Returns [B, F, C, h, w] normal noise on the CPU."""
         if k == 0 and self._start is not None:
             if span.stop > self._start.shape[1]:
-                raise ValueError(f"the given noise has {self._start.shape[1]} frames, the film reaches {span.stop}")
+                raise ValueError(f"the given noise has {self._start.shape[1]} frames, the video reaches {span.stop}")
             return self._start[:, span.start : span.stop].to(self._dtype)
         shape = (len(span), *self._shape)
         return torch.stack([s.normal(shape, span.start, k) for s in self._sources]).to(self._dtype)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from pipeline.options import ContextConfig
-from pipeline.sampler import walk
+from pipeline.sampler import iterate_steps
 from pipeline.track import Track
 from wan.cache import CacheShape, Chunks, Ring
 from wan.condition import Condition
@@ -25,18 +25,18 @@ from wan.geometry import Geometry, Span
 from wan.ledger import CacheConfig, Ledger
 from wan.schedule import Schedule
 
-TORN = object()  # the key of no condition: a recache has begun and not ended
-RESTARTS = 4  # of a chunk for what is urgent; then it is finished first, so that a flood of switches ends
+RECACHE_INCOMPLETE = object()  # the key of no condition: a recache has begun and not ended
+MAX_PREEMPTIONS = 4  # of a chunk for what is urgent; then it is finished first, so that a flood of switches ends
 
 
-def never() -> bool:
+def no_preemption() -> bool:
     """Returns False: nothing is urgent."""
     return False
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Frames [start, stop) of the film: latents [B, F, C, h, w]. `given`: they were not generated.
+    """Frames [start, stop) of the video: latents [B, F, C, h, w]. `given`: they were not generated.
 
     recache_seconds: None, or how long entering a new condition before this chunk took.
     pixels: [B, P, 3, H, W] in [-1, 1], where a session has decoded them.
@@ -51,7 +51,7 @@ class Chunk:
 
 @dataclass
 class Rollout:
-    """A causal film: `rollout(track, spans, noise)` yields its chunks.
+    """A causal video: `rollout(track, spans, noise)` yields its chunks.
 
     noise(span, k) -> [B, F, C, h, w] normal noise: k = 0 starts the chunk, k >= 1 re-noises before
     step k, k = -1 is the context pass's. training=True keeps keys in `Chunks` (gradients, no ring).
@@ -73,41 +73,43 @@ class Rollout:
         """Yields the given chunks, then one chunk per span.
 
         given: clean chunks before the first span (a start image, the end of a video).
-        max_frames: the film's length where no window bounds the cache; by default that of `spans`.
+        max_frames: the video's length where no window bounds the cache; by default that of `spans`.
         """
         lengths = [len(s) for s in spans] + [len(c.span) for c in given]
         total = max_frames or max(s.stop for s in [*spans, *(c.span for c in given)])
-        self.begin(batch, max(lengths), total)
+        self.start(batch, max(lengths), total)
         for chunk in given:
-            yield self.take(track.at(chunk.span), chunk, noise)
+            yield self.commit_given(track.at(chunk.span), chunk, noise)
         for span in spans:
-            yield self.make(track, span, noise)
+            yield self.generate_chunk(track, span, noise)
 
-    def begin(self, batch: int, chunk_frames: int, max_frames: int | None) -> None:
-        """Starts a film: empty caches. chunk_frames: its largest chunk; max_frames: its length, if known."""
+    def start(self, batch: int, chunk_frames: int, max_frames: int | None) -> None:
+        """Starts a video: empty caches. chunk_frames: its largest chunk; max_frames: its length, if known."""
         self.sizes = {"batch": batch, "chunk_frames": chunk_frames, "max_frames": max_frames}
         self.branches = self._open(batch, chunk_frames, max_frames)
         self.key, self.latest = None, []
 
-    def make(self, track: Track, span: Span, noise) -> Chunk:
+    def generate_chunk(self, track: Track, span: Span, noise) -> Chunk:
         """Returns the next chunk, committed. Where the track is urgent it is begun anew, from the same noise."""
         seconds = None
         for begun in itertools.count():
             condition = track.at(span)
-            seconds = self.enter(condition) or seconds
-            latents = self.denoise(condition, span, noise, track.urgent if begun < RESTARTS else never)
+            seconds = self.set_condition(condition) or seconds
+            latents = self.denoise(
+                condition, span, noise, track.preempt_requested if begun < MAX_PREEMPTIONS else no_preemption
+            )
             if latents is not None:
                 break
         self.commit(condition, span, latents, noise)
         return Chunk(span, latents, recache_seconds=seconds)
 
-    def take(self, condition: Condition, chunk: Chunk, noise) -> Chunk:
+    def commit_given(self, condition: Condition, chunk: Chunk, noise) -> Chunk:
         """Commits a chunk that was given instead of made; returns it, with the seconds of a recache before it."""
-        seconds = self.enter(condition)
+        seconds = self.set_condition(condition)
         self.commit(condition, chunk.span, chunk.latents, noise)
         return replace(chunk, recache_seconds=seconds)
 
-    def enter(self, condition: Condition) -> float | None:
+    def set_condition(self, condition: Condition) -> float | None:
         """Makes `condition` the one in force; recaches if another was. Returns the seconds that took, or None.
 
         Where that fails, the caches hold some of both; the next try makes them anew, whatever its condition.
@@ -115,19 +117,19 @@ class Rollout:
         if self.key == condition.key or not self.latest:  # the same, or nothing to recache
             self.key = condition.key
             return None
-        start, self.key = self._now(), TORN
+        start, self.key = self._now(), RECACHE_INCOMPLETE
         self.recache(condition)
         self.key = condition.key
         return self._now() - start
 
-    def denoise(self, condition: Condition, span: Span, noise, urgent=never) -> torch.Tensor | None:
+    def denoise(self, condition: Condition, span: Span, noise, preempt_requested=no_preemption) -> torch.Tensor | None:
         """Returns x0 of the next chunk, or None if it was `urgent()` between two steps; the caches stay as they are."""
         sampler, predict = self.sampler.at(span), self.predictor(condition, span)
         start = noise(span, 0).to(self.device)
-        steps = walk(sampler, start, predict, lambda k: noise(span, k).to(self.device))
+        steps = iterate_steps(sampler, start, predict, lambda k: noise(span, k).to(self.device))
         latents = None
         for done, x in enumerate(steps, 1):
-            if done < sampler.num_steps and urgent():
+            if done < sampler.num_steps and preempt_requested():
                 return None
             latents = x
         return latents
@@ -143,8 +145,8 @@ class Rollout:
         knobs, x = self.context, latents.detach()
         if knobs.renoise:
             sigma = sigma_rows(knobs.sigma, x).to(torch.promote_types(x.dtype, torch.float32))
-            x = Schedule(knobs.shift, knobs.snap).diffuse(x, noise(span, -1).to(x), sigma)
-        self._show(x, condition, [Cached(cache, span) for cache in self.branches])
+            x = Schedule(knobs.shift, knobs.rounding).diffuse(x, noise(span, -1).to(x), sigma)
+        self.context_pass(x, condition, [Cached(cache, span) for cache in self.branches])
         self._remember(span, latents.detach())
 
     @torch.no_grad()
@@ -159,20 +161,20 @@ class Rollout:
                 cache.reset()
         elif kind == "bidirectional":
             contexts = [Recached(cache) for cache in self.branches]
-            self._show(self._clean(contexts[0].plan.frames), condition, contexts)
+            self.context_pass(self._clean(contexts[0].plan.frames), condition, contexts)
         elif kind == "causal":
             end = self.latest[-1][0].stop
             first = [cache.rewind(end).start for cache in self.branches][0]
             for span in [s for s, _ in self.latest if s.stop > first]:
                 part = Span(max(span.start, first), span.stop)
                 contexts = [Cached(cache, part) for cache in self.branches]
-                self._show(self._clean(range(part.start, part.stop)), condition, contexts)
+                self.context_pass(self._clean(range(part.start, part.stop)), condition, contexts)
 
     def snapshot(self, device=None) -> tuple[dict, dict[str, torch.Tensor]]:
-        """Returns (plain book, tensors) of the film so far; copies, on `device` or where the film is."""
+        """Returns (plain book, tensors) of the video so far; copies, on `device` or where the video is."""
         book = {"sizes": dict(self.sizes), "ledgers": [cache.ledger.state() for cache in self.branches]}
         book["latest"] = [[span.start, span.stop] for span, _ in self.latest]
-        if self.key is TORN:
+        if self.key is RECACHE_INCOMPLETE:
             book["torn"] = True
         tensors = {f"{n}.{name}": t for n, c in enumerate(self.branches) for name, t in c.snapshot(device).items()}
         if self.latest:
@@ -181,7 +183,7 @@ class Rollout:
 
     def restore(self, book: dict, tensors: dict[str, torch.Tensor], condition: Condition) -> None:
         """Takes back what `snapshot` returned; condition: the one that was in force."""
-        self.begin(**book["sizes"])
+        self.start(**book["sizes"])
         for number, (cache, ledger) in enumerate(zip(self.branches, book["ledgers"], strict=True)):
             own = {name: tensors[f"{number}.{name}"] for name in ("keys", "values") if ledger["slot_of"]}
             cache.restore(ledger, own)
@@ -189,7 +191,7 @@ class Rollout:
         if spans:
             parts = tensors["latest"].to(self.device, copy=True).split([len(s) for s in spans], 1)
             self.latest = list(zip(spans, parts, strict=True))
-            self.key = TORN if book.get("torn") else condition.key
+            self.key = RECACHE_INCOMPLETE if book.get("torn") else condition.key
 
     def _now(self) -> float:
         """Returns the host's clock when the device has done its work; asked only where a condition changes."""
@@ -197,7 +199,7 @@ class Rollout:
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
-    def _show(self, x: torch.Tensor, condition: Condition, contexts: Sequence[Cached]) -> None:
+    def context_pass(self, x: torch.Tensor, condition: Condition, contexts: Sequence[Cached]) -> None:
         """One committing pass of each branch over clean (or re-noised) latents; if one fails, none is committed."""
         for number, context in enumerate(contexts):
             self.denoiser(x, self.context.sigma, condition.null() if number else condition, context)

@@ -12,16 +12,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pipeline.bundle import ModelBundle, load_bundle
 from pipeline.config import InferConfig
-from pipeline.decode import SHEET_FRAMES, Films, film, sidecar
-from pipeline.kit import Kit, load_kit
+from pipeline.decode import SHEET_FRAMES, VideoBatchWriter, sidecar, video_path
 from pipeline.request import KeyedNoise, Request, batches, check_grammar, read_requests
 from pipeline.rollout import Chunk
-from pipeline.script import check_switches, script_of, switch_report
-from pipeline.snapshot import Bookmark, facts_of, making_of, remove_stale, settings_hash, to_make
+from pipeline.script import build_schedule, check_switches, switch_report
+from pipeline.snapshot import ResumeState, provenance, remove_stale, settings_hash, to_make, video_settings
 from pipeline.start import image_pixels, video_pixels
-from pipeline.take import Take, read_latents, rows_of, take_of, told_length
-from pipeline.track import Script
+from pipeline.take import VideoPlan, plan_video, read_latents, requested_length, select_rows
+from pipeline.track import PromptSchedule
 from utils import distributed
 from utils.digest import file_hash
 from utils.log import VideoProgress
@@ -32,7 +32,7 @@ from wan.geometry import Geometry
 
 logger = logging.getLogger(__name__)
 SHEET_CLIPS = 16
-MAKING = ("model", "pipeline", "sampler", "vae", "text")  # sections that make a film what it is,
+MAKING = ("model", "pipeline", "sampler", "vae", "text")  # sections that make a video what it is,
 MAKING_KNOBS = {"output": ("fps", "crf"), "data": ("i2v", "noise", "initial_latents")}  # and knobs of the others
 
 
@@ -40,7 +40,7 @@ def run(config: InferConfig) -> list[Path]:
     """Generates every request that is not finished; returns the paths of this rank's videos.
 
     Errors: ValueError for bad input, before any video is begun; with `data.keep_going` one for the bad lines of a
-    script when the other films are done.
+    script when the other videos are done.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -57,10 +57,10 @@ def run(config: InferConfig) -> list[Path]:
     wanted = [new for group in own for new in to_make(group, config.output)]
     report_finished([r for r, new in zip(videos, wanted, strict=True) if not new], len(videos), config)
     if not any(wanted):
-        paths = [film(r, folder) for r in videos]
+        paths = [video_path(r, folder) for r in videos]
     else:
-        made = Run(config, load_kit(config.model, config.vae, config.text))
-        paths = made.films(made.usable(groups, mine, refused))
+        made = Run(config, load_bundle(config.model, config.vae, config.text))
+        paths = made.writer(made.usable(groups, mine, refused))
     if refused:
         lines = "\n".join(refused)
         raise ValueError(f"{len(paths)} videos are in {folder}; these lines of the script were left out:\n{lines}")
@@ -79,12 +79,12 @@ def report_finished(there: list[Request], total: int, config: InferConfig) -> No
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{sidecar(request, folder)} is damaged ({error}); remove it") from error
         facts = {"prompt": None, "seed": None, "start": None} | facts
-        now = {"prompt": request.prompt, "seed": seed_of(request, config)}
-        now |= {"start": str(request.start) if request.start else None, "asked": asked_of(request, config)}
+        now = {"prompt": request.prompt, "seed": get_seed(request, config)}
+        now |= {"start": str(request.start) if request.start else None, "asked": requested_facts(request, config)}
         if request.script:
             facts["prompts"], now["prompts"] = texts, request.prompts
         if other := _changed(facts, now):
-            name = film(request, folder)
+            name = video_path(request, folder)
             logger.warning("%s is kept though it was made with %s; --overwrite makes it anew", name, other)
     if there:
         logger.info("%d of %d videos are finished and are skipped", len(there), total)
@@ -93,14 +93,14 @@ def report_finished(there: list[Request], total: int, config: InferConfig) -> No
 class Run:
     """A configured model that turns batches of requests into files."""
 
-    def __init__(self, config: InferConfig, kit: Kit):
-        self.config, self.kit = config, kit
+    def __init__(self, config: InferConfig, bundle: ModelBundle):
+        self.config, self.bundle = config, bundle
         self.sampler = config.sampler.build()
         self.rng = Rng(config.seed)
-        self._takes: dict[tuple, Take] = {}
+        self._plans: dict[tuple, VideoPlan] = {}
         self._content = functools.cache(file_hash)  # most files serve all batches
         self._start: tuple = ()  # (video, take, latents) of the latest batch: mostly one video serves all
-        shape = Geometry.of(kit.spec, config.height, config.width).latent_shape(1)[1:]
+        shape = Geometry.of(bundle.spec, config.height, config.width).latent_shape(1)[1:]
         self.noise = read_latents(config.data.noise, "noise", shape)
         self.initial = read_latents(config.data.initial_latents, "latents", shape)
 
@@ -130,8 +130,8 @@ class Run:
                 self.images([request])
         return own
 
-    def films(self, groups: list[list[Request]]) -> list[Path]:
-        """Writes the films of all batches; a finished one is computed again only for another of its batch."""
+    def writer(self, groups: list[list[Request]]) -> list[Path]:
+        """Writes the videos of all batches; a finished one is computed again only for another of its batch."""
         output, videos = self.config.output, [r for group in groups for r in group]
         strips: dict[str, np.ndarray] = {}
         with VideoProgress(len(videos), sum(self.take(group[0]).num_chunks for group in groups)) as bar:
@@ -147,16 +147,16 @@ class Run:
                         bar.skip(0 if shown or row else self.take(request).num_chunks)
         if output.sheet and videos:
             self.sheet(videos[:SHEET_CLIPS], strips)
-        return [film(r, output.folder) for r in videos]
+        return [video_path(r, output.folder) for r in videos]
 
     def check(self, request: Request) -> None:
         """Raises ValueError for prompts, a length, given noise or latents that do not make this video."""
-        if self.kit.joins_image and not request.image:
-            name = self.kit.spec.name
+        if self.bundle.joins_image and not request.image:
+            name = self.bundle.spec.name
             raise ValueError(f"{name} starts from images: give --start_image, or --i2v and a folder as --data_path")
         if self.initial is not None and (request.image or request.video):
             raise ValueError(f"{request.script.where}: data.initial_latents are given too; drop one of the starts")
-        check_grammar([request], self.kit.spec.name)
+        check_grammar([request], self.bundle.spec.name)
         try:
             take = self.take(request)
             if request.script:  # a line's own picture; those of a folder are opened by the rank that needs them
@@ -166,96 +166,113 @@ class Run:
                 raise
             raise ValueError(f"{request.script.where}: {error}") from error
         if request.script:
-            check_switches(request.script, take.asked, take.spans)
+            check_switches(request.script, take.requested, take.spans)
         if self.noise is not None and self.noise.shape[1] < take.total:
             have = self.noise.shape[1]
             raise ValueError(
-                f"{self.config.data.noise} has {have} latent frames and the films {take.total}; ask for fewer"
+                f"{self.config.data.noise} has {have} latent frames and the videos {take.total}; ask for fewer"
             )
         for tensor, path in ((self.noise, self.config.data.noise), (self.initial, self.config.data.initial_latents)):
-            rows_of(tensor, [request], path)
+            select_rows(tensor, [request], path)
             if tensor is not None and tensor.shape[2:] != take.geometry.latent_shape(1)[1:]:
                 raise ValueError(
                     f"{path} holds latents of another size than {take.geometry.height} x {take.geometry.width}"
                 )
 
-    def take(self, request: Request) -> Take:
-        """Returns how the request's film, and all of its schedule, is made."""
-        if request.schedule not in self._takes:
+    def take(self, request: Request) -> VideoPlan:
+        """Returns how the request's video, and all of its schedule, is made."""
+        if request.schedule not in self._plans:
             given = 0 if self.initial is None else self.initial.shape[1]
-            self._takes[request.schedule] = take_of(request, self.config, self.kit, self.sampler, given)
-        return self._takes[request.schedule]
+            self._plans[request.schedule] = plan_video(request, self.config, self.bundle, self.sampler, given)
+        return self._plans[request.schedule]
 
     def sheet(self, videos: list[Request], strips: dict[str, np.ndarray]) -> None:
         """Writes the contact sheet of this rank's first videos; finished ones are read back."""
         folder = Path(self.config.output.folder)
-        clips = [strips[r.stem] if r.stem in strips else read_strip(film(r, folder), SHEET_FRAMES) for r in videos]
+        clips = [
+            strips[r.stem] if r.stem in strips else read_strip(video_path(r, folder), SHEET_FRAMES) for r in videos
+        ]
         name = "contact_sheet.png" if distributed.world_size() == 1 else f"contact_sheet_{distributed.rank()}.png"
         contact_sheet(folder / name, clips, [", then ".join(r.prompts) for r in videos], num_frames=SHEET_FRAMES)
 
-    def batch(self, group: list[Request], wanted: list[bool], bar) -> Films:
+    def batch(self, group: list[Request], wanted: list[bool], bar) -> VideoBatchWriter:
         """Generates, decodes and writes one batch; returns what was written."""
         begin, take = time.perf_counter(), self.take(group[0])
         images, given = self.images(group), None
         track = self.track(group, take)
-        if images is not None and self.kit.joins_image:
-            track = self.kit.with_image(track, images, take.geometry.pixel_frames(take.total))
+        if images is not None and self.bundle.joins_image:
+            track = self.bundle.with_image(track, images, take.geometry.pixel_frames(take.total))
         else:
             given = self.given(group, images, take)
         noise = KeyedNoise(
-            self.rng, group, take.geometry.latent_shape(1)[1:], self.kit.dtype, rows_of(self.noise, group, "noise")
+            self.rng,
+            group,
+            take.geometry.latent_shape(1)[1:],
+            self.bundle.dtype,
+            select_rows(self.noise, group, "noise"),
         )
         output = self.config.output
-        films = Films(self.kit.vae, group, wanted, output, self.kit.spec.fps, take.geometry, take.total)
-        facts = facts_of(self.config, self.kit.weights_hash, group, take.asked, take.total, self._content)
-        bookmark = Bookmark(group, output.folder, facts)
-        resumed = bookmark.go_on(films, take, track, noise) if output.resume else None
+        writer = VideoBatchWriter(
+            self.bundle.vae, group, wanted, output, self.bundle.spec.fps, take.geometry, take.total
+        )
+        facts = provenance(self.config, self.bundle.weights_hash, group, take.requested, take.total, self._content)
+        resume_state = ResumeState(group, output.folder, facts)
+        resumed = resume_state.go_on(writer, take, track, noise) if output.resume else None
         if resumed is None:
-            bookmark.remove()
+            resume_state.remove()
             chunks, before = take.pipeline.generate(track, noise, len(group), take.total, given), {}
         else:
             chunks, before = resumed
-            bar.passed(sum(span.stop <= films.next_frame for span in take.pipeline.spans(take.total, take.given)))
+            bar.passed(sum(span.stop <= writer.next_frame for span in take.pipeline.spans(take.total, take.given)))
         begin, recaches = begin - before.get("seconds", 0), before.get("recaches", [])
 
         def save() -> None:
             spent = {"seconds": time.perf_counter() - begin, "recaches": recaches}
-            bookmark.write(take.pipeline.rollout, films, spent)
+            resume_state.write(take.pipeline.rollout, writer, spent)
 
-        vae = self.kit.vae
-        with bookmark:
-            films.write(_noted(chunks, recaches), bar.chunk, save, vae.device if vae.config.apart else None)
-        self.report(films, take, time.perf_counter() - begin, track, recaches)
-        bookmark.remove()
-        return films
+        vae = self.bundle.vae
+        with resume_state:
+            writer.write(_noted(chunks, recaches), bar.chunk, save, vae.device if vae.config.apart else None)
+        self.report(writer, take, time.perf_counter() - begin, track, recaches)
+        resume_state.remove()
+        return writer
 
-    def report(self, films: Films, take: Take, seconds: float, track: Condition | Script, recaches: list[float]):
-        """Writes the JSON beside each film; seconds: that it took."""
+    def report(
+        self,
+        writer: VideoBatchWriter,
+        take: VideoPlan,
+        seconds: float,
+        track: Condition | PromptSchedule,
+        recaches: list[float],
+    ):
+        """Writes the JSON beside each video; seconds: that it took."""
         # The time of a decoder beside the loop is no part of the loop's.
-        beside, group = 0.0 if self.kit.vae.config.apart else sum(films.seconds.values()), films.requests
-        each = [{"seed": seed_of(r, self.config), "asked": asked_of(r, self.config)} for r in group]
+        beside, group = 0.0 if self.bundle.vae.config.apart else sum(writer.seconds.values()), writer.requests
+        each = [{"seed": get_seed(r, self.config), "asked": requested_facts(r, self.config)} for r in group]
         for own, request in zip(each, group, strict=True):
             own |= {"start": str(request.start)} if request.start else {}
             own |= {"switches": switch_report(request.script, track, recaches)} if request.script else {}
-        films.sidecars(
+        writer.sidecars(
             {
-                "model": self.kit.spec.name,
+                "model": self.bundle.spec.name,
                 "config_hash": settings_hash(self.config),
-                "weights_hash": self.kit.weights_hash,
+                "weights_hash": self.bundle.weights_hash,
                 "latent_frames": take.total,
                 "given_frames": take.given,
-                "seconds": {"total": seconds, **films.seconds, "denoise": seconds - beside},
+                "seconds": {"total": seconds, **writer.seconds, "denoise": seconds - beside},
             },
             each,
         )
 
-    def track(self, group: list[Request], take: Take) -> Condition | Script:
+    def track(self, group: list[Request], take: VideoPlan) -> Condition | PromptSchedule:
         """Returns the batch's condition, or the track of its scripts."""
-        negatives = [negative_of(r, self.config) for r in group]
+        negatives = [get_negative_prompt(r, self.config) for r in group]
         negative = None if self.sampler.guidance == 1 else negatives[0] if len(set(negatives)) == 1 else negatives
         if group[0].script is None:
-            return self.kit.condition([r.prompt for r in group], negative)
-        return script_of([r.script for r in group], take.asked, lambda prompts: self.kit.condition(prompts, negative))
+            return self.bundle.condition([r.prompt for r in group], negative)
+        return build_schedule(
+            [r.script for r in group], take.requested, lambda prompts: self.bundle.condition(prompts, negative)
+        )
 
     def images(self, group: list[Request]) -> torch.Tensor | None:
         """Returns the start images [B, 3, H, W] in [-1, 1] of the batch, or None."""
@@ -264,42 +281,42 @@ class Run:
         geometry, mode = self.take(group[0]).geometry, "stretch" if self.config.data.i2v else "crop"
         return torch.cat([image_pixels(r.image, geometry, mode) for r in group])
 
-    def given(self, group: list[Request], images: torch.Tensor | None, take: Take) -> torch.Tensor | None:
+    def given(self, group: list[Request], images: torch.Tensor | None, take: VideoPlan) -> torch.Tensor | None:
         """Returns the clean latents [B, F, C, h, w] before the generated ones: given ones, or those of the starts."""
         if self.initial is not None:
-            return rows_of(self.initial, group, "initial_latents")
+            return select_rows(self.initial, group, "initial_latents")
         if video := group[0].video:  # one for all, or they would not be made together
             if self._start[:2] != (video, take):
                 pixels, _ = video_pixels(video, take.pipeline, take.geometry, take.fps, take.given)
-                self._start = (video, take, self.kit.vae.encode(pixels[None].to(self.kit.device)))
+                self._start = (video, take, self.bundle.vae.encode(pixels[None].to(self.bundle.device)))
             return self._start[2].expand(len(group), -1, -1, -1, -1)
-        return None if images is None else self.kit.vae.encode(images[:, None].to(self.kit.device))
+        return None if images is None else self.bundle.vae.encode(images[:, None].to(self.bundle.device))
 
 
-def seed_of(request: Request, config: InferConfig) -> int:
+def get_seed(request: Request, config: InferConfig) -> int:
     """Returns the seed of the request's noise: its script's own, or the run's."""
     own = request.script.seed if request.script else None
     return config.seed if own is None else own
 
 
-def negative_of(request: Request, config: InferConfig) -> str:
+def get_negative_prompt(request: Request, config: InferConfig) -> str:
     """Returns the request's negative prompt: its script's own, or the run's."""
     own = request.script.negative_prompt if request.script else None
     return config.negative_prompt if own is None else own
 
 
-def asked_of(request: Request, config: InferConfig) -> dict:
-    """Returns what makes the film beside prompts, seed and start, as a plain tree for its JSON.
+def requested_facts(request: Request, config: InferConfig) -> dict:
+    """Returns what makes the video beside prompts, seed and start, as a plain tree for its JSON.
 
-    As it is told, so that a later run can compare before any weight is read; without what changes no film: devices,
+    As it is told, so that a later run can compare before any weight is read; without what changes no video: devices,
     formats, the folder.
     """
-    script, tree = request.script, making_of(config)
+    script, tree = request.script, video_settings(config)
     knobs = {section: {name: tree[section][name] for name in names} for section, names in MAKING_KNOBS.items()}
     return {
-        "length": str(told_length(script, config)[1]),
+        "length": str(requested_length(script, config)[1]),
         "ends": [str(cue.end) for cue in script.cues[:-1]] if script else [],
-        "negative_prompt": negative_of(request, config),
+        "negative_prompt": get_negative_prompt(request, config),
         "height": (script and script.height) or config.height,
         "width": (script and script.width) or config.width,
         "start_seconds": request.start_seconds,

@@ -19,7 +19,7 @@ from wan.schedule import Schedule, step_sigmas
 def few_step(config: FewStepConfig) -> FewStep:
     """Returns the sampler of a `FewStepConfig`."""
     sigmas = step_sigmas(config.steps, config.shift, config.warp)
-    return FewStep(sigmas, Schedule(config.shift, config.snap), config.guidance)
+    return FewStep(sigmas, Schedule(config.shift, config.rounding), config.guidance)
 
 
 def multi_step(config: MultiStepConfig) -> MultiStep:
@@ -74,24 +74,24 @@ class RandomExit(Sampler):
     Source: Self-Forcing (arXiv 2506.08009), algorithm 1.
     """
 
-    def __init__(self, few: FewStep, exit_of, graded=lambda span: True):
-        self.few, self.exit_of, self.graded = few, exit_of, graded
+    def __init__(self, few: FewStep, exit_step, with_grad=lambda span: True):
+        self.few, self.exit_step, self.with_grad = few, exit_step, with_grad
 
     def at(self, span) -> Sampler:
         """Returns the few-step sampler that ends at the chunk's exit step."""
-        sigmas = self.few.sigmas[: self.exit_of(span) + 1]
-        return _GradedLast(sigmas, self.few.schedule, self.graded(span))
+        sigmas = self.few.sigmas[: self.exit_step(span) + 1]
+        return _GradOnLastStep(sigmas, self.few.schedule, self.with_grad(span))
 
 
-class _GradedLast(FewStep):
+class _GradOnLastStep(FewStep):
     """Few steps of which only the last is taken with gradient, if any."""
 
-    def __init__(self, sigmas, schedule: Schedule, graded: bool):
+    def __init__(self, sigmas, schedule: Schedule, with_grad: bool):
         super().__init__(sigmas, schedule)
-        self.graded = graded
+        self.with_grad = with_grad
 
     def step(self, k: int, x_BFCHW: torch.Tensor, predict, noise, state=None):
-        last = self.graded and k + 1 == self.num_steps
+        last = self.with_grad and k + 1 == self.num_steps
         with torch.set_grad_enabled(torch.is_grad_enabled() and last):
             return super().step(k, x_BFCHW, predict, noise, state)
 
@@ -113,10 +113,10 @@ class MultiStep(Sampler):
 
     def step(self, k: int, x_BFCHW: torch.Tensor, predict, noise, state):
         """Returns x after step k of the walk."""
-        return state.step(predict(x_BFCHW, state.told[k]), k, x_BFCHW).to(x_BFCHW.dtype)
+        return state.step(predict(x_BFCHW, state.model_sigmas[k]), k, x_BFCHW).to(x_BFCHW.dtype)
 
 
-def walk(sampler, x_BFCHW: torch.Tensor, predict, noise) -> Iterator[torch.Tensor]:
+def iterate_steps(sampler, x_BFCHW: torch.Tensor, predict, noise) -> Iterator[torch.Tensor]:
     """Yields x after each step of one chunk, from the noise x; the last one is x0."""
     state = sampler.start()
     for k in range(sampler.num_steps):
@@ -126,7 +126,7 @@ def walk(sampler, x_BFCHW: torch.Tensor, predict, noise) -> Iterator[torch.Tenso
 
 def sample(sampler, x_BFCHW: torch.Tensor, predict, noise) -> torch.Tensor:
     """Runs all steps of one chunk from the noise x; returns x0."""
-    for x in walk(sampler, x_BFCHW, predict, noise):
+    for x in iterate_steps(sampler, x_BFCHW, predict, noise):
         x_BFCHW = x
     return x_BFCHW
 

@@ -1,8 +1,8 @@
-"""The state of a film in the making: what a session rewinds to, and what a killed run goes on from.
+"""The state of a video in the making: what a session rewinds to, and what a killed run goes on from.
 
-A run writes it beside a batch of films as `<first name>.partial.safetensors`: keys and values with their ledgers, the
+A run writes it beside a batch of videos as `<first name>.partial.safetensors`: keys and values with their ledgers, the
 latest latents, the decoder's state, and how far each file was, all of one moment, between two chunks. Noise and prompts
-are functions of the frame, so nothing else is needed to make the same film.
+are functions of the frame, so nothing else is needed to make the same video.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import torch
 
 from pipeline.causal import Causal
 from pipeline.config import InferConfig
-from pipeline.decode import Films, film, finished
+from pipeline.decode import VideoBatchWriter, finished, video_path
 from pipeline.request import Request
 from pipeline.rollout import Chunk, Rollout
-from pipeline.take import Take
+from pipeline.take import VideoPlan
 from pipeline.track import Fixed, Track
 from utils.config import config_hash, to_dict
 from utils.digest import file_hash
@@ -34,7 +34,7 @@ SUFFIX = ".partial.safetensors"
 
 
 def pack(rollout: Rollout, stream: list | None, next_frame: int, device=None) -> dict:
-    """Returns the film so far: {"tensors": name -> copy, "book": numbers and texts that JSON can hold}.
+    """Returns the video so far: {"tensors": name -> copy, "book": numbers and texts that JSON can hold}.
 
     stream: the decoder's state. device: where the copies lie; by default where the tensors do.
     """
@@ -58,9 +58,14 @@ def unpack(snapshot: dict, rollout: Rollout, condition: Condition, device) -> li
 
 
 def pipeline_facts(pipeline: Causal) -> dict:
-    """Returns what a pipeline must have in common with the one that made a snapshot to go on with its film."""
-    kit, sampler = pipeline.kit, pipeline.rollout.sampler
-    facts = {"model": kit.spec, "weights": kit.weights_hash, "dtype": str(kit.dtype), "pipeline": pipeline.config}
+    """Returns what a pipeline must have in common with the one that made a snapshot to go on with its video."""
+    bundle, sampler = pipeline.bundle, pipeline.rollout.sampler
+    facts = {
+        "model": bundle.spec,
+        "weights": bundle.weights_hash,
+        "dtype": str(bundle.dtype),
+        "pipeline": pipeline.config,
+    }
     return plain(
         facts | {"sampler": {"name": type(sampler).__name__, **vars(sampler)}, "geometry": pipeline.rollout.geometry}
     )
@@ -76,58 +81,60 @@ def plain(facts: dict) -> dict:
     return json.loads(json.dumps(facts, default=to_dict))
 
 
-def told(was, now) -> str:
+def describe_changes(was, now) -> str:
     """Returns what differs between two plain trees in words, five values at most; "" if nothing does."""
     return "; ".join(f"{name} was {then} and is {value}" for name, then, value in _differences(was, now)[:5])
 
 
-class Bookmark:
-    """The snapshot beside a batch of films."""
+class ResumeState:
+    """The snapshot beside a batch of videos."""
 
     def __init__(self, group: Sequence[Request], folder: str | Path, facts: dict):
-        """facts: what makes these films and no others."""
+        """facts: what makes these videos and no others."""
         self.group, self.folder, self.path = list(group), folder, snapshot_path(group, folder)
         self.facts = plain(facts)
 
     def find(self) -> dict | None:
         """Returns the snapshot, or None, with a word, if there is none that can be used.
 
-        Errors: ValueError for one of other films: it is worth hours, and nobody asked to lose it.
+        Errors: ValueError for one of other videos: it is worth hours, and nobody asked to lose it.
         """
         if not self.path.is_file():
-            logger.info("%s: no snapshot to go on from; the film starts anew", film(self.group[0], self.folder))
+            logger.info("%s: no snapshot to go on from; the video starts anew", video_path(self.group[0], self.folder))
             return None
         try:
             book = json.loads(metadata(self.path)["book"])
-            if names := told(book.pop("facts"), self.facts):
+            if names := describe_changes(book.pop("facts"), self.facts):
                 advice = "Ask for that one, or leave out --resume to begin anew"
-                raise _Foreign(f"{self.path} belongs to another film: {names}. {advice}")
+                raise _Foreign(f"{self.path} belongs to another video: {names}. {advice}")
             return {"tensors": read(self.path), "book": book}
         except _Foreign:
             raise
         except (ValueError, KeyError) as error:
-            logger.warning("%s cannot be used (%s); the film starts anew", self.path, error)
+            logger.warning("%s cannot be used (%s); the video starts anew", self.path, error)
             return None
 
-    def write(self, rollout: Rollout, films: Films, extra: dict) -> None:
+    def write(self, rollout: Rollout, videos: VideoBatchWriter, extra: dict) -> None:
         """Replaces the snapshot by one of this moment; `extra` comes back with `find`, in the book."""
-        files, shown = films.state()  # all that was written is on the disk before the snapshot speaks of it
-        snapshot = pack(rollout, films.stream, films.next_frame, "cpu")
+        files, shown = videos.state()  # all that was written is on the disk before the snapshot speaks of it
+        snapshot = pack(rollout, videos.stream, videos.next_frame, "cpu")
         book = snapshot["book"] | {"facts": self.facts, "films": files, "extra": extra}
         write_safetensors(self.path, snapshot["tensors"] | shown, {"book": json.dumps(book)})
 
-    def go_on(self, films: Films, take: Take, track: Condition | Track, noise) -> tuple[Iterator[Chunk], dict] | None:
+    def go_on(
+        self, videos: VideoBatchWriter, take: VideoPlan, track: Condition | Track, noise
+    ) -> tuple[Iterator[Chunk], dict] | None:
         """Returns (the chunks that follow the snapshot, its `extra`), or None if there is none that can be used.
 
-        films: they stand there too when this returns.
-        Errors: ValueError for a snapshot of other films, or files that are not those it speaks of.
+        videos: they stand there too when this returns.
+        Errors: ValueError for a snapshot of other videos, or files that are not those it speaks of.
         """
         snapshot = self.find()
         if snapshot is None:
             return None
         book, track = snapshot["book"], track if isinstance(track, Track) else Fixed(track)
         try:
-            films.resume(book["films"], snapshot["tensors"], book["next_frame"])
+            videos.resume(book["films"], snapshot["tensors"], book["next_frame"])
         except ValueError as error:
             raise ValueError(
                 f"{self.path} cannot be gone on with: {error}. Leave out --resume to begin anew"
@@ -136,65 +143,65 @@ class Bookmark:
         done = [span for span in spans if span.stop <= book["next_frame"]]
         for span in done:  # a script is where its chunks have brought it
             condition = track.at(span)
-        films.stream = unpack(snapshot, rollout, condition, "cpu")  # the decoder brings it to its device
-        seconds = book["films"]["frames"] / films.fps
-        logger.info("%s goes on at %.1f s", film(self.group[0], self.folder), seconds)
+        videos.stream = unpack(snapshot, rollout, condition, "cpu")  # the decoder brings it to its device
+        seconds = book["films"]["frames"] / videos.fps
+        logger.info("%s goes on at %.1f s", video_path(self.group[0], self.folder), seconds)
         return _chunks(rollout, track, spans[len(done) :], noise), book["extra"]
 
     def remove(self) -> None:
-        """Removes the snapshot: the films are finished, or begin anew."""
+        """Removes the snapshot: the videos are finished, or begin anew."""
         self.path.unlink(missing_ok=True)
 
-    def __enter__(self) -> Bookmark:
+    def __enter__(self) -> ResumeState:
         for half in self.path.parent.glob(f".{glob.escape(self.path.name)}.*.partial"):
             half.unlink()  # a run was killed while it wrote its snapshot
         return self
 
     def __exit__(self, kind, error, trace) -> None:
         if kind is not None and self.path.is_file():
-            name = film(self.group[0], self.folder).with_suffix(".partial.mp4")
+            name = video_path(self.group[0], self.folder).with_suffix(".partial.mp4")
             logger.warning("%s is kept: run again with --resume to go on from its last snapshot", name)
 
 
 class _Foreign(ValueError):
-    """A snapshot of other films."""
+    """A snapshot of other videos."""
 
 
 def snapshot_path(group: Sequence[Request], folder: str | Path) -> Path:
-    """Returns where the snapshot of a batch of films lies."""
+    """Returns where the snapshot of a batch of videos lies."""
     return Path(folder) / f"{group[0].stem}{SUFFIX}"
 
 
 def to_make(group: Sequence[Request], output) -> list[bool]:
-    """Returns which films of a batch are to be made: all with overwrite, else those that are not finished.
+    """Returns which videos of a batch are to be made: all with overwrite, else those that are not finished.
 
     With resume also those that a killed run with overwrite was making anew, though the old ones are still there.
     """
     anew = output.resume and snapshot_path(group, output.folder).is_file()
-    halves = [film(request, output.folder).with_suffix(".partial.mp4") for request in group]
+    halves = [video_path(request, output.folder).with_suffix(".partial.mp4") for request in group]
     unfinished = [not finished(request, output.folder) for request in group]
     return [output.overwrite or new or (anew and half.exists()) for new, half in zip(unfinished, halves, strict=True)]
 
 
 def remove_stale(group: Sequence[Request], folder: str | Path) -> None:
-    """Removes the snapshot of films that are finished: their run was killed right before it did."""
-    halves = [film(request, folder).with_suffix(".partial.mp4") for request in group]
+    """Removes the snapshot of videos that are finished: their run was killed right before it did."""
+    halves = [video_path(request, folder).with_suffix(".partial.mp4") for request in group]
     if all(finished(request, folder) for request in group) and not any(half.exists() for half in halves):
         snapshot_path(group, folder).unlink(missing_ok=True)
 
 
 def settings(config: InferConfig) -> InferConfig:
-    """Returns the configuration without what says how often a film is begun, not which one it is."""
+    """Returns the configuration without what says how often a video is begun, not which one it is."""
     return replace(config, output=replace(config.output, resume=False, overwrite=False))
 
 
 def settings_hash(config: InferConfig) -> str:
-    """Returns the hash of what makes a film: the same with and without --resume and --overwrite."""
+    """Returns the hash of what makes a video: the same with and without --resume and --overwrite."""
     return config_hash(settings(config))
 
 
-def making_of(config: InferConfig) -> dict:
-    """Returns the configuration as a plain tree, without what changes no film."""
+def video_settings(config: InferConfig) -> dict:
+    """Returns the configuration as a plain tree, without what changes no video."""
     tree = to_dict(settings(config))
     places = (("vae", "device"), ("text", "device"))
     for section, name in (("output", "folder"), ("output", "sheet"), ("data", "keep_going"), *places):
@@ -203,12 +210,14 @@ def making_of(config: InferConfig) -> dict:
     return tree
 
 
-def facts_of(config: InferConfig, weights_hash: str, group: Sequence[Request], asked, total: int, content=file_hash):
-    """Returns what makes these films and no others; content: path -> hash, for a run of many batches one that keeps."""
-    tree = making_of(config)
+def provenance(
+    config: InferConfig, weights_hash: str, group: Sequence[Request], requested, total: int, content=file_hash
+):
+    """Returns what makes these videos and no others. content(path) -> hash; long runs pass a cached one."""
+    tree = video_settings(config)
     given = {path: content(path) for path in {config.data.noise, config.data.initial_latents} if path}
     given |= {str(path): content(path) for path in {request.start for request in group} if path}
-    films = [
+    videos = [
         {
             "name": r.stem,
             "prompts": r.prompts,
@@ -219,15 +228,15 @@ def facts_of(config: InferConfig, weights_hash: str, group: Sequence[Request], a
         }
         for r in group
     ]
-    parts = {"config": tree, "weights": weights_hash, "films": films, "files": given}
-    return parts | {"switches": list(asked), "latent_frames": total}
+    parts = {"config": tree, "weights": weights_hash, "films": videos, "files": given}
+    return parts | {"switches": list(requested), "latent_frames": total}
 
 
 @torch.no_grad()
 def _chunks(rollout: Rollout, track: Track, spans: Sequence[Span], noise) -> Iterator[Chunk]:
     """Yields the chunks over the spans."""
     for span in spans:
-        yield rollout.make(track, span, noise)
+        yield rollout.generate_chunk(track, span, noise)
 
 
 def _differences(was, now, name: str = "") -> list[tuple[str, object, object]]:

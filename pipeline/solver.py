@@ -31,19 +31,19 @@ class Solver:
     def __post_init__(self):
         check_solver(self.name, self.num_steps, self.shift)
 
-    def start(self) -> Walk:
+    def start(self) -> SolverState:
         """Returns the walk of one chunk."""
         return {"unipc": _unipc, "dpm++": _dpm, "euler": _euler}[self.name](self.num_steps, self.shift)
 
 
-class Walk:
+class SolverState:
     """One trajectory. `told[k]`: sigma for the network; `sigmas`: those of the solver, 0 last."""
 
-    def __init__(self, sigmas: torch.Tensor, told: list[float], scheduler=None):
-        self.sigmas, self.told, self._scheduler = sigmas, told, scheduler
+    def __init__(self, sigmas: torch.Tensor, model_sigmas: list[float], scheduler=None):
+        self.sigmas, self.model_sigmas, self._scheduler = sigmas, model_sigmas, scheduler
 
     def __len__(self) -> int:
-        return len(self.told)
+        return len(self.model_sigmas)
 
     def step(self, velocity: torch.Tensor, k: int, x: torch.Tensor) -> torch.Tensor:
         """Returns x at sigma k+1; steps must come in order."""
@@ -53,12 +53,12 @@ class Walk:
         return self._scheduler.step(velocity, self._scheduler.timesteps[k], x, return_dict=False)[0]
 
 
-def _euler(num_steps: int, shift: float) -> Walk:
+def _euler(num_steps: int, shift: float) -> SolverState:
     sigmas = shift_sigma(torch.linspace(1, 0, num_steps + 1), shift)
-    return Walk(sigmas, sigmas[:-1].tolist())
+    return SolverState(sigmas, sigmas[:-1].tolist())
 
 
-def _unipc(num_steps: int, shift: float) -> Walk:
+def _unipc(num_steps: int, shift: float) -> SolverState:
     from diffusers import UniPCMultistepScheduler
 
     scheduler = UniPCMultistepScheduler(
@@ -70,10 +70,10 @@ def _unipc(num_steps: int, shift: float) -> Walk:
     )
     grid = torch.linspace(FIRST_SIGMA, 0, num_steps + 1, dtype=torch.float32)[:-1]
     scheduler.set_timesteps(sigmas=shift_sigma(grid.double(), shift).numpy())
-    return _walk(scheduler)
+    return _solver_state(scheduler)
 
 
-def _dpm(num_steps: int, shift: float) -> Walk:
+def _dpm(num_steps: int, shift: float) -> SolverState:
     from diffusers import DPMSolverMultistepScheduler
 
     scheduler = DPMSolverMultistepScheduler(
@@ -88,9 +88,9 @@ def _dpm(num_steps: int, shift: float) -> Walk:
     scheduler.sigmas = torch.cat((grid, grid.new_zeros(1))).float()
     scheduler.timesteps = (grid * NUM_TRAIN_TIMESTEPS).long()
     scheduler.set_begin_index(0)
-    return _walk(scheduler)
+    return _solver_state(scheduler)
 
 
-def _walk(scheduler) -> Walk:
-    told = [t / NUM_TRAIN_TIMESTEPS for t in scheduler.timesteps.tolist()]
-    return Walk(scheduler.sigmas, told, scheduler)
+def _solver_state(scheduler) -> SolverState:
+    model_sigmas = [t / NUM_TRAIN_TIMESTEPS for t in scheduler.timesteps.tolist()]
+    return SolverState(scheduler.sigmas, model_sigmas, scheduler)

@@ -1,6 +1,6 @@
-"""What a film starts from: a picture, or the last seconds of a video, as pixels and as clean latents.
+"""What a video starts from: a picture, or the last seconds of a video, as pixels and as clean latents.
 
-A video's end is cut to whole chunks and brought to the film's size (the aspect is kept, the borders are cut) and rate
+A video's end is cut to whole chunks and brought to the video's size (the aspect is kept, the borders are cut) and rate
 (the frames nearest in time are taken). The context pass over its latents fills the cache as if they had been made.
 """
 
@@ -27,7 +27,7 @@ def image_pixels(path: str | Path, geometry: Geometry, mode: str = "crop") -> to
 def video_pixels(path: str | Path, pipeline: Causal, geometry: Geometry, fps: float, most: int, seconds: float = 0.0):
     """Returns (the last pixel frames of a video, [P, 3, H, W] in [-1, 1], the video's own frames per second).
 
-    P is what whole chunks hold. fps: of the film. most: latent frames at most, but at least one chunk.
+    P is what whole chunks hold. fps: of the video. most: latent frames at most, but at least one chunk.
     seconds: how much is used instead, rounded down to whole chunks.
     Errors: ValueError naming a video that cannot be read or is too short, or for seconds that hold no chunk.
     """
@@ -58,12 +58,12 @@ def encode_start(pipeline: Causal, path: str | Path, seconds: float = 0.0) -> to
     seconds: how much of a video; by default what the window holds, as whole chunks.
     Errors: ValueError for a file that cannot be used, or no seconds where no window bounds the cache.
     """
-    kit, geometry, window = pipeline.kit, pipeline.rollout.geometry, pipeline.config.cache.window_frames
+    bundle, geometry, window = pipeline.bundle, pipeline.rollout.geometry, pipeline.config.cache.window_frames
     if Path(path).suffix.lower() in IMAGE_SUFFIXES:
         pixels = image_pixels(path, geometry)
     else:
         if window == -1 and not seconds:
             raise ValueError("the cache has no window that says how much of a video is used; give the seconds")
-        pixels, _ = video_pixels(path, pipeline, geometry, kit.spec.fps, window, seconds)
+        pixels, _ = video_pixels(path, pipeline, geometry, bundle.spec.fps, window, seconds)
     with torch.no_grad():
-        return kit.vae.encode(pixels[None].to(kit.device)).to(kit.dtype)
+        return bundle.vae.encode(pixels[None].to(bundle.device)).to(bundle.dtype)

@@ -1,4 +1,4 @@
-"""How the films of a batch are made: size, length, schedule; and the tensors that a run may be given."""
+"""How the videos of a batch are made: size, length, schedule; and the tensors that a run may be given."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from pipeline.bundle import ModelBundle
 from pipeline.causal import Causal
 from pipeline.config import LONGEST, InferConfig
-from pipeline.kit import Kit
 from pipeline.request import Request
-from pipeline.script import asked_frames, film_length
+from pipeline.script import requested_frames, video_length
 from pipeline.start import video_pixels
-from utils.data.scripts import FRAME, SECOND, Moment, ScriptLine
+from utils.data.scripts import FRAME, SECOND, Moment, ScheduleLine
 from wan.geometry import Geometry, Span
 
 logger = logging.getLogger(__name__)
@@ -25,15 +25,15 @@ RATE_TOLERANCE = 0.01  # 24 and 23.976 frames per second are one
 
 
 @dataclass(frozen=True)
-class Take:
-    """How the films of a batch are made: their size, length, and the latent frames at which prompts are asked for."""
+class VideoPlan:
+    """How the videos of a batch are made: their size, length, and the latent frames at which prompts are asked for."""
 
     geometry: Geometry
     pipeline: object
     total: int  # latent frames
     given: int  # how many of them are given
     fps: float
-    asked: tuple[int, ...] = (0,)
+    requested: tuple[int, ...] = (0,)
 
     @property
     def num_chunks(self) -> int:
@@ -42,40 +42,40 @@ class Take:
 
     @property
     def spans(self) -> list[Span]:
-        """All chunks of a causal film, given ones too."""
+        """All chunks of a causal video, given ones too."""
         return [*self.pipeline.given_spans(self.given), *self.pipeline.spans(self.total, self.given)]
 
 
-def take_of(request: Request, config: InferConfig, kit: Kit, sampler, given: int = 0) -> Take:
-    """Returns how a film is made: as its script says, and the configuration where that is silent.
+def plan_video(request: Request, config: InferConfig, bundle: ModelBundle, sampler, given: int = 0) -> VideoPlan:
+    """Returns how a video is made: as its script says, and the configuration where that is silent.
 
     given: how many first latent frames are there, if the request does not tell.
     Errors: ValueError for a size, length, ends or a start that cannot be.
     """
     script = request.script
     size = (script.height or config.height, script.width or config.width) if script else (config.height, config.width)
-    geometry = Geometry.of(kit.spec, *size)
-    pipeline, fps = config.pipeline.build(kit, sampler, geometry), config.output.fps or kit.spec.fps
-    told = film_length(script, geometry, fps) if script else None
-    if told is None and config.seconds:
-        told = geometry.latent_frames_for(config.seconds, fps), True
-    total, loose = told or (config.num_output_frames, False)
+    geometry = Geometry.of(bundle.spec, *size)
+    pipeline, fps = config.pipeline.build(bundle, sampler, geometry), config.output.fps or bundle.spec.fps
+    stated = video_length(script, geometry, fps) if script else None
+    if stated is None and config.seconds:
+        stated = geometry.latent_frames_for(config.seconds, fps), True
+    total, loose = stated or (config.num_output_frames, False)
     if total > LONGEST:
-        field, length = told_length(script, config)
-        raise ValueError(f"{field} ({length}) makes a film of {total} latent frames; write one of at most {LONGEST}")
+        field, length = requested_length(script, config)
+        raise ValueError(f"{field} ({length}) makes a video of {total} latent frames; write one of at most {LONGEST}")
     if request.video:
         given = _video_frames(request, pipeline, geometry, fps, total)
-    elif request.image and not kit.joins_image:
+    elif request.image and not bundle.joins_image:
         given = 1
     if loose:
         total = pipeline.round_up(max(total, given + 1), given)
     pipeline.spans(total, given)  # raises if they do not fill chunks
-    asked = tuple(asked_frames(script, geometry, fps)) if script else (0,)
-    return Take(geometry, pipeline, total, given, fps, asked)
+    requested = tuple(requested_frames(script, geometry, fps)) if script else (0,)
+    return VideoPlan(geometry, pipeline, total, given, fps, requested)
 
 
-def told_length(script: ScriptLine | None, config: InferConfig) -> tuple[str, Moment]:
-    """Returns (the field that tells a film's length, the length as it is told)."""
+def requested_length(script: ScheduleLine | None, config: InferConfig) -> tuple[str, Moment]:
+    """Returns (the field that tells a video's length, the length as it is told)."""
     if script and script.cues[-1].end:
         return f"the end of prompts[{len(script.cues) - 1}]", script.cues[-1].end
     if script and script.length:
@@ -86,13 +86,13 @@ def told_length(script: ScriptLine | None, config: InferConfig) -> tuple[str, Mo
 
 
 def _video_frames(request: Request, pipeline: Causal, geometry: Geometry, fps: float, total: int) -> int:
-    """Returns how many latent frames the end of the request's video gives to a film of `total` frames."""
+    """Returns how many latent frames the end of the request's video gives to a video of `total` frames."""
     window = pipeline.config.cache.window_frames
     most = total // 2 if window == -1 else min(window, total - pipeline.config.chunk)
     pixels, rate = video_pixels(request.video, pipeline, geometry, fps, most, request.start_seconds)
     logger.info("%s: its last %d frames are given (%.3g s)", request.video, len(pixels), len(pixels) / fps)
     if abs(rate - fps) > RATE_TOLERANCE * fps:
-        logger.warning("%s runs at %g fps, the film at %g: frames nearest in time are taken", request.video, rate, fps)
+        logger.warning("%s runs at %g fps, the video at %g: frames nearest in time are taken", request.video, rate, fps)
     return geometry.latent_frames(len(pixels))
 
 
@@ -112,7 +112,7 @@ def read_latents(path: str, name: str, shape: tuple[int, ...]) -> torch.Tensor |
     return tensors[name]
 
 
-def rows_of(tensor: torch.Tensor | None, group: Sequence[Request], what: str) -> torch.Tensor | None:
+def select_rows(tensor: torch.Tensor | None, group: Sequence[Request], what: str) -> torch.Tensor | None:
     """Returns the batch's rows by prompt index; a single row serves all."""
     if tensor is None:
         return None

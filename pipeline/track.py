@@ -1,4 +1,4 @@
-"""Which condition holds at a span of the film. A prompt switch is only a changed condition."""
+"""Which condition holds at a span of the video. A prompt switch is only a changed condition."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from wan.geometry import Span
 
 
 class Track:
-    """The conditions of a film; asked once for each chunk, in order."""
+    """The conditions of a video; asked once for each chunk, in order."""
 
     def at(self, span: Span) -> Condition:
         """Returns the condition of the chunk over `span`."""
         raise NotImplementedError
 
-    def urgent(self) -> bool:
+    def preempt_requested(self) -> bool:
         """True if the chunk in the making should be begun anew: asked between two of its steps."""
         return False
 
 
 class Fixed(Track):
-    """One condition for the whole film."""
+    """One condition for the whole video."""
 
     def __init__(self, condition: Condition):
         self.condition = condition
@@ -33,7 +33,7 @@ class Fixed(Track):
         return self.condition.at(span)
 
 
-class Script(Track):
+class PromptSchedule(Track):
     """One condition after another, each from the first chunk on that starts at or after the frame it asks for.
 
     At most one switch per chunk: of several that are due, the later ones wait for the next chunks.
@@ -50,15 +50,15 @@ class Script(Track):
             raise ValueError(f"the conditions of a script start at frames {frames}; begin at 0 and do not go back")
         self.cues, self.cursor = list(cues), 0
         self.taken = [0]  # the frame at which each cue so far came into force
-        self._asked = -1
+        self._latest_start = -1
 
     def advance(self, span: Span) -> int:
         """Returns the number of the cue in force over `span`; moves on by one if the next one is due."""
         due = self.cursor + 1 < len(self.cues) and self.cues[self.cursor + 1][0] <= span.start
-        if due and span.start > self._asked:  # asked again for one chunk, the answer stays
+        if due and span.start > self._latest_start:  # asked again for one chunk, the answer stays
             self.cursor += 1
             self.taken.append(span.start)
-        self._asked = max(self._asked, span.start)
+        self._latest_start = max(self._latest_start, span.start)
         return self.cursor
 
     def at(self, span: Span) -> Condition:
@@ -67,11 +67,11 @@ class Script(Track):
 
 
 class Live(Track):
-    """A condition that other threads change while the film is made; at most one switch per chunk."""
+    """A condition that other threads change while the video is made; at most one switch per chunk."""
 
-    def __init__(self, name: str, condition: Condition, asked: int = -1):
+    def __init__(self, name: str, condition: Condition, latest_start: int = -1):
         """name: what the condition is called, e.g. its prompt. asked: first frame of the last chunk with its own."""
-        self.name, self.condition, self.asked = name, condition, asked
+        self.name, self.condition, self.latest_start = name, condition, latest_start
         self._waiting: deque[tuple[str, Condition, bool]] = deque()
         self._lock = threading.Lock()
 
@@ -88,12 +88,12 @@ class Live(Track):
         Asked again for one chunk, whose first try failed, the answer stays; but for one that was asked for now.
         """
         with self._lock:
-            if self._waiting and (span.start > self.asked or self._waiting[0][2]):
+            if self._waiting and (span.start > self.latest_start or self._waiting[0][2]):
                 self.name, self.condition, _ = self._waiting.popleft()
-            self.asked = span.start
+            self.latest_start = span.start
             return self.condition.at(span)
 
-    def urgent(self) -> bool:
+    def preempt_requested(self) -> bool:
         """True if a condition waits that was asked for now."""
         with self._lock:
             return any(now for _, _, now in self._waiting)

@@ -81,15 +81,15 @@ def infer(args) -> int:
     if excess := cpu_excess(args, config) if device.type == "cpu" else "":
         return save(args, result | {"status": "not run", "reason": excess}, [f"not run: {excess}"])
     peak = None if args.windows else peak_rate(device, args.peak_tflops)
-    kit, weights = benchmark_infer.build_kit(config, args.random_weights, args.layers, device)
-    result["model"] = describe(config, kit, weights, benchmark_infer.attention_backend(config, kit))
+    bundle, weights = benchmark_infer.build_kit(config, args.random_weights, args.layers, device)
+    result["model"] = describe(config, bundle, weights, benchmark_infer.attention_backend(config, bundle))
     if args.windows:
-        result["bytes copied per chunk"] = benchmark_infer.compare_windows(config, kit, args.windows)
+        result["bytes copied per chunk"] = benchmark_infer.compare_windows(config, bundle, args.windows)
         lines = copies_table(result["bytes copied per chunk"])
     else:
-        chunks = args.chunks or default_chunks(config, kit.spec.fps)
+        chunks = args.chunks or default_chunks(config, bundle.spec.fps)
         result["peak"] = {"tera-operations per second": peak[0] / 1e12, "from": peak[1]}
-        result |= benchmark_infer.measure(config, kit, args.warmup, chunks, peak[0])
+        result |= benchmark_infer.measure(config, bundle, args.warmup, chunks, peak[0])
         lines = infer_table(result)
     return save(args, result | {"seconds": round(time.time() - begin, 1)}, lines)
 
@@ -97,25 +97,25 @@ def infer(args) -> int:
 def endless_arguments(parser):
     model_arguments(parser)
     output_arguments(parser)
-    parser.add_argument("--chunks", type=int, default=2000, help="of a film, after the window is full (default 2000)")
-    parser.add_argument("--runs", type=int, default=3, help="films; the time of the best one counts (default 3)")
+    parser.add_argument("--chunks", type=int, default=2000, help="of a video, after the window is full (default 2000)")
+    parser.add_argument("--runs", type=int, default=3, help="videos; the time of the best one counts (default 3)")
     parser.add_argument("--check", action="store_true", help="exit with 1 if a limit is passed")
     parser.set_defaults(windows=None)
 
 
 def endless(args) -> int:
-    """Time, operators, copies, allocations and memory early and late in a long film: do they stay as they are?"""
+    """Time, operators, copies, allocations and memory early and late in a long video: do they stay as they are?"""
     begin, config = time.time(), read_config(args)
     from scripts import benchmark_endless, benchmark_infer
 
     if config.batch != 1:
-        raise ValueError(f"batch is {config.batch} and a session makes one film; write batch=1")
+        raise ValueError(f"batch is {config.batch} and a session makes one video; write batch=1")
     device, result = begin_record(args, config.threads)
     if excess := cpu_excess(args, config) if device.type == "cpu" else "":
         return save(args, result | {"status": "not run", "reason": excess}, [f"not run: {excess}"])
-    kit, weights = benchmark_infer.build_kit(config, args.random_weights, args.layers, device)
-    result["model"] = describe(config, kit, weights, benchmark_infer.attention_backend(config, kit))
-    result |= benchmark_endless.measure(config, kit, args.chunks, args.runs)
+    bundle, weights = benchmark_infer.build_kit(config, args.random_weights, args.layers, device)
+    result["model"] = describe(config, bundle, weights, benchmark_infer.attention_backend(config, bundle))
+    result |= benchmark_endless.measure(config, bundle, args.chunks, args.runs)
     result |= {"date": time.strftime("%Y-%m-%d"), "seconds": round(time.time() - begin, 1)}
     save(args, result, benchmark_endless.table(result))
     return int(args.check and not benchmark_endless.passed(result))
@@ -186,14 +186,14 @@ def default_chunks(config, fps: float) -> int:
     return -(-round(config.seconds * fps) // (TEMPORAL_STRIDE * config.pipeline.chunk))
 
 
-def describe(config, kit, weights: str, backend: str) -> dict:
+def describe(config, bundle, weights: str, backend: str) -> dict:
     """Returns what was run."""
     from wan.geometry import Geometry
 
-    geometry, sampler = Geometry.of(kit.spec, config.height, config.width), config.sampler.build()
+    geometry, sampler = Geometry.of(bundle.spec, config.height, config.width), config.sampler.build()
     return {
-        "spec": kit.spec.name,
-        "blocks": kit.spec.transformer.num_layers,
+        "spec": bundle.spec.name,
+        "blocks": bundle.spec.transformer.num_layers,
         "size": f"{geometry.height}x{geometry.width}",
         "frame tokens": geometry.frame_tokens,
         "chunk": config.pipeline.chunk,
@@ -220,11 +220,11 @@ def infer_table(result: dict) -> list[str]:
     lines.append(line(["(of denoise: drawing noise)", f"{noise['p50']:.1f}", f"{noise['p95']:.1f}", "-", "-"]))
     lines += ["", *head([f"fps: {name}" for name in result["fps"]])]
     lines.append(line([f"{value:.2f}" for value in result["fps"].values()]))
-    asked = result["allocations per chunk"]
+    requested = result["allocations per chunk"]
     lines += ["", *copies_table({"this run": result["bytes copied per chunk"]}), ""]
-    columns = [f"allocations: {part}" for part in asked] + [f"peak: {kind}" for kind in result["peak memory"]]
+    columns = [f"allocations: {part}" for part in requested] + [f"peak: {kind}" for kind in result["peak memory"]]
     lines += head(["", *columns])
-    counts = [f"{value['number']} ({megabytes(value['bytes'])})" for value in asked.values()]
+    counts = [f"{value['number']} ({megabytes(value['bytes'])})" for value in requested.values()]
     lines.append(line(["per chunk", *counts, *map(megabytes, result["peak memory"].values())]))
     peak = result["peak"]
     facts = f"peak {peak['tera-operations per second']:.4g} tera-operations/s ({peak['from']})"

@@ -1,6 +1,6 @@
-"""What `scripts/benchmark.py endless` measures: whether the two-thousandth chunk of a film costs what the first did.
+"""What `scripts/benchmark.py endless` measures: whether the two-thousandth chunk of a video costs what the first did.
 
-The film is a session's, as a live server runs it: rollout, streaming decode, pixels as uint8 on the host. Chunks are
+The video is a session's, as a live server runs it: rollout, streaming decode, pixels as uint8 on the host. Chunks are
 numbered from 1 after the window is full. Two of them, far apart, are counted: operations and copied bytes in one,
 allocations in the next; these four are not timed. Memory is what a tenth of the chunks between the counts held, by the
 median: behind the first count, and before the second, for torch's profiler keeps some 35 MB each time it is used.
@@ -15,8 +15,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from pipeline.bundle import ModelBundle
 from pipeline.interactive import Session
-from pipeline.kit import Kit
 from utils.counter import CopiedBytes, count_allocations
 from utils.log import memory, progress
 from utils.media_io import to_uint8
@@ -25,21 +25,21 @@ from wan.geometry import Geometry
 
 PROMPT = "a red three moves right"  # of the digits' grammar; every other model takes it too
 COUNTED = 100  # number of the early chunk that is counted; the late one is as far from the end
-LEAST_CHUNKS = 10  # of a film: fewer have no tenth
+LEAST_CHUNKS = 10  # of a video: fewer have no tenth
 SLOWER, GROWTH, GROWTH_BYTES = 1.05, 0.01, 5e6  # limits: time, share of the memory, bytes
 
 
-class Film:
-    """A session's film; `advance` makes its next chunk."""
+class EndlessVideo:
+    """A session's video; `advance` makes its next chunk."""
 
-    def __init__(self, config, kit: Kit):
-        if kit.text is None:  # random weights
-            spec, rng = kit.spec.transformer, Rng(config.seed, "text")
-            kit = replace(kit, text=lambda prompts: rng.normal((len(prompts), spec.text_len, spec.text_dim)))
-        geometry = Geometry.of(kit.spec, config.height, config.width)
-        self.session = Session(config.pipeline.build(kit, config.sampler.build(), geometry))
+    def __init__(self, config, bundle: ModelBundle):
+        if bundle.text is None:  # random weights
+            spec, rng = bundle.spec.transformer, Rng(config.seed, "text")
+            bundle = replace(bundle, text=lambda prompts: rng.normal((len(prompts), spec.text_len, spec.text_dim)))
+        geometry = Geometry.of(bundle.spec, config.height, config.width)
+        self.session = Session(config.pipeline.build(bundle, config.sampler.build(), geometry))
         self.session.start(PROMPT, config.seed, config.negative_prompt)
-        self.device = kit.device
+        self.device = bundle.device
         while self.session.next_frame < config.pipeline.cache.window_frames:
             self.advance()
 
@@ -61,33 +61,33 @@ class Film:
         return {"operators": dict(sorted(copies.operators.items())), "bytes copied": copies.bytes.total()}
 
 
-def measure(config, kit: Kit, chunks: int, runs: int) -> dict:
-    """Returns what each of several films cost from its beginning to its end, and whether that stayed within limits.
+def measure(config, bundle: ModelBundle, chunks: int, runs: int) -> dict:
+    """Returns what each of several videos cost from its beginning to its end, and whether that stayed within limits.
 
-    Errors: ValueError for films that are too short to compare anything.
+    Errors: ValueError for videos that are too short to compare anything.
     """
     if chunks < LEAST_CHUNKS:
         raise ValueError(f"--chunks is {chunks}; write {LEAST_CHUNKS} or more (the published measurement: 2000)")
     early = min(COUNTED, chunks // 3)
     with progress(total=chunks * runs, label="endless", unit="chunk") as bar:
-        found = [watch(Film(config, kit), chunks, early, bar) for _ in range(runs)]
+        found = [watch(EndlessVideo(config, bundle), chunks, early, bar) for _ in range(runs)]
     frames = config.pipeline.chunk * chunks
     facts = {"measured": chunks, "latent frames": frames, "counted": [early, chunks - early], "runs": runs}
     return {"chunks": facts, "runs": found, "criteria": judge(found)}
 
 
-def watch(film: Film, chunks: int, early: int, bar) -> dict:
-    """Makes the chunks of one film; returns their times, the counts of two of them, memory early and at the end."""
-    if film.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(film.device)  # a peak that was higher before would hide what grows
+def watch(video: EndlessVideo, chunks: int, early: int, bar) -> dict:
+    """Makes the chunks of one video; returns their times, the counts of two of them, memory early and at the end."""
+    if video.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(video.device)  # a peak that was higher before would hide what grows
     times, counts, held, late = {}, {}, [], chunks - early
     for number in range(1, chunks + 1):
         if number in (early, late):
-            counts[number] = film.counted()
+            counts[number] = video.counted()
         elif number - 1 in counts:
-            counts[number - 1]["allocations"] = count_allocations(film.advance, film.device)[1]
+            counts[number - 1]["allocations"] = count_allocations(video.advance, video.device)[1]
         else:
-            times[number] = film.timed()
+            times[number] = video.timed()
             if early < number < late:
                 held.append(memory())
         bar.update()
@@ -165,8 +165,8 @@ def table(result: dict) -> list[str]:
     lines += ["", *head(["per chunk", "operators (kinds)", "bytes copied", "allocations", "bytes allocated"])]
     for number, name in zip(facts["counted"], ("early", "late"), strict=True):
         own = runs[0][name]
-        asked, ran = own["allocations"], own["operators"]
-        cells = [f"{sum(ran.values()):,} ({len(ran)})", own["bytes copied"], asked["number"], asked["bytes"]]
+        requested, ran = own["allocations"], own["operators"]
+        cells = [f"{sum(ran.values()):,} ({len(ran)})", own["bytes copied"], requested["number"], requested["bytes"]]
         lines.append(line([f"chunk {number:,}", cells[0], *(f"{cell:,}" for cell in cells[1:])]))
-    told = f"{facts['measured']:,} chunks ({facts['latent frames']:,} latent frames) a run, after the window was full"
-    return [*lines, "", f"{told}; runs: {facts['runs']}; {result['date']}, {result['seconds'] / 60:.0f} min"]
+    note = f"{facts['measured']:,} chunks ({facts['latent frames']:,} latent frames) a run, after the window was full"
+    return [*lines, "", f"{note}; runs: {facts['runs']}; {result['date']}, {result['seconds'] / 60:.0f} min"]

@@ -1,6 +1,6 @@
-"""What `scripts/benchmark.py infer` measures: the chunks of a causal film, from noise to pixels on the host.
+"""What `scripts/benchmark.py infer` measures: the chunks of a causal video, from noise to pixels on the host.
 
-Timed is the code that generates films (`pipeline.causal`, `wan.vae`), chunk by chunk after the window is full.
+Timed is the code that generates videos (`pipeline.causal`, `wan.vae`), chunk by chunk after the window is full.
 On CUDA the parts are told apart by events on the stream, so that measuring adds no synchronisation.
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 import wan.context
-from pipeline.kit import Kit, load_kit
+from pipeline.bundle import ModelBundle, load_bundle
 from pipeline.request import KeyedNoise, Request
 from pipeline.rollout import Rollout
 from utils.counter import OTHER, CopiedBytes, count_allocations
@@ -43,14 +43,14 @@ TIMED = ("denoise", "context", "decode", "end to end")
 SCOPES = ("cache write", "commit", "rotated keys", "angle tables", OTHER, "decode")
 
 
-def build_kit(config, random_weights: bool, layers: int | None, device: torch.device) -> tuple[Kit, str]:
+def build_kit(config, random_weights: bool, layers: int | None, device: torch.device) -> tuple[ModelBundle, str]:
     """Returns (the model, what its weights are). Random ones need no file: speed does not depend on them.
 
     layers: keep only so many blocks. The VAE is that of the model's folder if it has one, random otherwise.
     """
     if not random_weights:
-        kit = load_kit(config.model, config.vae, config.text)
-        return kit, f"{config.model.checkpoint or config.model.path} ({kit.weights_hash})"
+        bundle = load_bundle(config.model, config.vae, config.text)
+        return bundle, f"{config.model.checkpoint or config.model.path} ({bundle.weights_hash})"
     spec = SPECS[config.model.spec]
     spec = replace(spec, transformer=replace(spec.transformer, num_layers=layers or spec.transformer.num_layers))
     dtype = DTYPES[config.model.dtype]
@@ -67,15 +67,15 @@ def build_kit(config, random_weights: bool, layers: int | None, device: torch.de
     model = load_vae(path) if path else build_vae(VAE_CONFIGS[VAE_FAMILY[spec.vae_file]], device)
     torch.nn.Module.to(model, DTYPES[config.vae.dtype])  # diffusers' own `to` warns about a list that is empty
     vae = StreamingVAE(model.requires_grad_(False), config.vae).eval().to(device)
-    return Kit(spec, denoiser, vae, None, None, device, dtype, "random"), f"random, VAE {path or 'random'}"
+    return ModelBundle(spec, denoiser, vae, None, None, device, dtype, "random"), f"random, VAE {path or 'random'}"
 
 
-def attention_backend(config, kit: Kit) -> str:
+def attention_backend(config, bundle: ModelBundle) -> str:
     """Returns the backend that runs: the configured one, or what `auto` comes to for these heads on this device."""
     if config.model.attention != "auto":
         return config.model.attention
-    spec = kit.spec.transformer
-    q = torch.empty(1, 1, spec.num_heads, spec.head_dim, device=kit.device, dtype=kit.dtype)
+    spec = bundle.spec.transformer
+    q = torch.empty(1, 1, spec.num_heads, spec.head_dim, device=bundle.device, dtype=bundle.dtype)
     kernels = {name: entry.partition(":") for name, entry in BACKENDS.items()}
     found = {name: vars(importlib.import_module(module))[kernel]() for name, (module, _, kernel) in kernels.items()}
     return "auto: " + next(name for name, kernel in found.items() if kernel.usable(q, None, False) is None)
@@ -122,22 +122,22 @@ def milliseconds(begin, end) -> float:
     return begin.elapsed_time(end)
 
 
-class Film:
-    """A batch of films for the stopwatch; `advance` makes one chunk of each."""
+class MeasuredVideo:
+    """A batch of videos for the stopwatch; `advance` makes one chunk of each."""
 
-    def __init__(self, config, kit: Kit, num_chunks: int):
+    def __init__(self, config, bundle: ModelBundle, num_chunks: int):
         """num_chunks: how many `advance` can make, those that fill the window not counted."""
-        self.kit, self.batch, spec = kit, config.batch, kit.spec.transformer
-        self.geometry = Geometry.of(kit.spec, config.height, config.width)
+        self.bundle, self.batch, spec = bundle, config.batch, bundle.spec.transformer
+        self.geometry = Geometry.of(bundle.spec, config.height, config.width)
         self.sampler = config.sampler.build()
-        pipeline = config.pipeline.build(kit, self.sampler, self.geometry)
+        pipeline = config.pipeline.build(bundle, self.sampler, self.geometry)
         self.rollout = pipeline.rollout = TimedRollout.of(pipeline.rollout)
         window, self.chunk_frames = config.pipeline.cache.window_frames, config.pipeline.chunk
         total = pipeline.round_up(window + (num_chunks + 1) * self.chunk_frames)
         texts = (Rng(config.seed).normal((self.batch, spec.text_len, spec.text_dim), "text", i) for i in range(2))
-        condition = Condition(*(text.to(kit.device, kit.dtype) for text in texts))
+        condition = Condition(*(text.to(bundle.device, bundle.dtype) for text in texts))
         requests = [Request("benchmark", 0, sample, "benchmark") for sample in range(self.batch)]
-        self._noise = KeyedNoise(Rng(config.seed), requests, self.geometry.latent_shape(1)[1:], kit.dtype)
+        self._noise = KeyedNoise(Rng(config.seed), requests, self.geometry.latent_shape(1)[1:], bundle.dtype)
         self._noise_ms, self._state = 0.0, None
         self._chunks = pipeline.generate(condition, self._draw, self.batch, total)
 
@@ -153,7 +153,7 @@ class Film:
         branches = vars(self.rollout).get("branches", ())
         return bool(branches) and all(len(b.ledger.slot_of) == b.ledger.num_slots for b in branches)
 
-    def fill(self) -> Film:
+    def fill(self) -> MeasuredVideo:
         """Generates chunks, undecoded, until the window is full."""
         while not self.full:
             next(self._chunks)
@@ -166,17 +166,17 @@ class Film:
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> np.ndarray:
         """Returns the chunk's pixels, uint8 [B, P, H, W, 3] on the host."""
-        pixels, self._state = self.kit.vae.decode_stream(latents, self._state)
+        pixels, self._state = self.bundle.vae.decode_stream(latents, self._state)
         return to_uint8(pixels)
 
     def advance(self) -> tuple[dict[str, float], int]:
-        """Makes one chunk; returns its milliseconds by part, and its pixel frames (of all films of the batch)."""
+        """Makes one chunk; returns its milliseconds by part, and its pixel frames (of all videos of the batch)."""
         self.rollout.marks.clear()
         self._noise_ms, start = 0.0, time.perf_counter()
         latents = self.latents()
-        begin = mark(self.kit.device)
+        begin = mark(self.bundle.device)
         pixels = self.decode(latents)
-        marks = [*self.rollout.marks, ("decode", begin, mark(self.kit.device))]
+        marks = [*self.rollout.marks, ("decode", begin, mark(self.bundle.device))]
         times = {"end to end": 1e3 * (time.perf_counter() - start), "noise drawing": self._noise_ms}
         return times | {name: milliseconds(a, b) for name, a, b in marks}, pixels.shape[0] * pixels.shape[1]
 
@@ -189,13 +189,13 @@ class Film:
         """Returns {pass: PassFlops, denoise, context, decode: operations of a chunk}; the window must be full."""
         ledger, unit = self.rollout.branches[0].ledger, self.geometry.frame_tokens
         keys = (len(ledger.slot_of) + self.chunk_frames) * unit
-        one = pass_flops(self.kit.spec.transformer, self.chunk_frames * unit, keys, self.batch)
+        one = pass_flops(self.bundle.spec.transformer, self.chunk_frames * unit, keys, self.batch)
         shape = (self.batch, *self.geometry.latent_shape(self.chunk_frames))
         return {
             "pass": one,
             "denoise": self.sampler.num_steps * self.branches * one.total,
             "context": self.branches * one.total,
-            "decode": decode_flops(self.kit.vae, shape),
+            "decode": decode_flops(self.bundle.vae, shape),
         }
 
 
@@ -223,7 +223,7 @@ def cache_scopes(copies: CopiedBytes):
             (Ring, "commit", copies.scoped("commit", Ring.commit)),
             (RotaryTable, "__call__", copies.scoped("angle tables", RotaryTable.__call__)),
             (wan.context, "rotate", noted_rotate),
-            (Film, "decode", copies.scoped("decode", Film.decode)),
+            (MeasuredVideo, "decode", copies.scoped("decode", MeasuredVideo.decode)),
         ):
             stack.enter_context(patch.object(owner, name, wrapped))
         yield
@@ -238,20 +238,20 @@ def count_copies(make_chunk) -> tuple[dict[str, int], list[str]]:
     return {scope: found[scope] for scope in SCOPES}, sorted(copies.kernels)
 
 
-def measure(config, kit: Kit, warmup: int, chunks: int, peak: float) -> dict:
+def measure(config, bundle: ModelBundle, warmup: int, chunks: int, peak: float) -> dict:
     """Returns times, rates, operations, utilisation, memory, copies and allocations of the steady state."""
-    film = Film(config, kit, warmup + chunks + 2).fill()
+    video = MeasuredVideo(config, bundle, warmup + chunks + 2).fill()
     for _ in range(warmup):
-        film.advance()
-    flops = film.flops()
-    if kit.device.type == "cuda":
-        torch.cuda.synchronize(kit.device)
-        torch.cuda.reset_peak_memory_stats(kit.device)
-    rows, frames = zip(*(film.advance() for _ in range(chunks)), strict=True)
-    memory = peak_memory(kit.device)
-    copied, kernels = count_copies(film.advance)
-    latents, network = count_allocations(film.latents, kit.device)
-    _, decoder = count_allocations(lambda: film.decode(latents), kit.device)
+        video.advance()
+    flops = video.flops()
+    if bundle.device.type == "cuda":
+        torch.cuda.synchronize(bundle.device)
+        torch.cuda.reset_peak_memory_stats(bundle.device)
+    rows, frames = zip(*(video.advance() for _ in range(chunks)), strict=True)
+    memory = peak_memory(bundle.device)
+    copied, kernels = count_copies(video.advance)
+    latents, network = count_allocations(video.latents, bundle.device)
+    _, decoder = count_allocations(lambda: video.decode(latents), bundle.device)
     times = {name: [row[name] for row in rows] for name in rows[0]}
     total = {name: sum(values) / 1e3 for name, values in times.items()}
     network_seconds = total["denoise"] + total["context"]
@@ -293,12 +293,12 @@ def peak_memory(device: torch.device) -> dict[str, int]:
     return {"resident (RSS)": unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
 
 
-def compare_windows(config, kit: Kit, windows: list[int]) -> dict[str, dict[str, int]]:
+def compare_windows(config, bundle: ModelBundle, windows: list[int]) -> dict[str, dict[str, int]]:
     """Returns the bytes copied per chunk, undecoded, of each rotation and window: `rope: write, W = 12` -> scopes."""
     rows = {}
     for rope in ("write", "read"):
         for window in windows:
             cache = replace(config.pipeline.cache, window_frames=window, rope=rope)
             changed = replace(config, pipeline=replace(config.pipeline, cache=cache))
-            rows[f"rope: {rope}, W = {window}"], _ = count_copies(Film(changed, kit, 1).fill().latents)
+            rows[f"rope: {rope}, W = {window}"], _ = count_copies(MeasuredVideo(changed, bundle, 1).fill().latents)
     return rows

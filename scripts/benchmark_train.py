@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from trainer.config import TrainConfig
 from trainer.distill import Distill
 from trainer.roles import Roles
-from utils.layout import Layout
+from utils.layout import ParallelLayout
 from utils.log import memory
 from utils.rng import Rng
 from wan.spec import SPECS
@@ -28,7 +28,7 @@ PARTS = {"generator update": "generator_step", "critic update": "critic_step"}
 
 def build_method(config: TrainConfig, random_weights: bool, device: torch.device) -> Distill:
     """Returns the distillation. Random weights need no file: networks by `spec`, text drawn, no VAE."""
-    layout, rng = Layout.single(), Rng(config.seed)
+    layout, rng = ParallelLayout.single(), Rng(config.seed)
     if not random_weights:
         return config.trainer.build(config.model, config.steps, rng, device, layout)
     knobs = config.trainer
@@ -62,7 +62,7 @@ def measure(method: Distill, warmup: int, updates: int, peak: float) -> dict:
     numbers = range(warmup, warmup + updates)  # again: an update's work depends on the exit step it draws
     work = {name: sum(count(call, method, n) for n in numbers) / updates for name, call in calls.items()}
     mean = {name: statistics.mean(values) for name, values in seconds.items()}
-    ratio = method.config.ratio
+    ratio = method.config.critic_updates_per_generator_update
     step = mean["critic update"] + mean["generator update"] / ratio
     done = work["critic update"] + work["generator update"] / ratio
     return {

@@ -133,8 +133,8 @@ def convert_transformer(args, change=lambda state: state, notes: dict | None = N
     spec, state = load_transformer(args.src, use_ema=args.use_ema, role=args.role, expert=args.expert)
     state = change(state)
     if args.to == "longtake":
-        told = identify(args.src) if args.src.is_file() else None
-        causal = told.causal if told else None
+        identified = identify(args.src) if args.src.is_file() else None
+        causal = identified.causal if identified else None
         export_transformer(args.dst, state, spec, {"causal": causal, "source": args.src.name, **(notes or {})})
     else:
         write_folder(args.dst, state, asdict(spec), args.to)
@@ -170,7 +170,7 @@ ENCODERS = {  # family -> (to the library's names, to official names, its config
 def convert_encoder(args, kind: str):
     """Converts a VAE, text or image encoder."""
     from wan import encoder_maps, library, tensor_file
-    from wan.identify import family_of
+    from wan.identify import find_family
     from wan.key_maps import clean_names
     from wan.weights import load_strict
 
@@ -178,7 +178,7 @@ def convert_encoder(args, kind: str):
     if args.to == "longtake":
         raise ValueError(f"{args.src} holds a {kind}; `--to longtake` is for transformers, write official or diffusers")
     state = clean_names(tensor_file.read(args.src))
-    official = family_of(state) == kind
+    official = find_family(state) == kind
     if args.to == "official":
         state = state if official else vars(encoder_maps)[back](state)
         write_official_file(args.dst, state)

@@ -1,6 +1,6 @@
 """Draws the curves of the digits table from docs/results/table: `python scripts/digits_curves.py`.
 
-docs/images/digits_table_length.png: quality along films of ten times the training length, a line per row.
+docs/images/digits_table_length.png: quality along videos of ten times the training length, a line per row.
 docs/images/digits_table_training.png: what the trainings recorded, as scripts/plot_training.py draws a single one.
 """
 
@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def length_panels(records: dict[str, list[dict]]) -> dict:
-    """Returns {metric: {row: (x, y, None)}}: means of the films' stretches, over seeds, at their middles."""
+    """Returns {metric: {row: (x, y, None)}}: means of the videos' stretches, over seeds, at their middles."""
     panels = {}
     for metric in ALONG:
         for row, found in records.items():

@@ -1,4 +1,4 @@
-"""Draws long films and prompt switches from docs/results/long: `python scripts/digits_long_curves.py`.
+"""Draws long videos and prompt switches from docs/results/long: `python scripts/digits_long_curves.py`.
 
 docs/images/digits_long_length.png: quality over the length, a line per cache layout, before and after tuning.
 docs/images/digits_long_switch.png: share of the frames that show the new value, around the change of the prompt.
@@ -41,7 +41,7 @@ def line_name(row: str) -> str:
 
 def look(row: str) -> tuple[str, str]:
     """Returns (colour, line style): a colour for both stages of a layout or recache; dashed before tuning."""
-    alike = (other.title for other in ROWS.values() if other.films == ROWS[row].films)
+    alike = (other.title for other in ROWS.values() if other.videos == ROWS[row].videos)
     titles = list(dict.fromkeys(alike))
     return f"C{titles.index(ROWS[row].title)}", "--" if ROWS[row].stage == "before" else "-"
 

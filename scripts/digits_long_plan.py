@@ -1,21 +1,21 @@
-"""What the proof of long and interactive films holds: cache layouts, rows, tunings, budget; nothing is started here."""
+"""Plan of the long and interactive videos: cache policies, rows, tunings, budget. Starts nothing."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.digits_plan import LENGTHS, ROOT, Budget, Films, Training
+from scripts.digits_plan import LENGTHS, ROOT, Budget, Training, VideoSet
 from wan.geometry import Geometry
 from wan.ledger import RECACHES
 from wan.spec import SPECS
 
 TRAINED = LENGTHS["1x"]  # latent frames of a training clip
 WINDOW, CHUNK = 9, 3  # latent frames: what a query sees in all, and a chunk
-LENGTH = 50  # training lengths of the longest films
-ENDS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 40, 50)  # training lengths at which a film is looked at
+LENGTH = 50  # training lengths of the longest videos
+ENDS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 40, 50)  # training lengths at which a video is looked at
 SHOWN = (1, 2, 5, 10, 20, 50)  # those of the table; the others are points of the curves
-PROMPTS, SCRIPTS = Films("prompts/digits_32.txt", 32), Films("prompts/digits_switch_32.jsonl", 32)
+PROMPTS, SCRIPTS = VideoSet("prompts/digits_32.txt", 32), VideoSet("prompts/digits_switch_32.jsonl", 32)
 INFER = "configs/infer/digits_few_step.yaml"
 TUNING = "configs/train/digits_longlive_stream.yaml"
 STUDENT = "runs/table/sid/seed0/export/transformer"  # the best few-step row of scripts/digits_table.py
@@ -25,7 +25,7 @@ STAGES = {"before": "not tuned", "after": "tuned"}
 
 
 @dataclass(frozen=True)
-class Layout:
+class CachePolicy:
     """What a cache of WINDOW latent frames keeps, and where keys are rotated. All layouts cost alike."""
 
     title: str
@@ -39,15 +39,15 @@ class Layout:
 
 
 LAYOUTS = {
-    "no_sink": Layout("no sink", 0, "write"),
-    "sink": Layout("sink", 3, "write"),
-    "relative": Layout("sink, relative positions", 3, "read"),
+    "no_sink": CachePolicy("no sink", 0, "write"),
+    "sink": CachePolicy("sink", 3, "write"),
+    "relative": CachePolicy("sink, relative positions", 3, "read"),
 }
 
 
 @dataclass(frozen=True)
 class LongRow:
-    """Films of one layout with the weights of one stage; with a recache they are scripts, whose prompts change."""
+    """Videos of one layout with the weights of one stage; with a recache they are scripts, whose prompts change."""
 
     layout: str
     stage: str
@@ -59,8 +59,8 @@ class LongRow:
         return self.recache or LAYOUTS[self.layout].title
 
     @property
-    def films(self) -> str:
-        """The key of its films in the budget."""
+    def videos(self) -> str:
+        """The key of its videos in the budget."""
         return "switches" if self.recache else "films"
 
     @property
@@ -94,31 +94,31 @@ def trainings(student: str, updates: int | None = None) -> dict[str, Training]:
     return {"student": Training("", shipped=student), **tuned}
 
 
-def budget(films: int) -> Budget:
-    """Returns the budget of so many films a row: the first ones, whose prompts are balanced at any number.
+def budget(videos: int) -> Budget:
+    """Returns the budget of so many videos a row: the first ones, whose prompts are balanced at any number.
 
-    Errors: ValueError for a number of films that the prompt files do not hold.
+    Errors: ValueError for a number of videos that the prompt files do not hold.
     """
-    if not 2 <= films <= PROMPTS.count:
-        raise ValueError(f"--films {films}: write 2 to {PROMPTS.count}, the number of prompts and of scripts")
-    kinds = {"films": Films(PROMPTS.prompts, films), "switches": Films(SCRIPTS.prompts, films)}
+    if not 2 <= videos <= PROMPTS.count:
+        raise ValueError(f"--videos {videos}: write 2 to {PROMPTS.count}, the number of prompts and of scripts")
+    kinds = {"films": VideoSet(PROMPTS.prompts, videos), "switches": VideoSet(SCRIPTS.prompts, videos)}
     return Budget(BUDGET, 1, 0, kinds)
 
 
 def ends_until(length: int) -> dict[int, int]:
-    """Returns {training lengths: the pixel frame at which they end} of a film of `length` training lengths.
+    """Returns {training lengths: the pixel frame at which they end} of a video of `length` training lengths.
 
     Errors: ValueError for a length below 1.
     """
     if length < 1:
-        raise ValueError(f"--length {length}: write how many training lengths the films have, 1 or more")
+        raise ValueError(f"--length {length}: write how many training lengths the videos have, 1 or more")
     geometry = Geometry.of(SPECS["digits"])
     ends = {*(end for end in ENDS if end <= length), length}
     return {end: geometry.pixel_frames(end * TRAINED) for end in sorted(ends)}
 
 
 def script_ends(path: str, root: Path = ROOT) -> int:
-    """Returns the latent frames of the films of a script file."""
-    from utils.data.scripts import read_scripts
+    """Returns the latent frames of the videos of a script file."""
+    from utils.data.scripts import read_schedules
 
-    return int(max(line.cues[-1].end.value for line in read_scripts(root / path)))
+    return int(max(line.cues[-1].end.value for line in read_schedules(root / path)))

@@ -1,4 +1,4 @@
-"""The tables of long films and prompt switches, from docs/results/long; rows that were not run say so.
+"""The tables of long videos and prompt switches, from docs/results/long; rows that were not run say so.
 
 `long`: three lengths, for the README; `long-full`: every length with its interval and the Frechet distance;
 `long-switch`: what a change of the prompt takes, by kind of recache; `long-switch-full`: attribute by attribute;
@@ -18,7 +18,7 @@ from utils.metrics.digits_switch import ATTRIBUTES
 GATED = ("digit", "colour", "direction")
 SWITCH = ("recache", "weights", "reached", "chunks until then", "kept", "jump (usual), pixels", "flicker")
 PICTURES = {
-    "length": "Quality along the films, a point a length",
+    "length": "Quality along the videos, a point a length",
     "switch": "Share of the frames that show the new value, chunk by chunk around the change",
 }
 
@@ -31,7 +31,7 @@ def long_table(name: str, root: Path) -> str:
 
 
 def read_rows(root: Path, switches: bool) -> dict[str, dict | None]:
-    """Returns {row: its record or None} of the long films, or of the scripts."""
+    """Returns {row: its record or None} of the long videos, or of the scripts."""
     return {row: read_whole(root / RECORDS / f"{row}.json") for row, p in ROWS.items() if bool(p.recache) == switches}
 
 
@@ -59,12 +59,12 @@ def short(root: Path) -> str:
 
 
 def triple(end: dict | None) -> str:
-    """Returns the three means of one length; a dash if the films are shorter."""
+    """Returns the three means of one length; a dash if the videos are shorter."""
     return "-" if end is None else " / ".join(mean(end["metrics"][metric]) for metric in GATED)
 
 
 def changes(record: dict, digits: int = 2) -> str:
-    """Returns how much each metric changes from the first to the last length; a dash for shorter films."""
+    """Returns how much each metric changes from the first to the last length; a dash for shorter videos."""
     end = record["ends"].get(str(LENGTH))
     return "-" if end is None else " / ".join(with_half(end["change"][metric], digits, "+") for metric in GATED)
 
@@ -122,31 +122,31 @@ def switch_cells(row: dict) -> list[str]:
 
 
 def smaller(rows: dict[str, dict | None]) -> list[str]:
-    """Returns a note on rows whose films are fewer or shorter than planned."""
+    """Returns a note on rows whose videos are fewer or shorter than planned."""
     notes = []
     for row, record in rows.items():
         if record is None:
             continue
-        films, frames = record["facts"]["videos"], record["facts"]["frames"]
-        if films < PROMPTS.count or not ROWS[row].recache and str(LENGTH) not in record["ends"]:
-            notes.append(f"`{row}`: {films} films of {frames} latent frames.")
+        videos, frames = record["facts"]["videos"], record["facts"]["frames"]
+        if videos < PROMPTS.count or not ROWS[row].recache and str(LENGTH) not in record["ends"]:
+            notes.append(f"`{row}`: {videos} videos of {frames} latent frames.")
     return ["", "A smaller budget: " + " ".join(notes)] if notes else []
 
 
 def cost(root: Path) -> str:
-    """Films, updates of the tuning, times, hardware."""
+    """Videos, updates of the tuning, times, hardware."""
     rows = read_rows(root, False) | read_rows(root, True)
-    cells = ["cache or recache", "weights", "films", "updates", "tuning", "films, measuring", "hardware"]
+    cells = ["cache or recache", "weights", "videos", "updates", "tuning", "videos, measuring", "hardware"]
     return "\n".join(fill(cells, rows, costs))
 
 
 def costs(record: dict) -> list[str]:
     """Returns what one row took; a tuning stands in every row that uses it."""
-    facts, told, seconds = record["facts"], record["training"], record["seconds"]
-    films = f"{facts['videos']} of {facts['frames']} latent frames"
-    tuned = [told["updates"], f"{told['minutes']:.0f} min"] if "updates" in told else ["-", "-"]
+    facts, training, seconds = record["facts"], record["training"], record["seconds"]
+    videos = f"{facts['videos']} of {facts['frames']} latent frames"
+    tuned = [training["updates"], f"{training['minutes']:.0f} min"] if "updates" in training else ["-", "-"]
     took = f"{seconds['films'] / 60:.0f} + {seconds['evaluate'] / 60:.0f} min"
-    return [films, *tuned, took, record["hardware"]["name"]]
+    return [videos, *tuned, took, record["hardware"]["name"]]
 
 
 def curves(root: Path) -> str:

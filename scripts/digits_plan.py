@@ -15,7 +15,7 @@ from utils.digest import file_hash
 
 ROOT = Path(__file__).resolve().parents[1]
 LENGTHS = {"1x": 9, "10x": 90}  # latent frames; the models were trained on those of 1x
-CURVE_WINDOWS = {"10x": 10}  # stretches of a film in the curves, each as long as a training clip
+CURVE_WINDOWS = {"10x": 10}  # stretches of a video in the curves, each as long as a training clip
 RECORDS = Path("docs/results/table")
 
 
@@ -47,8 +47,8 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Films:
-    """The films of one length: a prompt file, and how many of its prompts get a second film."""
+class VideoSet:
+    """The videos of one length: a prompt file, and how many of its prompts get a second video."""
 
     prompts: str
     count: int
@@ -62,19 +62,19 @@ class Budget:
     name: str
     seeds: int
     pairs: int
-    films: dict[str, Films]
+    videos: dict[str, VideoSet]
 
 
 LATENTS = "runs/digits_latents"
 PAIRS = "runs/digits_ode_pairs"
 CLIPS, SHARD = 8000, 32  # encoded clips; clips or pairs in a shard
 
-_FILMS_256 = Films("prompts/digits_all.txt", 256, second=16)
+_VIDEOS_256 = VideoSet("prompts/digits_all.txt", 256, second=16)
 BUDGETS = {
     "cpu": Budget(
-        "cpu", 1, 960, {"1x": Films("prompts/digits_128.txt", 128), "10x": Films("prompts/digits_32.txt", 32)}
+        "cpu", 1, 960, {"1x": VideoSet("prompts/digits_128.txt", 128), "10x": VideoSet("prompts/digits_32.txt", 32)}
     ),
-    "gpu": Budget("gpu", 3, 1920, {"1x": _FILMS_256, "10x": _FILMS_256}),
+    "gpu": Budget("gpu", 3, 1920, {"1x": _VIDEOS_256, "10x": _VIDEOS_256}),
 }
 
 _DISTILLED = {"cpu": 600, "gpu": 2000}
@@ -130,16 +130,18 @@ def check_name(name: str, table: Collection[str], what: str) -> None:
         raise ValueError(f"{what} {name!r} is unknown; {hint}")
 
 
-def steps_of(training: Training, budget: str, root: Path = ROOT) -> int:
+def get_steps(training: Training, budget: str, root: Path = ROOT) -> int:
     """Returns the optimiser steps that make the budget's generator updates: the recipe's ratio times as many."""
     if training.updates is None:
         return int(_first(training, root, lambda tree: tree.get("steps")))
-    return training.updates[budget] * ratio_of(training, root)
+    return training.updates[budget] * get_update_ratio(training, root)
 
 
-def ratio_of(training: Training, root: Path = ROOT) -> int:
+def get_update_ratio(training: Training, root: Path = ROOT) -> int:
     """Returns how many steps there are to one generator update."""
-    return int(_first(training, root, lambda tree: (tree.get("trainer") or {}).get("ratio")) or 1)
+    return int(
+        _first(training, root, lambda tree: (tree.get("trainer") or {}).get("critic_updates_per_generator_update")) or 1
+    )
 
 
 def _first(training: Training, root: Path, value_in):

@@ -49,10 +49,10 @@ def weights_file(path: Path) -> Path:
     return path / Path(WEIGHTS[0]).name if path.is_dir() or not path.suffix else path
 
 
-def film_seconds(folder: Path) -> float:
-    """Returns how long the films of a folder took, however often the run was interrupted.
+def video_seconds(folder: Path) -> float:
+    """Returns how long the videos of a folder took, however often the run was interrupted.
 
-    Each batch writes its own time into the JSON of each of its films.
+    Each batch writes its own time into the JSON of each of its videos.
     """
     sidecars = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     return sum({sidecar["seconds"]["total"] for sidecar in sidecars})
@@ -102,16 +102,16 @@ def _likeness(record: dict) -> tuple:
 
 
 def pooled(intervals: list[dict]) -> dict:
-    """Returns {mean, low, high} of one number over seeds; one seed's interval (over films) stays as it is.
+    """Returns {mean, low, high} of one number over seeds; one seed's interval (over videos) stays as it is.
 
-    Several: mean of the means; half the width is Student's over seeds, never less than what the films alone leave open.
+    Several: mean of the means; half the width is Student's over seeds, at least what the videos alone leave open.
     """
     if len(intervals) == 1 or any(i["mean"] is None for i in intervals):
         return intervals[0]
     means, count = [i["mean"] for i in intervals], len(intervals)
-    films = statistics.mean((i["high"] - i["low"]) / 2 for i in intervals) / math.sqrt(count)
+    videos = statistics.mean((i["high"] - i["low"]) / 2 for i in intervals) / math.sqrt(count)
     seeds = STUDENT_95.get(count, STUDENT_95[5]) * statistics.stdev(means) / math.sqrt(count)
-    mean, half = statistics.mean(means), max(films, seeds)
+    mean, half = statistics.mean(means), max(videos, seeds)
     return {"mean": mean, "low": mean - half, "high": mean + half}
 
 

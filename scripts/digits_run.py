@@ -20,7 +20,7 @@ def make_parser(script: str, text: str, rows: Iterable[str]) -> argparse.Argumen
     known = ",".join(rows)
     parser.add_argument("--rows", default="", help=f"some of {known} (default: all; a * stands for any letters)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes at once, a thread each")
-    parser.add_argument("--again", action="store_true", help="measure recorded rows too; films and trainings are kept")
+    parser.add_argument("--again", action="store_true", help="measure recorded rows too; videos and trainings are kept")
     parser.add_argument("--dry_run", action="store_true", help="print jobs and commands, run nothing")
     return parser
 
@@ -28,7 +28,7 @@ def make_parser(script: str, text: str, rows: Iterable[str]) -> argparse.Argumen
 def run_rows(script: str, flags: argparse.Namespace, root: Path, plan: Callable[[], tuple], write: Callable) -> int:
     """Returns the exit status: 0 all rows are there, 1 a job failed, 2 bad input, 130 interrupted.
 
-    plan() -> (a FilmTable, its chosen rows), and raises ValueError for bad flags; write(): pages and curves, when the
+    plan() -> (a VideoTable, its chosen rows), and raises ValueError for bad flags; write(): pages and curves, when the
     jobs have ended. root: the folder in which commands run.
     """
     log.setup()

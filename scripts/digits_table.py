@@ -2,13 +2,13 @@
 
     python scripts/digits_table.py                                  # the whole table, one process per core
     python scripts/digits_table.py --rows dmd,sid --jobs 1
-    python scripts/digits_table.py --budget gpu                     # three seeds, 256 films a length
+    python scripts/digits_table.py --budget gpu                     # three seeds, 256 videos a length
     python scripts/digits_table.py --rows dmd --runs_from dmd=runs/digits_dmd    # a training that is there already
     python scripts/digits_table.py --dry_run                        # what would be run, and what is finished
 
-Trainings live in runs/table/<training>/seed<k>, logs in runs/table/logs, films in outputs/table/<row>/seed<k>, one
+Trainings live in runs/table/<training>/seed<k>, logs in runs/table/logs, videos in outputs/table/<row>/seed<k>, one
 record a row and seed in docs/results/table. A row is finished when its record tells of the same recipes, steps, seed,
-prompts and number of films (and of the same weights, where these are at hand). At the end the tables of the pages
+prompts and number of videos (and of the same weights, where these are at hand). At the end the tables of the pages
 and the curves are written anew (scripts/tables.py, scripts/digits_curves.py).
 """
 
@@ -21,9 +21,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts import digits_plan
-from scripts.digits_films import Table
 from scripts.digits_run import is_own, make_parser, read_folders, run_rows
 from scripts.digits_training import Folders, Trainings
+from scripts.digits_videos import Table
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -38,7 +38,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         help="a finished run folder of train.py that serves as this row's training of seed 0; it is only read",
     )
     parser.add_argument("--runs", type=Path, default=Path("runs/table"), help="where trainings live")
-    parser.add_argument("--films", type=Path, default=Path("outputs/table"), help="where films go")
+    parser.add_argument("--videos", type=Path, default=Path("outputs/table"), help="where videos go")
     parser.add_argument("--records", type=Path, default=digits_plan.RECORDS, help="where records go")
     return parser.parse_args(arguments)
 
@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None, root: Path = digits_plan.ROOT) -> i
 
     def plan():
         rows = digits_plan.choose_rows(flags.rows)
-        folders = Folders(root, flags.runs, flags.films, flags.records)
+        folders = Folders(root, flags.runs, flags.videos, flags.records)
         budget, runs_from = digits_plan.BUDGETS[flags.budget], read_runs_from(flags.runs_from, root)
         return Table(Trainings(folders, budget, runs_from)), rows
 

@@ -1,4 +1,4 @@
-"""The trainings behind a table of films: where they live, what they need, when they are finished."""
+"""The trainings behind a table of videos: where they live, what they need, when they are finished."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from scripts.digits_plan import (
     Budget,
     Training,
     content_hash,
-    ratio_of,
+    get_steps,
+    get_update_ratio,
     recipe_hash,
-    steps_of,
 )
 from scripts.digits_records import WEIGHTS, hardware, training_story, unfinished, weights_file
 from scripts.plot_training import read_metrics
@@ -33,7 +33,7 @@ class Folders:
 
     root: Path
     runs: Path
-    films: Path
+    videos: Path
     records: Path
 
     def named(self, path: Path) -> str:
@@ -50,8 +50,10 @@ class Trainings:
         """Recipes are read here, once: one that is edited while a table runs belongs to the next run."""
         self.folders, self.root, self.budget, self.runs_from = folders, folders.root, budget, runs_from
         self.plan, own = plan, {name: training for name, training in plan.items() if not training.shipped}
-        self.steps = {name: steps_of(training, budget.name, self.root) for name, training in own.items()}
-        self.updates = {name: self.steps[name] // ratio_of(training, self.root) for name, training in own.items()}
+        self.steps = {name: get_steps(training, budget.name, self.root) for name, training in own.items()}
+        self.updates = {
+            name: self.steps[name] // get_update_ratio(training, self.root) for name, training in own.items()
+        }
         self.hashes = {name: recipe_hash(self.root / training.recipe) for name, training in own.items()}
 
     def add(self, name: str, seed: int, jobs: dict[str, Job]) -> tuple[str, ...]:
@@ -155,15 +157,15 @@ class Trainings:
             raise ValueError(f"{run} was begun with other {', '.join(other)}; move it away or give another --runs")
         write_json(run / STAMP, self.facts(name, seed))
 
-    def story(self, name: str, seed: int) -> dict:
+    def training_record(self, name: str, seed: int) -> dict:
         """Returns how the weights came to be: facts, updates, minutes, hardware, command, curves."""
         training, run = self.plan[name], self.run(name, seed)
         if training.shipped and not training.record:
             return {"weights": training.shipped}
         if training.shipped:
-            told = json.loads((self.root / f"docs/results/{training.record}.json").read_text())
-            kept = {fact: told[fact] for fact in ("recipe", "steps", "minutes", "hardware")}
-            return {"shipped": training.shipped, "updates": told["steps"], **kept}
+            saved_record = json.loads((self.root / f"docs/results/{training.record}.json").read_text())
+            kept = {fact: saved_record[fact] for fact in ("recipe", "steps", "minutes", "hardware")}
+            return {"shipped": training.shipped, "updates": saved_record["steps"], **kept}
         own = {**self.facts(name, seed), "updates": self.updates[name]}
         own |= {"run": self.folders.named(run), "hardware": hardware()["name"]}
         if self.is_adopted(name, seed):

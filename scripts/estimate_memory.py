@@ -128,12 +128,12 @@ def estimate(case: Case) -> list[dict]:
 
 def kept_prompts(case: Case) -> dict:
     """Returns the embeddings that a rank with an encoder of its own keeps."""
-    from trainer.roles import KEPT_PROMPTS
+    from trainer.roles import CACHED_PROMPTS
     from wan.spec import SPECS
 
     sizes = SPECS[case.student].transformer
-    told = f"{KEPT_PROMPTS} x {sizes.text_len} tokens x {sizes.text_dim} x {BF16}"
-    return part("kept prompts", KEPT_PROMPTS * sizes.text_len * sizes.text_dim * BF16, told)
+    terms = f"{CACHED_PROMPTS} x {sizes.text_len} tokens x {sizes.text_dim} x {BF16}"
+    return part("kept prompts", CACHED_PROMPTS * sizes.text_len * sizes.text_dim * BF16, terms)
 
 
 def trained_weights(case: Case, student: int) -> list[dict]:
@@ -148,8 +148,8 @@ def trained_weights(case: Case, student: int) -> list[dict]:
         base = 2 * student * BF16 / case.ranks
         parts.append(part("frozen bases", base, f"2 x {student / 1e9:.2f}e9 x {BF16} / {case.ranks}"))
     kept = 2 * number * (FP32 + 2 * FP32) / case.ranks
-    told = f"2 x {number / 1e9:.2f}e9 x {3 * FP32} bytes (master, two moments) / {case.ranks}"
-    parts.append(part("student and critic", kept, told))
+    terms = f"2 x {number / 1e9:.2f}e9 x {3 * FP32} bytes (master, two moments) / {case.ranks}"
+    parts.append(part("student and critic", kept, terms))
     for what in ("gradients of one of them", "average of the student"):
         parts.append(part(what, number * FP32 / case.ranks, f"{number / 1e9:.2f}e9 x {FP32} / {case.ranks}"))
     return parts
@@ -167,17 +167,17 @@ def activations(case: Case) -> list[dict]:
 
     spec = SPECS[case.student]
     sizes, unit = spec.transformer, Geometry.of(spec, 0, 0).frame_tokens
-    film, chunk = case.frames * unit // case.sequence, case.chunk * unit // case.sequence
-    kept = 2 * film * sizes.dim * BF16 * sizes.num_layers
-    inputs = film * sizes.dim * BF16 * sizes.num_layers
-    inside = film * (14 * sizes.dim + 2 * sizes.ffn_dim) * BF16
+    video, chunk = case.frames * unit // case.sequence, case.chunk * unit // case.sequence
+    kept = 2 * video * sizes.dim * BF16 * sizes.num_layers
+    inputs = video * sizes.dim * BF16 * sizes.num_layers
+    inside = video * (14 * sizes.dim + 2 * sizes.ffn_dim) * BF16
     return [
-        part("keys and values", kept, f"2 x {film} tokens x {sizes.dim} x {BF16} bytes x {sizes.num_layers} layers"),
-        part("inputs of checkpointed blocks", inputs, f"{film} tokens x {sizes.dim} x {BF16} x {sizes.num_layers}"),
+        part("keys and values", kept, f"2 x {video} tokens x {sizes.dim} x {BF16} bytes x {sizes.num_layers} layers"),
+        part("inputs of checkpointed blocks", inputs, f"{video} tokens x {sizes.dim} x {BF16} x {sizes.num_layers}"),
         part(
             "inside one block",
             inside,
-            f"{film} tokens x (14 x {sizes.dim} + 2 x {sizes.ffn_dim}) x {BF16} (the critic's; generator {chunk})",
+            f"{video} tokens x (14 x {sizes.dim} + 2 x {sizes.ffn_dim}) x {BF16} (the critic's; generator {chunk})",
         ),
     ]
 

@@ -5,7 +5,7 @@
     python scripts/evaluate.py digits --videos outputs/x --prompts prompts/digits_128.txt
     python scripts/evaluate.py codec --vae assets/digits/vae --frames 33 329 --clips 64
     python scripts/evaluate.py compare outputs/a outputs/b                # PSNR, SSIM, sharpness, flicker
-    python scripts/evaluate.py lengths --videos outputs/x --ends 33 357   # windows along long films
+    python scripts/evaluate.py lengths --videos outputs/x --ends 33 357   # windows along long videos
     python scripts/evaluate.py switches --videos outputs/x --scripts prompts/digits_switch_32.jsonl
 
 `digits` asks for a video of each of the 240 prompts, or of each line of `--prompts` (`--partial` measures what there
@@ -92,8 +92,8 @@ def digits(args) -> int:
         rows[name] = _row(*reference(name, num_frames, args.seed, prompts=numbers), args.windows, True)
     verdicts = judge_models(rows, list(folders))
     notes = {name: videos.facts for name, videos in folders.items()}
-    asked = {"prompts": str(args.prompts or "all 240"), "num_prompts": len(prompts)}
-    result = {"frames": num_frames, "seed": args.seed, **asked, "rows": rows, "verdicts": verdicts, "videos": notes}
+    requested = {"prompts": str(args.prompts or "all 240"), "num_prompts": len(prompts)}
+    result = {"frames": num_frames, "seed": args.seed, **requested, "rows": rows, "verdicts": verdicts, "videos": notes}
     title = f"Digits: {num_frames} frames"
     lines = [*metric_table(rows), *drift_table(rows), *frechet_table(rows), *verdict_table(verdicts)]
     save(args, result, [title, *lines], begin)

@@ -91,7 +91,7 @@ def compare_pair(a: Path, b: Path, num_frames: int | None = None, any_fps: bool 
         frames = _measure(a, b, frames_a, frames_b, num_frames)
     mse = _mean(frames.pop("mse"))
     row = {"frames": len(frames["psnr"]), "fps": [float(fps_a), float(fps_b)], "mse": mse}
-    row |= summary_of(mse, {name: _mean(values) for name, values in frames.items() if name != "psnr"})
+    row |= summarize(mse, {name: _mean(values) for name, values in frames.items() if name != "psnr"})
     return row | {"per_frame": frames}
 
 
@@ -120,14 +120,16 @@ def check_pair(a, b, pair, count: int, num_frames: int | None):
     """Raises ValueError if one video ended before frame `count`, or the frames differ in size."""
     if any(frame is None for frame in pair):
         short, long = (a, b) if pair[0] is None else (b, a)
-        asked = f"; {num_frames} are asked, lower --frames" if num_frames else f"; compare them with --frames {count}"
-        raise ValueError(f"{short} ends after {count} frames, {long} goes on{asked}")
+        requested = (
+            f"; {num_frames} are asked, lower --frames" if num_frames else f"; compare them with --frames {count}"
+        )
+        raise ValueError(f"{short} ends after {count} frames, {long} goes on{requested}")
     if pair[0].shape != pair[1].shape:
         (h, w, _), (other_h, other_w, _) = pair[0].shape, pair[1].shape
         raise ValueError(f"{a} is {w} x {h} pixels, {b} is {other_w} x {other_h}; bring both to one size")
 
 
-def summary_of(mse: float, means: dict[str, float | None]) -> dict:
+def summarize(mse: float, means: dict[str, float | None]) -> dict:
     """Returns {psnr, ssim, sharpness: {a, b}, flicker: {a, b}}."""
     from utils.metrics.video import decibels
 
@@ -140,7 +142,7 @@ def summarise(rows: list[dict]) -> dict:
     means = {"ssim": _mean([row["ssim"] for row in rows])}
     for metric, side in itertools.product(("sharpness", "flicker"), SIDES):
         means[f"{metric}_{side}"] = _mean([row[metric][side] for row in rows])
-    return {"pairs": len(rows), **summary_of(_mean([row["mse"] for row in rows]), means)}
+    return {"pairs": len(rows), **summarize(_mean([row["mse"] for row in rows]), means)}
 
 
 def _mean(values) -> float | None:

@@ -8,7 +8,7 @@ python=${PYTHON:-.venv/bin/python}
 ranks=${RANKS:-1}
 export OMP_NUM_THREADS=1
 
-films() { # recipe, folder, further overrides
+videos() { # recipe, folder, further overrides
   recipe=$1 folder=$2
   shift 2
   $python -m torch.distributed.run --nproc_per_node="$ranks" inference.py --config_path "configs/infer/$recipe.yaml" \
@@ -19,15 +19,15 @@ measure() { # record, further flags
   shift
   $python scripts/evaluate.py digits --output "docs/results/$record.json" "$@" || echo "a gate of $record failed"
 }
-films digits outputs/digits_1x
-films digits outputs/digits_4x num_output_frames=36
+videos digits outputs/digits_1x
+videos digits outputs/digits_4x num_output_frames=36
 measure digits_causal --videos outputs/digits_1x --codec assets/digits/vae --real
 measure digits_causal_long --videos outputs/digits_4x --real
 measure digits_reference --reference --frames 33
-films digits_student outputs/digits_student_1x
-films digits_student outputs/digits_student_4x num_output_frames=36
+videos digits_student outputs/digits_student_1x
+videos digits_student outputs/digits_student_4x num_output_frames=36
 measure digits_student --videos outputs/digits_student_1x --codec assets/digits/vae
 measure digits_student_long --videos outputs/digits_student_4x
-films digits_teacher outputs/digits_teacher
+videos digits_teacher outputs/digits_teacher
 measure digits_teacher --videos outputs/digits_teacher --codec assets/digits/vae
 $python scripts/tables.py

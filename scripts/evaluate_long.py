@@ -1,6 +1,6 @@
-"""`evaluate.py lengths` and `evaluate.py switches`: long digits films at several lengths, and how films answer scripts.
+"""`evaluate.py lengths` and `evaluate.py switches`: digits videos at several lengths, and at prompt switches.
 
-A film of fifty training lengths holds those of one, two, five ...: each length is measured in the window, as long as a
+A video of fifty training lengths holds those of one, two, five ...: each length is measured in the window, as long as a
 training clip, that ends there.
 """
 
@@ -24,7 +24,7 @@ def lengths_arguments(parser):
 
 
 def lengths(args) -> int:
-    """Fidelity, motion and Frechet distance of long digits films in windows along them."""
+    """Fidelity, motion and Frechet distance of long digits videos in windows along them."""
     from utils.metrics.digits_videos import load_windows, read_asked
 
     begin, ends = time.time(), sorted(set(args.ends))
@@ -41,9 +41,9 @@ def lengths(args) -> int:
 
 
 def window_rows(windows: dict) -> dict[str, dict]:
-    """Returns {end: {clips, metrics, change, frechet, floor}} of {end: Videos}, whose films are the same.
+    """Returns {end: {clips, metrics, change, frechet, floor}} of {end: Videos}, whose videos are the same.
 
-    change: metrics minus those of the first window, film by film. frechet and floor: None for windows of another
+    change: metrics minus those of the first window, video by video. frechet and floor: None for windows of another
     length or size than the feature net looks at.
     """
     from utils.metrics.digits import measure, summary
@@ -63,21 +63,21 @@ def window_rows(windows: dict) -> dict[str, dict]:
 
 def switches_arguments(parser):
     """Adds the flags of `switches`."""
-    parser.add_argument("--videos", type=Path, required=True, help="a folder of films that were made of scripts")
+    parser.add_argument("--videos", type=Path, required=True, help="a folder of videos that were made of scripts")
     parser.add_argument("--scripts", type=Path, required=True, help="the script file; every line must be answered")
     parser.add_argument("--chunk", type=int, default=3, help="latent frames of a chunk")
-    parser.add_argument("--partial", action="store_true", help="allow films that leave scripts out")
+    parser.add_argument("--partial", action="store_true", help="allow videos that leave scripts out")
     parser.add_argument("--output", type=Path, default=Path("outputs/switches.json"))
 
 
 def switches(args) -> int:
-    """How digits films answer a change of their prompt: chunks until it shows, and whether the film jumps."""
+    """How digits videos answer a change of their prompt: chunks until it shows, and whether the video jumps."""
     from utils.metrics.digits_switch import NUMBERS, summary
     from utils.metrics.digits_videos import find_scripted
 
     begin = time.time()
-    films, facts = find_scripted(args.videos, args.scripts, args.partial)
-    rows = summary([film_responses(path, cues, args.chunk) for path, cues in films])
+    answers, facts = find_scripted(args.videos, args.scripts, args.partial)
+    rows = summary([video_responses(path, cues, args.chunk) for path, cues in answers])
     result = {"scripts": str(args.scripts), "chunk": args.chunk, "rows": rows, "videos": facts}
     lines = head(["changed", "switches", *NUMBERS, "share of frames that show it, chunk by chunk"])
     for name, row in rows.items():
@@ -87,10 +87,10 @@ def switches(args) -> int:
     return 0
 
 
-def film_responses(path: Path, cues, chunk: int) -> list[dict]:
-    """Returns what a film does at each change. cues: (subject, latent frame) of each prompt; chunk: latent frames.
+def video_responses(path: Path, cues, chunk: int) -> list[dict]:
+    """Returns what a video does at each change. cues: (subject, latent frame) of each prompt; chunk: latent frames.
 
-    Errors: ValueError naming the film for a script whose changes cannot be told apart or stand too close.
+    Errors: ValueError naming the video for a script whose changes cannot be told apart or stand too close.
     """
     from utils.media_io import read_video
     from utils.metrics.digits_switch import find_switches, respond
@@ -100,7 +100,7 @@ def film_responses(path: Path, cues, chunk: int) -> list[dict]:
     geometry, clip = Geometry.of(SPECS["digits"]), read_video(path)[0]
     chunk_frames = geometry.pixel_frames(chunk + 1) - geometry.pixel_frames(1)
     try:
-        told = [(subject, geometry.pixel_frames(frame)) for subject, frame in cues]
-        return [respond(clip, switch, chunk_frames) for switch in find_switches(told, len(clip))]
+        pixel_cues = [(subject, geometry.pixel_frames(frame)) for subject, frame in cues]
+        return [respond(clip, switch, chunk_frames) for switch in find_switches(pixel_cues, len(clip))]
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error

@@ -49,7 +49,7 @@ def export(flags: argparse.Namespace) -> None:
 
     saved = find(flags.run, flags.step)
     weights = read(saved, "generator")
-    begun = saved.recipe["trainer"]["ema"]["decay"] and saved.told("method", "ema", "started")
+    begun = saved.recipe["trainer"]["ema"]["decay"] and saved.metadata("method", "ema", "started")
     average = read(saved, "ema/average") if begun and not flags.no_ema else {}  # before its start it is all zeros
     if not (average or flags.no_ema):
         print(f"{saved.folder} holds no average yet; the weights themselves are written", file=sys.stderr)
@@ -65,7 +65,7 @@ def export(flags: argparse.Namespace) -> None:
     state = {k: v.to(DTYPES[flags.dtype]).contiguous() for k, v in state.items()}
     if lora["rank"] and not flags.merge:
         return write_safetensors(flags.output, state)
-    spec = TransformerSpec(**saved.told("method", "spec"))
+    spec = TransformerSpec(**saved.metadata("method", "spec"))
     export_transformer(flags.output, state, spec, {"step": saved.step, "ema": bool(average)})
 
 
@@ -92,8 +92,8 @@ def read(saved, part: str):
     from trainer import dcp
 
     prefix = f"method/{part}/"
-    index = {name: told for name, told in dcp.read_index(saved.folder).items() if name.startswith(prefix)}
-    tensors = {name: torch.empty(told.size, dtype=told.properties.dtype) for name, told in index.items()}
+    index = {name: entry for name, entry in dcp.read_index(saved.folder).items() if name.startswith(prefix)}
+    tensors = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in index.items()}
     dcp.load(tensors, saved.folder, None)
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 

@@ -3,7 +3,7 @@
 #   bash scripts/inference.sh --data_path PROMPTS.txt [further arguments of inference.py]
 # CONFIG: another recipe (default configs/infer/longlive.yaml); --config_path says the same.
 # RANKS: processes (default: the GPUs, 1 without). PYTHON: the interpreter (default .venv/bin/python).
-# Finished videos are kept: after Ctrl-C the same command goes on, with --resume also within a film.
+# Finished videos are kept: after Ctrl-C the same command goes on, with --resume also within a video.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 case "${1:-}" in -h | --help) sed -n '2,6p' "$0"; exit 0 ;; esac

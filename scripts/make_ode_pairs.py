@@ -59,8 +59,8 @@ def make(flags: argparse.Namespace) -> None:
     """Makes this rank's shards that are not there yet."""
     import torch
 
+    from pipeline.bundle import load_bundle
     from pipeline.config import load_recipe
-    from pipeline.kit import load_kit
     from utils.data.latents import shard_path
     from utils.data.prompts import read_prompts
 
@@ -77,8 +77,8 @@ def make(flags: argparse.Namespace) -> None:
         return
     if teacher.threads:
         torch.set_num_threads(teacher.threads)
-    kit = load_kit(teacher.model, teacher.vae, teacher.text)
-    maker = Maker(flags, teacher, kit, source.frames, sigmas)
+    bundle = load_bundle(teacher.model, teacher.vae, teacher.text)
+    maker = Maker(flags, teacher, bundle, source.frames, sigmas)
     for number in log.progress(missing, label="shards", unit="shard"):
         first = number * flags.shard_pairs
         maker.shard(folder, number, range(first, min(first + flags.shard_pairs, count)), prompts)
@@ -127,14 +127,14 @@ def remember(folder: Path, flags, teacher, source, sigmas, prompts: list[str]) -
 class Maker:
     """The teacher and its walk."""
 
-    def __init__(self, flags: argparse.Namespace, teacher, kit, frames: int, sigmas):
+    def __init__(self, flags: argparse.Namespace, teacher, bundle, frames: int, sigmas):
         from pipeline.trajectory import grid_with
         from utils.rng import Rng
         from wan.geometry import Geometry
 
-        self.flags, self.teacher, self.kit, self.sigmas = flags, teacher, kit, sigmas
+        self.flags, self.teacher, self.bundle, self.sigmas = flags, teacher, bundle, sigmas
         self.walk = grid_with(sigmas, flags.num_steps, flags.shift)
-        self.shape = Geometry.of(kit.spec, teacher.height, teacher.width).latent_shape(frames)
+        self.shape = Geometry.of(bundle.spec, teacher.height, teacher.width).latent_shape(frames)
         self.rng = Rng(flags.seed).at("ode pair")
 
     def shard(self, folder: Path, number: int, pairs: range, prompts: list[str]) -> None:
@@ -157,9 +157,9 @@ class Maker:
         from wan.context import Full
 
         guidance = self.flags.guidance
-        condition = self.kit.condition(prompts, None if guidance == 1 else self.teacher.negative_prompt)
-        predict = guided(self.kit.denoiser, condition, [Full(), Full()], guidance)
-        noise = self.rng.normal_batch(self.shape, list(pairs)).to(self.kit.device, self.kit.dtype)
+        condition = self.bundle.condition(prompts, None if guidance == 1 else self.teacher.negative_prompt)
+        predict = guided(self.bundle.denoiser, condition, [Full(), Full()], guidance)
+        noise = self.rng.normal_batch(self.shape, list(pairs)).to(self.bundle.device, self.bundle.dtype)
         return trajectory(predict, noise, self.walk, self.sigmas)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from scripts.migrate_keys import Old
-from scripts.migrate_source import BASE, LEAST_FRAMES, batch, cache_of, chunks_of, source, steps_of, wrapper_shift
+from scripts.migrate_source import BASE, LEAST_FRAMES, batch, get_cache, get_chunks, get_steps, source, wrapper_shift
 from wan.schedule import NUM_TRAIN_TIMESTEPS
 
 FOLDER = "models"
@@ -44,13 +44,13 @@ def distill(old: Old, trainer: str) -> dict[str, Any]:
     tree = {
         "name": "distill",
         "generator": trained_role(old, old.take("generator_ckpt", f"{FOLDER}/{name}")),
-        "teacher": {"weights": f"{FOLDER}/{old.take('real_name', name)}", **dtype_of(old)},
+        "teacher": {"weights": f"{FOLDER}/{old.take('real_name', name)}", **get_dtype(old)},
         "critic": trained_role(old, f"{FOLDER}/{old.take('fake_name', name)}", on_critic),
         "source": source(old, loss),
         "loss": gan_loss(old) if loss == "gan" else score_loss(old, loss),
         "optim": optim(old, ("gen_lr", "lr"), "", "max_grad_norm_generator"),
         "critic_optim": optim(old, ("critic_lr", "lr_critic", "lr"), "_critic", "max_grad_norm_critic"),
-        "ratio": old.take("dfake_gen_update_ratio", 5),
+        "critic_updates_per_generator_update": old.take("dfake_gen_update_ratio", 5),
         "accumulate": old.take("gradient_accumulation_steps", 1),
         **ema_and_text(old),
         "negative_prompt": old.take("negative_prompt", ""),
@@ -65,17 +65,17 @@ def regress(old: Old, trainer: str) -> dict[str, Any]:
     old.drop("guidance_scale", "read by its previews only")
     shape = old.take("image_or_video_shape", [1, LEAST_FRAMES])
     old.drop("num_training_frames", "image_or_video_shape holds the length")
-    frames = {"batch": batch(old), "frames": shape[1], **chunks_of(old)}
+    frames = {"batch": batch(old), "frames": shape[1], **get_chunks(old)}
     first = frames.pop("first_chunk", 0)
     if trainer == "ode":
         source = {"name": "ode_pairs", "path": old.take("data_path", ""), **frames, **kept({"first_chunk": first})}
-        loss = {"name": "ode", **steps_of(old), "cache": cache_of(old)}
+        loss = {"name": "ode", **get_steps(old), "cache": get_cache(old)}
     else:
         if first:
             old.drop("independent_first_frame", "the source latents has chunks of one length")
         source = {"name": "latents", "path": old.take("data_path", ""), **frames, "dropout": 0.0}
         mode = "teacher_forcing" if old.take("teacher_forcing", False) else "diffusion_forcing"
-        loss = {"name": "flow", "mode": mode, "shift": wrapper_shift(old), "weight": "bell", "cache": cache_of(old)}
+        loss = {"name": "flow", "mode": mode, "shift": wrapper_shift(old), "weight": "bell", "cache": get_cache(old)}
         for key in ("denoising_step_list", "warp_denoising_step"):
             old.drop(key, "diffusion draws any noise level")
     rates = optim(old, ("lr",), "", "max_grad_norm_generator")
@@ -87,12 +87,12 @@ def regress(old: Old, trainer: str) -> dict[str, Any]:
 
 def trained_role(old: Old, weights: str, adapted: bool = True) -> dict[str, Any]:
     """Returns a role that is trained: whole, or by adapters where the ancestor had one."""
-    role = {"weights": weights, **dtype_of(old), "checkpointing": old.take("gradient_checkpointing", False)}
+    role = {"weights": weights, **get_dtype(old), "checkpointing": old.take("gradient_checkpointing", False)}
     rank, alpha = old.take("adapter.rank", 0), old.take("adapter.alpha", 0)
     return role | ({"lora": kept({"rank": rank, "alpha": float(alpha or 0) or None})} if rank and adapted else {})
 
 
-def dtype_of(old: Old) -> dict[str, Any]:
+def get_dtype(old: Old) -> dict[str, Any]:
     """Returns what a network computes in; their mixed precision keeps fp32 weights too."""
     return {"dtype": "bf16"} if old.take("mixed_precision", False) else {}
 
@@ -149,11 +149,11 @@ def infer_recipe(old: Old) -> dict[str, Any]:
     if old.take("i2v", False):
         old.drop("i2v", "write data.i2v: true and a folder as data.path")
     noise = old.take("context_noise", 0)
-    pipeline = {"name": "causal", **chunks_of(old), "cache": cache_of(old)}
+    pipeline = {"name": "causal", **get_chunks(old), "cache": get_cache(old)}
     if noise:
         pipeline["context"] = {"sigma": noise / NUM_TRAIN_TIMESTEPS}
     if old.take("denoising_step_list"):
-        sampler = {"name": "few_step", **steps_of(old)}
+        sampler = {"name": "few_step", **get_steps(old)}
         old.drop("guidance_scale", "few-step models run without guidance")
         old.drop("negative_prompt", "few-step models run without guidance")
     else:

@@ -29,7 +29,7 @@ def rollout_source(old: Old, loss: str) -> dict[str, Any]:
     least = old.take("min_num_training_frames", min(LEAST_FRAMES, most))
     window = old.take("slice_last_frames", LEAST_FRAMES)
     window = most if window == -1 else min(window, most)
-    lengths = chunks_of(old)
+    lengths = get_chunks(old)
     extra = lengths.get("first_chunk", 0)  # theirs count whole chunks, the single first frame comes on top
     return {
         "name": "rollout",
@@ -40,7 +40,7 @@ def rollout_source(old: Old, loss: str) -> dict[str, Any]:
         "loss_frames": window + extra,
         **lengths,
         **generating(old),
-        "cache": cache_of(old),
+        "cache": get_cache(old),
     }
 
 
@@ -48,11 +48,11 @@ def stream_source(old: Old, loss: str) -> dict[str, Any]:
     """Returns the source of streaming long tuning, with the switches of `dmd_switch`."""
     for key in ("num_training_frames", "min_num_training_frames"):
         old.drop(key, "a stream's stretches have streaming_chunk_size and streaming_min_new_frame")
-    lengths = chunks_of(old)
+    lengths = get_chunks(old)
     if lengths.pop("first_chunk", 0):
         old.drop("independent_first_frame", "a stream has chunks of one length")
     window = old.take("streaming_chunk_size", LEAST_FRAMES)
-    cache = {**cache_of(old), "recache": "bidirectional", "keep_sink": old.take("global_sink", False)}
+    cache = {**get_cache(old), "recache": "bidirectional", "keep_sink": old.take("global_sink", False)}
     reach = old.take("slice_last_frames", LEAST_FRAMES)
     if cache["window_frames"] != -1 and reach > cache["window_frames"]:
         cache["recache_frames"] = reach
@@ -76,7 +76,7 @@ def stream_source(old: Old, loss: str) -> dict[str, Any]:
 
 
 def switches(old: Old) -> dict[str, Any]:
-    """Returns what films switch to, and when. Errors: ValueError for a mode that is not known."""
+    """Returns what videos switch to, and when. Errors: ValueError for a mode that is not known."""
     mode, first = old.take("switch_mode", "fixed"), old.take("min_switch_frame_index", LEAST_FRAMES)
     modes = {"fixed": "fixed_switch_index", "random": "max_switch_frame_index", "random_choice": "switch_choices"}
     if mode not in modes:
@@ -89,14 +89,14 @@ def switches(old: Old) -> dict[str, Any]:
 
 
 def generating(old: Old) -> dict[str, Any]:
-    """Returns how the generator rolls out: film size, steps, exit, context pass."""
+    """Returns how the generator rolls out: video size, steps, exit, context pass."""
     shape, noise, sizes = old.take("image_or_video_shape", []), old.take("context_noise", 0), {}
     if len(shape) == 5:
         rows, columns = (n * stride for n, stride in zip(shape[3:], BASE.strides[1:], strict=True))
         sizes = {} if (rows, columns) == (BASE.height, BASE.width) else {"height": rows, "width": columns}
     return {
         **sizes,
-        "sampler": steps_of(old),
+        "sampler": get_steps(old),
         "exit_per_chunk": not old.take("same_step_across_blocks", True),
         "last_step_only": old.take("last_step_only", False),
         **({"context": {"sigma": noise / NUM_TRAIN_TIMESTEPS}} if noise else {}),
@@ -112,15 +112,15 @@ def noised_source(old: Old) -> dict[str, Any]:
         "clips": old.take("data_path", ""),
         "batch": batch(old),
         "frames": shape[1],
-        **chunks_of(old),
-        **steps_of(old),
+        **get_chunks(old),
+        **get_steps(old),
         "clean_step": clean,
         "teacher_forcing": old.take("teacher_forcing", False),
-        "cache": cache_of(old),
+        "cache": get_cache(old),
     }
 
 
-def steps_of(old: Old) -> dict[str, Any]:
+def get_steps(old: Old) -> dict[str, Any]:
     """Returns the student's step list without a closing 0, and its clock."""
     steps = [float(s) for s in old.take("denoising_step_list", []) if s]
     return {"steps": steps, "shift": wrapper_shift(old), "warp": old.take("warp_denoising_step", False)}
@@ -131,14 +131,14 @@ def wrapper_shift(old: Old) -> float:
     return float(old.take("model_kwargs.timestep_shift", WRAPPER_SHIFT))
 
 
-def cache_of(old: Old) -> dict[str, Any]:
+def get_cache(old: Old) -> dict[str, Any]:
     """Returns window and sink; the infinity model is rotary positions that are written when read."""
     tree = {"window_frames": old.take("model_kwargs.local_attn_size", -1)}
     tree["sink_frames"] = old.take("model_kwargs.sink_size", 0)
     return tree | ({"rope": "read"} if old.take("model_kwargs.use_infinite_attention", False) else {})
 
 
-def chunks_of(old: Old) -> dict[str, int]:
+def get_chunks(old: Old) -> dict[str, int]:
     """Returns the chunk, and a first chunk of one frame where theirs is independent."""
     tree = {"chunk": old.take("num_frame_per_block", 1)}
     return tree | ({"first_chunk": 1} if old.take("independent_first_frame", False) else {})

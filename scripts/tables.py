@@ -146,7 +146,7 @@ def objectives(name: str) -> str:
         cells += [*(f"{metric} {length}" for metric in gated), f"Frechet {length}, {frechet[length]} 33 frames (real)"]
     cells += ["drift at 10x: " + " / ".join(gated)]
     if cost:
-        cells = ["model", "updates", "seeds", "films", "training", "films, measuring", "hardware"]
+        cells = ["model", "updates", "seeds", "videos", "training", "videos, measuring", "hardware"]
     lines = head(cells)
     for row, plan in ROWS.items():
         if records := read_seeds(ROOT / RECORDS, row):
@@ -158,7 +158,7 @@ def objectives(name: str) -> str:
 
 
 def quality_cells(row: str, records: list[dict], frechet: dict[str, str]) -> list:
-    """Returns steps per chunk, the metrics of each length, and what the films lose from first to last quarter."""
+    """Returns steps per chunk, the metrics of each length, and what the videos lose from first to last quarter."""
     measured = {length: [r[length] for r in records if length in r] for length in LENGTHS}
     cells = [next(found[0]["sampler"]["steps"] for found in measured.values() if found)]
     for length, found in measured.items():
@@ -183,15 +183,15 @@ def seeds(found: list[dict], *keys: str) -> dict:
 
 
 def cost_cells(records: list[dict]) -> list:
-    """Returns updates, seeds, films, the time of training and of films and measurement (per seed), and the hardware."""
+    """Returns updates, seeds, videos, times of training, videos and measurement (per seed), and the hardware."""
     lengths = [r[length] for r in records for length in LENGTHS if length in r]
-    films, measuring = (sum(x["seconds"][k] for x in lengths) / len(records) / 60 for k in ("films", "evaluate"))
+    videos, measuring = (sum(x["seconds"][k] for x in lengths) / len(records) / 60 for k in ("films", "evaluate"))
     training = records[0]["training"]
     minutes = sum(r["training"]["minutes"] for r in records) / len(records)
     trained = f"{minutes:.0f} min" + (" (shipped)" if "shipped" in training else "")
     counts = " + ".join(str(records[0][length]["videos"]) for length in LENGTHS if length in records[0])
     hardware = records[0]["hardware"]["name"]
-    return [training["updates"], len(records), counts, trained, f"{films:.0f} + {measuring:.0f} min", hardware]
+    return [training["updates"], len(records), counts, trained, f"{videos:.0f} + {measuring:.0f} min", hardware]
 
 
 def memory(name: str) -> str:

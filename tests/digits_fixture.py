@@ -140,7 +140,7 @@ trainer:
   loss: {{name: dmd, score: {{real_guidance: 3.0, shift: 3.0}}}}
   optim: {{name: adamw, lr: 2.0e-4}}
   critic_optim: {{name: adamw, lr: 4.0e-4}}
-  ratio: 2
+  critic_updates_per_generator_update: 2
   ema: {{decay: 0.9}}
   text: {{dtype: fp32}}
 checkpoint: {{every: 2}}

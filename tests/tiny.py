@@ -111,7 +111,7 @@ def rollout(model: Denoiser, cache: CacheConfig, sigmas=SIGMAS, guidance: float 
     return Rollout(model, sampler, cache=cache, **fields)
 
 
-def film(rolls: Rollout, condition: Condition, borders, noise, **fields) -> torch.Tensor:
+def video(rolls: Rollout, condition: Condition, borders, noise, **fields) -> torch.Tensor:
     """Returns all frames of a rollout [B, F, C, h, w]."""
     made = rolls(Fixed(condition), borders, noise, condition.text.shape[0], **fields)
     return torch.cat([chunk.latents for chunk in made], 1)

@@ -9,7 +9,7 @@ import torch
 from model.base import Sample
 
 
-def backward(source, loss: Callable, roles, rng, draw: int, parts: int, graded: bool = True):
+def backward(source, loss: Callable, roles, rng, draw: int, parts: int, with_grad: bool = True):
     """Adds the gradient of the mean loss over this rank's share of the batch; returns (metrics, prompts).
 
     draw: the number of the source's batch. parts: how many the share is cut into; the gradient is that of
@@ -20,7 +20,7 @@ def backward(source, loss: Callable, roles, rng, draw: int, parts: int, graded: 
     prompts: list[str] = []
     whole = source.draw(draw)
     for index in roles.layout.shares(whole, parts):
-        sample: Sample = source.next(draw, roles, rng, graded=graded, index=index)
+        sample: Sample = source.next(draw, roles, rng, with_grad=with_grad, index=index)
         sample.whole = whole
         value, measured = loss(sample, roles, rng)
         (value / parts).backward()

@@ -81,15 +81,15 @@ class Metrics(Callback):
         unread, self._unread = self._unread, []
         flat = [(step, name, value, prompts) for step, row, prompts in unread for name, value in row.items()]
         values = _transfer([value for _, _, value, _ in flat] + list(metrics.values()))
-        told = None
+        message = None
         for (step, name, _, prompts), value in zip(flat, values, strict=False):
             if not math.isfinite(value):
-                told = f"the {name.replace('grad_norm', 'gradient norm')} is {value} at step {step}; "
+                message = f"the {name.replace('grad_norm', 'gradient norm')} is {value} at step {step}; "
                 seen = next((p for start, p in prompts.items() if name.startswith(start)), ())
-                told += f"prompts: {list(seen)}. Lower the learning rate or look at these samples"
+                message += f"prompts: {list(seen)}. Lower the learning rate or look at these samples"
                 break
-        if told := distributed.first_text(told):
-            raise NotFinite(told)
+        if message := distributed.first_text(message):
+            raise NotFinite(message)
         return dict(zip(metrics, distributed.mean(values[len(flat) :]), strict=True))
 
     def finish(self, method, seconds: float) -> None:

@@ -74,8 +74,8 @@ class Checkpoint:
         tree, tensors = dcp.split(state)
         self._raise_together(self._make_room(partial))
         upload = dcp.start_save(tensors, partial, self._cpu_group())
-        told = {"step": step, "recipe": self.recipe, "world": distributed.world_size(), "state": tree}
-        self._saving = self._thread.submit(self._finish, upload, partial, final, told), final
+        metadata = {"step": step, "recipe": self.recipe, "world": distributed.world_size(), "state": tree}
+        self._saving = self._thread.submit(self._finish, upload, partial, final, metadata), final
 
     def wait(self) -> None:
         """Waits for the save in flight, if there is one.
@@ -129,8 +129,8 @@ class Checkpoint:
             except OSError as error:  # a file system without locks
                 logger.warning("%s cannot be locked (%s): start no other training in it", self.run, error.strerror)
         try:
-            if told := distributed.first_text(taken):
-                raise ValueError(told)
+            if metadata := distributed.first_text(taken):
+                raise ValueError(metadata)
             yield
         finally:
             if folder is not None:
@@ -149,8 +149,8 @@ class Checkpoint:
 
     def _raise_together(self, error: str | None) -> None:
         """Raises OSError on all ranks if one of them has an error."""
-        if told := distributed.first_text(error):
-            raise OSError(told)
+        if metadata := distributed.first_text(error):
+            raise OSError(metadata)
 
     def _make_room(self, partial: Path) -> str | None:
         """Makes the empty folder to write into, and removes what kills left behind; returns what went wrong."""
@@ -164,14 +164,14 @@ class Checkpoint:
             return f"{partial} cannot be made ({error.strerror}); earlier checkpoints are kept"
         return None
 
-    def _finish(self, upload: Future, partial: Path, final: Path, told: dict) -> str | None:
+    def _finish(self, upload: Future, partial: Path, final: Path, metadata: dict) -> str | None:
         """In the thread: waits for all ranks' tensors, then seals on rank 0; returns what went wrong."""
         from trainer import dcp
 
         try:
             upload.result()
             if distributed.rank() == 0:
-                self._seal(partial, final, told)
+                self._seal(partial, final, metadata)
             return None
         except (dcp.CheckpointException, OSError) as error:
             reason = dcp.reason(error) if isinstance(error, dcp.CheckpointException) else str(error)
@@ -179,20 +179,20 @@ class Checkpoint:
             shutil.rmtree(partial, ignore_errors=True)
         return f"{partial} cannot be written ({reason}); earlier checkpoints are kept; free space and resume"
 
-    def _seal(self, partial: Path, final: Path, told: dict) -> None:
+    def _seal(self, partial: Path, final: Path, metadata: dict) -> None:
         """Writes state and manifest, brings all to the disk, gives the folder its name and prunes."""
         from trainer import dcp
 
-        dcp.write_json(partial / STATE, told)
+        dcp.write_json(partial / STATE, metadata)
         if lost := sorted(name for name in dcp.named_files(partial) if not (partial / name).exists()):
             raise OSError(f"{lost[0]} of another rank is not there; the run's folder must be one that all ranks share")
         files = {path.name: file_hash(path) for path in sorted(partial.iterdir())}
-        dcp.write_json(partial / MANIFEST, {"step": told["step"], "files": files})
+        dcp.write_json(partial / MANIFEST, {"step": metadata["step"], "files": files})
         sync_folder(partial)
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
         sync_folder(self.folder)
-        self._prune(told["step"])
+        self._prune(metadata["step"])
 
     def _prune(self, step: int) -> None:
         """Removes older ones than the one just saved. Later ones are damaged: the run resumed before them."""
@@ -229,7 +229,7 @@ class Saved:
         dcp.load({name: here[name] for name in wanted} | own, self.folder, self._group)
         return dcp.join(self._tree, here | own)
 
-    def told(self, *path: str):
+    def metadata(self, *path: str):
         """Returns the part of the state at `path`, which must hold no tensors."""
         from trainer import dcp
 

@@ -16,7 +16,7 @@ import torch
 
 from trainer.optim import Optim, OptimConfig
 from utils.data.digits import DigitsConfig, random_clip
-from utils.layout import Layout
+from utils.layout import ParallelLayout
 from utils.rng import Rng, seed_libraries
 from wan.vae import decode_features
 
@@ -59,7 +59,7 @@ class CodecConfig:
         if not 0 <= self.kl_ramp[0] < self.kl_ramp[1] <= 1:
             raise ValueError(f"kl_ramp {self.kl_ramp} must be two rising fractions in [0, 1]")
 
-    def build(self, model: str, total: int, rng: Rng, device: torch.device, layout: Layout) -> Codec:
+    def build(self, model: str, total: int, rng: Rng, device: torch.device, layout: ParallelLayout) -> Codec:
         """Returns the method; `model` is not used, a codec starts from nothing."""
         if layout.world > 1:
             raise ValueError("a codec is trained by one process; start train.py without torchrun")
@@ -112,7 +112,7 @@ def make_codec(config: CodecConfig):
     """Returns a fresh AutoencoderKLWan whose log-variance starts at `LOG_VARIANCE_START`."""
     from diffusers import AutoencoderKLWan
 
-    from wan.vae_layers import make_lean
+    from wan.vae_layers import patch_vae_for_speed
 
     model = AutoencoderKLWan(
         base_dim=config.base_dim,
@@ -131,7 +131,7 @@ def make_codec(config: CodecConfig):
     )
     with torch.no_grad():
         model.quant_conv.bias[config.z_dim :] = LOG_VARIANCE_START
-    return make_lean(model)
+    return patch_vae_for_speed(model)
 
 
 def codec_loss(model, pixels_BCPHW, progress: float, config: CodecConfig, noise):

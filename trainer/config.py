@@ -43,9 +43,9 @@ class TrainConfig:
 
     def _check_preview(self) -> None:
         if "source" not in vars(self.trainer):
-            raise ValueError(f"trainer {self.trainer.name!r} trains no generator of films; write preview.every=0")
+            raise ValueError(f"trainer {self.trainer.name!r} trains no generator of videos; write preview.every=0")
         try:
-            self.preview.asked(self.trainer)
+            self.preview.requested(self.trainer)
         except ValueError as error:
             raise ValueError(f"preview: {error}; or write preview.every=0") from error
 

@@ -37,7 +37,7 @@ class NoisedDataConfig:
     steps: tuple[float, ...] = (1000.0, 750.0, 500.0, 250.0)
     shift: float = 5.0
     warp: bool = True
-    snap: str = "none"
+    rounding: str = "none"
     clean_step: bool = False  # also draw sigma 0: chunks that others see as the context pass shows them
     teacher_forcing: bool = False
     cache: CacheConfig = field(default_factory=CacheConfig)
@@ -46,7 +46,7 @@ class NoisedDataConfig:
     def check(self):
         check_on_bad(self.on_bad)
         step_sigmas(self.steps, self.shift, self.warp)
-        Schedule(self.shift, self.snap)
+        Schedule(self.shift, self.rounding)
         check_mask(self.cache, chunks(self.frames, self.chunk, self.first_chunk or None))
         if self.batch < 1 or not self.clips:
             raise ValueError("write clips (a folder or LMDB of encoded clips) and a batch of at least 1")
@@ -65,11 +65,11 @@ class NoisedData(Source):
         self.config, self.clips = config, open_clips(config.clips, config.on_bad)
         check_length(config.clips, self.clips.shortest, config.frames)
         self.spans = chunks(config.frames, config.chunk, config.first_chunk or None)
-        self.schedule = Schedule(config.shift, config.snap)
+        self.schedule = Schedule(config.shift, config.rounding)
         clean = [0.0] if config.clean_step else []
         self.sigmas = torch.tensor([*step_sigmas(config.steps, config.shift, config.warp), *clean])
 
-    def next(self, step: int, roles, rng, graded: bool = True, index: range | None = None) -> Sample:
+    def next(self, step: int, roles, rng, with_grad: bool = True, index: range | None = None) -> Sample:
         """Generates one batch from noised data; `step` counts samples, so generator and critic never share one."""
         config, index = self.config, self.index(step) if index is None else index
         rows = [self.clips[epoch_row(i, len(self.clips), rng)] for i in index]
@@ -79,7 +79,7 @@ class NoisedData(Source):
         condition = Condition(roles.text(prompts), null)
         noise = rng.at("sample", step, "data noise").normal_batch(clean.shape[1:], index).to(clean)
         sigma = self.draw_sigma(step, rng, index).to(clean.device)
-        with torch.set_grad_enabled(graded):
+        with torch.set_grad_enabled(with_grad):
             made = generate_from_data(
                 roles.generator,
                 clean,
@@ -144,7 +144,7 @@ class OdePairs(Source):
         """Noise levels of the states, or None where the store does not say them."""
         return self.pairs.sigmas
 
-    def next(self, step: int, roles, rng, graded: bool = True, index: range | None = None) -> Sample:
+    def next(self, step: int, roles, rng, with_grad: bool = True, index: range | None = None) -> Sample:
         """Returns the batch of one step: each pair once an epoch, in a new order each."""
         config, index = self.config, self.index(step) if index is None else index
         rows = [self.pairs[epoch_row(i, len(self.pairs), rng)] for i in index]

@@ -106,8 +106,10 @@ def is_own(name: str) -> bool:
 def empty_own(folder: Path) -> dict[str, torch.Tensor]:
     """Returns room for the tensors in the folder that are this rank's alone."""
     rank = str(distributed.rank())
-    found = {name: told for name, told in read_index(folder).items() if is_own(name) and OWNER.search(name)[1] == rank}
-    return {name: torch.empty(told.size, dtype=told.properties.dtype) for name, told in found.items()}
+    found = {
+        name: entry for name, entry in read_index(folder).items() if is_own(name) and OWNER.search(name)[1] == rank
+    }
+    return {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in found.items()}
 
 
 def _own_name(name: str) -> str:
@@ -220,11 +222,11 @@ class _Reader(FileSystemReader):
 
 def _read(folder: Path) -> Metadata:
     tensors, places = {}, {}
-    for name, told in json.loads((folder / INDEX).read_text()).items():
+    for name, entry in json.loads((folder / INDEX).read_text()).items():
         chunks = []
-        for offsets, sizes, *place in told["parts"]:
+        for offsets, sizes, *place in entry["parts"]:
             chunks.append(ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes)))
             places[MetadataIndex(name, torch.Size(offsets))] = _Place(*place)
-        properties = TensorProperties(dtype=getattr(torch, told["dtype"]))
-        tensors[name] = TensorStorageMetadata(properties, torch.Size(told["size"]), chunks)
+        properties = TensorProperties(dtype=getattr(torch, entry["dtype"]))
+        tensors[name] = TensorStorageMetadata(properties, torch.Size(entry["size"]), chunks)
     return Metadata(tensors, storage_data=places, storage_meta=StorageMeta())

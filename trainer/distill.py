@@ -1,7 +1,7 @@
 """Score distillation: the generator learns from teacher and critic, the critic follows the generator.
 
-Every step updates the critic; every `ratio`-th step updates the generator first, on a batch of its
-own. Each update draws a fresh sample: with gradient for the generator, without for the critic.
+Every step updates the critic; every n-th one (`critic_updates_per_generator_update`) updates the generator first, on
+a batch of its own. Each update draws a fresh sample: with gradient for the generator, without for the critic.
 Source: DMD2 (arXiv 2405.14867) section 4; Self-Forcing, trainer/distillation.py.
 """
 
@@ -20,7 +20,7 @@ from trainer.optim import Optim, OptimConfig
 from trainer.preflight import check_fills
 from trainer.roles import RoleConfig, Roles
 from utils.config import one_of
-from utils.layout import Layout
+from utils.layout import ParallelLayout
 from utils.rng import Rng
 from wan.options import TextConfig, VAEConfig
 
@@ -36,7 +36,7 @@ class DistillConfig:
     loss: object = one_of(OBJECTIVES, default="dmd")
     optim: OptimConfig = field(default_factory=OptimConfig)
     critic_optim: OptimConfig = field(default_factory=OptimConfig)
-    ratio: int = 5  # critic updates per generator update
+    critic_updates_per_generator_update: int = 5
     accumulate: int = 1  # parts that a rank's share of the batch is cut into
     ema: EmaConfig = field(default_factory=EmaConfig)
     text: TextConfig = field(default_factory=TextConfig)
@@ -44,12 +44,12 @@ class DistillConfig:
     negative_prompt: str = ""
 
     def check(self):
-        if self.ratio < 1 or self.accumulate < 1:
-            raise ValueError("ratio (critic updates per generator update) and accumulate must be at least 1")
+        if self.critic_updates_per_generator_update < 1 or self.accumulate < 1:
+            raise ValueError("critic_updates_per_generator_update and accumulate must be at least 1")
         self.generator.check_trained("generator")
         self.critic.check_trained("critic")
 
-    def build(self, model: str, total: int, rng: Rng, device: torch.device, layout: Layout) -> Distill:
+    def build(self, model: str, total: int, rng: Rng, device: torch.device, layout: ParallelLayout) -> Distill:
         """Returns the method; source and loss are matched before any network is built."""
         source, loss = self.source.build(), self.loss.build()
         roles = {"generator", "critic"} | ({"teacher"} if self.teacher else set())
@@ -65,17 +65,17 @@ class Distill:
     def __init__(self, config: DistillConfig, roles: Roles, source, loss, total: int, rng: Rng):
         self.config, self.roles, self.source, self.loss, self.rng = config, roles, source, loss, rng
         self.optim = Optim(roles.generator.transformer, config.optim, total)
-        self.judges, scales = torch.nn.ModuleList([roles.critic.transformer]), {}
+        self.critic_modules, scales = torch.nn.ModuleList([roles.critic.transformer]), {}
         if roles.discriminator is not None:
-            self.judges.append(roles.discriminator)
+            self.critic_modules.append(roles.discriminator)
             scales["1."] = roles.discriminator.lr_scale
-        self.critic_optim = Optim(self.judges, config.critic_optim, total, scales)
+        self.critic_optim = Optim(self.critic_modules, config.critic_optim, total, scales)
         self.ema = Ema(roles.generator.transformer, config.ema)
         self.last_prompts = {"generator_": (), "": ()}  # start of a metric's name -> what it was measured on
 
     def step(self, step: int) -> dict[str, torch.Tensor]:
         """Performs one critic update, and before it a generator update where one is due."""
-        metrics = self.generator_step(step) if step % self.config.ratio == 0 else {}
+        metrics = self.generator_step(step) if step % self.config.critic_updates_per_generator_update == 0 else {}
         return {**metrics, **self.critic_step(step)}
 
     def generator_step(self, step: int) -> dict[str, torch.Tensor]:
@@ -83,7 +83,7 @@ class Distill:
         parts = self.config.accumulate
         metrics, prompts = backward(self.source, self.loss, self.roles, self.rng, 2 * step, parts)
         self.last_prompts["generator_"] = prompts
-        self.judges.zero_grad(set_to_none=True)  # SiD and GAN differentiate through them
+        self.critic_modules.zero_grad(set_to_none=True)  # SiD and GAN differentiate through them
         metrics["grad_norm"] = self.optim.step(step)
         self.roles.generator.transformer.weights_version += 1
         self.ema.update(step)
@@ -92,7 +92,7 @@ class Distill:
     def critic_step(self, step: int) -> dict[str, torch.Tensor]:
         """Samples without gradient and moves the critic (and discriminator)."""
         parts, loss = self.config.accumulate, self.loss.critic
-        metrics, prompts = backward(self.source, loss, self.roles, self.rng, 2 * step + 1, parts, graded=False)
+        metrics, prompts = backward(self.source, loss, self.roles, self.rng, 2 * step + 1, parts, with_grad=False)
         self.last_prompts[""] = prompts
         metrics["critic_grad_norm"] = self.critic_optim.step(step)
         self.roles.critic.transformer.weights_version += 1

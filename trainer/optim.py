@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from utils.fsdp import part_of, whole
+from utils.fsdp import local_shard, whole
 
 
 @dataclass
@@ -129,7 +129,7 @@ class Muon(torch.optim.Optimizer):
                 scale = 0.2 * max(rows, columns) ** 0.5
                 for p, update in zip(weights, orthogonalise(nesterov), strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
-                    p.add_(part_of(update.view(p.shape), p), alpha=-group["lr"] * scale)
+                    p.add_(local_shard(update.view(p.shape), p), alpha=-group["lr"] * scale)
 
     def _momentum(self, p: torch.Tensor, decay: float) -> torch.Tensor:
         """Moves the weight's momentum and returns the Nesterov look-ahead."""

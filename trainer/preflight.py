@@ -159,10 +159,10 @@ def find_misfits(sizes: Mapping[str, TransformerSpec], parts: Parts | None) -> I
     channels |= {"model (its VAE)": vae_channels(parts)} if parts and parts.vae else {}
     widths |= {"model (its text encoder)": text_width(parts)} if parts and parts.text_encoder else {}
     for what, found in (("latent channels", channels), ("text widths", widths)):
-        told = {name: value for name, value in found.items() if value}
-        if len(set(told.values())) > 1:
-            listed = ", ".join(f"{name} {value}" for name, value in told.items())
-            yield next(iter(told)), f"the {what} differ: {listed}; take weights and a model folder of one family"
+        known = {name: value for name, value in found.items() if value}
+        if len(set(known.values())) > 1:
+            listed = ", ".join(f"{name} {value}" for name, value in known.items())
+            yield next(iter(known)), f"the {what} differ: {listed}; take weights and a model folder of one family"
 
 
 def vae_channels(parts: Parts) -> int | None:
@@ -181,15 +181,15 @@ def text_width(parts: Parts) -> int | None:
 
 
 def find_wrong_size(where: str, source, sizes: TransformerSpec) -> Iterator[Problem]:
-    """Yields a film size that the generator cannot make."""
+    """Yields a video size that the generator cannot make."""
     try:
-        geometry_of(source, sizes)
+        get_geometry(source, sizes)
     except ValueError as error:
         yield where, str(error)
 
 
-def geometry_of(source, sizes: TransformerSpec) -> Geometry | None:
-    """Returns the size of a source's films; None of a model of its own, where the VAE knows more, later.
+def get_geometry(source, sizes: TransformerSpec) -> Geometry | None:
+    """Returns the size of a source's videos; None of a model of its own, where the VAE knows more, later.
 
     Errors: ValueError for a size that the generator cannot make.
     """
@@ -212,7 +212,7 @@ def find_unfit_clips(source, sizes: TransformerSpec) -> Iterator[Problem]:
     if channels != sizes.out_dim:
         text = f"{path} holds latents of {channels} channels, the generator makes {sizes.out_dim}"
         yield f"trainer.source.{name}", f"{text}; encode the videos by the VAE of this model"
-    geometry = geometry_of(source, sizes) if source.name == "rollout" else None
+    geometry = get_geometry(source, sizes) if source.name == "rollout" else None
     if geometry:
         own = list(geometry.latent_size)
         if own != size:

@@ -1,4 +1,4 @@
-"""Previews: films of a few prompts while a run trains, made by the pipeline of inference.
+"""Previews: videos of a few prompts while a run trains, made by the pipeline of inference.
 
 `<run>/previews/step_0001500/` holds one MP4 (and its JSON) per prompt and a contact sheet of the generator as it
 is after 1,500 steps. The training does not notice: noise has keys of its own, and weights, modes and versions are
@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 
 from pipeline import PIPELINES
+from pipeline.bundle import ModelBundle
 from pipeline.config import InferConfig, OutputConfig
-from pipeline.decode import Films
-from pipeline.kit import Kit
+from pipeline.decode import VideoBatchWriter
 from pipeline.options import (
     SAMPLERS,
     BidirectionalConfig,
@@ -50,12 +50,12 @@ SEARCHED = 64  # records of a data set that are read to find different prompts
 
 @dataclass
 class PreviewConfig:
-    """Films of the generator in training, every so many steps (0 = none).
+    """Videos of the generator in training, every so many steps (0 = none).
 
     sampler, pipeline: none = as the generator is trained: its steps and shift, chunks, cache and context; a flow
     objective with the solver of `multi_step`.
     prompts: a text file; empty: the source's own prompts. count: how many prompts, the first ones. num_frames:
-    latent frames, 0 = the source's; height, width: in pixels, 0 = the model's own. batch: films made together.
+    latent frames, 0 = the source's; height, width: in pixels, 0 = the model's own. batch: videos made together.
     ema: by the averaged weights where there are any, else by those of the moment. vae: the decoder's, where the
     training has no VAE of its own.
     """
@@ -76,7 +76,7 @@ class PreviewConfig:
         if self.every < 0 or self.num_frames < 0 or self.count < 1:
             raise ValueError("every and num_frames must not be negative, count must be at least 1")
 
-    def asked(self, trainer) -> InferConfig:
+    def requested(self, trainer) -> InferConfig:
         """Returns the generation that a preview of a trainer's configuration is, as long as its source's samples.
 
         Errors: ValueError for what the pipeline cannot do (a length that fills no chunks, too small a window).
@@ -103,28 +103,30 @@ def trained_sampler(source, loss) -> FewStepConfig | MultiStepConfig:
     knobs = vars(source).get("sampler") or next((c for c in (source, loss) if "steps" in vars(c)), None)
     if knobs is None:
         return MultiStepConfig(shift=loss.shift)
-    return FewStepConfig(knobs.steps, knobs.shift, knobs.warp, knobs.snap)
+    return FewStepConfig(knobs.steps, knobs.shift, knobs.warp, knobs.rounding)
 
 
 class Preview(Callback):
-    """Makes the films; all ranks together, since a sharded forward needs them all, and rank 0 writes."""
+    """Makes the videos; all ranks together, since a sharded forward needs them all, and rank 0 writes."""
 
     def __init__(self, run: str | Path, config: PreviewConfig, model: str, method, rng: Rng, trackers=()):
         """model: the folder with the VAE. method: a training with `roles`, `source`, `ema` and its `config`."""
         self.folder, self.config, self.method, self.trackers = Path(run) / "previews", config, method, trackers
         roles, self.rng = method.roles, rng.at("preview")
-        self.asked = config.asked(method.config)
+        self.requested = config.requested(method.config)
         vae = roles.vae
         if vae is None:
             vae = open_vae(find_parts(model).need("vae"), config.vae, roles.device)
         dtype = DTYPES[method.config.generator.dtype]
-        self.kit = Kit.of(roles.generator, vae, lambda prompts: roles.text(prompts), roles.device, dtype)
-        self.geometry = Geometry.of(self.kit.spec, config.height, config.width)
-        self.sampler = self.asked.sampler.build()
-        self.pipeline = self.asked.pipeline.build(self.kit, self.sampler, self.geometry)
-        prompts = read_first(config.prompts, config.count) if config.prompts else first_of(method.source, config.count)
+        self.bundle = ModelBundle.of(roles.generator, vae, lambda prompts: roles.text(prompts), roles.device, dtype)
+        self.geometry = Geometry.of(self.bundle.spec, config.height, config.width)
+        self.sampler = self.requested.sampler.build()
+        self.pipeline = self.requested.pipeline.build(self.bundle, self.sampler, self.geometry)
+        prompts = (
+            read_first(config.prompts, config.count) if config.prompts else first_prompts(method.source, config.count)
+        )
         self.requests = [Request(p, i, 0, file_stem(i, 0, p)) for i, p in enumerate(prompts)]
-        check_grammar(self.requests, self.kit.spec.name)
+        check_grammar(self.requests, self.bundle.spec.name)
 
     def start(self, step: int, total: int) -> None:
         if not step and not distributed.rank():
@@ -138,35 +140,37 @@ class Preview(Callback):
     def make(self, done: int) -> None:
         """Generates on all ranks, then writes on rank 0. A disk that is full costs the preview, not the training."""
         averaged = self.config.ema and bool(self.method.ema.shadow)
-        with self.method.ema.swapped_in() if averaged else contextlib.nullcontext(), at_rest(self.kit.denoiser):
-            films = [(group, list(self.generate(group))) for group in batches(self.requests, self.config.batch)]
+        with self.method.ema.swapped_in() if averaged else contextlib.nullcontext(), at_rest(self.bundle.denoiser):
+            videos = [(group, list(self.generate(group))) for group in batches(self.requests, self.config.batch)]
         if distributed.rank():
             return
         try:
-            folder = self.write(films, done, {"step": done, "weights": "ema" if averaged else "current"})
+            folder = self.write(videos, done, {"step": done, "weights": "ema" if averaged else "current"})
         except OSError as error:
             logger.warning("the preview of step %d is not written: %s", done, error)
             return
         for tracker in self.trackers:
-            tracker.films(done - 1, folder)
+            tracker.videos(done - 1, folder)
 
     @torch.no_grad()
     def generate(self, group: list[Request]) -> Iterator[Chunk]:
         """Yields the chunks of a batch, from noise that is the same at every step and takes no draw of the training."""
         negative = None if self.sampler.guidance == 1 else self.method.roles.negative_prompt
-        condition = self.kit.condition([r.prompt for r in group], negative)
-        noise = KeyedNoise(self.rng, group, self.geometry.latent_shape(1)[1:], self.kit.dtype)
-        yield from self.pipeline.generate(condition, noise, len(group), self.asked.num_output_frames)
+        condition = self.bundle.condition([r.prompt for r in group], negative)
+        noise = KeyedNoise(self.rng, group, self.geometry.latent_shape(1)[1:], self.bundle.dtype)
+        yield from self.pipeline.generate(condition, noise, len(group), self.requested.num_output_frames)
 
-    def write(self, films: list[tuple[list[Request], list[Chunk]]], done: int, facts: dict) -> Path:
-        """Decodes and writes the films and their sheet, in a folder that gets its name when all is there."""
+    def write(self, videos: list[tuple[list[Request], list[Chunk]]], done: int, facts: dict) -> Path:
+        """Decodes and writes the videos and their sheet, in a folder that gets its name when all is there."""
         final = self.folder / f"step_{done:07d}"
         partial = final.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed here
         shown = []
-        for group, chunks in films:
-            output, total = OutputConfig(folder=str(partial)), self.asked.num_output_frames
-            batch = Films(self.kit.vae, group, [True] * len(group), output, self.kit.spec.fps, self.geometry, total)
+        for group, chunks in videos:
+            output, total = OutputConfig(folder=str(partial)), self.requested.num_output_frames
+            batch = VideoBatchWriter(
+                self.bundle.vae, group, [True] * len(group), output, self.bundle.spec.fps, self.geometry, total
+            )
             batch.write(chunks)
             batch.sidecars({"latent_frames": total, **facts})
             shown += [batch.shown[row] for row in range(len(group))]
@@ -194,7 +198,7 @@ def read_first(path: str, count: int) -> list[str]:
     return list(dict.fromkeys(line.prompt for line in read_prompts(path)))[:count]
 
 
-def first_of(source, count: int) -> list[str]:
+def first_prompts(source, count: int) -> list[str]:
     """Returns the first different prompts of what a source draws from: its prompt list, its clips or its pairs."""
     held = vars(source)
     records = held.get("clips") or held.get("pairs") or ()

@@ -15,7 +15,7 @@ from trainer.optim import Optim, OptimConfig
 from trainer.preflight import check_fills
 from trainer.roles import RoleConfig, Roles
 from utils.config import one_of
-from utils.layout import Layout
+from utils.layout import ParallelLayout
 from utils.rng import Rng
 from wan.options import TextConfig
 
@@ -37,7 +37,7 @@ class RegressConfig:
             raise ValueError(f"accumulate is {self.accumulate}; write 1 (the whole share at once) or more")
         self.generator.check_trained("generator")
 
-    def build(self, model: str, total: int, rng: Rng, device: torch.device, layout: Layout) -> Regress:
+    def build(self, model: str, total: int, rng: Rng, device: torch.device, layout: ParallelLayout) -> Regress:
         """Returns the method; source and loss are matched before any network is built."""
         source, loss = self.source.build(), self.loss.build()
         check_fills(self, loss.needs, source.fills | {"generator"})

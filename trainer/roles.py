@@ -9,7 +9,7 @@ import torch
 from model.discriminator import Discriminator
 from trainer.lora import LoraConfig
 from utils import fsdp
-from utils.layout import Layout
+from utils.layout import ParallelLayout
 from utils.rng import Rng, seed_libraries
 from wan.denoiser import Denoiser
 from wan.options import PRECISIONS
@@ -20,7 +20,7 @@ from wan.transformer import WanTransformer
 from wan.vae import open_vae
 from wan.weights import load_strict, load_transformer
 
-KEPT_PROMPTS = 256  # whose embeddings are kept: 1.1 GB of umT5's
+CACHED_PROMPTS = 256  # whose embeddings are kept: 1.1 GB of umT5's
 
 
 @dataclass
@@ -56,7 +56,7 @@ class RoleConfig:
             text = f"{name}.offload is for frozen roles; a trained one saves memory by more ranks (layout.shard)"
             raise ValueError(f"{text}: write {name}.offload=false")
 
-    def build(self, rng: Rng, device: torch.device, layout: Layout, trained: bool) -> Denoiser:
+    def build(self, rng: Rng, device: torch.device, layout: ParallelLayout, trained: bool) -> Denoiser:
         """Returns the network, freshly drawn or loaded, in its place on this rank."""
         transformer = self._loaded() if self.weights else self._drawn(rng)
         transformer.requires_grad_(trained)
@@ -78,7 +78,7 @@ class RoleConfig:
         seed_libraries(rng.at("init", self.spec))
         return WanTransformer(SPECS[self.spec].transformer)
 
-    def _place(self, transformer: WanTransformer, device: torch.device, layout: Layout, trained: bool) -> None:
+    def _place(self, transformer: WanTransformer, device: torch.device, layout: ParallelLayout, trained: bool) -> None:
         """Joins the sample's ranks, compiles, casts, shards or moves."""
         if layout.sequence > 1:
             from utils import sequence_parallel
@@ -103,7 +103,7 @@ class Roles:
     generator: Denoiser
     text: object  # prompts -> embeddings [B, T, width], kept per prompt
     device: torch.device
-    layout: Layout = field(default_factory=Layout.single)
+    layout: ParallelLayout = field(default_factory=ParallelLayout.single)
     teacher: Denoiser | None = None
     critic: Denoiser | None = None
     discriminator: torch.nn.Module | None = None
@@ -111,7 +111,7 @@ class Roles:
     negative_prompt: str = ""
 
     @classmethod
-    def build(cls, model: str, config, rng: Rng, device: torch.device, layout: Layout) -> Roles:
+    def build(cls, model: str, config, rng: Rng, device: torch.device, layout: ParallelLayout) -> Roles:
         """Returns the generator and text encoder of a `RegressConfig`; `model` is the encoder's directory."""
         network = config.generator.build(rng, device, layout, trained=True)
         sharded = layout.world > 1 and layout.config.shard_text
@@ -119,10 +119,10 @@ class Roles:
         if sharded:
             dtype = next(encoder.parameters()).dtype
             fsdp.shard(encoder.model.requires_grad_(False), encoder.model.encoder.block, layout, dtype)
-        return cls(network, KeptText(encoder, keep=not sharded), device, layout)
+        return cls(network, PromptCache(encoder, keep=not sharded), device, layout)
 
     @classmethod
-    def for_distillation(cls, model: str, config, rng: Rng, device: torch.device, layout: Layout) -> Roles:
+    def for_distillation(cls, model: str, config, rng: Rng, device: torch.device, layout: ParallelLayout) -> Roles:
         """Returns generator, teacher, critic (and discriminator) of a `DistillConfig`, with text encoder and VAE."""
         roles = cls.build(model, config, rng, device, layout)
         adversarial = config.loss.name == "gan"  # asks no teacher
@@ -146,7 +146,7 @@ class Roles:
         )
 
 
-class KeptText:
+class PromptCache:
     """Encodes a prompt that was used lately only once: a few lines of prompts fit, of many the negative one stays.
 
     keep=False: encodes every time, as ranks that share the encoder must together.
@@ -166,6 +166,6 @@ class KeptText:
         if new:
             known.update(zip(new, (row.clone() for row in self.encoder(new)), strict=True))  # not views of a batch
         self._kept.update(known)
-        while len(self._kept) > KEPT_PROMPTS:
+        while len(self._kept) > CACHED_PROMPTS:
             del self._kept[next(iter(self._kept))]
         return torch.stack([known[p] for p in prompts])

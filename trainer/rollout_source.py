@@ -1,4 +1,4 @@
-"""The source of self-forcing: the generator's own rollout, by the loop that generates films."""
+"""The source of self-forcing: the generator's own rollout, by the loop that generates videos."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ class RolloutConfig:
             self.frames, self.frames_max = self.frames["min"], self.frames["max"]
         numbers = all(type(frames) is int for frames in (self.frames, self.frames_max))
         if not numbers or (ranged and self.frames_max < self.frames):
-            told = f"frames is {self.frames!r} and frames_max {self.frames_max!r}"
-            raise ValueError(f"{told}; write frames: 21, or frames: {{min: 21, max: 60}} alone (latent frames)")
+            message = f"frames is {self.frames!r} and frames_max {self.frames_max!r}"
+            raise ValueError(f"{message}; write frames: 21, or frames: {{min: 21, max: 60}} alone (latent frames)")
 
     def check(self):
         check_on_bad(self.on_bad)
@@ -106,7 +106,7 @@ class Generating(Source):
         return lambda span, k: source.normal_batch((len(span), *shape), index, span.start, k)
 
     def geometry(self, roles) -> Geometry:
-        """Returns the films' size."""
+        """Returns the videos' size."""
         return Geometry.of(spec_for(roles.generator.spec, roles.vae.strides), self.config.height, self.config.width)
 
 
@@ -121,7 +121,7 @@ class RolloutSource(Generating):
         self.prompts = [] if self.clips else [line.prompt for line in read_prompts(config.prompts)]
         self.fills = frozenset({"latents", "condition", "null", "spans"} | ({"real"} if self.clips else set()))
 
-    def next(self, step: int, roles, rng, graded: bool = True, index: range | None = None) -> Sample:
+    def next(self, step: int, roles, rng, with_grad: bool = True, index: range | None = None) -> Sample:
         """Rolls out one batch; `step` counts samples, so that generator and critic never share one."""
         config, index = self.config, self.index(step) if index is None else index
         clips, prompts = self.rows(index, rng)
@@ -133,9 +133,9 @@ class RolloutSource(Generating):
         geometry = self.geometry(roles)
         noise = self.noise(step, index, geometry, rng)
         rollout = self.rollout(roles, geometry, dict(zip(made_spans, exits, strict=True)), spans[-1].stop)
-        with torch.set_grad_enabled(graded):
-            film = rollout(Fixed(condition), made_spans, noise, len(prompts), given)
-            made = torch.cat([chunk.latents for chunk in film], 1)
+        with torch.set_grad_enabled(with_grad):
+            video = rollout(Fixed(condition), made_spans, noise, len(prompts), given)
+            made = torch.cat([chunk.latents for chunk in video], 1)
         latents, mask = loss_window(made, config.loss_frames, roles.vae, len(spans[0]))
         if given and mask is None:
             mask = torch.arange(made.shape[1], device=made.device) >= config.given

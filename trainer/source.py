@@ -92,7 +92,7 @@ class Latents(Source):
         self.spans = chunks(config.frames, config.chunk)
         check_length(config.path, self.clips.shortest, config.frames)
 
-    def next(self, step: int, roles, rng, graded: bool = True, index: range | None = None) -> Sample:
+    def next(self, step: int, roles, rng, with_grad: bool = True, index: range | None = None) -> Sample:
         """Returns the batch of one step: clips drawn with replacement, some without their prompt."""
         config, index = self.config, self.index(step) if index is None else index
         if config.growing and step % 100 == 0:

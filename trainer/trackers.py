@@ -1,6 +1,6 @@
 """Trackers beside metrics.jsonl: wandb (offline too) and tensorboard. They get values that were read once for all.
 
-A tracker has `start(step)`, `log(row)`, `films(step, folder)` and `finish()`; only rank 0 has any.
+A tracker has `start(step)`, `log(row)`, `videos(step, folder)` and `finish()`; only rank 0 has any.
 """
 
 from __future__ import annotations
@@ -92,13 +92,13 @@ class Wandb:
         """Takes the values of one step. Steps that a resumed run repeats are equal, and wandb drops them."""
         self.session.log({name: value for name, value in row.items() if name != "step"}, step=row["step"])
 
-    def films(self, step: int, folder: Path) -> None:
+    def videos(self, step: int, folder: Path) -> None:
         """Takes a preview: its videos and contact sheet."""
         import wandb
 
         shown = {"previews/sheet": wandb.Image(str(folder / SHEET))}
         for number, path in enumerate(sorted(folder.glob("*.mp4"))):
-            shown[f"previews/film_{number}"] = wandb.Video(str(path), format="mp4", caption=path.stem)
+            shown[f"previews/video_{number}"] = wandb.Video(str(path), format="mp4", caption=path.stem)
         self.session.log(shown, step=step)
 
     def finish(self) -> None:
@@ -132,7 +132,7 @@ class TensorBoard:
                 self.writer.add_scalar(name, value, row["step"])
         self.writer.flush()
 
-    def films(self, step: int, folder: Path) -> None:
+    def videos(self, step: int, folder: Path) -> None:
         """Takes a preview's contact sheet."""
         import numpy as np
         from PIL import Image

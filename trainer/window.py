@@ -1,7 +1,7 @@
 """What of a long rollout is scored: the last frames, with the past pressed into one latent.
 
 A teacher sees clips whose first latent frame is a single pixel frame. So the last N frames of a
-longer film are scored as [last pixel frame before them, encoded alone | last N - 1 latents], and
+longer video are scored as [last pixel frame before them, encoded alone | last N - 1 latents], and
 the first chunk of that window does not count.
 Source: Self-Forcing, model/base.py; LongLive (arXiv 2509.22622).
 """

@@ -30,7 +30,7 @@ from utils.config_field import (
     Union,
     allowed,
     convert,
-    default_of,
+    get_default,
     holds_dataclass,
     one_of,
     type_hints,
@@ -96,7 +96,7 @@ class _Walk:
         for name, field in fields.items():
             tp = type_hints(cls)[name]
             given = [(layer, tree[name]) for layer, tree in pieces if name in tree]
-            default = default_of(field, tp, base)
+            default = get_default(field, tp, base)
             values[name] = self.value(tp, field.metadata.get("one_of"), given, default, (*path, name))
         if len(self.problems) + len(self.unknown) > found:
             return None
@@ -154,7 +154,7 @@ class _Walk:
     def arm(self, union: Union, pieces: list[Piece], default: Any, path: tuple) -> Any:
         """Return the object of the arm that the last `name` chooses, from the pieces since that choice."""
         is_object = dataclasses.is_dataclass(default)
-        name, base = (union.name_of(default), default) if is_object else (default, None)
+        name, base = (union.get_name(default), default) if is_object else (default, None)
         kept: list[Piece] = []
         origin = DEFAULT_ORIGIN
         for layer, tree in pieces:

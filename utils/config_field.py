@@ -29,7 +29,7 @@ class Union:
             entry = vars(importlib.import_module(module))[attribute]
         return entry if dataclasses.is_dataclass(entry) else entry.Config
 
-    def name_of(self, value: Any) -> str:
+    def get_name(self, value: Any) -> str:
         """Return the name of an arm's object; ValueError if it carries none and its class has not just one."""
         given = vars(value).get("name")
         if given in self.table:
@@ -67,7 +67,7 @@ def with_name(node: Any, name: str) -> Any:
     return node
 
 
-def default_of(field: dataclasses.Field, tp: Any, base: Any) -> Any:
+def get_default(field: dataclasses.Field, tp: Any, base: Any) -> Any:
     """Return a field's default: from the object `base` if there is one, a union's default as its bare name.
 
     None stands for "whatever the class says" where the factory is the nested dataclass itself: it need not be

@@ -186,10 +186,10 @@ def format_value(value: Any) -> str:
 
 
 def _is_bare(text: str) -> bool:
-    return bool(text.isascii() and _BARE_TEXT.fullmatch(text) and _tag_of(text) == _TAG + "str")
+    return bool(text.isascii() and _BARE_TEXT.fullmatch(text) and _get_tag(text) == _TAG + "str")
 
 
-def _tag_of(text: str) -> str:
+def _get_tag(text: str) -> str:
     return _Loader("").resolve(yaml.ScalarNode, text, (True, False))
 
 
@@ -215,7 +215,7 @@ def _parse_value(key: str, text: str) -> Any:
     if text[:1] and text[0] in "[{\"'":
         return _parse(text, f"{COMMAND_LINE}: {key}", {})
     # Everything else is one scalar as it stands: a prompt may hold `: ` or ` #`, and nothing is the empty text.
-    return _scalar(_tag_of(text), text) if text else ""
+    return _scalar(_get_tag(text), text) if text else ""
 
 
 def _parse(text: str, source: str, lines: dict[tuple, int]) -> Any:

@@ -40,7 +40,7 @@ def render(config: Any, origins: dict[str, str]) -> str:
 
 def _plain(value: Any, union: Union | None) -> Any:
     if dataclasses.is_dataclass(value):
-        name = {"name": union.name_of(value)} if union else {}
+        name = {"name": union.get_name(value)} if union else {}
         return {**name, **to_dict(value), **name}
     if isinstance(value, list | tuple):
         return [_plain(item, union) for item in value]

@@ -130,12 +130,12 @@ def ask_any(flag: bool) -> Callable[[], bool]:
         return lambda: flag
     import torch
 
-    dist, told = sys.modules["torch.distributed"], torch.tensor([int(flag)])
-    work = dist.all_reduce(told, dist.ReduceOp.MAX, async_op=True)
+    dist, vote = sys.modules["torch.distributed"], torch.tensor([int(flag)])
+    work = dist.all_reduce(vote, dist.ReduceOp.MAX, async_op=True)
 
     def answer() -> bool:
         work.wait()
-        return bool(told)
+        return bool(vote)
 
     return answer
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from utils.layout import Layout
+from utils.layout import ParallelLayout
 
 
 def cast(module: nn.Module, compute: torch.dtype) -> None:
@@ -24,7 +24,7 @@ def cast(module: nn.Module, compute: torch.dtype) -> None:
 
 
 def shard(
-    module: nn.Module, blocks: Iterable[nn.Module], layout: Layout, compute: torch.dtype, offload: bool = False
+    module: nn.Module, blocks: Iterable[nn.Module], layout: ParallelLayout, compute: torch.dtype, offload: bool = False
 ) -> nn.Module:
     """Casts and shards `blocks` one by one, then the rest of `module`, in place; returns the module.
 
@@ -68,7 +68,7 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
-def part_of(full: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+def local_shard(full: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """Returns this rank's part of `full`, sharded as `like` is; no communication: every rank has all of it."""
     if not is_sharded(like):
         return full

@@ -29,16 +29,16 @@ class LayoutConfig:
         if self.shard < 0 or self.sequence < 1:
             raise ValueError("layout.shard must be 0 (all ranks) or more, layout.sequence 1 or more")
 
-    def build(self, device: torch.device) -> Layout:
+    def build(self, device: torch.device) -> ParallelLayout:
         """Returns the layout of this process. Errors: ValueError if the ranks do not divide."""
         world, shard = distributed.world_size(), self.shard or distributed.world_size()
         for name, size in (("shard", shard), ("sequence", self.sequence)):
             if world % size:
                 raise ValueError(f"layout.{name} {size} does not divide the {world} ranks")
-        return Layout(distributed.rank(), world, shard, self.sequence, device.type, self)
+        return ParallelLayout(distributed.rank(), world, shard, self.sequence, device.type, self)
 
 
-class Layout:
+class ParallelLayout:
     """The place of one rank. Groups are made once, on first use, by all ranks together."""
 
     def __init__(self, rank: int, world: int, shard: int, sequence: int, device_type: str, config: LayoutConfig):
@@ -47,7 +47,7 @@ class Layout:
         self._weights = self._samples = None
 
     @classmethod
-    def single(cls) -> Layout:
+    def single(cls) -> ParallelLayout:
         """Returns the layout of a process without others."""
         return cls(0, 1, 1, 1, "cuda" if torch.cuda.is_available() else "cpu", LayoutConfig())
 

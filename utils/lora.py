@@ -80,9 +80,9 @@ def load_pairs(module: nn.Module, pairs: LoraPairs):
         ("weights without adapter", unexpected),
         ("of another shape", shaped),
     )
-    told = [f"{len(names)} {kind}: {', '.join(names[:10])}" for kind, names in lists if names]
-    if told:
-        raise ValueError("the LoRA does not fit. " + "; ".join(told))
+    listed = [f"{len(names)} {kind}: {', '.join(names[:10])}" for kind, names in lists if names]
+    if listed:
+        raise ValueError("the LoRA does not fit. " + "; ".join(listed))
     with torch.no_grad():
         for name, own in halves.items():
             for tensor, parameter in zip(pairs[name], own, strict=True):
@@ -107,7 +107,7 @@ def inject_pairs(module: nn.Module, pairs: LoraPairs, alpha: float | None = None
     return module
 
 
-def pairs_of(module: nn.Module) -> LoraPairs:
+def lora_pairs(module: nn.Module) -> LoraPairs:
     """Returns the adapters' weights. Errors: ValueError if there are none."""
     adapted = layers(module)
     if not adapted:
@@ -117,7 +117,7 @@ def pairs_of(module: nn.Module) -> LoraPairs:
 
 def adapter_state(module: nn.Module) -> dict[str, torch.Tensor]:
     """Returns the adapters' weights under the names that peft and LongLive write."""
-    return with_names(pairs_of(module))
+    return with_names(lora_pairs(module))
 
 
 def with_names(pairs: LoraPairs) -> dict[str, torch.Tensor]:

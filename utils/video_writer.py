@@ -18,7 +18,7 @@ from utils.atomic import GrowingFile, explain_full_disk
 from utils.fragments import boxes, fragments, index
 from utils.media_io import check_frames
 
-# An MP4 that is cut off stays playable, and stretches of one film can be put one behind the other.
+# An MP4 that is cut off stays playable, and stretches of one video can be put one behind the other.
 FRAGMENTED = "frag_keyframe+empty_moov+default_base_moof+frag_discont+skip_trailer"
 REORDERED = 2  # frames by which the encoder may show one later than it is decoded
 KEYFRAME_SECONDS = 2  # then only the last few seconds are lost
@@ -33,7 +33,7 @@ class VideoWriter:
     however the frames are cut into chunks: one encoder thread, no time stamps or versions in the container.
     size: (H, W), by default that of the first frames. crf: 0 lossless .. 51; fps may be a fraction.
     mark: what `mark()` of an earlier writer with the same settings returned: the file is cut there and gone on with,
-    nothing is encoded again, and in the end it has the bytes of a film that was never cut off.
+    nothing is encoded again, and in the end it has the bytes of a video that was never cut off.
     Errors: ValueError for no frames at all, odd or changing sizes, wrong arrays, a file that is not the marked one;
     OSError for a full disk.
     """

@@ -69,7 +69,7 @@ class Block(nn.Module):
     kept text and the choice of a kernel stay between them, so a compiler can take each as one graph.
     """
 
-    regions = ("enter", "absorb", "leave")
+    regions = ("qkv", "attention_out", "cross_and_ffn")
 
     def __init__(self, spec: TransformerSpec):
         super().__init__()
@@ -84,22 +84,22 @@ class Block(nn.Module):
         """`text`: callable without arguments -> (text tokens, image tokens), asked only if not kept."""
         rows = (self.modulation[:, None].to(time_BF6D.dtype) + time_BF6D).unbind(2)
         shift_attn, scale_attn, gate_attn, shift_ffn, scale_ffn, gate_ffn = rows
-        q, k, v = self.enter(x_BLD, shift_attn, scale_attn)
-        x_BLD, q = self.absorb(x_BLD, sight.look(layer, q, k, v, self.self_attn.backend), gate_attn)
+        q, k, v = self.qkv(x_BLD, shift_attn, scale_attn)
+        x_BLD, q = self.attention_out(x_BLD, sight.look(layer, q, k, v, self.self_attn.backend), gate_attn)
         pairs = sight.text.get(layer, text.key, lambda: self.cross_attn.project(*text()))
-        return self.leave(x_BLD, self.cross_attn.read(q, pairs), shift_ffn, scale_ffn, gate_ffn)
+        return self.cross_and_ffn(x_BLD, self.cross_attn.read(q, pairs), shift_ffn, scale_ffn, gate_ffn)
 
-    def enter(self, x_BLD, shift_BFD, scale_BFD):
+    def qkv(self, x_BLD, shift_BFD, scale_BFD):
         """Returns q, k, v [B, L, N, E] of self-attention."""
         return self.self_attn.project(modulate(layer_norm(x_BLD, self.eps), shift_BFD, scale_BFD).to(self._half))
 
-    def absorb(self, x_BLD, seen_BLNE, gate_BFD):
+    def attention_out(self, x_BLD, seen_BLNE, gate_BFD):
         """Adds what self-attention saw; returns x and the queries [B, L, N, E] of cross-attention."""
         x_BLD = gated_sum(x_BLD, self.self_attn.o(seen_BLNE.flatten(2)), gate_BFD)
         attention = self.cross_attn
         return x_BLD, attention.heads(attention.norm_q(attention.q(self._norm3(x_BLD).to(self._half))))
 
-    def leave(self, x_BLD, read_BLD, shift_BFD, scale_BFD, gate_BFD):
+    def cross_and_ffn(self, x_BLD, read_BLD, shift_BFD, scale_BFD, gate_BFD):
         """Adds what cross-attention read, then the feed-forward; returns x."""
         x_BLD = x_BLD + self.cross_attn.o(read_BLD)
         h = modulate(layer_norm(x_BLD, self.eps), shift_BFD, scale_BFD).to(self._half)

@@ -25,7 +25,7 @@ class CacheShape:
     frame_tokens: int
 
 
-class TextStore:
+class TextKVCache:
     """Keys and values of the text per layer, kept while condition and weights stay the same.
 
     Filled only without grad: a pass with gradient recomputes them, or the text projections would
@@ -46,7 +46,7 @@ class TextStore:
         return self._kept[layer]
 
 
-class Store:
+class KVCache:
     """What both storages share: where the condition changes they follow their ledger."""
 
     ledger: Ledger
@@ -55,13 +55,13 @@ class Store:
     def rewind(self, end: int | None = None) -> Span:
         """Empties the window for a recache chunk by chunk; returns the frames to commit again (`Ledger.rewind`)."""
         span = self.ledger.rewind(end)
-        self._drop()
+        self.prune()
         return span
 
     def reset(self) -> None:
         """Drops the history, and the sink unless it is kept."""
         self.ledger.reset()
-        self._drop()
+        self.prune()
 
     def snapshot(self, device=None) -> dict[str, torch.Tensor]:
         """Returns copies of the committed keys and values [layers, B, F tokens, N, E], frames in time order.
@@ -77,24 +77,24 @@ class Store:
     def restore(self, book: dict, tensors: dict[str, torch.Tensor]) -> None:
         """Takes back the ledger's `state` and what `snapshot` returned beside it."""
         self.ledger.load_state(book)
-        self._drop()
+        self.prune()
         for number, frame in enumerate(self.ledger.slot_of):
             where = slice(number * self.shape.frame_tokens, (number + 1) * self.shape.frame_tokens)
             for layer in range(self.shape.num_layers):
-                self._place(layer, frame, tensors["keys"][layer][:, where], tensors["values"][layer][:, where])
+                self.write_frame(layer, frame, tensors["keys"][layer][:, where], tensors["values"][layer][:, where])
 
     def frame(self, layer: int, frame: int):
         """Returns (k, v) [B, tokens, N, E] of one committed frame."""
         raise NotImplementedError
 
-    def _place(self, layer: int, frame: int, k: torch.Tensor, v: torch.Tensor) -> None:
+    def write_frame(self, layer: int, frame: int, k: torch.Tensor, v: torch.Tensor) -> None:
         raise NotImplementedError
 
-    def _drop(self) -> None:
+    def prune(self) -> None:
         """Lets go of what the ledger no longer names."""
 
 
-class Ring(Store):
+class Ring(KVCache):
     """Per layer one tensor [B, (n + S + H) tokens, N, E], laid out [scratch n | sink S | history H].
 
     Every pass writes only the scratch (right-aligned when the chunk is shorter) and reads one
@@ -110,9 +110,9 @@ class Ring(Store):
         size = (shape.num_layers, shape.batch, tokens, shape.num_heads, shape.head_dim)
         self.keys = torch.zeros(size, device=device, dtype=dtype)
         self.values = torch.zeros(size, device=device, dtype=dtype)
-        self.text = TextStore()
+        self.text = TextKVCache()
 
-    def put(self, layer: int, plan: Plan, k: torch.Tensor, v: torch.Tensor):
+    def write(self, layer: int, plan: Plan, k: torch.Tensor, v: torch.Tensor):
         """Writes the pass's own k, v [B, L, N, E] to the scratch (a recache: to their slots too).
 
         Returns views of all that it sees.
@@ -138,7 +138,7 @@ class Ring(Store):
             by_slot += [(slot, plan.positions[index]) for index, slot in plan.writes]
         return (*(plan.positions[i] for i in plan.scratch), *(position for _, position in sorted(by_slot)))
 
-    def freeze(self, plan: Plan) -> Ring:
+    def frozen_view(self, plan: Plan) -> Ring:
         """Returns what a pass may close over: the ring itself, for it is never recomputed."""
         return self
 
@@ -162,12 +162,12 @@ class Ring(Store):
         where = slice(start, start + self.shape.frame_tokens)
         return self.keys[layer, :, where], self.values[layer, :, where]
 
-    def _place(self, layer: int, frame: int, k: torch.Tensor, v: torch.Tensor) -> None:
+    def write_frame(self, layer: int, frame: int, k: torch.Tensor, v: torch.Tensor) -> None:
         for target, source in zip(self.frame(layer, frame), (k, v), strict=True):
             target.copy_(source)
 
 
-class Chunks(Store):
+class Chunks(KVCache):
     """Per layer a map frame -> (k, v) as the committing passes returned them; evicting drops the reference.
 
     A pass reads a `cat` of the frames its plan names and its own, so gradient flows through its own
@@ -176,11 +176,11 @@ class Chunks(Store):
 
     def __init__(self, ledger: Ledger, shape: CacheShape):
         self.ledger, self.shape = ledger, shape
-        self.text = TextStore()
+        self.text = TextKVCache()
         self._kept: list[dict] = [{} for _ in range(shape.num_layers)]
         self._own: list = [None] * shape.num_layers
 
-    def put(self, layer: int, plan: Plan, k: torch.Tensor, v: torch.Tensor):
+    def write(self, layer: int, plan: Plan, k: torch.Tensor, v: torch.Tensor):
         """Returns all keys and values that the pass sees: the kept frames in time order, then its own."""
         if not torch.is_grad_enabled():
             self._own[layer] = (k, v)
@@ -193,7 +193,7 @@ class Chunks(Store):
         """Returns the rotary position of each frame of what `put` returns, in its order."""
         return (*plan.read_positions, *plan.positions)
 
-    def freeze(self, plan: Plan) -> Chunks:
+    def frozen_view(self, plan: Plan) -> Chunks:
         """Returns a view with the tensors of now: a checkpointed block must not see later commits."""
         if not torch.is_grad_enabled():
             return self
@@ -220,10 +220,10 @@ class Chunks(Store):
         """Returns (k, v) [B, tokens, N, E] of one committed frame."""
         return self._kept[layer][frame]
 
-    def _place(self, layer: int, frame: int, k: torch.Tensor, v: torch.Tensor) -> None:
+    def write_frame(self, layer: int, frame: int, k: torch.Tensor, v: torch.Tensor) -> None:
         self._kept[layer][frame] = (k.clone(), v.clone())  # not a view of all that was read
 
-    def _drop(self) -> None:
+    def prune(self) -> None:
         named = self.ledger.slot_of
         self._kept = [{f: pair for f, pair in kept.items() if f in named} for kept in self._kept]
 

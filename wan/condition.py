@@ -1,4 +1,4 @@
-"""What a span of a film is conditioned on, with an identity by which caches recognise it."""
+"""What a span of a video is conditioned on, with an identity by which caches recognise it."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from wan.attention.masks import FrameMask
-from wan.cache import TextStore
+from wan.cache import TextKVCache
 from wan.geometry import Span
 from wan.rope import RotaryTable, rotate
 
@@ -18,7 +18,7 @@ from wan.rope import RotaryTable, rotate
 class View:
     """One forward's view: rotates, stores and returns what each layer attends to."""
 
-    def __init__(self, query_angles, key_angles, text: TextStore, mask=None, cache=None, plan=None):
+    def __init__(self, query_angles, key_angles, text: TextKVCache, mask=None, cache=None, plan=None):
         self._query_angles, self._key_angles = query_angles, key_angles
         self._mask, self._cache, self._plan = mask, cache, plan
         self.text = text
@@ -29,7 +29,7 @@ class View:
         if self._key_angles is None:  # rotated when written: keys share the queries' positions
             k = rotate(k, *self._query_angles)
         if self._cache is not None:
-            k, v = self._cache.put(layer, self._plan, k, v)
+            k, v = self._cache.write(layer, self._plan, k, v)
         if self._key_angles is not None:  # rotated when read: one fused copy of the keys in view
             k = rotate(k, *self._key_angles)
         return q, k, v, self._mask
@@ -39,7 +39,7 @@ class Full:
     """Every token sees every other; positions 0..F-1 unless told."""
 
     def __init__(self, positions=None):
-        self.positions, self.text = positions, TextStore()
+        self.positions, self.text = positions, TextKVCache()
 
     mask: FrameMask | None = None
 
@@ -60,7 +60,7 @@ class Masked(Full):
 
 
 class Cached:
-    """The next span of a film over a cache (`Ring` or `Chunks`).
+    """The next span of a video over a cache (`Ring` or `Chunks`).
 
     Forwards with it leave committed frames as they are; `commit()` after the chunk's one context
     pass enters its keys and values.
@@ -80,7 +80,7 @@ class Cached:
             if self.cache.ledger.config.rope == "read":
                 keys = table(self.cache.key_positions(plan), grid, device, dtype)
             self._angles = (table(plan.positions, grid, device, dtype), keys)
-        return View(*self._angles, self.cache.text, cache=self.cache.freeze(plan), plan=plan)
+        return View(*self._angles, self.cache.text, cache=self.cache.frozen_view(plan), plan=plan)
 
     def commit(self) -> None:
         """Enters the keys and values of the last forward; must have run without grad."""

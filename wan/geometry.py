@@ -1,4 +1,4 @@
-"""Pixels <-> latents <-> tokens, and the chunks of a film. The only home of these sums."""
+"""Pixels <-> latents <-> tokens, and the chunks of a video. The only home of these sums."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from wan.spec import ModelSpec
 
 @dataclass(frozen=True)
 class Span:
-    """A run of latent frames [start, stop) of a film."""
+    """A run of latent frames [start, stop) of a video."""
 
     start: int
     stop: int
@@ -23,7 +23,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Geometry:
-    """Sizes of one film: height and width in pixels, strides (frames, rows, columns) of VAE and patch.
+    """Sizes of one video: height and width in pixels, strides (frames, rows, columns) of VAE and patch.
 
     Errors: ValueError if height or width is no multiple of stride x patch.
     """
@@ -75,11 +75,11 @@ class Geometry:
         return (num_frames, self.latent_channels, *self.latent_size)
 
     def pixel_frames(self, latent_frames: int) -> int:
-        """Pixel frames in `latent_frames` from the film's start: the first holds one, the others 4 each."""
+        """Pixel frames in `latent_frames` from the video's start: the first holds one, the others 4 each."""
         return 1 + self.strides[0] * (latent_frames - 1) if latent_frames else 0
 
     def latent_frames(self, pixel_frames: int) -> int:
-        """Latent frames of a film of 4n+1 pixel frames.
+        """Latent frames of a video of 4n+1 pixel frames.
 
         Errors: ValueError for another number of frames.
         """

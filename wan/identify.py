@@ -58,10 +58,10 @@ class Description:
 
     def lines(self) -> list[str]:
         """Returns `name: value` lines for people."""
-        told = {True: "yes", False: "no", None: "not told by the keys (both use the same names)"}
+        words = {True: "yes", False: "no", None: "not told by the keys (both use the same names)"}
         rows = {"file": self.path, "family": self.family, "size": self.size or "-"}
         if self.family.startswith(("wan", "self-forcing", "longtake", "longlive")):
-            rows["causal"] = told[self.causal]
+            rows["causal"] = words[self.causal]
             rows["ema"] = "yes" if self.has_ema else "no"
         if self.lora_rank:
             rows["lora rank"] = str(self.lora_rank)
@@ -72,7 +72,7 @@ class Description:
         return [f"{k + ':':11s} {v}" for k, v in rows.items()]
 
 
-def family_of(names: Iterable[str]) -> str:
+def find_family(names: Iterable[str]) -> str:
     """Returns the family that has such (cleaned) names; `NO_FAMILY` if none has."""
     text = "\n".join(["", *names, ""])
     for family, needed in FAMILIES.items():
@@ -103,7 +103,7 @@ def identify(path: str | Path) -> Description:
     found.has_ema = "generator_ema" in found.holds
     state = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
     clean = clean_names(state) if not any(".lora_A." in k for k in state) else state
-    found.family = family_of(clean)
+    found.family = find_family(clean)
     if found.family == NO_FAMILY:
         raise ValueError(f"{path} is no model we know; its first keys: {', '.join(list(state)[:5])}")
     _measure(found, clean, path)

@@ -202,5 +202,5 @@ def config_to_official(config: dict) -> dict:
     """Returns the config.json of an official directory; fields its class fixes only where they differ."""
     usual = {"text_dim": 4096, "patch_size": (1, 2, 2), "qk_norm": True, "cross_attn_norm": True}
     usual |= {"image_dim": config["image_dim"], "rope_theta": 10000.0}  # the shapes tell the first
-    told = {k: list(v) if isinstance(v, tuple) else v for k, v in config.items() if usual.get(k, None) != v}
-    return {"_class_name": "WanModel", **told}
+    named = {k: list(v) if isinstance(v, tuple) else v for k, v in config.items() if usual.get(k, None) != v}
+    return {"_class_name": "WanModel", **named}

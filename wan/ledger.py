@@ -1,6 +1,6 @@
-"""Which frames of a film are kept, read and evicted, at which positions. Integers only.
+"""Which frames of a video are kept, read and evicted, at which positions. Integers only.
 
-The window is all that a query may see: sink + history + its own chunk. The sink is the film's
+The window is all that a query may see: sink + history + its own chunk. The sink is the video's
 first frames and is never evicted; the history is the latest `window - sink - chunk` frames before
 the chunk, whatever the chunk's own length.
 
@@ -29,7 +29,7 @@ class CacheConfig:
 
     window_frames: sink + history + own chunk; -1 = everything, which needs a known length.
     rope: `write` = keys are rotated at their frame's own position when written;
-    `read` = positions are the ranks among the kept frames, so films have no end.
+    `read` = positions are the ranks among the kept frames, so videos have no end.
     recache: what happens where the condition changes. `bidirectional` = the window's latest frames in one
     forward in which all see each other (LongLive); `causal` = the same frames chunk by chunk, as models
     with causal masks know them; `reset` = the history is dropped; `none` = only the condition changes.
@@ -92,14 +92,14 @@ class Ledger:
     """
 
     def __init__(self, config: CacheConfig, chunk_frames: int, max_frames: int | None = None):
-        """`chunk_frames`: the rollout's largest chunk. `max_frames`: the film's length, if known.
+        """`chunk_frames`: the rollout's largest chunk. `max_frames`: the video's length, if known.
 
         Errors: ValueError for a window smaller than sink + chunk, or neither window nor length.
         """
         config.check()
         window, sink = config.window_frames, config.sink_frames
         if window == -1 and max_frames is None:
-            raise ValueError("cache.window_frames is -1 and the film has no known length; set a window, e.g. 21")
+            raise ValueError("cache.window_frames is -1 and the video has no known length; set a window, e.g. 21")
         if window != -1 and window < sink + chunk_frames:
             raise ValueError(
                 f"cache.window_frames {window} is smaller than sink_frames {sink} + chunk {chunk_frames}; "
@@ -129,7 +129,7 @@ class Ledger:
             raise ValueError(f"span {span} must hold 1 to {self.chunk_frames} frames (the rollout's chunk)")
         if self.config.window_frames == -1 and span.stop > self.num_slots:
             raise ValueError(
-                f"span {span} goes beyond the film's length of {self.num_slots} frames and cache.window_frames is -1; "
+                f"span {span} goes beyond the video's length of {self.num_slots} frames and cache.window_frames is -1; "
                 "give a longer length or set a window"
             )
         read = tuple(self.slot_of)
@@ -174,7 +174,7 @@ class Ledger:
     def rewind(self, end: int | None = None) -> Span:
         """Empties the window, but for a kept sink, and steps back: returns the frames to commit again.
 
-        end: the film's, if some of these frames were not committed again after an earlier rewind (a pass failed).
+        end: the video's, if some of these frames were not committed again after an earlier rewind (a pass failed).
         """
         self.next_frame = self.next_frame if end is None else end
         span, sink = self.recached()

@@ -12,7 +12,7 @@ from torch import nn
 
 from wan import tensor_file
 from wan.encoder_maps import T5_TIED, image_to_transformers, text_to_transformers, vae_to_diffusers
-from wan.identify import family_of
+from wan.identify import find_family
 from wan.key_maps import State, clean_names
 from wan.weights import load_strict
 
@@ -59,7 +59,7 @@ def build_vae(config: dict, device: str | None = None) -> nn.Module:
     """
     from diffusers import AutoencoderKLWan
 
-    from wan.vae_layers import make_lean
+    from wan.vae_layers import patch_vae_for_speed
 
     patch = config.get("patch_size")
     channels = RGB * (patch or 1) ** 2
@@ -81,7 +81,7 @@ def build_vae(config: dict, device: str | None = None) -> nn.Module:
             scale_factor_temporal=2 ** sum(config["temperal_downsample"]),
             scale_factor_spatial=2 ** (len(config["dim_mult"]) - 1) * (patch or 1),
         )
-    return make_lean(model)
+    return patch_vae_for_speed(model)
 
 
 def build_text_model(config: dict, device: str | None = None) -> nn.Module:
@@ -134,17 +134,17 @@ def load_vae(path: str | Path, dtype: torch.dtype | None = torch.float32) -> nn.
     """
     from diffusers import AutoencoderKLWan
 
-    from wan.vae_layers import make_lean
+    from wan.vae_layers import patch_vae_for_speed
 
     path = Path(path)
     state = clean_names(tensor_file.read(path))
-    family = family_of(state)
+    family = find_family(state)
     if not family.startswith("vae"):
         raise ValueError(f"{path} holds {family} weights, no Wan VAE: {', '.join(list(state)[:5])}")
     config = tensor_file.read_config(path if path.is_dir() else path.parent)
     if family.endswith("diffusers") and config and "base_dim" in config:
         with torch.device("meta"):
-            model = make_lean(AutoencoderKLWan.from_config(config))
+            model = patch_vae_for_speed(AutoencoderKLWan.from_config(config))
     else:
         model = build_vae(VAE_CONFIGS[family.removesuffix(", diffusers")], "meta")
     if not family.endswith("diffusers"):
@@ -160,7 +160,7 @@ def load_text_model(path: str | Path, dtype: torch.dtype | None = None) -> nn.Mo
     """
     path = Path(path)
     state = clean_names(tensor_file.read(path))
-    family = family_of(state)
+    family = find_family(state)
     config = tensor_file.read_config(path if path.is_dir() else path.parent)
     if family == "umt5, transformers" and config and "d_model" in config:
         from transformers import UMT5Config, UMT5EncoderModel
@@ -189,7 +189,7 @@ def load_image_model(path: str | Path, dtype: torch.dtype | None = None) -> nn.M
     if config is not None:
         return _image_from_folder(path, config, dtype)
     state = clean_names(tensor_file.read(path))
-    family = family_of(state)
+    family = find_family(state)
     if not family.startswith("clip"):
         raise ValueError(f"{path} holds {family} weights, no CLIP: {', '.join(list(state)[:5])}")
     model = build_image_model(IMAGE_CONFIG)  # not on meta: its position numbers are a buffer in no file

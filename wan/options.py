@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-SNAPS = ("none", "integer", "table")
+ROUNDINGS = ("none", "integer", "table")
 PRECISIONS = ("weights", "upstream")
 DTYPES = ("fp32", "bf16")
 TOP = 1000  # of the published step lists
@@ -56,10 +56,10 @@ class TextConfig:
             raise ValueError(f"text.batch_size is {self.batch_size}; write 1 or more")
 
 
-def check_clock(shift: float, snap: str) -> None:
+def check_clock(shift: float, rounding: str) -> None:
     """Raises ValueError for a shift that is not positive or an unknown way to look sigma up."""
-    if snap not in SNAPS:
-        raise ValueError(f"snap is {snap!r}; write one of {SNAPS}")
+    if rounding not in ROUNDINGS:
+        raise ValueError(f"rounding is {rounding!r}; write one of {ROUNDINGS}")
     if shift <= 0:
         raise ValueError(f"shift is {shift}; write a positive number (1 = none)")
 

@@ -14,7 +14,7 @@ import torch
 class RotaryTable:
     """Cosines and sines of any positions, made when they are asked for: frame 3,000,000 costs what frame 3 does.
 
-    Nothing that is kept grows with the film, so a film without end needs no more memory than a short one.
+    Nothing that is kept grows with the video, so a video without end needs no more memory than a short one.
     """
 
     def __init__(self, head_dim: int, theta: float = 10000.0):

@@ -3,7 +3,7 @@
 The network predicts the velocity = noise - x0. Sigma is the only clock; `timestep = 1000 sigma`
 exists at the transformer's embedding and nowhere else.
 
-`snap` reproduces published systems, which look sigma up in tables: `integer` truncates the
+`rounding` reproduces published systems, which look sigma up in tables: `integer` truncates the
 timestep, `table` takes the nearest of the 1000 entries of a shifted table (whose last sigma is
 not 0). Ours is `none`.
 Source: Self-Forcing, utils/scheduler.py (tables); arXiv 2210.02747 (flow matching).
@@ -51,40 +51,40 @@ def nearest_index(sigma: torch.Tensor, shift: float) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The clock of one role: `shift` of its table and how it looks sigma up (`snap`)."""
+    """The clock of one role: `shift` of its table and how it looks sigma up (`rounding`)."""
 
     shift: float = 5.0
-    snap: str = "none"  # none | integer | table
+    rounding: str = "none"  # none | integer | table
 
     def __post_init__(self):
-        check_clock(self.shift, self.snap)
+        check_clock(self.shift, self.rounding)
 
-    def snapped(self, sigma: torch.Tensor) -> torch.Tensor:
+    def rounded(self, sigma: torch.Tensor) -> torch.Tensor:
         """Returns the sigma that this role computes with when told `sigma` (fp32 or wider)."""
         sigma = sigma if sigma.dtype == torch.float64 else sigma.float()
-        if self.snap == "table":
+        if self.rounding == "table":
             table = sigma_table(self.shift).to(sigma.device, sigma.dtype)
             return table[nearest_index(sigma, self.shift)]
-        if self.snap == "integer":
+        if self.rounding == "integer":
             return (sigma * NUM_TRAIN_TIMESTEPS).long().to(sigma.dtype) / NUM_TRAIN_TIMESTEPS
         return sigma
 
     def diffuse(self, x0: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         """Mixes x0 with noise at `sigma` (broadcast over trailing axes); fp32 inside, dtype of `noise`."""
-        s = _expand(self.snapped(sigma), x0)
+        s = _expand(self.rounded(sigma), x0)
         wide = _wide(x0)
         return ((1 - s) * x0.to(wide) + s * noise.to(wide)).to(noise.dtype)
 
     def velocity_to_x0(self, x: torch.Tensor, velocity: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         """Returns x0 = x - sigma velocity, computed in fp32 (or wider), in the velocity's dtype."""
         wide = _wide(x)
-        s = _expand(self.snapped(sigma), x)
+        s = _expand(self.rounded(sigma), x)
         return (x.to(wide) - s * velocity.to(wide)).to(velocity.dtype)
 
     def x0_to_velocity(self, x: torch.Tensor, x0: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         """Returns velocity = (x - x0) / sigma; sigma must not be 0."""
         wide = _wide(x)
-        s = _expand(self.snapped(sigma), x)
+        s = _expand(self.rounded(sigma), x)
         return ((x.to(wide) - x0.to(wide)) / s).to(x0.dtype)
 
     def weight(self, sigma: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 
-def make_lean(model: nn.Module) -> nn.Module:
+def patch_vae_for_speed(model: nn.Module) -> nn.Module:
     """Gives the causal convolutions and norms of a built model the passes below, in place; returns it."""
     from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, WanRMS_norm
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from wan import tensor_file
-from wan.identify import EDUCATIONAL, METADATA_KEY, NO_FAMILY, family_of, is_state, matching_specs, sizes
+from wan.identify import EDUCATIONAL, METADATA_KEY, NO_FAMILY, find_family, is_state, matching_specs, sizes
 from wan.key_maps import (
     State,
     clean_names,
@@ -48,7 +48,7 @@ def load_transformer(
     if path.is_dir():
         path = _transformer_folder(path, expert)
     state = clean_names(_select(path, tensor_file.read(path, shapes_only), use_ema, role))
-    family = family_of(state)
+    family = find_family(state)
     if family == "wan transformer, diffusers":
         state = transformer_to_official(state)
     elif family != "wan transformer, official":
@@ -67,7 +67,7 @@ def load_lora(path: str | Path, *, role: str = "generator") -> LoraPairs:
             raise ValueError(f"{path} holds no {role}_lora; it has: {', '.join(map(str, content))}")
         content = content[f"{role}_lora"]
     if not any(".lora_A." in name for name in content):
-        raise ValueError(f"{path} holds no LoRA but {_article(family_of(clean_names(content)))}")
+        raise ValueError(f"{path} holds no LoRA but {_article(find_family(clean_names(content)))}")
     return lora_pairs(content)
 
 
@@ -116,13 +116,13 @@ def load_strict(module: nn.Module, state: State, what: str, assign: bool = False
         return
     bad = [f"{n} (file {tuple(state[n].shape)}, model {tuple(own[n].shape)})" for n in shaped]
     lists = (("missing", missing), ("unexpected", unexpected), ("mis-shaped", bad))
-    told = [f"{len(names)} {kind}: {', '.join(names[:10])}" for kind, names in lists if names]
-    raise ValueError(f"{what} does not fit the model. " + "; ".join(told) + _hint(own, state, shaped))
+    listed = [f"{len(names)} {kind}: {', '.join(names[:10])}" for kind, names in lists if names]
+    raise ValueError(f"{what} does not fit the model. " + "; ".join(listed) + _hint(own, state, shaped))
 
 
 def _hint(own, state: State, shaped: list[str]) -> str:
-    given = family_of(clean_names(state) if not any(".lora_A." in n for n in state) else state)
-    wanted = family_of(own)
+    given = find_family(clean_names(state) if not any(".lora_A." in n for n in state) else state)
+    wanted = find_family(own)
     if given != wanted and given != NO_FAMILY:
         return f". Hint: these look like {given} keys; `python scripts/convert_weights.py inspect` describes the file"
     if given == wanted and set(state) != set(clean_names(state)):
@@ -176,26 +176,26 @@ def resolve_spec(path: Path, state: State, spec: TransformerSpec | None = None) 
     Errors: ValueError if they contradict the shapes, or nothing tells the number of heads.
     """
     measured = sizes(state)
-    if spec is None and (config := _config_of(path)) is not None:
+    if spec is None and (config := _read_config(path)) is not None:
         # Official configs leave out what their class fixes, and the CLIP width; the shapes know both.
         spec = TransformerSpec.from_config({**measured, **config, "image_dim": measured["image_dim"]})
     if spec is not None:
         wrong = {k: v for k, v in measured.items() if asdict(spec)[k] != v}
         if wrong:
-            told = ", ".join(f"{k} {asdict(spec)[k]} but weights of {v}" for k, v in wrong.items())
-            raise ValueError(f"{path} contradicts its configuration: {told}")
+            listed = ", ".join(f"{k} {asdict(spec)[k]} but weights of {v}" for k, v in wrong.items())
+            raise ValueError(f"{path} contradicts its configuration: {listed}")
         return spec
     names = matching_specs(measured)
     if not names:
-        told = ", ".join(f"{k} {v}" for k, v in measured.items())
+        listed = ", ".join(f"{k} {v}" for k, v in measured.items())
         raise ValueError(
-            f"{path} has the sizes of no published model ({told}); known: {', '.join(SPECS)}. "
+            f"{path} has the sizes of no published model ({listed}); known: {', '.join(SPECS)}. "
             "Put a config.json beside it (it must tell num_heads)"
         )
     return replace(SPECS[names[0]].transformer)
 
 
-def _config_of(path: Path) -> dict | None:
+def _read_config(path: Path) -> dict | None:
     notes = tensor_file.metadata(path).get(METADATA_KEY)
     if notes:
         return json.loads(notes)["config"]

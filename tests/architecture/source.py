@@ -104,7 +104,7 @@ def dotted(node: ast.AST) -> str:
     return ""
 
 
-def docstring_of(node: ast.AST) -> ast.Expr | None:
+def get_docstring(node: ast.AST) -> ast.Expr | None:
     """Returns the docstring statement of a module, class or function."""
     body = getattr(node, "body", None)
     if not isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) or not body:

@@ -6,7 +6,7 @@ import ast
 
 import pytest
 
-from tests.architecture.source import ROOT, Source, dataclass_fields, docstring_of, python_sources
+from tests.architecture.source import ROOT, Source, dataclass_fields, get_docstring, python_sources
 
 FILE_LINES, FUNCTION_LINES = 350, 60
 ALLOWED = ROOT / "tests/architecture/allowed_sizes.txt"
@@ -20,7 +20,7 @@ def counted_sizes(source: Source) -> dict[str, int]:
     """Returns the counted lines of the file (key: path) and of each function (key: path:Class.name)."""
     free: set[int] = set()
     for node in ast.walk(source.tree):
-        if docstring := docstring_of(node):
+        if docstring := get_docstring(node):
             free |= _span(docstring)
         if isinstance(node, ast.ClassDef):
             free |= set().union(*map(_span, dataclass_fields(node)))

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from tests.architecture.source import Source, docstring_of, dotted, imports, python_sources, text_files
+from tests.architecture.source import Source, dotted, get_docstring, imports, python_sources, text_files
 
 GEOMETRY_HOMES = {"wan/geometry.py", "wan/spec.py", "wan/vae.py"}
 GEOMETRY_INTEGERS = {1560, 32760, 480, 832}
@@ -54,7 +54,7 @@ def check_geometry(source: Source) -> list[str]:
     """Returns the literals and the arithmetic that belong to wan/geometry.py; docstrings are free."""
     if source.room == "tests" or source.path in GEOMETRY_HOMES:
         return []
-    docstrings = {id(d.value) for node in ast.walk(source.tree) if (d := docstring_of(node))}
+    docstrings = {id(d.value) for node in ast.walk(source.tree) if (d := get_docstring(node))}
     found = []
     for node in ast.walk(source.tree):
         if isinstance(node, ast.Constant) and id(node) not in docstrings:

@@ -14,26 +14,26 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def kits():
+def bundles():
     """The models that a test has loaded, by their configuration."""
     return {}
 
 
 @pytest.fixture(autouse=True)
-def kept_kits(request, kits, monkeypatch):
+def kept_kits(request, bundles, monkeypatch):
     """Loads a model once for all tests; those of test_weights.py are about loading and do it themselves."""
     if request.module.__name__.endswith("test_weights"):
         return
     from pipeline import run
 
-    load = run.load_kit
+    load = run.load_bundle
 
     def once(*configs):
-        if repr(configs) not in kits:
-            kits[repr(configs)] = load(*configs)
-        return kits[repr(configs)]
+        if repr(configs) not in bundles:
+            bundles[repr(configs)] = load(*configs)
+        return bundles[repr(configs)]
 
-    monkeypatch.setattr(run, "load_kit", once)
+    monkeypatch.setattr(run, "load_bundle", once)
 
 
 @pytest.fixture

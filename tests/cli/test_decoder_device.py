@@ -28,14 +28,14 @@ def test_the_files_are_the_same(door, prompts, decoding, tmp_path):
     for name, device, other in (("together", "auto", False), ("apart", "cpu", True)):
         decoding.clear()
         assert door(*arguments, "--output_folder", tmp_path / name, f"vae.device={device}") == 0, door.error
-        assert len(decoding) == 3 and len(set(decoding)) == 1  # three chunks of two films
+        assert len(decoding) == 3 and len(set(decoding)) == 1  # three chunks of two videos
         assert (decoding[0] is not threading.main_thread()) == other
     for pattern in ("*.mp4", "*.gif", "*.safetensors"):
         made = files(tmp_path / "together", pattern)
         assert len(made) == 2 and files(tmp_path / "apart", pattern) == made
 
 
-def test_an_error_of_the_decoder_ends_the_run_without_a_film(door, monkeypatch, tmp_path):
+def test_an_error_of_the_decoder_ends_the_run_without_a_video(door, monkeypatch, tmp_path):
     def broken(self, latents, state=None):
         raise ValueError("the decoder is broken")
 
@@ -58,7 +58,7 @@ def test_a_device_that_is_not_there_is_named(door, device, words, tmp_path):
 
 
 @pytest.mark.gpu
-def test_a_gpu_of_its_own_makes_the_same_film(door, tmp_path):
+def test_a_gpu_of_its_own_makes_the_same_video(door, tmp_path):
     """The last GPU, which may be the model's own: a stream beside it."""
     import torch
 

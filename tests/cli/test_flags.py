@@ -41,14 +41,14 @@ def test_help_is_quick_and_lists_every_flag():
         assert flag in done.stdout
 
 
-def config_of(*arguments):
+def load_config(*arguments):
     """Returns the configuration that a command line gives."""
     flags = inference.parse(["--config_path", str(ROOT / "configs/infer/digits.yaml"), *arguments])
     return load_recipe(flags.config_path, inference.overrides(flags))[0]
 
 
 def test_every_flag_of_self_forcing_reaches_its_knob(tmp_path):
-    config = config_of(
+    config = load_config(
         *("--checkpoint_path", "sf.pt", "--data_path", "images", "--output_folder", "out", "--num_output_frames", "12"),
         *("--i2v", "--use_ema", "--seed", "4", "--num_samples", "2", "--save_with_index"),
     )
@@ -56,16 +56,16 @@ def test_every_flag_of_self_forcing_reaches_its_knob(tmp_path):
     assert (config.data.path, config.data.i2v) == ("images", True)
     assert (config.output.folder, config.output.save_with_index) == ("out", True)
     assert (config.num_output_frames, config.seed, config.num_samples) == (12, 4, 2)
-    extended = config_of("--data_path", "a.txt", "--extended_prompt_path", "b.txt")
+    extended = load_config("--data_path", "a.txt", "--extended_prompt_path", "b.txt")
     assert (extended.data.path, extended.data.extended_path) == ("a.txt", "b.txt")
 
 
 def test_longlives_command_line_suffices():
-    assert config_of().pipeline.chunk == 3  # only --config_path; the rest is in the recipe
+    assert load_config().pipeline.chunk == 3  # only --config_path; the rest is in the recipe
 
 
 def test_our_own_flags_and_overrides_mix():
-    config = config_of(
+    config = load_config(
         *("seed=1", "--model", "m", "sampler.num_steps=7", "--prompt", "a b", "--seconds", "2.5"),
         *("--lora_path", "l.pt", "--noise", "n", "--checkpoint_path=c", "--overwrite", "output.gif=true"),
     )

@@ -41,11 +41,11 @@ def test_the_image_is_the_first_frame(door, pairs, tmp_path, pipeline):
     assert door("--i2v", "--data_path", pairs, "--output_folder", out, *overrides) == 0, door.error
     vae = StreamingVAE(load_vae(door.model / "vae")).eval()
     for n, prompt in enumerate(PROMPTS[:2]):
-        film = load_file(out / f"{prompt}-0.safetensors")["latents"]
+        video = load_file(out / f"{prompt}-0.safetensors")["latents"]
         with torch.no_grad():
             wanted = vae.encode(read_image(pairs / f"{n}.png", (32, 32))[None, None])[0, 0]
-        assert film.shape[0] == 3 and torch.equal(film[0], wanted)
-        assert (film[1] - wanted).abs().max() > 0.1
+        assert video.shape[0] == 3 and torch.equal(video[0], wanted)
+        assert (video[1] - wanted).abs().max() > 0.1
     assert len(set(videos(out).values())) == 2
 
 

@@ -1,4 +1,4 @@
-"""Finished films that are kept: a word for each that would be another one now, and none for the others."""
+"""Finished videos that are kept: a word for each that would be another one now, and none for the others."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from tests.digits_fixture import PROMPTS, videos
 
 @pytest.fixture
 def script(prompts):
-    """script(**fields) -> the path of a script of one film of two prompts, which `end_frame` separates."""
+    """script(**fields) -> the path of a script of one video of two prompts, which `end_frame` separates."""
 
     def write(end_frame=1, **fields):
         cues = [{"text": PROMPTS[0], "end_frame": end_frame}, {"text": PROMPTS[1]}]
-        return prompts(json.dumps({"name": "a", "prompts": cues, **fields}), name="films.jsonl")
+        return prompts(json.dumps({"name": "a", "prompts": cues, **fields}), name="videos.jsonl")
 
     return write
 
@@ -40,12 +40,12 @@ CHANGES = [
 
 @pytest.fixture
 def made(door, script, tmp_path):
-    """The folder of the finished film."""
+    """The folder of the finished video."""
     assert door("--data_path", script(), "--output_folder", tmp_path / "out") == 0, door.error
     return tmp_path / "out"
 
 
-def test_a_film_that_would_be_another_one_is_kept_with_a_word(door, script, made):
+def test_a_video_that_would_be_another_one_is_kept_with_a_word(door, script, made):
     whole = videos(made)
     for fields, flags, words in CHANGES:
         assert door("--data_path", script(**fields), "--output_folder", made, *flags) == 0, door.error
@@ -53,7 +53,7 @@ def test_a_film_that_would_be_another_one_is_kept_with_a_word(door, script, made
         assert "--overwrite makes it anew" in door.error and videos(made) == whole
 
 
-def test_what_changes_no_film_is_passed_over(door, script, made, tmp_path):
+def test_what_changes_no_video_is_passed_over(door, script, made, tmp_path):
     moved = made.rename(tmp_path / "moved")
     flags = ("threads=2", "vae.device=cpu", "text.device=cpu", "output.sheet=true", "output.gif=true", "batch=2")
     same = script(length=3, height=32, seed=0, negative_prompt="")  # what the configuration says, too

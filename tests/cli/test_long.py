@@ -1,4 +1,4 @@
-"""Long films: --duration, and runs that are killed, interrupted and gone on with by --resume."""
+"""Long videos: --duration, and runs that are killed, interrupted and gone on with by --resume."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import time
 import pytest
 
 from tests.architecture.source import ROOT
-from tests.cli.test_flags import config_of
+from tests.cli.test_flags import load_config
 from tests.digits_fixture import PROMPTS, files
 from utils.media_io import read_video
 
@@ -22,13 +22,13 @@ SNAPSHOT = "*.partial.safetensors"
 
 @pytest.fixture
 def script(prompts):
-    """Two films that are made together, with switches and seeds of their own."""
+    """Two videos that are made together, with switches and seeds of their own."""
     ends = (17, 40, None)
     lines = []
     for seed in (3, 4):
         cues = [{"text": PROMPTS[(i + seed) % 3]} | ({"end_frame": e} if e else {}) for i, e in enumerate(ends)]
-        lines.append(json.dumps({"prompts": cues, "seed": seed, "name": f"film {seed}"}))
-    return prompts(*lines, name="films.jsonl")
+        lines.append(json.dumps({"prompts": cues, "seed": seed, "name": f"video {seed}"}))
+    return prompts(*lines, name="videos.jsonl")
 
 
 def content(folder):
@@ -59,7 +59,7 @@ def test_kill_9_and_resume_until_it_is_done(custom_door, script, tmp_path):
     arguments = ["--data_path", script, "--duration", "30s", "batch=2", "output.save_every_seconds=1", *QUICK]
     assert door(*arguments, "--output_folder", tmp_path / "whole") == 0, door.error
     whole = content(tmp_path / "whole")
-    assert sorted(whole) == [f"film {n}-0.{kind}" for n in (3, 4) for kind in ("mp4", "safetensors")]
+    assert sorted(whole) == [f"video {n}-0.{kind}" for n in (3, 4) for kind in ("mp4", "safetensors")]
     arguments += ["--output_folder", out, "--resume"]
     kills = 0
     for _ in range(2):
@@ -80,7 +80,7 @@ def test_kill_9_and_resume_until_it_is_done(custom_door, script, tmp_path):
         assert made["frames"] == wanted["frames"] == len(read_video(out / f"{name[:-5]}.mp4")[0])
 
 
-def test_an_interrupt_keeps_the_film_and_says_how_to_go_on(custom_door, tmp_path):
+def test_an_interrupt_keeps_the_video_and_says_how_to_go_on(custom_door, tmp_path):
     door, out = custom_door, tmp_path / "out"
     arguments = ["--prompt", PROMPTS[0], "--output_folder", out, "--duration", "60s", "output.save_every_seconds=1"]
     with started(door, [*arguments, *QUICK]) as run:
@@ -92,13 +92,13 @@ def test_an_interrupt_keeps_the_film_and_says_how_to_go_on(custom_door, tmp_path
     assert len(files(out)) == 3 and len(read_video(*out.glob("*.partial.mp4"))[0]) >= 8
     left = files(out)
     said = door.fails(*arguments, *QUICK, "--resume", "--seed", 9)
-    assert "belongs to another film: config.seed was 0 and is 9" in said and files(out) == left
+    assert "belongs to another video: config.seed was 0 and is 9" in said and files(out) == left
     assert door(*arguments, *QUICK, "--resume") == 0 and "goes on at" in door.error
     assert sorted(files(out)) == [f"{PROMPTS[0]}-0.{kind}" for kind in ("json", "mp4", "safetensors")]
 
 
 def test_resume_on_several_ranks(custom_door, prompts, tmp_path, monkeypatch):
-    """Who goes on with a film does not matter: what one rank began, another one finishes."""
+    """Who goes on with a video does not matter: what one rank began, another one finishes."""
     door, path = custom_door, prompts(*PROMPTS)
     arguments = ["--data_path", path, "--duration", "6s", "output.save_every_seconds=1", *QUICK]
     assert door(*arguments, "--output_folder", tmp_path / "whole") == 0, door.error
@@ -133,8 +133,8 @@ def test_resume_on_several_ranks(custom_door, prompts, tmp_path, monkeypatch):
     [("10m", 600), ("90s", 90), ("1h", 3600), ("1h30m", 5400), ("4.5s", 4.5), ("7", 7), ("2.5", 2.5)],
 )
 def test_a_duration_is_a_time(text, seconds):
-    assert config_of("--duration", text).seconds == seconds
-    assert config_of("--duration", text, "--seconds", str(seconds)).seconds == seconds
+    assert load_config("--duration", text).seconds == seconds
+    assert load_config("--duration", text, "--seconds", str(seconds)).seconds == seconds
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_other_durations_are_refused(door, given, words):
     assert words in door.error and "Traceback" not in door.error
 
 
-def test_a_duration_is_the_length_of_the_film(custom_door, tmp_path):
+def test_a_duration_is_the_length_of_the_video(custom_door, tmp_path):
     assert custom_door("--prompt", "a cat", "--duration", "1.5s", "--output_folder", tmp_path, *QUICK) == 0
     (video,) = tmp_path.glob("*.mp4")
     assert len(read_video(video)[0]) == 13  # 12 frames are 1 + 3 times 4

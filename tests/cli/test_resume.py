@@ -36,7 +36,7 @@ def test_finished_videos_are_skipped_and_the_rest_is_made(door, prompts, tmp_pat
 def test_nothing_is_loaded_when_all_is_finished(door, tmp_path, monkeypatch):
     arguments = ["--prompt", PROMPTS[0], "--output_folder", tmp_path / "out"]
     assert door(*arguments) == 0
-    monkeypatch.setattr("pipeline.run.load_kit", None)
+    monkeypatch.setattr("pipeline.run.load_bundle", None)
     assert door(*arguments) == 0
     assert "1 videos in" in door.said
     with pytest.raises(TypeError):  # the twin: with --overwrite it is needed

@@ -1,4 +1,4 @@
-"""inference.py on scripts: films whose prompt changes, their reports, and what is refused."""
+"""inference.py on scripts: videos whose prompt changes, their reports, and what is refused."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from tests.digits_fixture import PROMPTS, files, videos
 
 
-def film(*ends, **fields) -> str:
+def video(*ends, **fields) -> str:
     """One line: the digits prompts in turn, each up to its end in latent frames."""
     cues = [{"text": PROMPTS[i % 3]} | ({} if end is None else {"end_frame": end}) for i, end in enumerate(ends)]
     return json.dumps({"prompts": cues, **fields})
@@ -18,18 +18,21 @@ def film(*ends, **fields) -> str:
 @pytest.fixture
 def script(prompts):
     """script(*lines) -> the path of a JSONL file."""
-    return lambda *lines, name="films.jsonl": prompts(*lines, name=name)
+    return lambda *lines, name="videos.jsonl": prompts(*lines, name=name)
 
 
 def reports(folder) -> dict[str, dict]:
     return {name: json.loads(text) for name, text in files(folder, "*.json").items()}
 
 
-def test_a_script_makes_films_and_reports(door, script, tmp_path):
-    path, out = script(film(1, None, name="x", seed=5), film(1, 2, None), film(1, 2, length=4), film(1, None)), tmp_path
+def test_a_script_makes_videos_and_reports(door, script, tmp_path):
+    path, out = (
+        script(video(1, None, name="x", seed=5), video(1, 2, None), video(1, 2, length=4), video(1, None)),
+        tmp_path,
+    )
     status = door("--data_path", path, "--output_folder", out, "batch=2", "pipeline.chunk=2", "num_output_frames=6")
-    assert status == 2 and "line 2" not in door.error, "the third film ends at 2 and is 4 long"
-    path = script(film(1, None, name="x", seed=5), film(1, 3, None), film(1, None, length=4), film(1, None))
+    assert status == 2 and "line 2" not in door.error, "the third video ends at 2 and is 4 long"
+    path = script(video(1, None, name="x", seed=5), video(1, 3, None), video(1, None, length=4), video(1, None))
     status = door("--data_path", path, "--output_folder", out, "batch=2", "pipeline.chunk=2", "num_output_frames=6")
     assert status == 0, door.error
     found = reports(out)
@@ -50,7 +53,7 @@ def test_a_script_makes_films_and_reports(door, script, tmp_path):
 
 def test_the_switch_is_seen_from_its_frame_on(door, script, tmp_path):
     flags = ("output.latents=true",)
-    assert door("--data_path", script(film(2, None)), "--output_folder", tmp_path / "a", *flags) == 0, door.error
+    assert door("--data_path", script(video(2, None)), "--output_folder", tmp_path / "a", *flags) == 0, door.error
     assert door("--prompt", PROMPTS[0], "--output_folder", tmp_path / "b", *flags) == 0, door.error
     from safetensors.torch import load_file
 
@@ -59,9 +62,9 @@ def test_the_switch_is_seen_from_its_frame_on(door, script, tmp_path):
     assert (with_switch[2] - without[2]).abs().max() > 1e-3
 
 
-def test_films_do_not_depend_on_what_is_made_with_them(door, script, tmp_path):
-    """One schedule is one batch; seeds and negative prompts stay each film's own."""
-    lines = [film(1, None, seed=1), film(1, None, negative_prompt=PROMPTS[2]), film(2, None), film(1, None)]
+def test_videos_do_not_depend_on_what_is_made_with_them(door, script, tmp_path):
+    """One schedule is one batch; seeds and negative prompts stay each video's own."""
+    lines = [video(1, None, seed=1), video(1, None, negative_prompt=PROMPTS[2]), video(2, None), video(1, None)]
     flags = ("output.latents=true", "output.save_with_index=true")
     made = []
     for name, size in (("a", 1), ("b", 3)):
@@ -88,17 +91,17 @@ def test_the_short_form_takes_switch_frames(door, script, tmp_path):
 
 BAD = [
     ("{", "line 2, column 2: not JSON"),
-    (film(2, 1, None), "line 2: prompts[1] ends at latent frame 1"),
-    (film(1, None, length=2.5), "line 2: length is 2.5"),
+    (video(2, 1, None), "line 2: prompts[1] ends at latent frame 1"),
+    (video(1, None, length=2.5), "line 2: length is 2.5"),
     ('{"prompts": [{"text": "a pink horse moves right"}]}', "line 2: prompts[0]: "),
-    (film(3, None), "line 2: prompts[1] is asked for at latent frame 3 and never comes"),
-    (film(1, None, height=33), "line 2: height 33 is no multiple"),
+    (video(3, None), "line 2: prompts[1] would start at latent frame 3, after the last chunk"),
+    (video(1, None, height=33), "line 2: height 33 is no multiple"),
 ]
 
 
 @pytest.mark.parametrize(("line", "words"), BAD, ids=[w for _, w in BAD])
 def test_a_bad_line_stops_all_or_is_left_out(door, script, tmp_path, line, words):
-    path, out = script(film(1, None), line), tmp_path / "out"
+    path, out = script(video(1, None), line), tmp_path / "out"
     assert words in door.fails("--data_path", path, "--output_folder", out)
     assert not out.exists(), "refused before the first frame"
     said = door.fails("--data_path", path, "--output_folder", out, "--keep-going")
@@ -107,7 +110,7 @@ def test_a_bad_line_stops_all_or_is_left_out(door, script, tmp_path, line, words
 
 
 def test_scripts_need_the_causal_pipeline_and_no_second_file(door, script, prompts, tmp_path):
-    path = script(film(1, None))
+    path = script(video(1, None))
     said = door.fails("--data_path", path, "--output_folder", tmp_path, "pipeline={name: bidirectional}")
     assert "write pipeline.name=causal" in said
     said = door.fails("--data_path", path, "--extended_prompt_path", prompts("x"), "--output_folder", tmp_path)
@@ -115,7 +118,7 @@ def test_scripts_need_the_causal_pipeline_and_no_second_file(door, script, promp
 
 
 def test_a_size_of_its_own(door, script, tmp_path):
-    path = script(film(1, None, width=64), film(1, None))
+    path = script(video(1, None, width=64), video(1, None))
     assert door("--data_path", path, "--output_folder", tmp_path, "output.latents=true") == 0, door.error
     from safetensors.torch import load_file
 

@@ -65,7 +65,7 @@ def noise_file(path, *shape):
     return path
 
 
-def test_given_noise_starts_the_film(door, prompts, tmp_path):
+def test_given_noise_starts_the_video(door, prompts, tmp_path):
     outs = {}
     files = {"a": (2, 3, 16, 4, 4), "b": (1, 3, 16, 4, 4), "longer": (2, 5, 16, 4, 4)}
     for name, shape in files.items():
@@ -84,7 +84,7 @@ def test_given_noise_starts_the_film(door, prompts, tmp_path):
     [
         ((1, 3, 16, 8, 8), "[N, F, 16, 4, 4]"),
         ((3, 16, 4, 4), "[N, F, 16, 4, 4]"),
-        ((1, 2, 16, 4, 4), "has 2 latent frames and the films 3"),
+        ((1, 2, 16, 4, 4), "has 2 latent frames and the videos 3"),
         ((2, 3, 16, 4, 4), "has 2 rows, prompt number 2 needs one of its own"),
     ],
 )
@@ -113,15 +113,15 @@ def test_initial_latents_are_continued(door, tmp_path):
     given = tmp_path / "given.safetensors"
     save_file({"latents": start[None]}, given)
     assert door(*arguments, second, "--num_output_frames", 4, f"data.initial_latents={given}") == 0, door.error
-    film = load_file(second / f"{PROMPTS[0]}-0.safetensors")["latents"]
-    assert film.shape[0] == 4 and torch.equal(film[:2], start)
-    # The noise is keyed by the frame, so the continuation is the film that would have been made at once.
+    video = load_file(second / f"{PROMPTS[0]}-0.safetensors")["latents"]
+    assert video.shape[0] == 4 and torch.equal(video[:2], start)
+    # The noise is keyed by the frame, so the continuation is the video that would have been made at once.
     assert door(*arguments, tmp_path / "whole", "--num_output_frames", 4) == 0
-    assert tiny.error(film, load_file(tmp_path / "whole" / f"{PROMPTS[0]}-0.safetensors")["latents"]) < 1e-4
+    assert tiny.error(video, load_file(tmp_path / "whole" / f"{PROMPTS[0]}-0.safetensors")["latents"]) < 1e-4
     assert door(*arguments, tmp_path / "s", "--seconds", 1.5, f"data.initial_latents={given}") == 0
     assert len(load_file(tmp_path / "s" / f"{PROMPTS[0]}-0.safetensors")["latents"]) == 4
     for frames, overrides, words in (
-        (2, [], "2 latent frames are given and the film has 2"),
+        (2, [], "2 latent frames are given and the video has 2"),
         (6, ["pipeline.chunk=3", "pipeline.cache.window_frames=6"], "(2 + 3n); use 5 or 8"),
     ):
         more = ["--num_output_frames", frames, f"data.initial_latents={given}", *overrides]

@@ -1,4 +1,4 @@
-"""Films that start from a picture or from the end of a video: one for all, one per line, one of a script's line."""
+"""Videos that start from a picture or from the end of a video: one for all, one per line, one of a script's line."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ def video(path, count=13, seed=0, fps=FPS, size=32):
 
 
 def facts(folder, name):
-    """The JSON beside a film."""
+    """The JSON beside a video."""
     return json.loads((folder / f"{name}.json").read_text())
 
 
 def latents(folder, name):
-    """The latents beside a film."""
+    """The latents beside a video."""
     return load_file(folder / f"{name}.safetensors")["latents"]
 
 
-def end_of(path, pixel_frames):
+def read_end(path, pixel_frames):
     """The latents of the last frames of a video."""
     pixels = torch.from_numpy(read_video(path)[0][-pixel_frames:]).permute(0, 3, 1, 2).float() / 127.5 - 1
     with torch.no_grad():
@@ -57,16 +57,16 @@ def text(prompts):
 
 
 def test_one_video_serves_all_prompts(door, text, tmp_path):
-    """The window of 3 frames is given: the last 9 pixel frames, which the film shows first."""
+    """The window of 3 frames is given: the last 9 pixel frames, which the video shows first."""
     out, start = tmp_path / "out", video(tmp_path / "in.mp4")
     arguments = ["--data_path", text, "--start_video", start, "output.latents=true", "batch=2"]
     assert door(*arguments, "--output_folder", out, "--num_output_frames", 5) == 0, door.error
-    wanted = end_of(start, 9)
+    wanted = read_end(start, 9)
     for prompt in PROMPTS[:2]:
         made = latents(out, f"{prompt}-0")
         assert made.shape[0] == 5 and (made[:3] - wanted).abs().max() < 1e-5
-        told = facts(out, f"{prompt}-0")
-        assert (told["given_frames"], told["latent_frames"], told["start"]) == (3, 5, str(start))
+        message = facts(out, f"{prompt}-0")
+        assert (message["given_frames"], message["latent_frames"], message["start"]) == (3, 5, str(start))
         frames = read_video(out / f"{prompt}-0.mp4")[0]
         assert len(frames) == 17
         shown = open_vae(ROOT / "assets/digits/vae").decode(wanted[None])[0].movedim(1, 3).numpy()
@@ -90,7 +90,7 @@ def test_start_seconds_are_cut_to_whole_chunks(door, tmp_path):
         assert facts(out, f"{PROMPTS[0]}-0")["given_frames"] == given, seconds
 
 
-def test_without_a_window_half_of_the_film_is_given(door, tmp_path):
+def test_without_a_window_half_of_the_video_is_given(door, tmp_path):
     arguments = ["--prompt", PROMPTS[0], "--start_video", video(tmp_path / "in.mp4", 30), "--num_output_frames", 5]
     more = ["pipeline.cache={window_frames: -1}", "--output_folder", tmp_path / "out"]
     assert door(*arguments, *more) == 0, door.error
@@ -102,18 +102,18 @@ def test_a_short_video_gives_the_chunks_it_has(door, tmp_path):
     arguments = ["--prompt", PROMPTS[0], "--start_video", start, "--output_folder", out, "output.latents=true"]
     assert door(*arguments, "--seconds", 2) == 0, door.error
     assert facts(out, f"{PROMPTS[0]}-0")["given_frames"] == 2
-    assert (latents(out, f"{PROMPTS[0]}-0")[:2] - end_of(start, 5)).abs().max() < 1e-5, "the end, not the beginning"
+    assert (latents(out, f"{PROMPTS[0]}-0")[:2] - read_end(start, 5)).abs().max() < 1e-5, "the end, not the beginning"
 
 
 def test_a_folder_holds_one_for_each_line(door, text, tmp_path):
-    """Blank lines count; each film alone is the film of the batch, to the rounding of the batch."""
+    """Blank lines count; each video alone is the video of the batch, to the rounding of the batch."""
     starts = tmp_path / "starts"
     paths = [video(starts / f"{n}.mp4", 9 + n, seed=n) for n in range(3)]
     arguments = ["--data_path", text, "output.latents=true", "batch=2", "--num_output_frames", 4]
     assert door(*arguments, "--start_video", starts, "--output_folder", tmp_path / "out") == 0, door.error
     for prompt, path in ((PROMPTS[0], paths[0]), (PROMPTS[1], paths[2])):
         assert facts(tmp_path / "out", f"{prompt}-0")["start"] == str(path)
-        assert (latents(tmp_path / "out", f"{prompt}-0")[:3] - end_of(path, 9)).abs().max() < 1e-5
+        assert (latents(tmp_path / "out", f"{prompt}-0")[:3] - read_end(path, 9)).abs().max() < 1e-5
     images = tmp_path / "images"
     for n in range(3):
         picture(images / f"{n}.png", n)
@@ -137,11 +137,11 @@ def test_captions_beside_the_files_are_prompts(door, tmp_path):
     assert "has no caption 1.txt for its video" in said
 
 
-def test_another_rate_and_size_are_brought_to_the_films(door, tmp_path):
+def test_another_rate_and_size_are_brought_to_the_videos(door, tmp_path):
     start = video(tmp_path / "in.mp4", 40, fps=2 * FPS, size=64)
     arguments = ["--prompt", PROMPTS[0], "--start_video", start, "output.latents=true", "--num_output_frames", 4]
     assert door(*arguments, "--output_folder", tmp_path / "out") == 0, door.error
-    assert "runs at 16 fps, the film at 8: frames nearest in time are taken" in door.error
+    assert "runs at 16 fps, the video at 8: frames nearest in time are taken" in door.error
     frames = read_video(start)[0]
     with VideoWriter(tmp_path / "half.mp4", FPS, crf=0) as writer:
         writer.write(frames[-17::2])
@@ -157,20 +157,20 @@ def test_lines_of_a_script_have_their_own(door, tmp_path):
     video(tmp_path / "in/a.mp4", 20)
     picture(tmp_path / "in/b.png")
     rows = [{"video": "in/a.mp4", "start_seconds": 0.7}, {"image": "in/b.png"}, {}]
-    script = tmp_path / "films.jsonl"
-    films = [{"name": f"f{n}", "prompts": [{"text": PROMPTS[n]}], "length": 4, **row} for n, row in enumerate(rows)]
-    script.write_text("".join(json.dumps(film) + "\n" for film in films))
+    script = tmp_path / "videos.jsonl"
+    lines = [{"name": f"f{n}", "prompts": [{"text": PROMPTS[n]}], "length": 4, **row} for n, row in enumerate(rows)]
+    script.write_text("".join(json.dumps(seen_clip) + "\n" for seen_clip in lines))
     arguments = ["--data_path", script, "--output_folder", tmp_path / "out", "output.latents=true", "batch=3"]
     assert door(*arguments, "--start_video", tmp_path / "in/a.mp4") == 0, door.error
-    told = [facts(tmp_path / "out", f"f{n}-0") for n in range(3)]
-    assert [t["given_frames"] for t in told] == [2, 1, 3]
-    assert [t["start"] for t in told] == [str(tmp_path / f"in/{name}") for name in ("a.mp4", "b.png", "a.mp4")]
+    message = [facts(tmp_path / "out", f"f{n}-0") for n in range(3)]
+    assert [t["given_frames"] for t in message] == [2, 1, 3]
+    assert [t["start"] for t in message] == [str(tmp_path / f"in/{name}") for name in ("a.mp4", "b.png", "a.mp4")]
     for n, pixel_frames in ((0, 5), (2, 9)):
-        made, given = latents(tmp_path / "out", f"f{n}-0"), told[n]["given_frames"]
-        assert (made[:given] - end_of(tmp_path / "in/a.mp4", pixel_frames)).abs().max() < 1e-5
+        made, given = latents(tmp_path / "out", f"f{n}-0"), message[n]["given_frames"]
+        assert (made[:given] - read_end(tmp_path / "in/a.mp4", pixel_frames)).abs().max() < 1e-5
 
 
-def test_what_does_not_fit_is_refused_before_any_film(door, text, prompts, tmp_path):
+def test_what_does_not_fit_is_refused_before_any_video(door, text, prompts, tmp_path):
     good, out = video(tmp_path / "good.mp4"), tmp_path / "out"
     (tmp_path / "bad.mp4").write_bytes(b"no video")
     picture(tmp_path / "two/0.png")
@@ -190,7 +190,7 @@ def test_what_does_not_fit_is_refused_before_any_film(door, text, prompts, tmp_p
         (["--start_video", good, "--start_seconds", 0.1], "start_seconds is 0.1 and the first chunk lasts 0.125"),
         (["--start_video", good, "--start_seconds", 9, "--seconds", 20], "has 13 frames at 8 fps and 69 are needed"),
         (["--start_video", video(tmp_path / "s.mp4", 8), *three], "8 frames at 8 fps and 9 are needed"),
-        (["--start_video", good, "--start_seconds", 1.3], "3 latent frames are given and the film has 3"),
+        (["--start_video", good, "--start_seconds", 1.3], "3 latent frames are given and the video has 3"),
         (["--start_video", good, "pipeline={name: bidirectional}"], "write pipeline.name=causal"),
     ):
         said = door.fails("--data_path", text, *arguments, "--output_folder", out)
@@ -215,7 +215,7 @@ def test_what_does_not_fit_is_refused_before_any_film(door, text, prompts, tmp_p
 )
 def test_wrong_fields_of_a_script_are_named_with_their_line(door, tmp_path, fields, words):
     (tmp_path / "here.png").write_bytes(b"neither")
-    script = tmp_path / "films.jsonl"
+    script = tmp_path / "videos.jsonl"
     script.write_text("\n" + json.dumps({"prompts": [{"text": PROMPTS[0]}], **fields}))
     said = door.fails("--data_path", script, "--output_folder", tmp_path / "out")
     assert said.startswith(f"inference.py: {script}, line 2: ") and words in said
@@ -242,7 +242,7 @@ def test_the_digits_model_goes_on_with_a_clip_it_has_never_seen(model, tmp_path,
     arguments = ["--prompt", prompt, "--start_video", start, "--num_output_frames", 9, "sampler.num_steps=10"]
     assert door(*arguments, "output.sheet=false", "--output_folder", out) == 0, door.error
     assert facts(out, f"{prompt}-0")["given_frames"] == 6  # the window
-    film = read_video(out / f"{prompt}-0.mp4")[0]
-    assert len(film) == 33 and psnr(film[:21], clip[-21:]) > 30
-    new = {name: float(np.nanmean(values[0, 21:])) for name, values in measure_frames([film], [subject]).items()}
+    seen_clip = read_video(out / f"{prompt}-0.mp4")[0]
+    assert len(seen_clip) == 33 and psnr(seen_clip[:21], clip[-21:]) > 30
+    new = {name: float(np.nanmean(values[0, 21:])) for name, values in measure_frames([seen_clip], [subject]).items()}
     assert min(new["digit"], new["colour"], new["direction"]) > 0.9 and new["consistency"] > 0.8, new

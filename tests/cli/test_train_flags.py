@@ -51,25 +51,25 @@ def run(recipe, tmp_path, capsys):
     return start
 
 
-def config_of(recipe, *arguments):
+def load_config(recipe, *arguments):
     """Returns the configuration that a command line gives."""
     flags = train.parse(["--config_path", str(recipe), *arguments])
     return load_recipe(flags.config_path, train.overrides(flags))[0]
 
 
 def test_the_ancestors_flags_reach_their_knobs(recipe):
-    plain = config_of(recipe)
+    plain = load_config(recipe)
     assert (plain.save, plain.preview.every, plain.track.wandb) == (True, 1, False)
-    assert not config_of(recipe, "--no_save").save
-    assert config_of(recipe, "--no_visualize").preview.every == 0
-    assert not config_of(recipe, "--disable-wandb", "track.wandb_project=x").track.wandb
-    folder = config_of(recipe, "--wandb-save-dir", "a folder/1e3").track
+    assert not load_config(recipe, "--no_save").save
+    assert load_config(recipe, "--no_visualize").preview.every == 0
+    assert not load_config(recipe, "--disable-wandb", "track.wandb_project=x").track.wandb
+    folder = load_config(recipe, "--wandb-save-dir", "a folder/1e3").track
     assert (folder.wandb, folder.wandb_dir) == (True, "a folder/1e3")
-    both = config_of(recipe, "--wandb-save-dir=w", "--disable-wandb").track
+    both = load_config(recipe, "--wandb-save-dir=w", "--disable-wandb").track
     assert (both.wandb, both.wandb_dir) == (False, "w")
     flags = train.parse(["--config_path", str(recipe), "--no-auto-resume", "--dry_run", "--logdir", "l", "steps=9"])
     assert (flags.no_auto_resume, flags.dry_run, flags.logdir) == (True, True, "l")
-    assert config_of(recipe, "steps=9", "--no_save", "seed=4").seed == 4
+    assert load_config(recipe, "steps=9", "--no_save", "seed=4").seed == 4
 
 
 @pytest.mark.parametrize("flag", ["--no_save", "--no_visualize", "--disable-wandb"])
@@ -81,9 +81,9 @@ def test_a_flag_wins_over_the_recipe_and_an_override_over_the_flag(recipe, flag)
         "preview.every": lambda c: c.preview.every,
         "track.wandb": lambda c: c.track.wandb,
     }
-    assert read[key](config_of(recipe)) and not read[key](config_of(recipe, flag))
+    assert read[key](load_config(recipe)) and not read[key](load_config(recipe, flag))
     again = "1" if key == "preview.every" else "true"
-    assert read[key](config_of(recipe, flag, f"{key}={again}"))
+    assert read[key](load_config(recipe, flag, f"{key}={again}"))
 
 
 def test_a_plain_run_leaves_all(run):

@@ -16,7 +16,7 @@ from wan.geometry import Span
 
 
 class Book:
-    """Which frames a chunk sees: the film's first `sink`, and the latest `window - sink - chunk` others."""
+    """Which frames a chunk sees: the video's first `sink`, and the latest `window - sink - chunk` others."""
 
     def __init__(self, window: int, sink: int, chunk: int):
         self.window, self.sink, self.chunk = window, sink, chunk
@@ -42,7 +42,7 @@ class Book:
 
 
 class Window:
-    """What is visible while a film is made and its prompts switch: the frames there are, and where the sink begins."""
+    """What is visible while a video is made and its prompts switch: the frames there are, and where the sink begins."""
 
     def __init__(self, book: Book):
         self.book, self.first, self.there, self.end = book, 0, [], 0
@@ -144,12 +144,12 @@ class Oracle:
 
 @torch.no_grad()
 def play(model, condition, spans, noise, sigmas, book: Book, rope: str, given=None, switches=None, recache="none,keep"):
-    """Returns the film [B, F, C, h, w] of a few-step rollout, written out; `given` is the first chunk's latents.
+    """Returns the video [B, F, C, h, w] of a few-step rollout, written out; `given` is the first chunk's latents.
 
     switches: number of a chunk -> the condition from it on; recache: its kind, and `keep` or `drop` for the sink.
     """
     store = [{} for _ in range(model.spec.num_layers)]
-    window, film, switches = Window(book), [], switches or {}
+    window, video, switches = Window(book), [], switches or {}
 
     def show(x0, span, seen):
         last = Oracle(store, seen, rope, span, model.spec.rope_theta)
@@ -159,7 +159,7 @@ def play(model, condition, spans, noise, sigmas, book: Book, rope: str, given=No
     for number, span in enumerate(spans):
         if number in switches:
             condition = switches[number]
-            again(window, torch.cat(film, 1), spans[:number], *recache.split(","), show)
+            again(window, torch.cat(video, 1), spans[:number], *recache.split(","), show)
         if number == 0 and given is not None:
             x0 = given
         else:
@@ -171,11 +171,11 @@ def play(model, condition, spans, noise, sigmas, book: Book, rope: str, given=No
                     x = (1 - sigmas[k + 1]) * x0 + sigmas[k + 1] * noise(span, k + 1)
         show(x0, span, window.seen())
         window.add(span)
-        film.append(x0)
-    return torch.cat(film, 1)
+        video.append(x0)
+    return torch.cat(video, 1)
 
 
-def again(window: Window, film, spans, kind: str, sink: str, show) -> None:
+def again(window: Window, video, spans, kind: str, sink: str, show) -> None:
     """Makes the frames of a recache anew: at once, or chunk by chunk, or none."""
     if kind == "none":
         return
@@ -185,7 +185,7 @@ def again(window: Window, film, spans, kind: str, sink: str, show) -> None:
     kept, frames = window.again(sink == "keep")
     end = window.end
     if kind == "bidirectional":
-        show(film[:, frames[0] : end], Span(frames[0], end), kept)
+        show(video[:, frames[0] : end], Span(frames[0], end), kept)
         window.replace(kept, frames)
         return
     window.replace(kept, frames[:1])  # the sink begins here if it is not kept
@@ -193,5 +193,5 @@ def again(window: Window, film, spans, kind: str, sink: str, show) -> None:
     for span in spans:
         part = Span(max(span.start, frames[0]), span.stop)
         if part.stop > part.start:
-            show(film[:, part.start : part.stop], part, window.seen())
+            show(video[:, part.start : part.stop], part, window.seen())
             window.add(part)

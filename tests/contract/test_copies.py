@@ -81,7 +81,7 @@ def test_nothing_else_grows_when_read():
     assert by_frame <= 2, "at most gathered and joined"
 
 
-PUT = Ring.put
+PUT = Ring.write
 
 
 def cloned_view(self, *args):
@@ -100,6 +100,6 @@ def cloned_values(self, *args):
 def test_a_copy_too_many_shows(fault, rope, monkeypatch):
     """The twin: with one more copy in the cache path the same count grows with the window."""
     right = kept(12, rope)
-    monkeypatch.setattr(Ring, "put", fault)
+    monkeypatch.setattr(Ring, "write", fault)
     short, long = copied(12, rope), copied(24, rope)
     assert long["cache write"] > short["cache write"] > right["cache write"]

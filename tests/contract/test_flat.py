@@ -1,6 +1,6 @@
-"""Once the window is full a film costs the same for ever: each chunk the same operations, copies, allocations, objects.
+"""Once the window is full every chunk costs the same: operations, copies, allocations, objects.
 
-Counted, not timed; `scripts/benchmark.py endless` measures time and resident memory of long films.
+Counted, not timed; `scripts/benchmark.py endless` measures time and resident memory of long videos.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import pipeline.kit
+import pipeline.bundle
+from pipeline.bundle import ModelBundle
 from pipeline.causal import Causal
 from pipeline.interactive import Session
-from pipeline.kit import Kit
 from pipeline.options import CausalConfig
 from pipeline.request import KeyedNoise, Request
 from pipeline.sampler import FewStep
@@ -48,24 +48,24 @@ def small_vae() -> StreamingVAE:
     return StreamingVAE(build_vae(VAE_CONFIGS["vae 2.1"] | SMALL)).eval().requires_grad_(False)
 
 
-def pipeline_of(cache: CacheConfig, first_chunk: int = 0, vae=BLIND) -> Causal:
+def make_pipeline(cache: CacheConfig, first_chunk: int = 0, vae=BLIND) -> Causal:
     """Returns a causal pipeline of the tiny model, one step a chunk."""
-    kit = Kit.of(tiny.denoiser(), vae, encode, CPU, torch.float32)
-    return Causal(CausalConfig(CHUNK, first_chunk, cache), kit, FewStep((1.0,), Schedule()), tiny.GEOMETRY)
+    bundle = ModelBundle.of(tiny.denoiser(), vae, encode, CPU, torch.float32)
+    return Causal(CausalConfig(CHUNK, first_chunk, cache), bundle, FewStep((1.0,), Schedule()), tiny.GEOMETRY)
 
 
-def session_film(made: Causal, decode: bool = False):
+def session_video(made: Causal, decode: bool = False):
     """Returns a function that makes the next chunk of a session."""
     session = Session(made, decode)
     session.start("one")
     return session.step
 
 
-def batch_film(made: Causal):
+def batch_video(made: Causal):
     """Returns a function that makes the next chunk of batch generation."""
     request = Request("one", 0, 0, "one")
     noise = KeyedNoise(Rng(0), [request], tiny.GEOMETRY.latent_shape(1)[1:], torch.float32)
-    made_chunks = made.generate(made.kit.condition(["one"], None), noise, 1, made.round_up(2 * CHUNK * APART))
+    made_chunks = made.generate(made.bundle.condition(["one"], None), noise, 1, made.round_up(2 * CHUNK * APART))
     return functools.partial(next, made_chunks)
 
 
@@ -93,10 +93,10 @@ def amounts_of_work(make_chunk, apart: int = APART) -> int:
 
 
 @pytest.mark.parametrize(
-    ("film", "cache"), [(session_film, c) for c in CACHES] + [(batch_film, c) for c in CACHES[1:3]]
+    ("video", "cache"), [(session_video, c) for c in CACHES] + [(batch_video, c) for c in CACHES[1:3]]
 )
-def test_every_chunk_is_the_same_work(film, cache):
-    make_chunk = fill(film(pipeline_of(cache)), cache.window_frames)
+def test_every_chunk_is_the_same_work(video, cache):
+    make_chunk = fill(video(make_pipeline(cache)), cache.window_frames)
     _, early = count_allocations(make_chunk, CPU)
     assert amounts_of_work(make_chunk) == 1
     _, late = count_allocations(make_chunk, CPU)
@@ -106,7 +106,7 @@ def test_every_chunk_is_the_same_work(film, cache):
 def test_so_it_is_with_a_first_chunk_of_its_own_and_with_pixels():
     """Whatever the first chunk's length, and with the decoder, whose stream is steady after two latent frames."""
     cache = CacheConfig(9, 2)
-    make_chunk = fill(session_film(pipeline_of(cache, 1, small_vae()), decode=True), cache.window_frames)
+    make_chunk = fill(session_video(make_pipeline(cache, 1, small_vae()), decode=True), cache.window_frames)
     _, early = count_allocations(make_chunk, CPU)
     assert amounts_of_work(make_chunk, apart=0) == 1
     assert count_allocations(make_chunk, CPU)[1] == early
@@ -126,16 +126,16 @@ def grown(make_chunk, chunks: int) -> int:
     return sorted(after - before for before, after in itertools.pairwise(counts))[1]
 
 
-@pytest.mark.parametrize(("film", "cache"), [(session_film, CACHES[2]), (batch_film, CACHES[1])])
-def test_no_object_outlives_its_chunk(film, cache):
-    assert grown(fill(film(pipeline_of(cache)), cache.window_frames), 7) <= 0
+@pytest.mark.parametrize(("video", "cache"), [(session_video, CACHES[2]), (batch_video, CACHES[1])])
+def test_no_object_outlives_its_chunk(video, cache):
+    assert grown(fill(video(make_pipeline(cache)), cache.window_frames), 7) <= 0
 
 
 @pytest.mark.parametrize("recache", ["causal", "bidirectional"])
 def test_a_conversation_may_go_on_for_ever(recache, monkeypatch):
     """A new prompt in every chunk, none of them said before."""
-    monkeypatch.setattr(pipeline.kit, "KEPT_PROMPTS", 5)
-    session, words = Session(pipeline_of(CacheConfig(9, 2, recache=recache)), decode=False), itertools.count()
+    monkeypatch.setattr(pipeline.bundle, "CACHED_PROMPTS", 5)
+    session, words = Session(make_pipeline(CacheConfig(9, 2, recache=recache)), decode=False), itertools.count()
     session.start("one")
 
     def answer():
@@ -143,10 +143,10 @@ def test_a_conversation_may_go_on_for_ever(recache, monkeypatch):
         return session.step()
 
     assert grown(fill(answer, 12), 6) <= 0
-    kit = session.pipeline.kit
+    bundle = session.pipeline.bundle
     last = next(words)
-    assert list(kit._kept) == [f"prompt {n}" for n in range(last - 5, last)], "the latest are kept"
-    again = torch.cat([kit.encode([prompt]) for prompt in ("prompt 0", session.prompt)])
+    assert list(bundle._kept) == [f"prompt {n}" for n in range(last - 5, last)], "the latest are kept"
+    again = torch.cat([bundle.encode([prompt]) for prompt in ("prompt 0", session.prompt)])
     assert torch.equal(again, encode(["prompt 0", session.prompt])), "what was dropped is made again"
 
 
@@ -186,11 +186,11 @@ def committed_in_runs(self, plan):
 
 def test_the_twins_show(monkeypatch):
     """A table that grows, a commit that depends on the place in the ring, latents that are never let go of."""
-    made = pipeline_of(CacheConfig(9, 2))
-    make_chunk, hoard = session_film(made), []
+    made = make_pipeline(CacheConfig(9, 2))
+    make_chunk, hoard = session_video(made), []
     assert grown(lambda: hoard.append(make_chunk()) or hoard[-1], 5) >= 10
     with monkeypatch.context() as patch:
         patch.setattr(Ring, "commit", committed_in_runs)
-        assert amounts_of_work(fill(session_film(made), 9), apart=0) > 1
-    made.kit.denoiser.transformer.rotary = GrownTable(tiny.SPEC.head_dim)
-    assert amounts_of_work(fill(session_film(made), 9), apart=12) > 1
+        assert amounts_of_work(fill(session_video(made), 9), apart=0) > 1
+    made.bundle.denoiser.transformer.rotary = GrownTable(tiny.SPEC.head_dim)
+    assert amounts_of_work(fill(session_video(made), 9), apart=12) > 1

@@ -28,7 +28,7 @@ def caches(rolls):
 
 @torch.no_grad()
 def made(config, count):
-    """(the first chunks of a film, the caches behind them)"""
+    """(the first chunks of a video, the caches behind them)"""
     rolls = tiny.rollout(MODEL, config, guidance=2.0)
     chunks = list(rolls(Fixed(TEXT), BORDERS[:count], tiny.noise(), 1, max_frames=15))
     return chunks, caches(rolls)
@@ -58,12 +58,12 @@ def test_given_frames_fill_the_cache_as_made_ones(config, count):
 
 
 def test_a_cache_that_is_filled_otherwise_is_told_apart():
-    """A chunk that is left out, a border that is moved, latents that differ by a hair: none passes for the film."""
+    """A chunk that is left out, a border that is moved, latents that differ by a hair: none passes for the video."""
     config = CacheConfig(9, 2)
     chunks, wanted = made(config, 4)
-    film = torch.cat([c.latents for c in chunks], 1)
+    video = torch.cat([c.latents for c in chunks], 1)
     moved = [Span(0, 1), Span(1, 3), *(c.span for c in chunks[1:])]
     assert not same(given(config, chunks[:3]), wanted)
-    assert not same(given(config, [Chunk(s, film[:, s.start : s.stop]) for s in moved]), wanted)
+    assert not same(given(config, [Chunk(s, video[:, s.start : s.stop]) for s in moved]), wanted)
     near = [Chunk(c.span, c.latents * (1 + 1e-5)) for c in chunks]
     assert not same(given(config, near), wanted)

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from pipeline.sampler import FewStep, RandomExit
-from pipeline.track import Script
+from pipeline.track import PromptSchedule
 from tests import tiny
 from tests.contract.oracle import Book, ForgetfulText, rotate
 from wan.attention.masks import FrameMask
-from wan.cache import Chunks, TextStore
+from wan.cache import Chunks, TextKVCache
 from wan.ledger import CacheConfig
 from wan.schedule import Schedule
 
@@ -34,7 +34,7 @@ def random_exit(sigmas):
 def train_step(
     config, sigmas=tiny.SIGMAS, sampler=all_steps, checkpointing=False, dtype=torch.float32, strict=True, switch=None
 ):
-    """Returns (the film, gradient of each weight) of one rollout whose backward runs at its very end.
+    """Returns (the video, gradient of each weight) of one rollout whose backward runs at its very end.
 
     switch: the frame from which on another prompt holds.
     """
@@ -44,18 +44,18 @@ def train_step(
     rolls.sampler = sampler(sigmas)
     cues = [(0, tiny.condition(BATCH, dtype=dtype))]
     cues += [(switch, tiny.condition(BATCH, seed=1, dtype=dtype))] if switch else []
-    chunks = list(rolls(Script(cues), tiny.spans(*LENGTHS), tiny.noise(BATCH, dtype=dtype), BATCH))
+    chunks = list(rolls(PromptSchedule(cues), tiny.spans(*LENGTHS), tiny.noise(BATCH, dtype=dtype), BATCH))
     assert sum(c.recache_seconds is not None for c in chunks) == len(cues) - 1
-    film = torch.cat([c.latents for c in chunks], 1)
+    video = torch.cat([c.latents for c in chunks], 1)
     if config.window_frames != -1:
         assert len(rolls.branches[0].ledger.slot_of) < sum(LENGTHS), "nothing was evicted before backward"
-    return film.detach(), gradients(model, film, strict)
+    return video.detach(), gradients(model, video, strict)
 
 
-def gradients(model: nn.Module, film: torch.Tensor, strict: bool = True) -> dict[str, torch.Tensor]:
-    """Returns the gradient of a fixed weighted sum of the film; every weight must have one (`strict`), or gets 0."""
-    weights = tiny.draw("loss", shape=film.shape, dtype=film.dtype)
-    (tiny.healthy(film) * weights).sum().backward()
+def gradients(model: nn.Module, video: torch.Tensor, strict: bool = True) -> dict[str, torch.Tensor]:
+    """Returns the gradient of a fixed weighted sum of the video; every weight must have one (`strict`), or gets 0."""
+    weights = tiny.draw("loss", shape=video.shape, dtype=video.dtype)
+    (tiny.healthy(video) * weights).sum().backward()
     found = {n: torch.zeros_like(w) if w.grad is None else w.grad for n, w in model.named_parameters()}
     assert not strict or all(g.abs().max() > 0 for g in found.values())
     return found
@@ -72,8 +72,8 @@ POLICIES = [CacheConfig(-1), CacheConfig(6, 0), CacheConfig(6, 2), CacheConfig(6
 @pytest.mark.parametrize("config", POLICIES, ids=str)
 @pytest.mark.parametrize("sampler", [all_steps, random_exit])
 def test_checkpointing_changes_no_gradient(config, sampler):
-    (film, wanted), (again, given) = (train_step(config, sampler=sampler, checkpointing=c) for c in (False, True))
-    assert tiny.error(film, again) < TOLERANCE
+    (video, wanted), (again, given) = (train_step(config, sampler=sampler, checkpointing=c) for c in (False, True))
+    assert tiny.error(video, again) < TOLERANCE
     assert worst(given, wanted) < TOLERANCE
 
 
@@ -83,8 +83,8 @@ def test_checkpointing_changes_no_gradient(config, sampler):
 def test_checkpointing_changes_no_gradient_where_the_prompt_switches(config, recache, keep_sink):
     """The recache replaces, before backward, the keys that earlier chunks read."""
     config = replace(config, recache=recache, keep_sink=keep_sink)
-    (film, wanted), (again, given) = (train_step(config, checkpointing=c, switch=9) for c in (False, True))
-    assert tiny.error(film, again) < TOLERANCE
+    (video, wanted), (again, given) = (train_step(config, checkpointing=c, switch=9) for c in (False, True))
+    assert tiny.error(video, again) < TOLERANCE
     assert worst(given, wanted) < TOLERANCE
     assert worst(train_step(config)[1], wanted) > 1e-3, "the switch is seen"
 
@@ -93,7 +93,7 @@ def test_checkpointing_changes_no_gradient_where_the_prompt_switches(config, rec
 def test_recompute_over_a_changed_cache_breaks_it(switch, monkeypatch):
     """A checkpointed block that closes over the cache reads, at backward, frames that came later or anew."""
 
-    def put(self, layer, plan, k, v):
+    def write(self, layer, plan, k, v):
         if not torch.is_grad_enabled():
             self._own[layer] = (k, v)
         kept = [pair for _, pair in sorted(self._kept[layer].items())][-len(plan.read) :] if plan.read else []
@@ -102,13 +102,13 @@ def test_recompute_over_a_changed_cache_breaks_it(switch, monkeypatch):
         return tuple(torch.cat([pair[i] for pair in kept] + [new], 1) for i, new in enumerate((k, v)))
 
     config = CacheConfig(6, 2)
-    film, wanted = train_step(config, switch=switch)
-    monkeypatch.setattr(Chunks, "put", put)
-    monkeypatch.setattr(Chunks, "freeze", lambda self, plan: self)
+    video, wanted = train_step(config, switch=switch)
+    monkeypatch.setattr(Chunks, "write", write)
+    monkeypatch.setattr(Chunks, "frozen_view", lambda self, plan: self)
     plain = train_step(config, switch=switch)
     again, given = train_step(config, checkpointing=True, switch=switch)
     assert worst(plain[1], wanted) < TOLERANCE, "the twin is right as long as nothing is recomputed"
-    assert tiny.error(film, again) < TOLERANCE, "the loss does not show it"
+    assert tiny.error(video, again) < TOLERANCE, "the loss does not show it"
     assert worst(given, wanted) > 10 * TOLERANCE
 
 
@@ -133,15 +133,15 @@ class Recording:
         return q, k, v, self.mask
 
 
-def independent_step(config, film, sigma, window=None):
-    """Returns (film, gradients) of all chunks at once: noisy frames over the constant keys of the finished film."""
-    dtype, borders = film.dtype, tiny.spans(*LENGTHS)
+def independent_step(config, video, sigma, window=None):
+    """Returns (video, gradients) of all chunks at once: noisy frames over the constant keys of the finished video."""
+    dtype, borders = video.dtype, tiny.spans(*LENGTHS)
     model = tiny.denoiser(dtype=dtype).requires_grad_(True)
     text, theta = tiny.condition(BATCH, dtype=dtype), model.spec.rope_theta
     book = Book(window or config.window_frames, config.sink_frames, max(LENGTHS))
     first = Recording(book.mask(borders), theta)
     with torch.no_grad():
-        model(film, 0.0, text, first)
+        model(video, 0.0, text, first)
     before = book.mask(borders, with_own=False).frames
     own = book.mask(borders).frames & ~before
     second = Recording(FrameMask(torch.cat((before, own), 1)), theta, first.noted)
@@ -152,9 +152,9 @@ def independent_step(config, film, sigma, window=None):
 
 @pytest.mark.parametrize("config", [c for c in POLICIES if c.rope == "write"], ids=str)
 def test_rollout_gradient_is_that_of_one_forward_over_constant_keys(config):
-    film, given = train_step(config, sigmas=(0.8,), dtype=torch.float64, checkpointing=True)
-    made, wanted = independent_step(config, film, 0.8)
-    assert tiny.error(made, film) < tiny.EXACT
+    video, given = train_step(config, sigmas=(0.8,), dtype=torch.float64, checkpointing=True)
+    made, wanted = independent_step(config, video, 0.8)
+    assert tiny.error(made, video) < tiny.EXACT
     assert worst(given, wanted) < tiny.EXACT
 
 
@@ -167,16 +167,16 @@ def keep_text_under_grad(monkeypatch):
                 self._kept[layer] = make()
         return self._kept[layer]
 
-    monkeypatch.setattr(TextStore, "get", get)
+    monkeypatch.setattr(TextKVCache, "get", get)
 
 
 def forget_history(monkeypatch):
-    def put(self, layer, plan, k, v):
+    def write(self, layer, plan, k, v):
         if not torch.is_grad_enabled():
             self._own[layer] = (k, v)
         return k, v
 
-    monkeypatch.setattr(Chunks, "put", put)
+    monkeypatch.setattr(Chunks, "write", write)
 
 
 @pytest.mark.parametrize("mutate", [keep_text_under_grad, forget_history])
@@ -199,8 +199,8 @@ def test_gradient_through_the_keys_of_earlier_chunks_is_none():
         starts[span, k] = noise(span, k).requires_grad_()
         return starts[span, k]
 
-    film = tiny.film(rolls, tiny.condition(BATCH), tiny.spans(*LENGTHS), leaf)
-    film[:, -3:].sum().backward()
+    video = tiny.video(rolls, tiny.condition(BATCH), tiny.spans(*LENGTHS), leaf)
+    video[:, -3:].sum().backward()
     reached = {key for key, x in starts.items() if x.grad is not None and x.grad.abs().max() > 0}
     last = tiny.spans(*LENGTHS)[-1]
     assert reached == {(last, 0), (last, 1)}

@@ -140,7 +140,7 @@ def skip_context_pass(monkeypatch):
 
     def make(self, cache, span):
         original(self, cache, span)
-        cache.put = lambda layer, plan, k, v: _stale(cache, layer, plan, k, v)
+        cache.write = lambda layer, plan, k, v: _stale(cache, layer, plan, k, v)
 
     monkeypatch.setattr(Cached, "__init__", make)
 
@@ -150,7 +150,7 @@ def _stale(cache, layer, plan, k, v):
     if cache.__dict__.setdefault("entered", {}).get(layer) == plan.span:
         return cache.keys[layer][:, : k.shape[1]], cache.values[layer][:, : v.shape[1]]
     cache.entered[layer] = plan.span
-    return type(cache).put(cache, layer, plan, k, v)
+    return type(cache).write(cache, layer, plan, k, v)
 
 
 def forget_sink(monkeypatch):

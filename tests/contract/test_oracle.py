@@ -23,7 +23,7 @@ FP32 = tiny.denoiser()
 
 @st.composite
 def policies(draw):
-    """Returns (config, chunk lengths, given first frame): windows from none to more than the film."""
+    """Returns (config, chunk lengths, given first frame): windows from none to more than the video."""
     chunk, sink, history = draw(st.integers(1, 3)), draw(st.integers(0, 5)), draw(st.integers(0, 5))
     window = draw(st.sampled_from([-1, sink + chunk + history, sink + chunk + history]))
     lengths = [chunk, *draw(st.lists(st.integers(1, chunk), min_size=1, max_size=5))]
@@ -33,8 +33,8 @@ def policies(draw):
     return config, ([1] if first else []) + lengths, first
 
 
-def both_films(model, config, lengths, first, batch, **fields):
-    """Returns the film over the project's cache, and the oracle's."""
+def both_videos(model, config, lengths, first, batch, **fields):
+    """Returns the video over the project's cache, and the oracle's."""
     dtype, borders = model.transformer.dtype, tiny.spans(*lengths)
     text, noise = tiny.condition(batch, dtype=dtype), tiny.noise(batch, dtype=dtype)
     start = tiny.latents(1, batch, dtype=dtype) if first else None
@@ -43,8 +43,8 @@ def both_films(model, config, lengths, first, batch, **fields):
     given = [Chunk(Span(0, 1), start, given=True)] if first else []
     with torch.no_grad():
         rolls = tiny.rollout(model, config, **fields)
-        film = tiny.film(rolls, text, borders[len(given) :], noise, given=given)
-    return film, tiny.healthy(wanted)
+        video = tiny.video(rolls, text, borders[len(given) :], noise, given=given)
+    return video, tiny.healthy(wanted)
 
 
 @pytest.fixture
@@ -64,8 +64,8 @@ def test_ring_equals_oracle(poisoned):
     @settings(max_examples=30, deadline=None, derandomize=True)
     @given(policy=policies(), batch=st.integers(1, 3))
     def compare(policy, batch):
-        film, wanted = both_films(FP64, *policy, batch)
-        assert tiny.error(film, wanted) < tiny.EXACT
+        video, wanted = both_videos(FP64, *policy, batch)
+        assert tiny.error(video, wanted) < tiny.EXACT
 
     compare()
 
@@ -74,8 +74,8 @@ def test_chunks_equal_oracle_without_grad():
     @settings(max_examples=20, deadline=None, derandomize=True)
     @given(policy=policies())
     def compare(policy):
-        film, wanted = both_films(FP64, *policy, 1, training=True)
-        assert tiny.error(film, wanted) < tiny.EXACT
+        video, wanted = both_videos(FP64, *policy, 1, training=True)
+        assert tiny.error(video, wanted) < tiny.EXACT
 
     compare()
 
@@ -101,7 +101,7 @@ CASE = ([1, 3, 3, 2, 3, 1, 3], True, 2)  # a given frame, ragged chunks; window 
 
 
 def case(rope: str, **fields):
-    return both_films(FP32, CacheConfig(9, 2, rope), *CASE, **fields)
+    return both_videos(FP32, CacheConfig(9, 2, rope), *CASE, **fields)
 
 
 @pytest.mark.parametrize("rope", ["write", "read"])
@@ -190,14 +190,14 @@ def test_time_order_of_keys_breaks_reading(monkeypatch):
 
 
 def test_reading_what_was_not_written_is_seen(poisoned, monkeypatch):
-    original = Ring.put
+    original = Ring.write
 
-    def put(self, layer, plan, k, v):
+    def write(self, layer, plan, k, v):
         keys, values = original(self, layer, plan, k, v)
         one_more = keys.shape[1] + self.shape.frame_tokens
         begin = keys.storage_offset() - self.keys[layer].storage_offset()
         begin //= self.keys.stride(2)
         return tuple(store[layer, :, begin : begin + one_more] for store in (self.keys, self.values))
 
-    monkeypatch.setattr(Ring, "put", put)
+    monkeypatch.setattr(Ring, "write", write)
     assert tiny.error(*case("write")) == float("inf")

@@ -18,24 +18,24 @@ BATCH_TOLERANCE = 1e-5
 NEAR = (0.8975, 0.9)  # one number in bf16
 
 
-def film(batch: int, model=None, text=None, noise=None, config=CONFIG, guidance=2.0) -> torch.Tensor:
+def video(batch: int, model=None, text=None, noise=None, config=CONFIG, guidance=2.0) -> torch.Tensor:
     with torch.no_grad():
         rolls = tiny.rollout(model or tiny.denoiser(), config, guidance=guidance)
-        return tiny.healthy(tiny.film(rolls, text or tiny.condition(batch), BORDERS, noise or tiny.noise(batch)))
+        return tiny.healthy(tiny.video(rolls, text or tiny.condition(batch), BORDERS, noise or tiny.noise(batch)))
 
 
 def one_sample(index: int) -> torch.Tensor:
     """Returns sample `index` of the batch of 2, run alone."""
     both, noise = tiny.condition(2), tiny.noise(2)
     text = replace(both, text=both.text[index, None], null_text=both.null_text[index, None], key=index)
-    return film(1, text=text, noise=lambda span, k: noise(span, k)[index, None])
+    return video(1, text=text, noise=lambda span, k: noise(span, k)[index, None])
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["ring", "chunks"])
 def test_a_batch_of_two_is_two_batches_of_one(training, monkeypatch):
     apart = torch.cat([one_sample(0), one_sample(1)])
     monkeypatch.setattr(Rollout, "training", training)
-    assert tiny.error(film(2), apart) < BATCH_TOLERANCE
+    assert tiny.error(video(2), apart) < BATCH_TOLERANCE
     assert tiny.error(apart[:1], apart[1:]) > 0.1
 
 
@@ -43,9 +43,9 @@ def test_samples_that_mix_break_it():
     swapped = tiny.condition(2)
     swapped = replace(swapped, text=swapped.text.flip(0))
     apart = torch.cat([one_sample(0), one_sample(1)])
-    assert tiny.error(film(2, text=swapped), apart) > 10 * BATCH_TOLERANCE
+    assert tiny.error(video(2, text=swapped), apart) > 10 * BATCH_TOLERANCE
     noise = tiny.noise(2)
-    assert tiny.error(film(2, noise=lambda span, k: noise(span, k).flip(0)), apart) > 10 * BATCH_TOLERANCE
+    assert tiny.error(video(2, noise=lambda span, k: noise(span, k).flip(0)), apart) > 10 * BATCH_TOLERANCE
 
 
 def rounded(precision: str = "weights", dtype=torch.bfloat16):
@@ -101,14 +101,14 @@ def test_sigma_is_not_rounded_to_the_weights():
 @pytest.mark.parametrize("rope", ["write", "read"])
 def test_bf16_rollouts_stay_near_fp32(precision, rope):
     config = replace(CONFIG, rope=rope)
-    wanted = film(1, rounded(dtype=torch.float32), config=config, guidance=1.0)
-    given = film(1, rounded(precision), config=config, guidance=1.0)
+    wanted = video(1, rounded(dtype=torch.float32), config=config, guidance=1.0)
+    given = video(1, rounded(precision), config=config, guidance=1.0)
     assert given.dtype == torch.float32, "latents keep the dtype of the noise"
     assert (given - wanted).square().mean().sqrt() < 0.05
 
 
 def test_fp64_runs_throughout():
     model, dtype = tiny.denoiser(dtype=torch.float64), torch.float64
-    exact = film(1, model, tiny.condition(dtype=dtype), tiny.noise(dtype=dtype))
+    exact = video(1, model, tiny.condition(dtype=dtype), tiny.noise(dtype=dtype))
     assert exact.dtype == dtype
-    assert 1e-9 < tiny.error(exact, film(1)) < 10 * tiny.TOLERANCE
+    assert 1e-9 < tiny.error(exact, video(1)) < 10 * tiny.TOLERANCE

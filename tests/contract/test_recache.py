@@ -1,4 +1,4 @@
-"""Films whose prompt switches, with each kind of recache, against the oracle that drops nothing."""
+"""Videos whose prompt switches, with each kind of recache, against the oracle that drops nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.rollout import Rollout
-from pipeline.track import Script
+from pipeline.track import PromptSchedule
 from tests import tiny
 from tests.contract.oracle import Book, play
 from wan.ledger import RECACHES, CacheConfig
@@ -20,7 +20,7 @@ FP64 = tiny.denoiser(dtype=torch.float64)
 
 
 @st.composite
-def films(draw):
+def videos(draw):
     """Returns (config, chunk lengths, numbers of the chunks that begin with another condition)."""
     chunk, sink, history = draw(st.integers(1, 3)), draw(st.integers(0, 5)), draw(st.integers(0, 4))
     window = draw(st.sampled_from([-1, sink + chunk + history, sink + chunk + history]))
@@ -30,8 +30,8 @@ def films(draw):
     return CacheConfig(window, sink, rope, kind, draw(st.booleans())), list(lengths), sorted(switches)
 
 
-def both_films(config, lengths, switches, batch=1, guidance=1.0, **fields):
-    """Returns the film over the project's cache, and the oracle's, in float64."""
+def both_videos(config, lengths, switches, batch=1, guidance=1.0, **fields):
+    """Returns the video over the project's cache, and the oracle's, in float64."""
     borders, noise = tiny.spans(*lengths), tiny.noise(batch, dtype=torch.float64)
     texts = [tiny.condition(batch, seed, torch.float64) for seed in range(len(switches) + 1)]
     book = Book(config.window_frames, config.sink_frames, max(lengths))
@@ -41,26 +41,26 @@ def both_films(config, lengths, switches, batch=1, guidance=1.0, **fields):
     cues = [(0, texts[0]), *((borders[n].start, text) for n, text in later.items())]
     with torch.no_grad():
         rolls = tiny.rollout(FP64, config, guidance=guidance, **fields)
-        made = list(rolls(Script(cues), borders, noise, batch))
+        made = list(rolls(PromptSchedule(cues), borders, noise, batch))
     assert [c.recache_seconds is not None for c in made] == [n in later for n in range(len(borders))]
     return torch.cat([c.latents for c in made], 1), tiny.healthy(wanted)
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
-@given(film=films(), batch=st.integers(1, 2), training=st.booleans())
-def test_a_film_with_switches_equals_the_oracle(film, batch, training):
-    given_film, wanted = both_films(*film, batch, training=training)
-    assert tiny.error(given_film, wanted) < tiny.EXACT
+@given(video=videos(), batch=st.integers(1, 2), training=st.booleans())
+def test_a_video_with_switches_equals_the_oracle(video, batch, training):
+    given_video, wanted = both_videos(*video, batch, training=training)
+    assert tiny.error(given_video, wanted) < tiny.EXACT
 
 
 LENGTHS, SWITCHES = [3, 3, 2, 3, 3, 1, 3], [3, 5]
 
 
 @pytest.mark.parametrize("rope", ["write", "read"])
-def test_every_kind_makes_another_film(rope):
+def test_every_kind_makes_another_video(rope):
     """The twin: the kinds, and keeping the sink or not, are not the same thing under two names."""
     kinds = [(kind, keep) for kind in KINDS[:3] for keep in (True, False)] + [("none", True)]
-    made = [both_films(CacheConfig(9, 2, rope, *kind), LENGTHS, SWITCHES)[0] for kind in kinds]
+    made = [both_videos(CacheConfig(9, 2, rope, *kind), LENGTHS, SWITCHES)[0] for kind in kinds]
     for i, a in enumerate(made):
         for b in made[:i]:
             assert tiny.error(a, b) > 1e-3
@@ -95,52 +95,58 @@ def causal_for_bidirectional(monkeypatch):
 def test_mutations_of_the_rollout_break_it(mutate, monkeypatch):
     mutate(monkeypatch)
     config = CacheConfig(9, 2, "write", "bidirectional", False)
-    assert tiny.error(*both_films(config, LENGTHS, SWITCHES)) > 1e-4
+    assert tiny.error(*both_videos(config, LENGTHS, SWITCHES)) > 1e-4
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_guidance_branch_is_recached(kind):
-    """Guided by a null text equal to the text, the film is that without guidance, if both caches were made anew."""
+    """Guided by a null text equal to the text, the video is that without guidance, if both caches were made anew."""
     config = CacheConfig(9, 2, "write", kind)
     texts = [replace(tiny.condition(seed=s, dtype=torch.float64), null_text=None) for s in range(2)]
     texts = [replace(t, null_text=t.text) for t in texts]
     with torch.no_grad():
-        films = [
+        videos = [
             torch.cat(
                 [
                     c.latents
                     for c in tiny.rollout(FP64, config, guidance=w)(
-                        Script([(0, texts[0]), (8, texts[1])]), tiny.spans(*LENGTHS), tiny.noise(dtype=torch.float64), 1
+                        PromptSchedule([(0, texts[0]), (8, texts[1])]),
+                        tiny.spans(*LENGTHS),
+                        tiny.noise(dtype=torch.float64),
+                        1,
                     )
                 ],
                 1,
             )
             for w in (1.0, 3.0)
         ]
-    assert tiny.error(*films) < tiny.EXACT
+    assert tiny.error(*videos) < tiny.EXACT
 
 
 @pytest.mark.parametrize("rope", ["write", "read"])
 def test_both_storages_recache_a_sink_that_lies_apart(rope):
-    """A recache that reaches beyond the window: the ring and the training's storage make one film, another than W's."""
-    cues, films = Script([(0, tiny.condition(dtype=torch.float64)), (15, tiny.condition(1, 1, torch.float64))]), {}
+    """A recache beyond the window: ring and training storage make the same video, and another one than W's."""
+    cues, videos = (
+        PromptSchedule([(0, tiny.condition(dtype=torch.float64)), (15, tiny.condition(1, 1, torch.float64))]),
+        {},
+    )
     for reach, training in ((14, True), (14, False), (0, False)):
         config = CacheConfig(9, 2, rope, "bidirectional", False, reach)
         rolls = tiny.rollout(FP64, config, training=training)
         with torch.no_grad():
             noise = tiny.noise(dtype=torch.float64)
-            made = [c.latents for c in rolls(Script(cues.cues), tiny.spans(*[3] * 8), noise, 1)]
-        films[reach, training] = torch.cat(made, 1)
-    assert tiny.error(films[14, True], films[14, False]) < tiny.EXACT
-    assert tiny.error(films[14, False], films[0, False]) > 1e-3
+            made = [c.latents for c in rolls(PromptSchedule(cues.cues), tiny.spans(*[3] * 8), noise, 1)]
+        videos[reach, training] = torch.cat(made, 1)
+    assert tiny.error(videos[14, True], videos[14, False]) < tiny.EXACT
+    assert tiny.error(videos[14, False], videos[0, False]) > 1e-3
 
 
 def test_latents_are_remembered_as_long_as_the_window():
-    """Memory is constant: a film ten times as long remembers as much."""
+    """Memory is constant: a video ten times as long remembers as much."""
     for config in (CacheConfig(9, 2), CacheConfig(7, 0, "read", "bidirectional")):
         rolls, held = tiny.rollout(tiny.denoiser(), config), []
         with torch.no_grad():
-            for _ in rolls(Script([(0, tiny.condition())]), tiny.spans(*[3] * 12), tiny.noise(), 1):
+            for _ in rolls(PromptSchedule([(0, tiny.condition())]), tiny.spans(*[3] * 12), tiny.noise(), 1):
                 held.append(sum(len(span) for span, _ in rolls.latest))
         assert max(held) < config.window_frames + 3 and held[-1] == held[-2] >= config.window_frames
 
@@ -150,5 +156,5 @@ def test_a_condition_with_the_same_key_is_no_switch():
     twin = tiny.condition(key="one")
     rolls = tiny.rollout(tiny.denoiser(), CacheConfig(9, 2))
     with torch.no_grad():
-        made = list(rolls(Script([(0, text), (3, twin)]), tiny.spans(3, 3, 3), tiny.noise(), 1))
+        made = list(rolls(PromptSchedule([(0, text), (3, twin)]), tiny.spans(3, 3, 3), tiny.noise(), 1))
     assert [c.recache_seconds for c in made] == [None] * 3

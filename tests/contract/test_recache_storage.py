@@ -77,7 +77,7 @@ class Numbered:
         plan = context.plan
         rows = torch.tensor(numbers, dtype=torch.float32).repeat_interleave(SHAPE.frame_tokens)
         k = torch.stack((rows, -rows))[..., None, None]
-        seen_k, seen_v = self.cache.put(0, plan, k, k + 0.5)
+        seen_k, seen_v = self.cache.write(0, plan, k, k + 0.5)
         assert torch.equal(seen_k + 0.5, seen_v), "a key without its value, or one that was never written"
         assert torch.equal(seen_k[0], -seen_k[1]), "rows of the batch were mixed"
         frames = seen_k[0, :: SHAPE.frame_tokens, 0, 0].tolist()
@@ -184,7 +184,7 @@ def follow(player, steps, fork: bool = True):
         start = player.spans[-1].stop if player.spans else 0
         if name in ("chunk", "abandon"):
             seen += player.chunk(Span(start, start + value), 1000 * number, commit=name == "chunk")
-        elif name == "switch" and start > first_of(player):
+        elif name == "switch" and start > first_prompts(player):
             seen += player.switch(*value, 1000 * number)
         elif name == "snapshot":
             saved = player.snapshot()
@@ -192,13 +192,13 @@ def follow(player, steps, fork: bool = True):
             player.restore(saved)
         elif name == "fork" and fork:
             other = player.fork()
-            other.chunk(Span(start, start + 1), -5000)  # the other film goes its own way
+            other.chunk(Span(start, start + 1), -5000)  # the other video goes its own way
             player = player.fork()
     return seen, player
 
 
-def first_of(player) -> int:
-    """The first frame of the film since it was last emptied: there is nothing to recache right after."""
+def first_prompts(player) -> int:
+    """The first frame of the video since it was last emptied: there is nothing to recache right after."""
     return player.window.first if isinstance(player, Naive) else player.cache.ledger.first_frame
 
 
@@ -262,7 +262,7 @@ def forget_the_new_sink(monkeypatch):
 
 
 def keep_references(monkeypatch):
-    monkeypatch.setattr(Chunks, "_drop", lambda self: None)
+    monkeypatch.setattr(Chunks, "prune", lambda self: None)
 
 
 def one_frame_less(monkeypatch):

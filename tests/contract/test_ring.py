@@ -33,7 +33,7 @@ class CopiedBytes(TorchDispatchMode):
         return out
 
 
-def film_of(config, num_chunks: int, visit=lambda cache, span: None, chunk: int = CHUNK):
+def roll_video(config, num_chunks: int, visit=lambda cache, span: None, chunk: int = CHUNK):
     """Runs one denoising pass and the context pass per chunk; `visit` is called between them. Returns (cache, x)."""
     cache = tiny.ring(MODEL, config, chunk)
     noisy, clean = (tiny.latents(num_chunks * chunk, seed=seed) for seed in (1, 2))
@@ -50,22 +50,22 @@ def film_of(config, num_chunks: int, visit=lambda cache, span: None, chunk: int 
 
 
 def record_views(monkeypatch) -> list:
-    """Notes the address, offset, shape and stride of everything that `Ring.put` returns."""
-    original, seen = Ring.put, []
+    """Notes the address, offset, shape and stride of everything that `Ring.write` returns."""
+    original, seen = Ring.write, []
 
-    def put(self, layer, plan, k, v):
+    def write(self, layer, plan, k, v):
         views = original(self, layer, plan, k, v)
         seen.append((plan.span.start, layer, [(x.data_ptr(), x.storage_offset(), x.shape, x.stride()) for x in views]))
         return views
 
-    monkeypatch.setattr(Ring, "put", put)
+    monkeypatch.setattr(Ring, "write", write)
     return seen
 
 
 @pytest.mark.parametrize("config", [CacheConfig(9, 2), CacheConfig(7, 0, "read"), CacheConfig(5, 2)], ids=str)
 def test_addresses_are_static_once_the_window_is_full(config, monkeypatch):
     seen = record_views(monkeypatch)
-    film_of(config, 7)
+    roll_video(config, 7)
     full = config.window_frames - CHUNK
     by_layer = [{str(views) for start, layer, views in seen if layer == n and start >= full} for n in range(2)]
     assert [len(views) for views in by_layer] == [1, 1]
@@ -75,9 +75,9 @@ def test_addresses_are_static_once_the_window_is_full(config, monkeypatch):
 
 def test_views_are_views(monkeypatch):
     """Every pass reads one slice of the ring's own storage, contiguous along the tokens."""
-    original = Ring.put
+    original = Ring.write
 
-    def put(self, layer, plan, k, v):
+    def write(self, layer, plan, k, v):
         views = original(self, layer, plan, k, v)
         for view, store in zip(views, (self.keys, self.values), strict=True):
             assert view.untyped_storage().data_ptr() == store.untyped_storage().data_ptr()
@@ -85,8 +85,8 @@ def test_views_are_views(monkeypatch):
             assert view.shape[1] == (len(plan.span) + len(plan.read)) * self.shape.frame_tokens
         return views
 
-    monkeypatch.setattr(Ring, "put", put)
-    film_of(CacheConfig(9, 2), 4)
+    monkeypatch.setattr(Ring, "write", write)
+    roll_video(CacheConfig(9, 2), 4)
 
 
 def check_commit(cache, plan) -> int:
@@ -109,13 +109,13 @@ def test_commit_changes_the_named_slots_alone(config, monkeypatch):
         changed.append(check_commit(self.cache, self.plan))
 
     monkeypatch.setattr(Cached, "commit", commit)
-    film_of(config, 6)
+    roll_video(config, 6)
     assert max(changed) == min(CHUNK, config.window_frames - CHUNK)
 
 
 def bytes_per_chunk(window: int, sink: int = 2, rope: str = "write") -> tuple[int, int]:
     """Returns the bytes copied by the passes and by the commit of a chunk after the window is full."""
-    cache, _ = film_of(CacheConfig(window, sink, rope), -(-window // CHUNK) + 1)
+    cache, _ = roll_video(CacheConfig(window, sink, rope), -(-window // CHUNK) + 1)
     start = cache.ledger.next_frame
     context = Cached(cache, Span(start, start + CHUNK))
     with torch.no_grad(), CopiedBytes() as passes:
@@ -154,8 +154,8 @@ def abandon(cache, span, leak: bool = False):
 
 @pytest.mark.parametrize("config", [CacheConfig(9, 2), CacheConfig(9, 2, "read"), CacheConfig(4, 1)], ids=str)
 def test_an_abandoned_chunk_leaves_no_trace(config):
-    cache, wanted = film_of(config, 6)
-    other, given = film_of(config, 6, abandon)
+    cache, wanted = roll_video(config, 6)
+    other, given = roll_video(config, 6, abandon)
     assert torch.equal(given, wanted)
     assert cache.ledger.state() == other.ledger.state()
     last = max(cache.ledger.slot_of)
@@ -164,8 +164,8 @@ def test_an_abandoned_chunk_leaves_no_trace(config):
 
 @pytest.mark.parametrize("config", [CacheConfig(9, 2), CacheConfig(9, 2, "read")], ids=str)
 def test_a_leak_shows(config):
-    _, wanted = film_of(config, 6)
-    _, given = film_of(config, 6, lambda cache, span: abandon(cache, span, leak=True))
+    _, wanted = roll_video(config, 6)
+    _, given = roll_video(config, 6, lambda cache, span: abandon(cache, span, leak=True))
     assert tiny.error(given, wanted) > 10 * tiny.TOLERANCE
 
 

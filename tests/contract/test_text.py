@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests import tiny
-from wan.cache import TextStore
+from wan.cache import TextKVCache
 from wan.context import Cached, Full
 from wan.geometry import Span
 from wan.ledger import CacheConfig
@@ -47,7 +47,7 @@ def velocity(model, condition, context) -> torch.Tensor:
 def test_a_rollout_embeds_each_branch_once(model, embedded):
     with torch.no_grad():
         rolls = tiny.rollout(model, CacheConfig(9, 2), guidance=3.0)
-        tiny.film(rolls, tiny.condition(), tiny.spans(3, 3, 3, 3), tiny.noise())
+        tiny.video(rolls, tiny.condition(), tiny.spans(3, 3, 3, 3), tiny.noise())
     assert len(embedded) == 2
 
 
@@ -79,7 +79,7 @@ def test_kept_text_under_gradient_starves_the_text_weights(model, monkeypatch):
         self._kept[layer] = self._kept.get(layer) or make()
         return self._kept[layer]
 
-    monkeypatch.setattr(TextStore, "get", get)
+    monkeypatch.setattr(TextKVCache, "get", get)
     context, condition = Full(), tiny.condition()
     with torch.no_grad():
         velocity(model, condition, context)

@@ -71,7 +71,7 @@ def operations(case: Case) -> dict[str, torch.Tensor]:
         "training_weight": schedule.weight(sigma),
         "euler_step": x + flow * width,
         "table_index": index,
-        "sigma_used": schedule.snapped(sigma),
+        "sigma_used": schedule.rounded(sigma),
     }
 
 
@@ -82,12 +82,12 @@ def solvers(case: Case) -> dict[str, torch.Tensor]:
         name, steps, _, _, shift = line.split()
         walk = Solver(name, int(steps), float(shift)).start()
         x, path = case.inputs["x_T"], [case.inputs["x_T"]]
-        for k, told in enumerate(walk.told):
-            velocity = torch.einsum("ij,bjhw->bihw", matrix, x) + 0.3 * torch.sin(x) * told
+        for k, message in enumerate(walk.model_sigmas):
+            velocity = torch.einsum("ij,bjhw->bihw", matrix, x) + 0.3 * torch.sin(x) * message
             x = walk.step(velocity, k, x)
             path.append(x)
         key = f"{name.replace('+', 'p')}_{steps}_shift{shift.split('.')[0]}"
         outputs[f"{key}_trajectory"] = torch.stack(path)
-        outputs[f"{key}_timesteps"] = torch.tensor([round(t * NUM_TRAIN_TIMESTEPS) for t in walk.told])
+        outputs[f"{key}_timesteps"] = torch.tensor([round(t * NUM_TRAIN_TIMESTEPS) for t in walk.model_sigmas])
         outputs[f"{key}_sigmas"] = walk.sigmas
     return outputs

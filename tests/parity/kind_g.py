@@ -7,7 +7,7 @@ import torch
 from pipeline.options import FewStepConfig, MultiStepConfig
 from pipeline.rollout import Chunk, Rollout, guided
 from pipeline.sampler import sample
-from pipeline.track import Fixed, Script, Track
+from pipeline.track import Fixed, PromptSchedule, Track
 from tests.parity import build
 from tests.parity.case import Case, NotATarget
 from tests.parity.kind_c import in_time_order
@@ -33,7 +33,7 @@ def run(case: Case) -> dict[str, torch.Tensor]:
         return causal(case, Denoiser(model))
 
 
-def sampler_of(case: Case, bidirectional: bool = False):
+def make_sampler(case: Case, bidirectional: bool = False):
     """The sampler that a case's arguments describe."""
     knobs, config = case.config["config"]["pipeline_args"], case.config["config"]
     shift = knobs["model_kwargs"]["timestep_shift"]
@@ -41,13 +41,13 @@ def sampler_of(case: Case, bidirectional: bool = False):
         steps = [s for s in knobs["denoising_step_list"] if s]
         if bidirectional:
             steps = steps[:-1]  # the recording never ran the last step of its list
-        return FewStepConfig(tuple(steps), shift, knobs["warp_denoising_step"], snap="table").build()
+        return FewStepConfig(tuple(steps), shift, knobs["warp_denoising_step"], rounding="table").build()
     shift = BIDIRECTIONAL_SHIFT if bidirectional else knobs["timestep_shift"]
     solver = config["solver"] or "unipc"
     return MultiStepConfig(solver, config["sampling_steps"], shift, knobs["guidance_scale"]).build()
 
 
-def condition_of(case: Case) -> Condition:
+def make_condition(case: Case) -> Condition:
     """Text and negative text of the whole batch."""
     names = sorted(k for k in case.inputs if k.startswith("prompt_embeds"))
     text = torch.stack([case.inputs[n] for n in names])
@@ -55,15 +55,15 @@ def condition_of(case: Case) -> Condition:
     return Condition(text, None if null is None else null.expand(len(text), *null.shape[-2:]))
 
 
-def track_of(case: Case) -> Track:
-    """The film's text, or that of each segment between prompt switches."""
+def make_track(case: Case) -> Track:
+    """The video's text, or that of each segment between prompt switches."""
     switches = case.config["config"].get("switch_frame_indices")
     if not switches:
-        return Fixed(condition_of(case))
+        return Fixed(make_condition(case))
     batch = range(case.inputs["noise"].shape[0])
     stem = "prompt_embeds_segment"
     texts = [torch.stack([case.inputs[f"{stem}{n}_{i}"] for i in batch]) for n in range(len(switches) + 1)]
-    return Script([(frame, Condition(text)) for frame, text in zip([0, *switches], texts, strict=True)])
+    return PromptSchedule([(frame, Condition(text)) for frame, text in zip([0, *switches], texts, strict=True)])
 
 
 class Draws:
@@ -95,7 +95,7 @@ def causal(case: Case, denoiser: Denoiser) -> dict[str, torch.Tensor]:
     rope = "read" if kwargs.get("use_infinite_attention") else "write"
     rollout = Rollout(
         denoiser,
-        sampler_of(case),
+        make_sampler(case),
         Geometry(noise.shape[3] * 8, noise.shape[4] * 8),
         CacheConfig(
             kwargs.get("local_attn_size", -1),
@@ -109,7 +109,7 @@ def causal(case: Case, denoiser: Denoiser) -> dict[str, torch.Tensor]:
     rollout.context.sigma = knobs.get("context_noise", 0) / NUM_TRAIN_TIMESTEPS
     caught = _catch_last_plan(rollout)
     draws = Draws(case, first)
-    latents = [c.latents for c in rollout(track_of(case), spans, draws, noise.shape[0], given)]
+    latents = [c.latents for c in rollout(make_track(case), spans, draws, noise.shape[0], given)]
     draws.recording.finish()
     outputs, wanted = {"latents": torch.cat(latents, 1)}, case.outputs()
     for stem in ("k", "v"):
@@ -141,8 +141,8 @@ def _catch_last_plan(rollout: Rollout) -> dict:
 
 def bidirectional(case: Case, denoiser: Denoiser) -> dict[str, torch.Tensor]:
     """All frames at once."""
-    sampler, draws = sampler_of(case, bidirectional=True), Draws(case, 0)
+    sampler, draws = make_sampler(case, bidirectional=True), Draws(case, 0)
     span = Span(0, case.inputs["noise"].shape[1])
-    predict = guided(denoiser, condition_of(case), [Full(), Full()], sampler.guidance)
+    predict = guided(denoiser, make_condition(case), [Full(), Full()], sampler.guidance)
     latents = sample(sampler, draws(span, 0), predict, lambda k: draws(span, k))
     return {"latents": latents, "video01": latents[:, :, :3].clamp(-1, 1) * 0.5 + 0.5}

@@ -13,7 +13,7 @@ from model.sid import SidConfig
 from pipeline.track import Fixed
 from tests.parity import build
 from tests.parity.case import Case, NotBuilt
-from tests.parity.kind_i import GRADED_FRAMES, TrainingDraws, exits, gradients, rollout_of
+from tests.parity.kind_i import GRADED_FRAMES, TrainingDraws, exits, gradients, make_rollout
 from trainer.window import loss_window
 from utils.rng import Recording
 from wan.condition import Condition
@@ -60,7 +60,7 @@ def arguments(case: Case) -> SimpleNamespace:
     return SimpleNamespace(knobs=case.config["config"]["args"], **networks)
 
 
-def condition_of(case: Case) -> Condition:
+def make_condition(case: Case) -> Condition:
     """The recorded embeddings."""
     return Condition(case.inputs["prompt_embeds_cond"], case.inputs["prompt_embeds_uncond"])
 
@@ -75,41 +75,41 @@ def score_config(knobs: dict) -> ScoreConfig:
         first=knobs.get("min_score_timestep", 0),
         from_exit=knobs.get("ts_schedule", True),
         to_exit=knobs.get("ts_schedule_max", False),
-        snap="table",
+        rounding="table",
         noise_shift=knobs["model_kwargs"]["timestep_shift"],
         score_shift=SCORE_SHIFT,
     )
 
 
-def rollout_sample(case: Case, roles, graded: bool) -> tuple[Sample, Recording]:
+def rollout_sample(case: Case, roles, with_grad: bool) -> tuple[Sample, Recording]:
     """Runs the recorded rollout; returns the scored sample and the draws that are left."""
     knobs, draws = roles.knobs, case.draws()
     start, size, spans = draws[1], knobs["num_frame_per_block"], None
-    roles.generator.transformer.requires_grad_(graded).checkpointing = True
+    roles.generator.transformer.requires_grad_(with_grad).checkpointing = True
     spans = chunks(start.shape[1], size, 1 if knobs["independent_first_frame"] else None)
     steps = [s for s in knobs["denoising_step_list"] if s]
-    exit_of = exits(draws[2], spans, len(steps), knobs["same_step_across_blocks"], knobs["last_step_only"])
+    exit_step = exits(draws[2], spans, len(steps), knobs["same_step_across_blocks"], knobs["last_step_only"])
     kwargs = knobs["model_kwargs"]
-    rollout = rollout_of(
+    rollout = make_rollout(
         roles.generator,
         steps,
         knobs["warp_denoising_step"],
         kwargs["timestep_shift"],
         Geometry(start.shape[3] * 8, start.shape[4] * 8),
         CacheConfig(kwargs.get("local_attn_size", -1), kwargs.get("sink_size", 0)),
-        exit_of,
+        exit_step,
         start.shape[1],
         start.dtype,
         knobs.get("context_noise", 0),
     )
     recording = Recording(draws[3:], reshape=True)
-    noise, condition = TrainingDraws(start, 0, recording), condition_of(case)
-    with torch.set_grad_enabled(graded):
+    noise, condition = TrainingDraws(start, 0, recording), make_condition(case)
+    with torch.set_grad_enabled(with_grad):
         made = [c.latents for c in rollout(Fixed(condition), spans, noise, start.shape[0])]
     latents, mask = loss_window(torch.cat(made, 1), GRADED_FRAMES, StubVae(), len(spans[0]))
     exit_range = None
     if knobs["same_step_across_blocks"]:
-        last = exit_of(spans[0])
+        last = exit_step(spans[0])
         exit_range = (int(steps[last]), int(steps[last + 1]) if last + 1 < len(steps) else 0)
     return Sample(0, latents, condition, range(len(latents)), spans, (), mask, exit_range), recording
 
@@ -173,20 +173,20 @@ def critic(case: Case, loss, sample: Sample, recording, roles) -> dict[str, torc
 
 def dmd_generator(case: Case) -> dict[str, torch.Tensor]:
     roles = arguments(case)
-    sample, recording = rollout_sample(case, roles, graded=True)
+    sample, recording = rollout_sample(case, roles, with_grad=True)
     return generator(case, DmdConfig(score_config(roles.knobs)).build(), sample, recording, roles)
 
 
 def sid_generator(case: Case) -> dict[str, torch.Tensor]:
     roles = arguments(case)
-    sample, recording = rollout_sample(case, roles, graded=True)
+    sample, recording = rollout_sample(case, roles, with_grad=True)
     loss = SidConfig(roles.knobs.get("sid_alpha", 1.0), score_config(roles.knobs)).build()
     return generator(case, loss, sample, recording, roles)
 
 
 def score_critic(case: Case) -> dict[str, torch.Tensor]:
     roles = arguments(case)
-    sample, recording = rollout_sample(case, roles, graded=False)
+    sample, recording = rollout_sample(case, roles, with_grad=False)
     return critic(case, DmdConfig(score_config(roles.knobs)).build(), sample, recording, roles)
 
 

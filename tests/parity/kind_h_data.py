@@ -12,7 +12,7 @@ from model.gan import GanConfig
 from model.noised import generate_from_data
 from model.regression import OdeConfig
 from tests.parity.case import Case, NotBuilt
-from tests.parity.kind_h import arguments, condition_of, critic, generator, rollout_sample, score_config
+from tests.parity.kind_h import arguments, critic, generator, make_condition, rollout_sample, score_config
 from tests.parity.kind_i import gradients
 from utils.rng import Recording
 from wan.geometry import chunks
@@ -20,7 +20,7 @@ from wan.ledger import CacheConfig
 from wan.schedule import NUM_TRAIN_TIMESTEPS, Schedule, step_sigmas
 
 
-def knobs_of(roles, num_frames: int):
+def get_knobs(roles, num_frames: int):
     """Returns (spans, schedule, cache, sigmas with a 0 where the recorded list has one)."""
     knobs = roles.knobs
     shift = knobs["model_kwargs"]["timestep_shift"]
@@ -36,42 +36,42 @@ def per_chunk(index: torch.Tensor, spans) -> torch.Tensor:
     return index[:, [s.start for s in spans]]
 
 
-def causvid_sample(case: Case, roles, graded: bool) -> tuple[Sample, Recording]:
+def causvid_sample(case: Case, roles, with_grad: bool) -> tuple[Sample, Recording]:
     """The noised-data generation with the recorded draws."""
     clean, draws = case.inputs["clean_latent"], case.draws()
-    spans, schedule, cache, sigmas = knobs_of(roles, clean.shape[1])
+    spans, schedule, cache, sigmas = get_knobs(roles, clean.shape[1])
     count = sum(bool(s) for s in sigmas.tolist())
     index = per_chunk(draws[count], spans).repeat_interleave(torch.tensor([len(s) for s in spans]), 1)
     where = index[None, :, :, None, None, None].expand(1, *clean.shape)
     noises = torch.stack([*draws[:count], *[clean] * (len(sigmas) - count)])
     noise = noises.gather(0, where)[0]
-    roles.generator.transformer.requires_grad_(graded)
+    roles.generator.transformer.requires_grad_(with_grad)
     tf = roles.knobs.get("teacher_forcing", False)
-    condition = condition_of(case)
-    with torch.set_grad_enabled(graded):
+    condition = make_condition(case)
+    with torch.set_grad_enabled(with_grad):
         x0 = generate_from_data(roles.generator, clean, noise, sigmas[index], condition, spans, schedule, cache, tf)
     return Sample(0, x0, condition, range(len(x0)), spans), Recording(draws[count + 1 :])
 
 
 def causvid_generator(case: Case) -> dict[str, torch.Tensor]:
     roles = arguments(case)
-    sample, recording = causvid_sample(case, roles, graded=True)
+    sample, recording = causvid_sample(case, roles, with_grad=True)
     return generator(case, DmdConfig(score_config(roles.knobs)).build(), sample, recording, roles)
 
 
 def causvid_critic(case: Case) -> dict[str, torch.Tensor]:
     roles = arguments(case)
-    sample, recording = causvid_sample(case, roles, graded=False)
+    sample, recording = causvid_sample(case, roles, with_grad=False)
     return critic(case, DmdConfig(score_config(roles.knobs)).build(), sample, recording, roles)
 
 
 def ode(case: Case) -> dict[str, torch.Tensor]:
     roles, trajectory = arguments(case), case.inputs["ode_latent"]
-    spans, schedule, cache, _ = knobs_of(roles, trajectory.shape[2])
+    spans, schedule, cache, _ = get_knobs(roles, trajectory.shape[2])
     steps = tuple(s for s in roles.knobs["denoising_step_list"] if s)
     loss = OdeConfig(steps, schedule.shift, roles.knobs["warp_denoising_step"], "table", cache).build()
     index = per_chunk(case.draws()[0], spans)
-    sample = Sample(0, None, condition_of(case), range(len(trajectory)), spans, trajectory=trajectory)
+    sample = Sample(0, None, make_condition(case), range(len(trajectory)), spans, trajectory=trajectory)
     roles.generator.transformer.requires_grad_(True)
     value, _ = loss(sample, roles, Recording([index]))
     value.backward()
@@ -93,11 +93,11 @@ def diffusion(case: Case) -> dict[str, torch.Tensor]:
     knobs, draws = roles.knobs, case.draws()
     if knobs.get("noise_augmentation_max_timestep", 0):
         raise NotBuilt("their noise augmentation, which is noisiest where it is called least")
-    spans, schedule, cache, _ = knobs_of(roles, clean.shape[1])
+    spans, schedule, cache, _ = get_knobs(roles, clean.shape[1])
     mode = "teacher_forcing" if knobs.get("teacher_forcing") else "diffusion_forcing"
     loss = FlowConfig(mode, schedule.shift, "table", "bell", cache=cache).build()
     uniform = per_chunk(draws[1], spans).to(clean.dtype) / NUM_TRAIN_TIMESTEPS
-    sample = Sample(0, clean, condition_of(case), range(len(clean)), spans)
+    sample = Sample(0, clean, make_condition(case), range(len(clean)), spans)
     roles.generator.transformer.requires_grad_(True)
     value, _ = loss(sample, roles, Recording([draws[0], uniform]))
     value.backward()
@@ -128,7 +128,7 @@ def ours(name: str) -> str:
     return name
 
 
-def gan_parts(case: Case, graded: bool):
+def gan_parts(case: Case, with_grad: bool):
     """Returns (roles with discriminator, sample with real latents, draws, objective)."""
     roles = arguments(case)
     knobs, head = roles.knobs, case.weights["gan_head"]
@@ -148,19 +148,19 @@ def gan_parts(case: Case, graded: bool):
         shape,
         score,
     )
-    sample, recording = rollout_sample(case, roles, graded)
+    sample, recording = rollout_sample(case, roles, with_grad)
     sample.real = case.inputs["clean_latent"]
     return roles, sample, recording, config.build()
 
 
 def gan_generator(case: Case) -> dict[str, torch.Tensor]:
-    roles, sample, recording, loss = gan_parts(case, graded=True)
+    roles, sample, recording, loss = gan_parts(case, with_grad=True)
     roles.discriminator.requires_grad_(False)
     return generator(case, loss, sample, recording, roles)
 
 
 def gan_critic(case: Case) -> dict[str, torch.Tensor]:
-    roles, sample, recording, loss = gan_parts(case, graded=False)
+    roles, sample, recording, loss = gan_parts(case, with_grad=False)
     caught, judge = {}, loss.critic
 
     def kept(*given):

@@ -31,12 +31,14 @@ class TrainingDraws:
         return start if k == 0 else self.recording.normal(start.shape)
 
 
-def rollout_of(denoiser, steps, warp, shift, geometry, cache: CacheConfig, exit_of, total, dtype, noise) -> Rollout:
+def make_rollout(denoiser, steps, warp, shift, geometry, cache: CacheConfig, exit_step, total, dtype, noise) -> Rollout:
     """Our rollout with the ancestor's training habits: table look-ups, context told `noise` (of 1000) and re-noised."""
-    few = FewStepConfig(tuple(s for s in steps if s), shift, warp, snap="table").build()
-    graded = lambda span: span.start >= total - GRADED_FRAMES  # noqa: E731
-    context = ContextConfig(noise / NUM_TRAIN_TIMESTEPS, renoise=True, snap="table", shift=shift)
-    return Rollout(denoiser, RandomExit(few, exit_of, graded), geometry, cache, context, training=True, dtype=dtype)
+    few = FewStepConfig(tuple(s for s in steps if s), shift, warp, rounding="table").build()
+    with_grad = lambda span: span.start >= total - GRADED_FRAMES  # noqa: E731
+    context = ContextConfig(noise / NUM_TRAIN_TIMESTEPS, renoise=True, rounding="table", shift=shift)
+    return Rollout(
+        denoiser, RandomExit(few, exit_step, with_grad), geometry, cache, context, training=True, dtype=dtype
+    )
 
 
 def exits(indices: torch.Tensor, spans, num_steps: int, same: bool, last_only: bool):
@@ -62,15 +64,15 @@ def run(case: Case) -> dict[str, torch.Tensor]:
     draws = case.draws()
     steps = config["denoising_step_list_before_warp"]
     num_steps = len([s for s in steps if s])
-    exit_of = exits(draws[0], spans, num_steps, knobs["same_step_across_blocks"], knobs["last_step_only"])
-    rollout = rollout_of(
+    exit_step = exits(draws[0], spans, num_steps, knobs["same_step_across_blocks"], knobs["last_step_only"])
+    rollout = make_rollout(
         Denoiser(model),
         steps,
         True,
         kwargs["timestep_shift"],
         Geometry(noise.shape[3] * 8, noise.shape[4] * 8),
         CacheConfig(kwargs.get("local_attn_size", -1), kwargs.get("sink_size", 0)),
-        exit_of,
+        exit_step,
         first + noise.shape[1],
         noise.dtype,
         knobs.get("context_noise", 0),
@@ -123,26 +125,26 @@ class CaughtCache:
 
     def watch(self, cache) -> None:
         """Notes what the cache's committing and graded passes store in layer 0."""
-        enter, freeze = cache.commit, cache.freeze
+        enter, frozen_view = cache.commit, cache.frozen_view
 
         def commit(plan):
             self.committed[plan.span] = cache._own[0]
             enter(plan)
 
         def frozen(plan):
-            view = freeze(plan)
+            view = frozen_view(plan)
             if view is not cache:
-                put = view.put
+                write = view.write
 
                 def noting(layer, plan, k, v):
                     if layer == 0:
                         self.exits[plan.span] = (k.detach(), v.detach())
-                    return put(layer, plan, k, v)
+                    return write(layer, plan, k, v)
 
-                view.put = noting
+                view.write = noting
             return view
 
-        cache.commit, cache.freeze = commit, frozen
+        cache.commit, cache.frozen_view = commit, frozen
 
     def final(self, recompute_writes: bool) -> dict[str, torch.Tensor]:
         """The ancestor's cache after backward. Where its recompute writes in place, the first graded chunk is

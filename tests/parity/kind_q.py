@@ -14,7 +14,7 @@ from tests.parity import kind_h
 from tests.parity.case import Case, NotATarget
 from tests.parity.leak import Leak
 from trainer.stream_source import StreamConfig, StreamSource
-from utils.layout import Layout
+from utils.layout import ParallelLayout
 from utils.rng import Recording
 from wan.ledger import CacheConfig
 from wan.schedule import NUM_TRAIN_TIMESTEPS
@@ -56,7 +56,7 @@ class StreamDraws(Recording):
 
 
 def check_target(case: Case) -> None:
-    """Raises NotATarget for a sink that is left at zero: a recache that is not from the film's start, not repaired."""
+    """Raises NotATarget for a sink that is left at zero: a recache that is not from the video's start, not repaired."""
     knobs = case.config["config"]["args"]
     late = any(call["absolute_start"] > LOOK_BACK for call in case.config["recache_calls"])
     if late and knobs["model_kwargs"].get("sink_size", 0) and not (keeps_sink(case) or repaired(case, "fresh sink")):
@@ -73,7 +73,7 @@ def keeps_sink(case: Case) -> bool:
     return bool(case.config["config"]["args"].get("global_sink")) and repaired(case, "global_sink")
 
 
-def source_of(case: Case, folder: Path) -> StreamSource:
+def make_source(case: Case, folder: Path) -> StreamSource:
     """Our source with the recorded knobs."""
     knobs, switch = case.config["config"]["args"], case.config["config"]["switch_frame_index"]
     kwargs, (height, width) = knobs["model_kwargs"], knobs["image_or_video_shape"][3:]
@@ -92,15 +92,15 @@ def source_of(case: Case, folder: Path) -> StreamSource:
         chunk=knobs["num_frame_per_block"],
         height=height * 8,
         width=width * 8,
-        sampler=FewStepConfig(steps, shift, knobs["warp_denoising_step"], snap="table"),
+        sampler=FewStepConfig(steps, shift, knobs["warp_denoising_step"], rounding="table"),
         exit_per_chunk=not knobs["same_step_across_blocks"],
         last_step_only=knobs["last_step_only"],
-        cache=cache_of(case),
-        context=ContextConfig(sigma, renoise=True, snap="table", shift=shift),
+        cache=get_cache(case),
+        context=ContextConfig(sigma, renoise=True, rounding="table", shift=shift),
     ).build()
 
 
-def cache_of(case: Case) -> CacheConfig:
+def get_cache(case: Case) -> CacheConfig:
     """The recorded cache policy."""
     kwargs = case.config["config"]["args"]["model_kwargs"]
     window, sink = kwargs.get("local_attn_size", -1), kwargs.get("sink_size", 0)
@@ -145,11 +145,11 @@ def play(case: Case, leak: Leak | None = None):
     roles = kind_h.arguments(case)
     texts = {FIRST: "prompt_embeds_cond", SECOND: "prompt_embeds_switch", "": "prompt_embeds_uncond"}
     roles.text = lambda prompts: torch.cat([case.inputs[texts[p]] for p in prompts])
-    roles.vae, roles.negative_prompt, roles.device, roles.layout = TextVae(), "", "cpu", Layout.single()
+    roles.vae, roles.negative_prompt, roles.device, roles.layout = TextVae(), "", "cpu", ParallelLayout.single()
     roles.generator.transformer.requires_grad_(True).checkpointing = leak is None
     roles.critic.transformer.requires_grad_(True)
     with tempfile.TemporaryDirectory() as folder:
-        source = source_of(case, Path(folder))
+        source = make_source(case, Path(folder))
     loss, outputs = DmdConfig(kind_h.score_config(roles.knobs)).build(), {}
     for turn in case.config["chunks"]:
         if leak is not None:
@@ -162,23 +162,23 @@ def take(case: Case, turn: dict, source: StreamSource, loss, roles) -> dict[str,
     """One turn: the stretch, its loss, its gradients."""
     draws, number, user = StreamDraws(case, turn), turn["chunk"], turn["used_for"]
     draws.least, draws.chunk = source.config.min_new_frames, source.config.chunk
-    sample = source.next(number, roles, draws, graded=user == "generator")
+    sample = source.next(number, roles, draws, with_grad=user == "generator")
     mask = torch.ones(sample.latents.shape[1], dtype=bool) if sample.frame_mask is None else sample.frame_mask
     made = sample.latents.detach()
-    told = {"new_frames": made[:, -turn["new_frames"] :], "chunk": made, "gradient_mask": mask[None]}
+    message = {"new_frames": made[:, -turn["new_frames"] :], "chunk": made, "gradient_mask": mask[None]}
     grads = {}
     if user == "generator":
-        told |= generator(loss, sample, roles, draws)
+        message |= generator(loss, sample, roles, draws)
         grads = gradients(roles.generator.transformer, f"gradD_generator_{number}")
     elif user == "critic":
         value, _ = loss.critic(sample, roles, draws)
         value.backward()
-        told["loss"] = value.detach()
+        message["loss"] = value.detach()
         grads = gradients(roles.critic.transformer, f"grad_fake_score_{number}")
     draws.finish()
     for network in (roles.generator, roles.critic):
         network.transformer.zero_grad()
-    return {f"{name}_{number}": tensor for name, tensor in told.items()} | grads
+    return {f"{name}_{number}": tensor for name, tensor in message.items()} | grads
 
 
 def generator(loss, sample, roles, draws) -> dict[str, torch.Tensor]:
@@ -246,10 +246,10 @@ class Watched:
     def caches(self, source: StreamSource) -> dict[str, torch.Tensor]:
         """The recorded caches with our frames in them."""
         last = self.case.config["chunks"][-1]
-        (film,) = source.films.values()
+        (video,) = source.videos.values()
         end, filled = (
             n // self.case.config["config"]["tokens_per_frame"] for n in last["cache_index_tokens_global_local"]
         )
-        assert end == film.length
-        self.note(f"after_chunk_{last['chunk']}", film.rollout, end, filled)
+        assert end == video.length
+        self.note(f"after_chunk_{last['chunk']}", video.rollout, end, filled)
         return self.found

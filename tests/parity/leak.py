@@ -13,26 +13,26 @@ from wan.cache import Chunks
 
 
 class Leak:
-    """While entered, `Chunks` has this leak. One film at a time, without checkpointing."""
+    """While entered, `Chunks` has this leak. One video at a time, without checkpointing."""
 
     def __init__(self, room: int, fresh: int = 0):
-        """room: frames of the cache. fresh: frames that a recache not from the film's start leaves in it, 0 = all."""
+        """room: frames of the cache. fresh: frames that a recache not from the video's start leaves in it, 0 = all."""
         self.room, self.fresh, self.filled = room, fresh, 0
         self.span, self.kept = None, {}  # (layer, slot) -> (k, v) of one frame, with gradient
 
     def __enter__(self):
-        self.original = put = Chunks.put
-        Chunks.put = lambda cache, layer, plan, k, v: self.put(put, cache, layer, plan, k, v)
+        self.original = write = Chunks.write
+        Chunks.write = lambda cache, layer, plan, k, v: self.write(write, cache, layer, plan, k, v)
         return self
 
     def __exit__(self, *error):
-        Chunks.put = self.original
+        Chunks.write = self.original
 
-    def put(self, put, cache, layer: int, plan, k, v):
+    def write(self, write, cache, layer: int, plan, k, v):
         """Returns what `put` does, with the history of the slots that are read."""
         if plan.span != self.span:
             self.enter(plan, cache.ledger)
-        pair = put(cache, layer, plan, k, v)
+        pair = write(cache, layer, plan, k, v)
         if not (torch.is_grad_enabled() and k.requires_grad):
             return pair
         unit, none = cache.shape.frame_tokens, torch.zeros_like(k[:, : cache.shape.frame_tokens])

@@ -18,7 +18,7 @@ MODEL = tiny.denoiser()
 SAMPLER = MultiStepConfig(solver="euler", num_steps=3, shift=2.0, guidance=3.0).build()
 
 
-def film(denoiser=MODEL, sampler=SAMPLER, total=4, given=None, condition=None):
+def video(denoiser=MODEL, sampler=SAMPLER, total=4, given=None, condition=None):
     """Returns the one chunk of a clip."""
     pipeline = BidirectionalConfig().build(SimpleNamespace(denoiser=denoiser, device="cpu"), sampler, tiny.GEOMETRY)
     assert isinstance(pipeline, Bidirectional) and pipeline.spans(total) == [Span(0, total)]
@@ -29,7 +29,7 @@ def film(denoiser=MODEL, sampler=SAMPLER, total=4, given=None, condition=None):
 
 
 def test_the_clip_depends_on_every_frame_both_ways():
-    noise, base = tiny.noise(2), film()
+    noise, base = tiny.noise(2), video()
     tiny.healthy(base)
 
     class Shifted(nn.Module):  # the last frame of the input moved: a causal model would not tell the first
@@ -38,7 +38,7 @@ def test_the_clip_depends_on_every_frame_both_ways():
         def forward(self, x, sigma, condition, context):
             return MODEL(torch.cat((x[:, :-1], x[:, -1:] + 1), 1), sigma, condition, context)
 
-    assert (film(Shifted())[:, 0] - base[:, 0]).abs().max() > 1e-3
+    assert (video(Shifted())[:, 0] - base[:, 0]).abs().max() > 1e-3
     assert noise(Span(0, 4), 0).shape == base.shape
 
 
@@ -53,13 +53,13 @@ def test_given_first_frames_stay_and_are_shown_clean():
             seen.append((x[:, :1].clone(), sigma.clone()))
             return MODEL(x, sigma, condition, context)
 
-    out = film(Watched(), given=given)
+    out = video(Watched(), given=given)
     assert torch.equal(out[:, :1], given)
     assert len(seen) == 6  # 3 steps, 2 guidance branches
     for x, sigma in seen:
         assert torch.equal(x, given)
         assert bool((sigma[:, 0] == 0).all()) and bool((sigma[:, 1:] > 0).all())
-    assert (out[:, 1:] - film()[:, 1:]).abs().max() > 1e-3, "the given frame changed nothing"
+    assert (out[:, 1:] - video()[:, 1:]).abs().max() > 1e-3, "the given frame changed nothing"
 
 
 class Expert(nn.Module):
@@ -78,7 +78,7 @@ class Expert(nn.Module):
 def test_two_experts_switch_at_the_boundary_each_with_its_guidance():
     low, high = Expert(1.0), Expert(10.0)
     sampler = MultiStepConfig(solver="euler", num_steps=4, shift=1.0, guidance=2.0, guidance_high=4.0).build()
-    out = film(ExpertDenoiser(low, high, 0.5), sampler)
+    out = video(ExpertDenoiser(low, high, 0.5), sampler)
     assert high.sigmas == [1.0, 1.0, 0.75, 0.75, 0.5, 0.5]  # from the boundary upward
     assert low.sigmas == [0.25, 0.25]
     high_velocity, low_velocity = 5 + 4 * (10 - 5), 0.5 + 2 * (1 - 0.5)
@@ -98,6 +98,6 @@ def test_solvers_agree_in_the_limit(solver):
     """Where the velocity is constant every solver lands on x - velocity."""
     model = Expert(1.0)
     sampler = MultiStepConfig(solver=solver, num_steps=5, shift=3.0, guidance=1.0).build()
-    out, start = film(model, sampler), tiny.noise(2)(Span(0, 4), 0)
+    out, start = video(model, sampler), tiny.noise(2)(Span(0, 4), 0)
     assert len(model.sigmas) == 5 and model.sigmas == sorted(model.sigmas, reverse=True)
     assert tiny.error(out, start - 1) < 2e-3

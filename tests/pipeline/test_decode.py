@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipeline.config import OutputConfig
-from pipeline.decode import DECODED_TOGETHER, Films, finished
+from pipeline.decode import DECODED_TOGETHER, VideoBatchWriter, finished
 from pipeline.request import Request
 from pipeline.rollout import Chunk
 from tests.digits_fixture import files
@@ -44,16 +44,16 @@ def chunks(*lengths, given=0):
         start += length
 
 
-def films(tmp_path, total, wanted=(True, True), **output):
+def videos(tmp_path, total, wanted=(True, True), **output):
     knobs = OutputConfig(folder=str(tmp_path), **output)
-    return Films(Codec(), REQUESTS, wanted, knobs, 8, GEOMETRY, total)
+    return VideoBatchWriter(Codec(), REQUESTS, wanted, knobs, 8, GEOMETRY, total)
 
 
 def test_frames_arrive_in_order_and_long_chunks_are_cut(tmp_path):
-    made, told = films(tmp_path, 9), []
-    made.write(chunks(6, 1, 2, given=1), told.append)
+    made, message = videos(tmp_path, 9), []
+    made.write(chunks(6, 1, 2, given=1), message.append)
     assert made.vae.lengths == [DECODED_TOGETHER, 2, 1, 2]
-    assert told == [2 * 4, 2 * 8]  # the given chunk is no progress; two films
+    assert message == [2 * 4, 2 * 8]  # the given chunk is no progress; two videos
     frames, fps = read_video(tmp_path / "x-0.mp4")
     assert frames.shape == (33, 32, 32, 3) and fps == 8
     wanted = np.repeat(np.linspace(-0.9, 0.9, 12)[:9], [1] + [4] * 8) * 127.5 + 127.5
@@ -63,7 +63,7 @@ def test_frames_arrive_in_order_and_long_chunks_are_cut(tmp_path):
 
 
 def test_only_wanted_rows_are_written(tmp_path):
-    made = films(tmp_path, 2, (False, True), latents=True, gif=True)
+    made = videos(tmp_path, 2, (False, True), latents=True, gif=True)
     made.write(chunks(2))
     made.sidecars({"seed": 1})
     assert set(files(tmp_path)) == {"y-0.mp4", "y-0.json", "y-0.gif", "y-0.safetensors"}
@@ -77,16 +77,16 @@ def test_an_exception_leaves_no_file(tmp_path, kind):
         raise kind("in the middle")
 
     with pytest.raises(kind):
-        films(tmp_path, 6).write(broken())
+        videos(tmp_path, 6).write(broken())
     assert files(tmp_path) == {}
 
 
-def test_a_replaced_film_is_unfinished_until_its_own_json_is_there(tmp_path):
-    made = films(tmp_path, 2)
+def test_a_replaced_video_is_unfinished_until_its_own_json_is_there(tmp_path):
+    made = videos(tmp_path, 2)
     made.write(chunks(2))
     made.sidecars({"seed": 1})
     assert finished(REQUESTS[0], tmp_path)
-    films(tmp_path, 3).write(chunks(3))  # and then the process dies
+    videos(tmp_path, 3).write(chunks(3))  # and then the process dies
     assert not finished(REQUESTS[0], tmp_path)
 
     def broken():
@@ -95,8 +95,8 @@ def test_a_replaced_film_is_unfinished_until_its_own_json_is_there(tmp_path):
 
     made.sidecars({"seed": 1})
     with pytest.raises(KeyboardInterrupt):
-        films(tmp_path, 3).write(broken())
-    assert finished(REQUESTS[0], tmp_path)  # the old film stays until the new one is whole
+        videos(tmp_path, 3).write(broken())
+    assert finished(REQUESTS[0], tmp_path)  # the old video stays until the new one is whole
     assert len(read_video(tmp_path / "x-0.mp4")[0]) == 9
 
 

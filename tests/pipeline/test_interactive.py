@@ -9,13 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
+from pipeline.bundle import ModelBundle
 from pipeline.causal import Causal
 from pipeline.interactive import Session
-from pipeline.kit import Kit
 from pipeline.options import CausalConfig
 from pipeline.request import KeyedNoise, Request
 from pipeline.sampler import FewStep
-from pipeline.track import Script
+from pipeline.track import PromptSchedule
 from tests import tiny
 from utils.rng import Rng
 from wan.geometry import Span
@@ -42,16 +42,16 @@ def encode(prompts):
     return torch.stack([tiny.draw("text", p, shape=(4, tiny.SPEC.text_dim)) for p in prompts])
 
 
-def pipeline_of(config=None, guidance=1.0, chunk=3, first_chunk=0):
+def make_pipeline(config=None, guidance=1.0, chunk=3, first_chunk=0):
     """A causal pipeline of the tiny model."""
-    kit = Kit.of(tiny.denoiser(), StreamedMean(), encode, torch.device("cpu"), torch.float32)
+    bundle = ModelBundle.of(tiny.denoiser(), StreamedMean(), encode, torch.device("cpu"), torch.float32)
     knobs = CausalConfig(chunk, first_chunk, config or CacheConfig(9, 2))
-    return Causal(knobs, kit, FewStep(SIGMAS, Schedule(), guidance), tiny.GEOMETRY)
+    return Causal(knobs, bundle, FewStep(SIGMAS, Schedule(), guidance), tiny.GEOMETRY)
 
 
 def started(pipeline=None, **fields):
     """A session at the start of "one"."""
-    session = Session(pipeline or pipeline_of())
+    session = Session(pipeline or make_pipeline())
     session.start("one", **fields)
     return session
 
@@ -76,29 +76,29 @@ def equal(a, b) -> bool:
     return a.span == b.span and torch.equal(a.latents, b.latents) and torch.equal(a.pixels, b.pixels)
 
 
-def batch_film(pipeline, cues, total, seed=0, index=0):
-    """The film of batch inference: (frame, prompt) pairs."""
+def batch_video(pipeline, cues, total, seed=0, index=0):
+    """The video of batch inference: (frame, prompt) pairs."""
     null = None if pipeline.rollout.sampler.guidance == 1 else ""
-    track = Script([(frame, pipeline.kit.condition([prompt], null)) for frame, prompt in cues])
+    track = PromptSchedule([(frame, pipeline.bundle.condition([prompt], null)) for frame, prompt in cues])
     shape = tiny.GEOMETRY.latent_shape(1)[1:]
     noise = KeyedNoise(Rng(seed), [Request(cues[0][1], index, 0, "")], shape, torch.float32)
     return torch.cat([c.latents for c in pipeline.generate(track, noise, 1, total)], 1)
 
 
 @pytest.mark.parametrize(("guidance", "first_chunk"), [(1.0, 0), (3.0, 0), (1.0, 1)])
-def test_a_session_makes_the_film_of_batch_inference(guidance, first_chunk):
-    pipeline = pipeline_of(CacheConfig(9, 2, "write", "bidirectional"), guidance, first_chunk=first_chunk)
+def test_a_session_makes_the_video_of_batch_inference(guidance, first_chunk):
+    pipeline = make_pipeline(CacheConfig(9, 2, "write", "bidirectional"), guidance, first_chunk=first_chunk)
     session, made = started(pipeline, seed=3, index=5), []
     for number in range(5):
         if number == 3:
             session.switch_prompt("two")
         made.append(session.step())
-    film, start = torch.cat([c.latents for c in made], 1), made[3].span.start
-    assert made[-1].span.stop == session.next_frame == film.shape[1]
-    wanted = batch_film(pipeline, [(0, "one"), (start, "two")], film.shape[1], seed=3, index=5)
-    assert torch.equal(film, tiny.healthy(wanted))
+    video, start = torch.cat([c.latents for c in made], 1), made[3].span.start
+    assert made[-1].span.stop == session.next_frame == video.shape[1]
+    wanted = batch_video(pipeline, [(0, "one"), (start, "two")], video.shape[1], seed=3, index=5)
+    assert torch.equal(video, tiny.healthy(wanted))
     assert [c.recache_seconds is not None for c in made] == [False, False, False, True, False]
-    assert tiny.error(batch_film(pipeline, [(0, "one")], film.shape[1], 3, 5), wanted) > 1e-2
+    assert tiny.error(batch_video(pipeline, [(0, "one")], video.shape[1], 3, 5), wanted) > 1e-2
     latents = torch.cat([c.latents for c in made], 1)
     assert tiny.error(torch.cat([c.pixels for c in made], 1), latents.cumsum(1)) < 1e-4
 
@@ -111,8 +111,8 @@ POLICIES = [
 
 
 @pytest.mark.parametrize("config", POLICIES, ids=str)
-def test_a_fork_that_goes_on_is_the_film_that_was_never_forked(config):
-    pipeline = pipeline_of(config, guidance=2.0)
+def test_a_fork_that_goes_on_is_the_video_that_was_never_forked(config):
+    pipeline = make_pipeline(config, guidance=2.0)
     prompts = {3: "two", 6: "three"}
     sessions = [started(pipeline), started(pipeline)]
     for number in range(8):
@@ -134,9 +134,9 @@ def test_a_fork_that_goes_on_is_the_film_that_was_never_forked(config):
 
 
 @pytest.mark.parametrize("config", POLICIES[:2] + POLICIES[4:6], ids=str)
-def test_a_rewound_film_goes_on_alike(config):
+def test_a_rewound_video_goes_on_alike(config):
     """Through bytes: the snapshot is tensors, and a book that JSON can hold."""
-    session = started(pipeline_of(config))
+    session = started(make_pipeline(config))
     for _ in range(4):
         session.step()
     session.switch_prompt("two")
@@ -157,7 +157,7 @@ def test_a_rewound_film_goes_on_alike(config):
 
 @pytest.mark.parametrize("part", ["0.keys", "0.values", "latest", "vae.0"])
 def test_every_part_of_a_snapshot_matters(part):
-    session = started(pipeline_of(CacheConfig(9, 2, "write", "bidirectional", False)))
+    session = started(make_pipeline(CacheConfig(9, 2, "write", "bidirectional", False)))
     for _ in range(4):
         session.step()
     session.switch_prompt("two")
@@ -203,13 +203,13 @@ def test_next_prompts_come_one_a_chunk():
 
 @pytest.mark.parametrize("at", [1, 2])
 def test_now_gives_the_chunk_up_between_two_steps_and_begins_it_anew(at):
-    """The film is the one whose prompt came at that chunk's start: caches and noise are as if nothing had been."""
-    pipeline = pipeline_of(CacheConfig(9, 2, "read", "bidirectional"))
+    """The video is the one whose prompt came at that chunk's start: caches and noise are as if nothing had been."""
+    pipeline = make_pipeline(CacheConfig(9, 2, "read", "bidirectional"))
     session = started(pipeline)
     made = [session.step() for _ in range(4)]
     calls = watch(session, lambda number: number == at and session.switch_prompt("two", "now"))
     made += [session.step() for _ in range(2)]
-    wanted = batch_film(pipeline, [(0, "one"), (12, "two")], 18)
+    wanted = batch_video(pipeline, [(0, "one"), (12, "two")], 18)
     assert torch.equal(torch.cat([c.latents for c in made], 1), wanted)
     assert made[4].recache_seconds is not None and session.prompt == "two"
     abandoned, recache, whole = at, 1, len(SIGMAS) + 1
@@ -217,21 +217,21 @@ def test_now_gives_the_chunk_up_between_two_steps_and_begins_it_anew(at):
 
 
 def test_now_in_the_last_step_comes_with_the_next_chunk():
-    pipeline = pipeline_of()
+    pipeline = make_pipeline()
     session = started(pipeline)
     calls = watch(session, lambda number: number == len(SIGMAS) and session.switch_prompt("two", "now"))
     made = [session.step() for _ in range(3)]
-    wanted = batch_film(pipeline, [(0, "one"), (3, "two")], 9)
+    wanted = batch_video(pipeline, [(0, "one"), (3, "two")], 9)
     assert torch.equal(torch.cat([c.latents for c in made], 1), wanted)
     assert len(calls) == 3 * (len(SIGMAS) + 1) + 1, "one chunk was recached, none given up"
 
 
 def test_next_does_not_disturb_the_chunk_in_the_making():
-    pipeline = pipeline_of()
+    pipeline = make_pipeline()
     session = started(pipeline)
     watch(session, lambda number: number == 2 and session.switch_prompt("two", "next"))
     made = [session.step() for _ in range(2)]
-    wanted = batch_film(pipeline, [(0, "one"), (3, "two")], 6)
+    wanted = batch_video(pipeline, [(0, "one"), (3, "two")], 6)
     assert torch.equal(torch.cat([c.latents for c in made], 1), wanted)
 
 
@@ -273,11 +273,11 @@ def test_another_thread_switches_while_a_step_runs():
     for thread in (stepping, looking):
         thread.join(60)
     assert taken == [3] and session.prompt == "two"
-    assert torch.equal(made[0].latents, batch_film(session.pipeline, [(0, "two")], 3))
+    assert torch.equal(made[0].latents, batch_video(session.pipeline, [(0, "two")], 3))
 
 
 def test_sessions_of_one_pipeline_do_not_mix():
-    pipeline = pipeline_of()
+    pipeline = make_pipeline()
     alone = [started(pipeline, seed=s) for s in (0, 1)]
     wanted = [[session.step() for _ in range(3)] for session in alone]
     a, b = (started(pipeline, seed=s) for s in (0, 1))
@@ -287,9 +287,9 @@ def test_sessions_of_one_pipeline_do_not_mix():
 
 
 def test_what_cannot_be_is_refused():
-    session = Session(pipeline_of())
+    session = Session(make_pipeline())
     for call in (session.step, session.snapshot, lambda: session.switch_prompt("two")):
-        with pytest.raises(ValueError, match=r"no film is running; call start"):
+        with pytest.raises(ValueError, match=r"no video is running; call start"):
             call()
     session.start("one")
     with pytest.raises(ValueError, match="when is 'soon'; write 'now' or 'next'"):
@@ -297,7 +297,7 @@ def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match="the prompt is empty"):
         session.switch_prompt(" ")
     with pytest.raises(ValueError, match="set a window"):
-        started(pipeline_of(CacheConfig(-1)))
+        started(make_pipeline(CacheConfig(-1)))
     session.close()
     session.close()
     for call in (session.step, lambda: session.start("one"), session.fork, lambda: session.switch_prompt("two")):
@@ -307,9 +307,9 @@ def test_what_cannot_be_is_refused():
 
 
 @pytest.mark.parametrize(("count", "guidance", "first_chunk"), [(2, 1.0, 0), (4, 3.0, 0), (3, 1.0, 1)])
-def test_a_session_that_starts_with_the_frames_of_a_film_goes_on_as_it_did(count, guidance, first_chunk):
+def test_a_session_that_starts_with_the_frames_of_a_video_goes_on_as_it_did(count, guidance, first_chunk):
     """Latents, cache, recache and decoder: whatever follows is what followed, bit by bit."""
-    pipeline = pipeline_of(CacheConfig(9, 2), guidance, first_chunk=first_chunk)
+    pipeline = make_pipeline(CacheConfig(9, 2), guidance, first_chunk=first_chunk)
     whole = started(pipeline, seed=3)
     made = [whole.step() for _ in range(count)]
     session = Session(pipeline)
@@ -334,19 +334,19 @@ def test_a_session_that_starts_with_the_frames_of_a_film_goes_on_as_it_did(count
 
 
 def test_given_latents_that_do_not_fit_are_refused():
-    session = Session(pipeline_of())
+    session = Session(make_pipeline())
     for shape in ((1, 0, 4, 4, 6), (2, 3, 4, 4, 6), (1, 3, 4, 4, 4), (3, 4, 4, 6)):
-        with pytest.raises(ValueError, match=r"this film takes \[1, F, 4, 4, 6\]"):
+        with pytest.raises(ValueError, match=r"this video takes \[1, F, 4, 4, 6\]"):
             session.start("one", given=torch.zeros(shape))
     with pytest.raises(ValueError, match="3 latent frames are given and max_frames is 3; write more"):
         session.start("one", given=tiny.latents(3), max_frames=3)
-    with pytest.raises(ValueError, match="no film is running"):
+    with pytest.raises(ValueError, match="no video is running"):
         session.step()
     assert session.start("one") == []
 
 
-def test_a_film_of_known_length_needs_no_window():
-    session = started(pipeline_of(CacheConfig(-1)), max_frames=6)
+def test_a_video_of_known_length_needs_no_window():
+    session = started(make_pipeline(CacheConfig(-1)), max_frames=6)
     spans = [session.step().span for _ in range(2)]
     assert spans == [Span(0, 3), Span(3, 6)]
     with pytest.raises(ValueError, match="length"):
@@ -354,6 +354,6 @@ def test_a_film_of_known_length_needs_no_window():
 
 
 def test_without_decoding_there_are_no_pixels():
-    session = Session(pipeline_of(), decode=False)
+    session = Session(make_pipeline(), decode=False)
     session.start("one")
     assert session.step().pixels is None and session.snapshot()["book"]["vae"] is None

@@ -7,7 +7,7 @@ import hashlib
 import pytest
 import torch
 
-from pipeline.kit import _network
+from pipeline.bundle import _network
 from pipeline.options import ModelConfig
 from tests import tiny
 from utils.lora import inject, layers

@@ -66,5 +66,5 @@ def test_given_noise_starts_chunks_and_nothing_else(tmp_path):
     noise = KeyedNoise(Rng(0), requests(tmp_path, "a", "b"), (1, 1, 1), torch.float32, start)
     assert torch.equal(noise(Span(2, 4), 0), start[:, 2:4])
     assert not torch.equal(noise(Span(2, 4), 1), start[:, 2:4])
-    with pytest.raises(ValueError, match="has 6 frames, the film reaches 7"):
+    with pytest.raises(ValueError, match="has 6 frames, the video reaches 7"):
         noise(Span(5, 7), 0)

@@ -23,10 +23,10 @@ BORDERS = tiny.spans(3, 3, 3, 3)
 
 
 @torch.no_grad()
-def film(config=CONFIG, borders=BORDERS, condition=TEXT, noise=None, given=(), max_frames=None, **fields):
+def video(config=CONFIG, borders=BORDERS, condition=TEXT, noise=None, given=(), max_frames=None, **fields):
     rolls = tiny.rollout(MODEL, config, **fields)
     noise = noise or tiny.noise()
-    return tiny.healthy(tiny.film(rolls, condition, borders, noise, given=given, max_frames=max_frames))
+    return tiny.healthy(tiny.video(rolls, condition, borders, noise, given=given, max_frames=max_frames))
 
 
 class Recorded:
@@ -67,11 +67,11 @@ def test_each_guidance_branch_has_its_cache_and_its_context_pass():
 def test_the_context_pass_may_tell_a_time_and_renoise():
     knobs = ContextConfig(sigma=0.1, renoise=True)
     chunks, calls = recorded(context=knobs)
-    told, seen = calls[2][1], calls[2][4]
+    note, seen = calls[2][1], calls[2][4]
     noise = tiny.noise()(BORDERS[0], -1)
-    assert told == 0.1
+    assert note == 0.1
     assert tiny.error(seen, 0.9 * chunks[0].latents + 0.1 * noise) < 1e-6
-    chunks, calls = recorded(context=ContextConfig(sigma=0.0, renoise=True, snap="table"))
+    chunks, calls = recorded(context=ContextConfig(sigma=0.0, renoise=True, rounding="table"))
     mixed = Schedule(5.0, "table").diffuse(chunks[0].latents, noise, torch.tensor([0.0]))
     assert calls[2][1] == 0.0 and tiny.error(calls[2][4], mixed) < 1e-6, "told 0, mixed at the table's last"
     assert tiny.error(calls[2][4], chunks[0].latents) > 1e-4
@@ -79,30 +79,30 @@ def test_the_context_pass_may_tell_a_time_and_renoise():
 
 @pytest.mark.parametrize("context", [ContextConfig(sigma=0.1), ContextConfig(sigma=0.1, renoise=True)], ids=str)
 def test_context_knobs_reach_later_chunks_alone(context):
-    wanted, given = film(), film(context=context)
+    wanted, given = video(), video(context=context)
     assert torch.equal(given[:, :3], wanted[:, :3])
     assert tiny.error(given[:, 3:], wanted[:, 3:]) > 10 * tiny.TOLERANCE
 
 
 @torch.no_grad()
 def test_it_yields_chunk_by_chunk():
-    asked = []
+    requested = []
 
     def noise(span, k):
-        asked.append((span.start, k))
+        requested.append((span.start, k))
         return tiny.noise()(span, k)
 
     rolls = tiny.rollout(MODEL, CONFIG)(Fixed(TEXT), BORDERS, noise, 1)
     first = next(rolls)
     assert (first.span, first.given, first.latents.shape) == (Span(0, 3), False, (1, 3, 4, 4, 6))
-    assert asked == [(0, 0), (0, 1)]
+    assert requested == [(0, 0), (0, 1)]
     assert [c.span for c in rolls] == BORDERS[1:]
 
 
-def test_the_film_so_far_does_not_depend_on_its_length():
-    assert torch.equal(film()[:, :6], film(borders=BORDERS[:2]))
+def test_the_video_so_far_does_not_depend_on_its_length():
+    assert torch.equal(video()[:, :6], video(borders=BORDERS[:2]))
     everything = CacheConfig(-1)
-    assert torch.equal(film(everything)[:, :6], film(everything, borders=BORDERS[:2], max_frames=12))
+    assert torch.equal(video(everything)[:, :6], video(everything, borders=BORDERS[:2], max_frames=12))
 
 
 def test_given_frames_are_passed_on_and_seen():
@@ -113,22 +113,22 @@ def test_given_frames_are_passed_on_and_seen():
         made = list(rolls(Fixed(TEXT), borders, tiny.noise(), 1, given=[given]))
     assert made[0].latents is given.latents and [c.given for c in made] == [True, False, False]
     after = torch.cat([c.latents for c in made[1:]], 1)
-    other = film(borders=borders, given=[replace(given, latents=-start)])[:, 1:]
+    other = video(borders=borders, given=[replace(given, latents=-start)])[:, 1:]
     assert tiny.error(after, tiny.healthy(other)) > 1e-2
 
 
-def test_a_continued_film_is_the_film():
-    """The first chunks of a film, given to a second rollout, lead to the same rest."""
-    whole = film()
+def test_a_continued_video_is_the_video():
+    """The first chunks of a video, given to a second rollout, lead to the same rest."""
+    whole = video()
     given = [Chunk(span, whole[:, span.start : span.stop], given=True) for span in BORDERS[:2]]
-    assert torch.equal(film(borders=BORDERS[2:], given=given), whole)
+    assert torch.equal(video(borders=BORDERS[2:], given=given), whole)
 
 
-def test_guidance_reaches_the_film():
-    strong = film(guidance=3.0)
-    assert tiny.error(strong, film()) > 1e-2
+def test_guidance_reaches_the_video():
+    strong = video(guidance=3.0)
+    assert tiny.error(strong, video()) > 1e-2
     same = replace(TEXT, null_text=TEXT.text, key="same")
-    assert tiny.error(film(guidance=3.0, condition=same), film()) < 10 * tiny.TOLERANCE
+    assert tiny.error(video(guidance=3.0, condition=same), video()) < 10 * tiny.TOLERANCE
 
 
 def test_a_track_may_change_the_condition():
@@ -143,8 +143,8 @@ def test_a_track_may_change_the_condition():
         given = torch.cat([c.latents for c in rolls(Switch(), BORDERS, tiny.noise(), 1)], 1)
         start = [Chunk(span, given[:, span.start : span.stop], given=True) for span in BORDERS[:3]]
         again = list(rolls(Switch(), BORDERS[3:], tiny.noise(), 1, start))
-    assert torch.equal(given[:, :6], film()[:, :6])
-    assert tiny.error(given[:, 6:], film()[:, 6:]) > 1e-2
+    assert torch.equal(given[:, :6], video()[:, :6])
+    assert tiny.error(given[:, 6:], video()[:, 6:]) > 1e-2
     assert [c.span.start for c in again if c.recache_seconds is not None] == [6]  # told of a given chunk, too
 
 
@@ -152,28 +152,28 @@ def test_storage_follows_the_purpose():
     for training, kind in ((False, Ring), (True, Chunks)):
         rolls = tiny.rollout(MODEL, CONFIG, guidance=2.0, training=training)
         with torch.no_grad():
-            tiny.film(rolls, TEXT, BORDERS[:1], tiny.noise())
+            tiny.video(rolls, TEXT, BORDERS[:1], tiny.noise())
         assert [type(b) for b in rolls.branches] == [kind, kind]
         assert rolls.branches[0].ledger is not rolls.branches[1].ledger
-    assert tiny.error(film(training=True), film()) < tiny.TOLERANCE
+    assert tiny.error(video(training=True), video()) < tiny.TOLERANCE
 
 
 def test_a_rollout_can_be_run_again():
     rolls = tiny.rollout(MODEL, CONFIG)
     with torch.no_grad():
-        first, again = (tiny.film(rolls, TEXT, BORDERS, tiny.noise()) for _ in range(2))
+        first, again = (tiny.video(rolls, TEXT, BORDERS, tiny.noise()) for _ in range(2))
     assert torch.equal(first, again)
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: film(CacheConfig(4, 2)), r"window_frames 4 is smaller than sink_frames 2 \+ chunk 3"),
-        (lambda: film(borders=[Span(1, 4)]), r"span \[1, 4\) does not start at the next frame 0"),
-        (lambda: film(CacheConfig(-1), max_frames=6), "length"),
-        (lambda: film(guidance=2.0, condition=replace(TEXT, null_text=None)), "needs the encoded negative prompt"),
+        (lambda: video(CacheConfig(4, 2)), r"window_frames 4 is smaller than sink_frames 2 \+ chunk 3"),
+        (lambda: video(borders=[Span(1, 4)]), r"span \[1, 4\) does not start at the next frame 0"),
+        (lambda: video(CacheConfig(-1), max_frames=6), "length"),
+        (lambda: video(guidance=2.0, condition=replace(TEXT, null_text=None)), "needs the encoded negative prompt"),
         (lambda: ContextConfig(sigma=1.5).check(), "context.sigma is 1.5"),
-        (lambda: ContextConfig(snap="up").check(), "snap is 'up'"),
+        (lambda: ContextConfig(rounding="up").check(), "rounding is 'up'"),
     ],
 )
 def test_what_does_not_fit_is_refused(call, message):

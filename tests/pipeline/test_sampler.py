@@ -29,17 +29,17 @@ class Field:
     """The velocity towards `x0` from anywhere, and the sigmas it was told."""
 
     def __init__(self, x0=X0):
-        self.x0, self.told = x0, []
+        self.x0, self.note = x0, []
 
     def __call__(self, x, sigma):
-        self.told.append(sigma)
+        self.note.append(sigma)
         return (x - self.x0) / sigma
 
 
 def test_few_steps_reach_x0():
     field = Field()
     assert tiny.error(sample(FewStep(SIGMAS, Schedule()), NOISE, field, renoise), tiny.healthy(X0)) < 1e-5
-    assert field.told == list(SIGMAS), "every step of the list is run, the last one too"
+    assert field.note == list(SIGMAS), "every step of the list is run, the last one too"
 
 
 def test_few_steps_renoise_with_the_noise_of_the_next_step():
@@ -72,8 +72,8 @@ def test_few_steps_snap():
     """Told sigmas stay those of the list; the mixing uses the table's."""
     field, table = Field(), Schedule(5.0, "table")
     out = sample(FewStep((0.7301,), table), NOISE, field, renoise)
-    wanted = NOISE - table.snapped(torch.tensor(0.7301)) * (NOISE - X0) / 0.7301
-    assert field.told == [0.7301] and tiny.error(out, wanted) < 1e-6
+    wanted = NOISE - table.rounded(torch.tensor(0.7301)) * (NOISE - X0) / 0.7301
+    assert field.note == [0.7301] and tiny.error(out, wanted) < 1e-6
     assert tiny.error(out, X0) > 1e-4
 
 
@@ -82,9 +82,9 @@ def test_few_steps_keep_the_latents_dtype():
     assert out.dtype == torch.float32
 
 
-def exits(graded=True):
+def exits(with_grad=True):
     few = FewStep(SIGMAS, Schedule())
-    return RandomExit(few, lambda span: span.start % 3, lambda span: graded)
+    return RandomExit(few, lambda span: span.start % 3, lambda span: with_grad)
 
 
 @pytest.mark.parametrize("exit_step", [0, 1, 2])
@@ -107,7 +107,7 @@ def test_a_chunk_stops_at_its_exit_step(exit_step):
 
 def test_a_chunk_may_carry_no_gradient():
     scale = torch.tensor(0.5, requires_grad=True)
-    assert not sample(exits(graded=False).at(Span(1, 4)), NOISE, lambda x, _: scale * x, renoise).requires_grad
+    assert not sample(exits(with_grad=False).at(Span(1, 4)), NOISE, lambda x, _: scale * x, renoise).requires_grad
     assert torch.is_grad_enabled()
 
 
@@ -132,11 +132,11 @@ def test_solvers_are_exact_on_straight_lines(name):
 def test_solvers_converge(name):
     """dx/dsigma = x - a has the solution a + (x1 - a) e^(sigma - 1): more steps, smaller error."""
 
-    def error_of(num_steps: int) -> float:
+    def solver_error(num_steps: int) -> float:
         out = sample(MultiStep(Solver(name, num_steps, 1.0)), NOISE, lambda x, sigma: x - X0, no_noise)
         return tiny.error(out, X0 + (NOISE - X0) * torch.tensor(-1.0).exp())
 
-    few, many = error_of(5), error_of(40)
+    few, many = solver_error(5), solver_error(40)
     assert many < 0.3 * few < 0.3
     assert many < 0.05
 
@@ -151,9 +151,9 @@ def test_every_chunk_has_its_own_walk(name):
 @pytest.mark.parametrize("name", SOLVERS)
 def test_told_sigmas(name):
     walk = Solver(name, 8, 5.0).start()
-    told = torch.tensor(walk.told)
-    assert (told.diff() < 0).all() and 0.999 <= told[0] <= 1 and told[-1] > 0
-    assert (told - walk.sigmas[:-1].cpu()).abs().max() <= 1e-3, "truncated to whole timesteps at most"
+    note = torch.tensor(walk.model_sigmas)
+    assert (note.diff() < 0).all() and 0.999 <= note[0] <= 1 and note[-1] > 0
+    assert (note - walk.sigmas[:-1].cpu()).abs().max() <= 1e-3, "truncated to whole timesteps at most"
 
 
 def test_guidance():
@@ -184,7 +184,7 @@ def test_configs_build():
     ("config", "message"),
     [
         (FewStepConfig(steps=(500, 750)), "must descend"),
-        (FewStepConfig(snap="floor"), "snap is 'floor'"),
+        (FewStepConfig(rounding="floor"), "rounding is 'floor'"),
         (MultiStepConfig(solver="heun"), "solver 'heun' is unknown; write one of"),
         (MultiStepConfig(num_steps=0), "num_steps 0 must be at least 1"),
         (MultiStepConfig(shift=-1), "shift -1 positive"),

@@ -6,17 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.script import asked_frames, check_switches, film_length, switch_report
-from pipeline.track import Fixed, Live, Script
+from pipeline.script import check_switches, requested_frames, switch_report, video_length
+from pipeline.track import Fixed, Live, PromptSchedule
 from tests import tiny
-from utils.data.scripts import FRAME, PIXEL_FRAME, SECOND, Cue, Moment, ScriptLine
+from utils.data.scripts import FRAME, PIXEL_FRAME, SECOND, Cue, Moment, ScheduleLine
 from wan.geometry import Span, chunks
 
 FPS = 8.0
 
 
-def line(*ends, **fields) -> ScriptLine:
-    """A film of prompts with these ends: 6 = latent frame, "p9" = pixel frame, "4.5s", None."""
+def line(*ends, **fields) -> ScheduleLine:
+    """A video of prompts with these ends: 6 = latent frame, "p9" = pixel frame, "4.5s", None."""
     units = {"p": PIXEL_FRAME, "s": SECOND}
     cues = []
     for number, end in enumerate(ends):
@@ -25,11 +25,11 @@ def line(*ends, **fields) -> ScriptLine:
             cues.append(Cue(str(number), Moment(float(end.strip("ps")), unit)))
         else:
             cues.append(Cue(str(number), None if end is None else Moment(end, FRAME)))
-    return ScriptLine("films.jsonl, line 3", 3, tuple(cues), **fields)
+    return ScheduleLine("videos.jsonl, line 3", 3, tuple(cues), **fields)
 
 
 def frames(*ends) -> list[int]:
-    return asked_frames(line(*ends), tiny.GEOMETRY, FPS)
+    return requested_frames(line(*ends), tiny.GEOMETRY, FPS)
 
 
 def test_a_time_is_the_latent_frame_that_holds_it():
@@ -38,7 +38,9 @@ def test_a_time_is_the_latent_frame_that_holds_it():
     assert frames("0.5s", "0.624s", "0.625s", None) == [0, 1, 1, 2]
     assert frames(3, "p20", "4.1s", 99, None) == [0, 3, 5, 8, 99]
     assert frames("p1", None) == frames(1, None) == [0, 1]
-    assert asked_frames(line("4.1s", None), tiny.GEOMETRY, 10.0) == asked_frames(line("p41", None), tiny.GEOMETRY, 10.0)
+    assert requested_frames(line("4.1s", None), tiny.GEOMETRY, 10.0) == requested_frames(
+        line("p41", None), tiny.GEOMETRY, 10.0
+    )
 
 
 @given(st.integers(0, 400))
@@ -53,23 +55,23 @@ def test_frames_and_pixels_agree(pixel):
         ((6, "p5", None), r"prompts\[1\] ends at pixel frame 5, which is not after"),
         ((6, "p21", None), r"prompts\[1\] ends at pixel frame 21, which is not after"),
         (("9s", 2, None), r"prompts\[1\] ends at latent frame 2"),
-        (("0.1s", None), r"prompts\[0\] ends at second 0.1, in the film's first latent frame"),
+        (("0.1s", None), r"prompts\[0\] ends at second 0.1, in the video's first latent frame"),
     ],
 )
 def test_times_of_two_units_must_ascend(ends, message):
-    with pytest.raises(ValueError, match=f"films.jsonl, line 3: {message}"):
+    with pytest.raises(ValueError, match=f"videos.jsonl, line 3: {message}"):
         frames(*ends)
 
 
-def test_the_length_of_a_film():
-    def length(*ends, told=None):
-        return film_length(line(*ends, length=told), tiny.GEOMETRY, FPS)
+def test_the_length_of_a_video():
+    def length(*ends, note=None):
+        return video_length(line(*ends, length=note), tiny.GEOMETRY, FPS)
 
     assert length(6, None) is None
     assert length(6, 13) == (13, True)
-    assert length(6, None, told=Moment(12, FRAME)) == (12, False)
+    assert length(6, None, note=Moment(12, FRAME)) == (12, False)
     assert length(6, "p41") == (11, True) and length(6, "p42") == (12, True)
-    assert length(6, None, told=Moment(10, SECOND)) == (tiny.GEOMETRY.latent_frames_for(10, FPS), True)
+    assert length(6, None, note=Moment(10, SECOND)) == (tiny.GEOMETRY.latent_frames_for(10, FPS), True)
     with pytest.raises(ValueError, match="the last prompt ends at pixel frame 3, before"):
         length(6, "p3")
 
@@ -77,9 +79,9 @@ def test_the_length_of_a_film():
 SPANS = chunks(30, 3)
 
 
-def starts(asked, spans=SPANS) -> list[int]:
+def starts(requested, spans=SPANS) -> list[int]:
     """Where each prompt comes."""
-    script = Script([(frame, tiny.condition()) for frame in asked])
+    script = PromptSchedule([(frame, tiny.condition()) for frame in requested])
     for span in spans:
         script.at(span)
     return script.taken
@@ -97,26 +99,26 @@ def test_one_prompt_a_chunk_and_the_others_wait():
 
 
 @given(st.lists(st.integers(1, 29), max_size=6), st.lists(st.integers(1, 4), min_size=1, max_size=20))
-def test_prompts_come_late_never_early_and_in_order(asked, lengths):
-    asked = [0, *sorted(asked)]
-    taken = starts(asked, tiny.spans(*lengths))
-    assert all(frame >= want for frame, want in zip(taken, asked, strict=False))
+def test_prompts_come_late_never_early_and_in_order(requested, lengths):
+    requested = [0, *sorted(requested)]
+    taken = starts(requested, tiny.spans(*lengths))
+    assert all(frame >= want for frame, want in zip(taken, requested, strict=False))
     assert len(set(taken)) == len(taken)
     borders = [span.start for span in tiny.spans(*lengths)]
     free = [b for b in borders if b not in taken]
-    for frame, want in zip(taken[1:], asked[1:], strict=False):
+    for frame, want in zip(taken[1:], requested[1:], strict=False):
         assert not [b for b in free if want <= b < frame], "a free chunk was passed over"
 
 
 def test_asking_twice_for_a_chunk_changes_nothing():
-    script = Script([(0, "a"), (1, "b"), (2, "c")])
+    script = PromptSchedule([(0, "a"), (1, "b"), (2, "c")])
     assert [script.advance(span) for span in (SPANS[0], SPANS[1], SPANS[1], SPANS[2])] == [0, 1, 1, 2]
 
 
 @pytest.mark.parametrize("cues", [[], [(3, "a")], [(0, "a"), (6, "b"), (3, "c")]])
 def test_a_script_begins_at_0_and_does_not_go_back(cues):
     with pytest.raises(ValueError, match="begin at 0 and do not go back"):
-        Script(cues)
+        PromptSchedule(cues)
 
 
 def test_a_prompt_that_never_comes_is_refused():
@@ -128,7 +130,7 @@ def test_a_prompt_that_never_comes_is_refused():
 
 
 def test_the_report_says_when_each_prompt_was_asked_for_and_came():
-    script = Script([(0, None), (4, None), (5, None)])
+    script = PromptSchedule([(0, None), (4, None), (5, None)])
     for span in SPANS:
         script.advance(span)
     assert switch_report(line(4, 5, None), script, [0.25, 0.5]) == [
@@ -141,10 +143,14 @@ def test_the_report_says_when_each_prompt_was_asked_for_and_came():
 def test_tracks_are_not_urgent_unless_someone_asks_now():
     text = tiny.condition()
     live = Live("a", text)
-    assert not Fixed(text).urgent() and not Script([(0, text)]).urgent() and not live.urgent()
+    assert (
+        not Fixed(text).preempt_requested()
+        and not PromptSchedule([(0, text)]).preempt_requested()
+        and not live.preempt_requested()
+    )
     live.switch("b", text)
-    assert not live.urgent()
+    assert not live.preempt_requested()
     live.switch("c", text, now=True)
-    assert live.urgent() and live.waiting() == [("c", True)]
+    assert live.preempt_requested() and live.waiting() == [("c", True)]
     live.at(Span(0, 3))
-    assert not live.urgent() and live.name == "c"
+    assert not live.preempt_requested() and live.name == "c"

@@ -1,4 +1,4 @@
-"""What goes wrong in a session leaves its film what it would have been: failures, foreign snapshots, bad arguments."""
+"""What goes wrong in a session leaves its video what it would have been: failures, foreign snapshots, bad arguments."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.interactive import Session
 from pipeline.options import ContextConfig
 from pipeline.track import Fixed, Live
 from tests import tiny
-from tests.pipeline.test_interactive import StreamedMean, equal, pipeline_of, started, watch
+from tests.pipeline.test_interactive import StreamedMean, equal, make_pipeline, started, watch
 from wan.geometry import Geometry, Span
 from wan.ledger import CacheConfig
 
@@ -31,7 +31,7 @@ def breaks(session, at: int) -> None:
 
 
 def half_way(pipeline, **fields):
-    """A session in the middle of its film."""
+    """A session in the middle of its video."""
     session = started(pipeline, **fields)
     for _ in range(3):
         session.step()
@@ -57,30 +57,32 @@ def test_a_chunk_whose_making_failed_in_any_forward_can_be_made_again(recache, k
     rolls = tiny.rollout(tiny.denoiser(), CacheConfig(9, 2, "write", recache, keep), guidance=2.0, training=training)
     denoiser = rolls.denoiser
 
-    def film(at: int) -> list[torch.Tensor]:
+    def video(at: int) -> list[torch.Tensor]:
         """The latents of two chunks, each under a new condition; forward `at` of the first one fails once."""
         rolls.restore(*before, texts[0])
         if at:
             breaks(Holder(rolls), at)
             with pytest.raises(OutOfMemory):
-                rolls.make(Fixed(texts[1]), spans[0], noise)
+                rolls.generate_chunk(Fixed(texts[1]), spans[0], noise)
             rolls.denoiser = denoiser
-        return [rolls.make(Fixed(text), span, noise).latents for text, span in zip(texts[1:], spans, strict=True)]
+        return [
+            rolls.generate_chunk(Fixed(text), span, noise).latents for text, span in zip(texts[1:], spans, strict=True)
+        ]
 
     with torch.no_grad():
         list(rolls(Fixed(texts[0]), first, noise, 1))
         before = rolls.snapshot()
-        wanted = film(0)
+        wanted = video(0)
         calls = 2 * ({"causal": 3, "bidirectional": 1, "reset": 0}[recache] + len(tiny.SIGMAS) + 1)
         for at in range(1, calls + 1):
-            assert all(torch.equal(a, b) for a, b in zip(film(at), wanted, strict=True)), at
+            assert all(torch.equal(a, b) for a, b in zip(video(at), wanted, strict=True)), at
     tiny.healthy(wanted[-1])
 
 
 @pytest.mark.parametrize("recache", ["causal", "bidirectional"])
 @pytest.mark.parametrize("at", [1, 2, 3])
-def test_a_film_that_failed_in_a_recache_can_be_kept_and_forked_before_it_goes_on(recache, at):
-    pipeline = pipeline_of(CacheConfig(9, 2, recache=recache))
+def test_a_video_that_failed_in_a_recache_can_be_kept_and_forked_before_it_goes_on(recache, at):
+    pipeline = make_pipeline(CacheConfig(9, 2, recache=recache))
     sessions = [started(pipeline), started(pipeline)]
     for session in sessions:
         for _ in range(4):
@@ -99,7 +101,7 @@ def test_a_film_that_failed_in_a_recache_can_be_kept_and_forked_before_it_goes_o
 
 @pytest.mark.parametrize("recache", ["causal", "bidirectional"])
 def test_a_prompt_taken_back_after_a_failure_makes_the_torn_cache_anew(recache):
-    session = half_way(pipeline_of(CacheConfig(9, 2, recache=recache)))
+    session = half_way(make_pipeline(CacheConfig(9, 2, recache=recache)))
     assert session.step().recache_seconds is None
     session.switch_prompt("two")
     breaks(session, 1)
@@ -111,7 +113,7 @@ def test_a_prompt_taken_back_after_a_failure_makes_the_torn_cache_anew(recache):
 
 @pytest.mark.parametrize("recache", ["causal", "bidirectional"])
 def test_a_prompt_that_comes_now_in_the_first_chunk_has_nothing_to_recache(recache):
-    session = started(pipeline_of(CacheConfig(9, 2, recache=recache)))
+    session = started(make_pipeline(CacheConfig(9, 2, recache=recache)))
     watch(session, lambda number: number == 1 and session.switch_prompt("two", "now"))
     other = Session(session.pipeline)
     other.start("two")
@@ -128,8 +130,8 @@ def test_the_condition_of_a_chunk_stays_where_it_is_asked_for_again():
         names.append(live.name)
     live.switch("d", tiny.condition(), now=True)
     live.switch("e", tiny.condition())
-    for asked in (span, span, Span(6, 9)):
-        live.at(asked)
+    for requested in (span, span, Span(6, 9)):
+        live.at(requested)
         names.append(live.name)
     assert names == ["b", "b", "d", "d", "e"]
 
@@ -148,8 +150,8 @@ class Mean(StreamedMean):
 
 
 def test_a_chunk_whose_decoding_failed_comes_with_the_next_step():
-    sessions = [half_way(pipeline_of()) for _ in range(2)]
-    sessions[1].pipeline.kit.vae = vae = Mean()
+    sessions = [half_way(make_pipeline()) for _ in range(2)]
+    sessions[1].pipeline.bundle.vae = vae = Mean()
     for session in sessions:
         session.switch_prompt("two")
     wanted = [sessions[0].step() for _ in range(3)]
@@ -177,11 +179,11 @@ def change_geometry(pipeline):
 
 
 def change_dtype(pipeline):
-    pipeline.kit.dtype = torch.bfloat16
+    pipeline.bundle.dtype = torch.bfloat16
 
 
 def change_weights(pipeline):
-    pipeline.kit.weights_hash = "another"
+    pipeline.bundle.weights_hash = "another"
 
 
 def change_context(pipeline):
@@ -202,9 +204,9 @@ CHANGED = {
 
 
 @pytest.mark.parametrize("words", [*FOREIGN, *CHANGED, "decode was True and is False"])
-def test_a_snapshot_of_another_pipeline_is_refused_and_the_running_film_stays(words):
-    snapshot = half_way(pipeline_of()).snapshot()
-    pipelines = [pipeline_of(**FOREIGN.get(words, {})) for _ in range(2)]
+def test_a_snapshot_of_another_pipeline_is_refused_and_the_running_video_stays(words):
+    snapshot = half_way(make_pipeline()).snapshot()
+    pipelines = [make_pipeline(**FOREIGN.get(words, {})) for _ in range(2)]
     for pipeline in pipelines:
         CHANGED.get(words, id)(pipeline)
     sessions = [Session(pipeline, decode="decode" not in words) for pipeline in pipelines]
@@ -221,7 +223,7 @@ def test_a_snapshot_of_another_pipeline_is_refused_and_the_running_film_stays(wo
 
 def damaged():
     """Yields (name, snapshot that was changed)."""
-    whole = half_way(pipeline_of()).snapshot()
+    whole = half_way(make_pipeline()).snapshot()
     yield from {"empty": {}, "none": None, "no book": {"tensors": whole["tensors"]}, "a text": "x"}.items()
     for key in whole["book"]:
         yield f"no {key}", {**whole, "book": {k: v for k, v in whole["book"].items() if k != key}}
@@ -234,8 +236,8 @@ def damaged():
         yield f"{part} {value}", {**whole, "book": book}
 
 
-def test_a_damaged_snapshot_is_refused_and_the_running_film_stays():
-    session, twin = (half_way(pipeline_of()) for _ in range(2))
+def test_a_damaged_snapshot_is_refused_and_the_running_video_stays():
+    session, twin = (half_way(make_pipeline()) for _ in range(2))
     for name, snapshot in damaged():
         with pytest.raises(ValueError, match="snapshot|seed|index|prompt"):
             session.restore(snapshot)
@@ -243,26 +245,28 @@ def test_a_damaged_snapshot_is_refused_and_the_running_film_stays():
     assert equal(session.step(), twin.step())
 
 
-def test_a_restore_that_fails_on_its_way_leaves_the_running_film(monkeypatch):
-    session, twin = (half_way(pipeline_of()) for _ in range(2))
+def test_a_restore_that_fails_on_its_way_leaves_the_running_video(monkeypatch):
+    session, twin = (half_way(make_pipeline()) for _ in range(2))
     before = twin.snapshot()
     session.switch_prompt("two")
     twin.switch_prompt("two")
     with monkeypatch.context() as patch:
-        patch.setattr("wan.cache.Ring._place", lambda *_: (_ for _ in ()).throw(OutOfMemory))
+        patch.setattr("wan.cache.Ring.write_frame", lambda *_: (_ for _ in ()).throw(OutOfMemory))
         with pytest.raises(OutOfMemory):
             session.restore(before)
     assert equal(session.step(), twin.step())
 
 
 @pytest.mark.parametrize("window", [9, -1])
-def test_a_film_ends_at_its_length_whatever_bounds_the_cache(window):
-    session = started(pipeline_of(CacheConfig(window, 2)), max_frames=8)
+def test_a_video_ends_at_its_length_whatever_bounds_the_cache(window):
+    session = started(make_pipeline(CacheConfig(window, 2)), max_frames=8)
     chunks = [session.step() for _ in range(2)]
     session.switch_prompt("two")
     calls = watch(session, lambda number: None)
     for one in (session, session.fork()):
-        with pytest.raises(ValueError, match=r"\[6, 9\), goes beyond the film's length: max_frames is 8; start a long"):
+        with pytest.raises(
+            ValueError, match=r"\[6, 9\), goes beyond the video's length: max_frames is 8; start a long"
+        ):
             one.step()
     assert not calls and session.prompt == "one" and session.next_frame == chunks[-1].span.stop == 6
     assert session.snapshot()["book"]["waiting"] == [["two", False]]
@@ -285,8 +289,8 @@ ARGUMENTS = [
 ]
 
 
-def test_arguments_that_cannot_be_are_refused_with_advice_and_the_running_film_stays():
-    session, twin = (half_way(pipeline_of()) for _ in range(2))
+def test_arguments_that_cannot_be_are_refused_with_advice_and_the_running_video_stays():
+    session, twin = (half_way(make_pipeline()) for _ in range(2))
     for fields, words in ARGUMENTS:
         with pytest.raises(ValueError, match=words):
             session.start(**{"prompt": "one", **fields})
@@ -296,18 +300,18 @@ def test_arguments_that_cannot_be_are_refused_with_advice_and_the_running_film_s
     assert equal(session.step(), twin.step())
 
 
-def test_a_start_that_fails_on_its_way_leaves_no_film():
-    session, given = half_way(pipeline_of()), tiny.latents(3)
+def test_a_start_that_fails_on_its_way_leaves_no_video():
+    session, given = half_way(make_pipeline()), tiny.latents(3)
     breaks(session, 1)
     with pytest.raises(OutOfMemory):
         session.start("one", given=given)
-    with pytest.raises(ValueError, match="no film is running"):
+    with pytest.raises(ValueError, match="no video is running"):
         session.step()
     assert [chunk.given for chunk in session.start("one", given=given)] == [True]
 
 
 def test_a_flood_of_switches_does_not_keep_a_chunk_from_being_made():
-    session = half_way(pipeline_of())
+    session = half_way(make_pipeline())
     watch(session, lambda number: session.switch_prompt(f"{number}", "now") if number < 200 else None)
     chunk = session.step()
     assert chunk.span.start == 9 and int(session.prompt) < 40, "finished under one of the first"
@@ -318,9 +322,9 @@ def test_a_flood_of_switches_does_not_keep_a_chunk_from_being_made():
     ("name", "value"), [("next_frame", 100), ("next_frame", 3), ("vae", None), ("vae", []), ("rollout", {})]
 )
 def test_a_book_that_was_changed_is_refused(name, value):
-    session = half_way(pipeline_of())
+    session = half_way(make_pipeline())
     snapshot = session.snapshot()
     changed = {**snapshot, "book": {**snapshot["book"], name: value}}
     with pytest.raises(ValueError, match="the snapshot cannot be read"):
         session.restore(changed)
-    assert session.step().span.start == 9, "the running film stays"
+    assert session.step().span.start == 9, "the running video stays"

@@ -37,12 +37,12 @@ def test_straight_flow_is_exact():
 
 
 def test_network_is_told_the_sigma_of_the_state():
-    told = []
+    message = []
 
     def predict(x, sigma):
-        told.append(sigma)
+        message.append(sigma)
         return torch.zeros_like(x)
 
     walk = grid_with(STUDENT, 4, 8.0)
     trajectory(predict, tiny.latents(1), walk, STUDENT)
-    assert told == walk[:-1]
+    assert message == walk[:-1]

@@ -57,7 +57,7 @@ clips = len(list(Path(flag("--videos")).glob("*.mp4")))
 drift = {name: {"windows": [k / 10 for k in range(windows)], "change": interval} for name in names}
 row = {"clips": clips, "metrics": {name: interval for name in names}, "drift": drift}
 row["frechet"] = {"first": interval, "last": {**interval, "mean": 7.0}, "floor": {**interval, "mean": 2.0}}
-rows, videos = {"films": row}, None
+rows, videos = {"videos": row}, None
 if words[0] != "digits":
     asked = Path(flag("--prompts" if words[0] == "lengths" else "--scripts")).read_text().splitlines()
     videos = {"videos": min(clips, len(asked))}
@@ -101,8 +101,8 @@ class Project:
         shutil.copytree(ROOT / "prompts", root / "prompts")
         for training in digits_plan.TRAININGS.values():
             if training.shipped:
-                told = {"recipe": training.recipe, "steps": 7, "minutes": 41.0, "hardware": "1 CPU thread"}
-                self.write(f"docs/results/{training.record}.json", json.dumps(told))
+                message = {"recipe": training.recipe, "steps": 7, "minutes": 41.0, "hardware": "1 CPU thread"}
+                self.write(f"docs/results/{training.record}.json", json.dumps(message))
                 self.write(f"{training.shipped}/diffusion_pytorch_model.safetensors", training.shipped)
 
     def write(self, name: str, text: str) -> Path:
@@ -132,5 +132,5 @@ class Project:
         return json.loads((self.root / f"docs/results/table/{row}_seed{seed}.json").read_text())
 
     def long_record(self, row: str) -> dict:
-        """Returns the record of a row of the long films."""
+        """Returns the record of a row of the long videos."""
         return json.loads((self.root / f"docs/results/long/{row}.json").read_text())

@@ -76,8 +76,8 @@ def test_memory_is_counted(measured):
     assert copied["cache write"] == 10 * keys and copied["commit"] == 2 * keys
     assert copied["rotated keys"] == 0 < copied["decode"]
     for part in ("network", "decode"):
-        asked = result["allocations per chunk"][part]
-        assert asked["number"] > 10 and asked["bytes"] > asked["number"]
+        requested = result["allocations per chunk"][part]
+        assert requested["number"] > 10 and requested["bytes"] > requested["number"]
     assert result["peak memory"]["resident (RSS)"] > 50e6
 
 
@@ -199,7 +199,7 @@ def test_endless_counts_early_and_late(tmp_path, capsys):
     assert "| operators | identical | identical | met |" in text and "| chunk 7 |" in text
 
 
-def told(ratio=1.0, operators=5, copied=7, allocations=9, grown=0.0) -> dict:
+def note(ratio=1.0, operators=5, copied=7, allocations=9, grown=0.0) -> dict:
     """Returns what a run tells, its late chunk and its end as given; early all is 5, 7, 9 and 200 MB are held."""
 
     def work(*counts):
@@ -213,24 +213,24 @@ def told(ratio=1.0, operators=5, copied=7, allocations=9, grown=0.0) -> dict:
 @pytest.mark.parametrize(
     ("runs", "missed"),
     [
-        ([told()], []),
-        ([told(1.2), told(1.05), told(1.1)], []),
-        ([told(1.06), told(1.07)], ["last tenth / first tenth"]),
-        ([told(), told(operators=6)], ["operators"]),
-        ([told(copied=6)], ["bytes copied"]),
-        ([told(allocations=8), told()], ["allocations"]),
-        ([told(grown=1.9e6), told(grown=-9e6)], []),
-        ([told(grown=2.1e6), told()], ["memory, growth"]),
+        ([note()], []),
+        ([note(1.2), note(1.05), note(1.1)], []),
+        ([note(1.06), note(1.07)], ["last tenth / first tenth"]),
+        ([note(), note(operators=6)], ["operators"]),
+        ([note(copied=6)], ["bytes copied"]),
+        ([note(allocations=8), note()], ["allocations"]),
+        ([note(grown=1.9e6), note(grown=-9e6)], []),
+        ([note(grown=2.1e6), note()], ["memory, growth"]),
     ],
 )
-def test_limits_of_a_long_film(runs, missed):
+def test_limits_of_a_long_video(runs, missed):
     rows = benchmark_endless.judge(runs)
     assert [name for name, row in rows.items() if not row["met"]] == missed
     assert benchmark_endless.passed({"criteria": rows}) is not bool(missed)
 
 
 def test_five_megabytes_are_too_much_however_much_is_held():
-    large = told()
+    large = note()
     large[HELD] = [{"memory": 2e9}, {"memory": 2e9 + 5.1e6}]
     assert not benchmark_endless.judge([large])["memory, growth"]["met"]
 
@@ -248,7 +248,7 @@ def test_check_tells_by_its_status(met, status, tmp_path, monkeypatch):
     [
         (["--chunks", "9"], "--chunks is 9; write 10 or more"),
         (["--runs", "0"], "--runs is 0; write 1 or more"),
-        (["batch=2"], "a session makes one film; write batch=1"),
+        (["batch=2"], "a session makes one video; write batch=1"),
     ],
 )
 def test_endless_refuses(argv, message, tmp_path, capsys):

@@ -169,7 +169,7 @@ def test_bad_input_is_one_line_and_exit_2(model, tmp_path, capsys):
     torch.save({"generator_state_dict": {"x": torch.zeros(1)}}, tmp_path / "edu.pt")
     (tmp_path / "broken.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
     shutil.copytree(folder, tmp_path / "there")
-    for args, told in (
+    for args, message in (
         (("inspect", tmp_path / "no.pt"), "no.pt is missing"),
         (("inspect", tmp_path / "broken.safetensors"), "broken.safetensors is truncated or damaged"),
         (("convert", tmp_path / "edu.pt", tmp_path / "o", "--to", "official"), "another architecture"),
@@ -181,7 +181,7 @@ def test_bad_input_is_one_line_and_exit_2(model, tmp_path, capsys):
     ):
         assert run(*args) == 2
         said = capsys.readouterr().err
-        assert told in said and said.count("\n") == 1 and said.startswith("convert_weights: ")
+        assert message in said and said.count("\n") == 1 and said.startswith("convert_weights: ")
     assert not (tmp_path / "o").exists()
     assert run("inspect", tmp_path / "edu.pt") == 0  # told, not refused: it says what the file is
     assert "refused:" in capsys.readouterr().out
@@ -204,11 +204,11 @@ def test_download_script():
         "download Wan-AI/Wan2.1-T2V-1.3B --exclude assets/* --exclude examples/* --local-dir here/Wan2.1-T2V-1.3B"
     )
     assert "models/longlive_base.pt models/lora.pt --local-dir here/LongLive-1.3B" in dry[1]
-    for args, told in (
+    for args, message in (
         ((), "give one or more names"),
         (("t2v-13B",), "unknown name t2v-13B; known: t2v-1.3B"),
         (("--force", "t2v-1.3B"), "unknown option --force"),
         (("t2v-1.3B", "--dir"), "--dir needs a folder"),
     ):
         said = sh(*args)
-        assert said.returncode == 2 and told in said.stderr and said.stdout == ""
+        assert said.returncode == 2 and message in said.stderr and said.stdout == ""

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from scripts import digits_films, digits_long_curves, digits_long_plan, digits_training, tables
+from scripts import digits_long_curves, digits_long_plan, digits_training, digits_videos, tables
 from tests.scripts.digits_table_fixture import Project
 
 STUDENT = "runs/mine/export/transformer"
@@ -16,11 +16,13 @@ FLAGS = ("--weights", STUDENT)
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     facts = {"name": "a processor", "cores": 2, "torch": "2", "load average": 0.0}
-    for module in (digits_films, digits_training):
+    for module in (digits_videos, digits_training):
         monkeypatch.setattr(module, "hardware", lambda: facts)
     monkeypatch.setattr(tables, "ROOT", tmp_path)
     project = Project(tmp_path)
-    project.write(digits_long_plan.TUNING, "steps: 200\ntrainer: {name: distill, ratio: 5}\n")
+    project.write(
+        digits_long_plan.TUNING, "steps: 200\ntrainer: {name: distill, critic_updates_per_generator_update: 5}\n"
+    )
     project.write(f"{STUDENT}/diffusion_pytorch_model.safetensors", "a student")
     return project
 
@@ -29,16 +31,16 @@ def of(calls, script) -> list[list[str]]:
     return [words for words in calls if words[0].endswith(script)]
 
 
-def test_a_layout_is_filmed_before_and_after_its_tuning(project):
+def test_a_layout_is_videoed_before_and_after_its_tuning(project):
     assert project.long(*FLAGS, "--rows", "relative_*") == 0
     calls = project.calls()
     (train,) = of(calls, "train.py")
     cache = [f"trainer.source.cache.{knob}" for knob in ("window_frames=9", "sink_frames=3", "rope=read")]
     assert {f"trainer.generator.weights={STUDENT}", "steps=200", "seed=0", *cache} <= set(train)
     assert train[train.index("--logdir") + 1] == "runs/long/relative/seed0"
-    films = {words[words.index("--checkpoint_path") + 1]: words for words in of(calls, "inference.py")}
-    assert set(films) == {STUDENT, "runs/long/relative/seed0/export/transformer"}
-    for words in films.values():
+    videos = {words[words.index("--checkpoint_path") + 1]: words for words in of(calls, "inference.py")}
+    assert set(videos) == {STUDENT, "runs/long/relative/seed0/export/transformer"}
+    for words in videos.values():
         assert {"pipeline.cache.window_frames=9", "pipeline.cache.sink_frames=3", "pipeline.cache.rope=read"} <= {
             *words
         }
@@ -60,20 +62,20 @@ def test_switch_rows_differ_in_their_recache_and_share_the_tuning_of_the_sink(pr
     assert project.long(*FLAGS, "--rows", "switch_causal_*,switch_reset_after") == 0
     calls = project.calls()
     assert len(of(calls, "train.py")) == 1 and "trainer.source.cache.rope=write" in of(calls, "train.py")[0]
-    films = of(calls, "inference.py")
-    kinds = sorted(next(word for word in words if "recache" in word) for words in films)
+    videos = of(calls, "inference.py")
+    kinds = sorted(next(word for word in words if "recache" in word) for words in videos)
     assert kinds == ["pipeline.cache.recache=causal"] * 2 + ["pipeline.cache.recache=reset"]
-    assert all(words[words.index("--data_path") + 1].endswith("_32.jsonl") for words in films)
-    assert all("num_output" not in word for words in films for word in words), "scripts tell their own length"
+    assert all(words[words.index("--data_path") + 1].endswith("_32.jsonl") for words in videos)
+    assert all("num_output" not in word for words in videos for word in words), "scripts tell their own length"
     record = project.long_record("switch_causal_after")
     assert (record["recache"], record["stage"], record["facts"]["frames"]) == ("causal", "after", 120)
     assert list(record["switches"]) == ["all", "colour", "direction", "digit"] and record["chunk"] == 3
-    folders = {words[words.index("--output_folder") + 1] for words in films}
+    folders = {words[words.index("--output_folder") + 1] for words in videos}
     assert len(folders) == 3
 
 
 def test_a_smaller_budget_is_recorded_and_shown_and_a_larger_one_serves_it(project):
-    small = (*FLAGS, "--rows", "sink_before", "--films", "8", "--length", "20")
+    small = (*FLAGS, "--rows", "sink_before", "--videos", "8", "--length", "20")
     assert project.long(*small) == 0
     (words,) = of(project.calls(), "inference.py")
     prompts = (project.root / words[words.index("--data_path") + 1]).read_text().splitlines()
@@ -82,9 +84,9 @@ def test_a_smaller_budget_is_recorded_and_shown_and_a_larger_one_serves_it(proje
     assert (record["facts"]["videos"], record["facts"]["frames"], list(record["ends"])[-1]) == (8, 180, "20")
     line = next(text for text in tables.table("long").splitlines() if text.startswith("| sink | not tuned"))
     assert line.endswith("| 0.50 / 0.50 / 0.50 | 0.50 / 0.50 / 0.50 | - | - |")
-    assert "`sink_before`: 8 films of 180 latent frames" in tables.table("long")
+    assert "`sink_before`: 8 videos of 180 latent frames" in tables.table("long")
     assert project.long(*FLAGS, "--rows", "sink_before") == 0
-    assert len(of(project.calls(), "inference.py")) == 1, "the small films are not the large ones"
+    assert len(of(project.calls(), "inference.py")) == 1, "the small videos are not the large ones"
     assert project.long(*small) == 0 and project.calls() == []
     assert "smaller budget" not in tables.table("long")
 
@@ -96,7 +98,7 @@ def test_another_student_another_tuning(project, capsys):
     project.write(f"{STUDENT}/diffusion_pytorch_model.safetensors", "another student")
     assert project.long(*rows) == 1
     assert "begun with other start" in capsys.readouterr().out
-    assert len(of(project.calls(), "inference.py")) == 1, "the row before the tuning is filmed anew"
+    assert len(of(project.calls(), "inference.py")) == 1, "the row before the tuning is generated anew"
 
 
 def test_a_tuning_of_other_length_is_another_one(project, capsys):
@@ -139,7 +141,7 @@ def test_without_a_student_nothing_is_begun(project, capsys):
     [
         (("--rows", "sink_befor"), "did you mean sink_before?"),
         (("--rows", "swich_*"), "row 'swich_*' is unknown"),
-        (("--films", "33"), "write 2 to 32"),
+        (("--videos", "33"), "write 2 to 32"),
         (("--length", "0"), "--length 0"),
         (("--updates", "0"), "--updates 0"),
         (("--tuned", "sunk=configs"), "did you mean sink?"),
@@ -156,7 +158,7 @@ def test_a_dry_run_shows_commands_and_changes_nothing(project, capsys):
     before = sorted(project.root.rglob("*"))
     assert project.long(*FLAGS, "--dry_run") == 0
     said = capsys.readouterr().out
-    assert "films/sink_after  (after train/sink/seed0)\n  python inference.py" in said
+    assert "videos/sink_after  (after train/sink/seed0)\n  python inference.py" in said
     assert said.count("python train.py") == 3 and said.count("python inference.py") == 14
     assert sorted(project.root.rglob("*")) == before
 

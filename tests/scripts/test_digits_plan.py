@@ -11,9 +11,9 @@ import inference
 import train
 from pipeline.config import load_recipe as load_inference
 from scripts import digits_plan, encode_latents, evaluate, make_ode_pairs
-from scripts.digits_films import Table
 from scripts.digits_records import pooled, read_seeds, unfinished, write_length
 from scripts.digits_training import Folders, Trainings
+from scripts.digits_videos import Table
 from trainer.config import load_recipe as load_training
 
 
@@ -93,11 +93,11 @@ def test_students_are_sampled_as_they_were_trained(recipe):
         assert config.pipeline.context == source.context
 
 
-def test_prompt_files_hold_as_many_prompts_as_films_are_counted():
+def test_prompt_files_hold_as_many_prompts_as_videos_are_counted():
     for budget in digits_plan.BUDGETS.values():
-        for films in budget.films.values():
-            lines = (digits_plan.ROOT / films.prompts).read_text().split("\n")
-            assert len(set(filter(None, lines))) + films.second == films.count
+        for video_set in budget.video_set.values():
+            lines = (digits_plan.ROOT / video_set.prompts).read_text().split("\n")
+            assert len(set(filter(None, lines))) + video_set.second == video_set.count
 
 
 def run_folder(folder, steps, export=True):
@@ -139,7 +139,7 @@ def test_seeds_are_put_together():
     apart = pooled([around(0.4, 0.01), around(0.5, 0.01), around(0.6, 0.01)])
     assert apart["mean"] == pytest.approx(0.5) and apart["high"] - 0.5 == pytest.approx(4.3 * 0.1 / 3**0.5)
     alike = pooled([around(0.5, 0.3)] * 3)
-    assert alike["high"] - 0.5 == pytest.approx(0.3 / 3**0.5), "films alone leave that much open"
+    assert alike["high"] - 0.5 == pytest.approx(0.3 / 3**0.5), "videos alone leave that much open"
     assert pooled([around(0.5, 0.1), {"mean": None, "low": None, "high": None}])["mean"] in (None, 0.5)
 
 

@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from scripts import digits_curves, digits_films, digits_training, tables
+from scripts import digits_curves, digits_training, digits_videos, tables
 from tests.architecture.source import ROOT
 from tests.scripts.digits_table_fixture import Project
 
@@ -22,7 +22,7 @@ INTERVAL = {"mean": 0.5, "low": 0.4, "high": 0.6}
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     facts = {"name": "a processor", "cores": 2, "torch": "2", "load average": 0.0}
-    for module in (digits_films, digits_training):
+    for module in (digits_videos, digits_training):
         monkeypatch.setattr(module, "hardware", lambda: facts)
     return Project(tmp_path)
 
@@ -31,7 +31,7 @@ def scripts(calls) -> list[str]:
     return [words[0] for words in calls]
 
 
-def test_a_row_is_trained_filmed_measured_and_then_skipped(project):
+def test_a_row_is_trained_videoed_measured_and_then_skipped(project):
     assert project.table("--rows", "teacher_forcing,teacher_forcing_4") == 0
     calls = project.calls()
     assert scripts(calls)[:2] == ["scripts/encode_latents.py", "train.py"], "data first, one training for both rows"
@@ -74,7 +74,7 @@ def test_another_recipe_or_other_weights_are_measured_anew(project):
     folders = [
         {w[w.index("--output_folder") + 1] for w in calls if w[0] == "inference.py"} for calls in (first, second, third)
     ]
-    assert [len(f) for f in folders] == [2, 2, 2] and len(set.union(*folders)) == 6, "films of two kinds never mix"
+    assert [len(f) for f in folders] == [2, 2, 2] and len(set.union(*folders)) == 6, "videos of two kinds never mix"
 
 
 def test_a_failure_is_told_and_stops_no_other_row_and_goes_on_later(project, capsys):
@@ -224,7 +224,7 @@ def test_two_processes_never_train_in_one_folder(project, capsys):
     assert "another process is at train/dmd/seed0" in capsys.readouterr().out and project.calls() == []
 
 
-def test_three_seeds_with_a_second_film_of_some_prompts(project, monkeypatch):
+def test_three_seeds_with_a_second_video_of_some_prompts(project, monkeypatch):
     monkeypatch.setattr(tables, "ROOT", project.root)
     assert project.table("--rows", "teacher", "--budget", "gpu") == 0
     seeds = {words[words.index("--seed") + 1] for words in project.calls() if words[0] == "inference.py"}

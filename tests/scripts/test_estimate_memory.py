@@ -39,5 +39,5 @@ def test_the_recorded_table_is_what_the_script_says(tmp_path, capsys):
     assert estimate_memory.main(["--output", str(tmp_path / "memory.json")]) == 0
     recorded = json.loads((ROOT / "docs/results/memory.json").read_text())
     assert json.loads((tmp_path / "memory.json").read_text()) == recorded
-    told = capsys.readouterr().out
-    assert all(f"{row['total']:8.2f} GB  sum" in told for row in recorded["rows"])
+    message = capsys.readouterr().out
+    assert all(f"{row['total']:8.2f} GB  sum" in message for row in recorded["rows"])

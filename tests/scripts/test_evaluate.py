@@ -117,12 +117,12 @@ def test_roundtrip_goes_through_the_streaming_vae(tmp_path):
 
 
 def test_a_prompt_file_says_which_videos_must_be_there(tmp_path, capsys):
-    folder, asked = tmp_path / "some", tmp_path / "asked.txt"
+    folder, requested = tmp_path / "some", tmp_path / "asked.txt"
     folder.mkdir()
     write(folder, (1, 62, 123))
-    asked.write_text("a red zero moves left\n" + prompt_clip(62, 1)[1].text() + "\n")
-    status, result, _ = run(tmp_path, "digits", "--videos", folder, "--prompts", asked, "--windows", 2, "--real")
-    assert (result["prompts"], result["num_prompts"], result["rows"]["some"]["clips"]) == (str(asked), 2, 2)
+    requested.write_text("a red zero moves left\n" + prompt_clip(62, 1)[1].text() + "\n")
+    status, result, _ = run(tmp_path, "digits", "--videos", folder, "--prompts", requested, "--windows", 2, "--real")
+    assert (result["prompts"], result["num_prompts"], result["rows"]["some"]["clips"]) == (str(requested), 2, 2)
     assert result["videos"]["some"] == {
         "folder": str(folder),
         "videos": 2,
@@ -131,31 +131,31 @@ def test_a_prompt_file_says_which_videos_must_be_there(tmp_path, capsys):
         "left_out": 1,
     }
     assert result["rows"]["real"]["clips"] == 2  # reference rows answer the same prompts
-    asked.write_text(asked.read_text() + "a white nine moves up\n")
-    message = refusal(capsys, "digits", "--videos", folder, "--prompts", asked)
+    requested.write_text(requested.read_text() + "a white nine moves up\n")
+    message = refusal(capsys, "digits", "--videos", folder, "--prompts", requested)
     assert "2 of the 3 prompts, 'a white nine moves up' is missing" in message
     for text, said in (
         ("a pink one moves up\n", "line 1: "),
         ("a red one moves up and a red two moves up", "2 digits"),
     ):
-        asked.write_text(text)
-        assert said in refusal(capsys, "digits", "--videos", folder, "--prompts", asked)
+        requested.write_text(text)
+        assert said in refusal(capsys, "digits", "--videos", folder, "--prompts", requested)
 
 
 def test_every_video_of_an_asked_prompt_counts(tmp_path, capsys):
     """A second, bad video of a prompt cannot be hidden, and a prompt that is asked twice needs two."""
-    asked = tmp_path / "asked.txt"
-    asked.write_text("a red zero moves right\n")
+    requested = tmp_path / "asked.txt"
+    requested.write_text("a red zero moves right\n")
     write(tmp_path, (0,))
     (tmp_path / "again.json").write_text(json.dumps({"prompt": "a red zero moves right", "seed": 4}))
     with VideoWriter(tmp_path / "again.mp4", 8) as video:
         video.write(np.zeros((17, 64, 64, 3), np.uint8))
-    _, result, _ = run(tmp_path, "digits", "--videos", tmp_path, "--prompts", asked, "--windows", 1)
+    _, result, _ = run(tmp_path, "digits", "--videos", tmp_path, "--prompts", requested, "--windows", 1)
     row = result["rows"][tmp_path.name]
     assert row["clips"] == 2 and row["metrics"]["colour"]["mean"] == 0.5
     (tmp_path / "again.mp4").unlink()
-    asked.write_text("a red zero moves right\n" * 2)
-    assert "1 of the 2 prompts" in refusal(capsys, "digits", "--videos", tmp_path, "--prompts", asked)
+    requested.write_text("a red zero moves right\n" * 2)
+    assert "1 of the 2 prompts" in refusal(capsys, "digits", "--videos", tmp_path, "--prompts", requested)
 
 
 @pytest.mark.parametrize("count", (32, 128))

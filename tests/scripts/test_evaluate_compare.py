@@ -11,7 +11,7 @@ from utils.media_io import read_video
 from utils.video_writer import VideoWriter
 
 
-def film(path, shift=0, num_frames=5, size=(32, 48), fps=8, blink=0):
+def save_video(path, shift=0, num_frames=5, size=(32, 48), fps=8, blink=0):
     """Writes grey stripes that move, brighter by `shift`, every second frame brighter by `blink`; returns the path."""
     ramp = (np.arange(size[1]) * 4)[None, None, :, None] + np.arange(num_frames)[:, None, None, None]
     level = np.clip(40 + ramp % 120 + shift + blink * (np.arange(num_frames) % 2)[:, None, None, None], 0, 255)
@@ -37,7 +37,7 @@ def refusal(capsys, *argv):
 
 
 def test_a_video_equals_itself(tmp_path, capsys):
-    a, b = film(tmp_path / "a.mp4"), film(tmp_path / "b.mp4")
+    a, b = save_video(tmp_path / "a.mp4"), save_video(tmp_path / "b.mp4")
     result, text = run(tmp_path, a, b)
     row = result["rows"]["a.mp4 / b.mp4"]
     assert (row["psnr"], row["ssim"], row["frames"]) == ("inf", 1, 5) and float(row["psnr"]) == math.inf
@@ -47,7 +47,7 @@ def test_a_video_equals_itself(tmp_path, capsys):
 
 
 def test_known_difference_of_one_frame(tmp_path):
-    a, b = film(tmp_path / "a.mp4"), film(tmp_path / "b.mp4", shift=20)
+    a, b = save_video(tmp_path / "a.mp4"), save_video(tmp_path / "b.mp4", shift=20)
     frames = [read_video(path)[0].astype(float) for path in (a, b)]
     square = ((frames[0] - frames[1]) ** 2).mean((1, 2, 3))
     result, _ = run(tmp_path, a, b)
@@ -59,15 +59,15 @@ def test_known_difference_of_one_frame(tmp_path):
 
 
 def test_flicker_is_seen_in_the_video_that_has_it(tmp_path):
-    result, _ = run(tmp_path, film(tmp_path / "a.mp4"), film(tmp_path / "b.mp4", blink=30))
+    result, _ = run(tmp_path, save_video(tmp_path / "a.mp4"), save_video(tmp_path / "b.mp4", blink=30))
     flicker = result["rows"]["a.mp4 / b.mp4"]["flicker"]
     assert flicker["b"] > flicker["a"] + 20
 
 
 def test_folders_are_matched_by_name(tmp_path):
     for name, shift in (("one.mp4", 0), ("two.mp4", 10), ("lonely.mp4", 0), ("half.partial.mp4", 0)):
-        film(tmp_path / "a" / name)
-        film(tmp_path / "b" / name.replace("lonely", "other"), shift=shift)
+        save_video(tmp_path / "a" / name)
+        save_video(tmp_path / "b" / name.replace("lonely", "other"), shift=shift)
     result, text = run(tmp_path, tmp_path / "a", tmp_path / "b")
     assert list(result["rows"]) == ["one.mp4", "two.mp4"]
     assert result["unmatched"] == {"a": ["lonely.mp4"], "b": ["other.mp4"]}
@@ -78,7 +78,7 @@ def test_folders_are_matched_by_name(tmp_path):
 
 
 def test_videos_that_do_not_fit_are_named(tmp_path, capsys):
-    a, short = film(tmp_path / "a.mp4"), film(tmp_path / "short.mp4", num_frames=3)
+    a, short = save_video(tmp_path / "a.mp4"), save_video(tmp_path / "short.mp4", num_frames=3)
     assert "short.mp4 ends after 3 frames" in (said := refusal(capsys, a, short)) and "--frames 3" in said
     assert "short.mp4 ends after 3 frames" in refusal(capsys, short, a)
     result, _ = run(tmp_path, a, short, "--frames", 3)
@@ -86,21 +86,21 @@ def test_videos_that_do_not_fit_are_named(tmp_path, capsys):
     assert "4 are asked, lower --frames" in refusal(capsys, a, short, "--frames", 4)
     assert "have 5 frames, 6 are asked" in refusal(capsys, a, a, "--frames", 6)
     assert "--frames is 0" in refusal(capsys, a, a, "--frames", 0)
-    small = film(tmp_path / "small.mp4", size=(32, 32))
+    small = save_video(tmp_path / "small.mp4", size=(32, 32))
     assert "48 x 32" in (said := refusal(capsys, a, small)) and "small.mp4 is 32 x 32" in said
-    slow = film(tmp_path / "slow.mp4", fps=4)
+    slow = save_video(tmp_path / "slow.mp4", fps=4)
     assert "8 frames per second" in (said := refusal(capsys, a, slow)) and "--any_fps" in said
     assert run(tmp_path, a, slow, "--any_fps")[0]["rows"]["a.mp4 / slow.mp4"]["psnr"] == "inf"
 
 
 def test_paths_that_do_not_fit_are_named(tmp_path, capsys):
-    a = film(tmp_path / "a" / "x.mp4")
-    film(tmp_path / "b" / "y.mp4")
+    a = save_video(tmp_path / "a" / "x.mp4")
+    save_video(tmp_path / "b" / "y.mp4")
     assert "does not exist" in refusal(capsys, a, tmp_path / "none.mp4")
     assert "one of" in refusal(capsys, a, tmp_path / "b")
     assert "no file name in common" in refusal(capsys, tmp_path / "a", tmp_path / "b")
     broken = tmp_path / "broken.mp4"
-    broken.write_bytes(b"no film")
+    broken.write_bytes(b"no video")
     for pair in ((a, broken), (broken, a)):
         assert "broken.mp4 cannot be read" in refusal(capsys, *pair)
 
@@ -128,6 +128,6 @@ def test_a_video_is_read_frame_by_frame(tmp_path, monkeypatch):
             del frame
 
     monkeypatch.setattr(media_io, "_decode", watched)
-    a = film(tmp_path / "a.mp4", num_frames=12)
+    a = save_video(tmp_path / "a.mp4", num_frames=12)
     evaluate_compare.compare_pair(a, a)
     assert len(most) == 24 and max(most) <= 8  # of each: the first, one shown, one before, one being decoded

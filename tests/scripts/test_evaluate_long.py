@@ -1,4 +1,4 @@
-"""`evaluate.py lengths` and `evaluate.py switches` on synthetic films whose faults and switches are known."""
+"""`evaluate.py lengths` and `evaluate.py switches` on synthetic videos whose faults and switches are known."""
 
 import json
 
@@ -21,8 +21,8 @@ def write(path, clip, **sidecar):
 
 
 @pytest.fixture(scope="module")
-def long_films(tmp_path_factory):
-    """Two films of 101 frames that stand still from frame 60 on, and their prompt file."""
+def long_videos(tmp_path_factory):
+    """Two videos of 101 frames that stand still from frame 60 on, and their prompt file."""
     folder = tmp_path_factory.mktemp("long")
     prompts = []
     for number in (1, 62):
@@ -34,9 +34,9 @@ def long_films(tmp_path_factory):
     return folder
 
 
-def test_each_length_is_measured_in_the_window_that_ends_there(long_films, tmp_path):
-    flags = ("--prompts", long_films / "prompts.txt", "--ends", 101, 33, 69)
-    status, result, text = run(tmp_path, "lengths", "--videos", long_films, *flags)
+def test_each_length_is_measured_in_the_window_that_ends_there(long_videos, tmp_path):
+    flags = ("--prompts", long_videos / "prompts.txt", "--ends", 101, 33, 69)
+    status, result, text = run(tmp_path, "lengths", "--videos", long_videos, *flags)
     rows = result["rows"]
     assert status == 0 and list(rows) == ["33", "69", "101"]
     assert [row["metrics"]["direction"]["mean"] for row in rows.values()] == [1, pytest.approx(21 / 29, abs=0.08), 0]
@@ -46,16 +46,16 @@ def test_each_length_is_measured_in_the_window_that_ends_there(long_films, tmp_p
     assert result["videos"]["videos"] == 2 and "| 101 | 2 | 1.000 +-0.000 |" in text
 
 
-def test_lengths_that_cannot_be_measured_are_refused(long_films, capsys):
-    flags = ("lengths", "--videos", long_films, "--prompts", long_films / "prompts.txt", "--ends")
+def test_lengths_that_cannot_be_measured_are_refused(long_videos, capsys):
+    flags = ("lengths", "--videos", long_videos, "--prompts", long_videos / "prompts.txt", "--ends")
     assert "has 101 frames, 102 are asked" in refusal(capsys, *flags, 33, 102)
     assert "write ends of at least 33" in refusal(capsys, *flags, 32, 101)
     every = flags[:3]
     assert "answers 2 of the 240 prompts" in refusal(capsys, *every, "--ends", 33)
 
 
-def scripted(folder, late, name="film", **more):
-    """Writes a film that answers SCRIPT, the colour `late` frames after it was asked for, the direction at once."""
+def scheduled(folder, late, name="video", **more):
+    """Writes a video that answers SCRIPT, the colour `late` frames after it was asked for, the direction at once."""
     red, blue, up = (parse_prompt(text)[0] for text in SCRIPT)
     clip = quantise(render([blue], LENGTH, np.random.default_rng(0)))
     clip[: 45 + late] = quantise(render([red], 45 + late, np.random.default_rng(0)))
@@ -74,8 +74,8 @@ def script_file(folder, *scripts):
 
 
 @pytest.mark.parametrize("late", [0, 12])
-def test_switches_are_looked_for_where_the_film_made_them(tmp_path, late):
-    scripted(tmp_path, late)
+def test_switches_are_looked_for_where_the_video_made_them(tmp_path, late):
+    scheduled(tmp_path, late)
     flags = ("--videos", tmp_path, "--scripts", script_file(tmp_path, SCRIPT))
     status, result, text = run(tmp_path, "switches", *flags)
     rows = result["rows"]
@@ -90,17 +90,17 @@ def test_switches_are_looked_for_where_the_film_made_them(tmp_path, late):
 
 def test_every_script_must_be_answered(tmp_path, capsys):
     other = [SCRIPT[0], "a green three moves right", "a green three moves up"]
-    scripted(tmp_path, 0)
+    scheduled(tmp_path, 0)
     flags = ("switches", "--videos", tmp_path, "--scripts", script_file(tmp_path, SCRIPT, other))
     said = refusal(capsys, *flags)
     assert "answers 1 of the 2 scripts" in said and "a green three moves right" in said
     assert run(tmp_path, *flags, "--partial")[0] == 0
 
 
-def test_films_that_tell_of_no_switches_are_refused(tmp_path, capsys):
-    scripted(tmp_path, 0, switches=[])
+def test_videos_that_tell_of_no_switches_are_refused(tmp_path, capsys):
+    scheduled(tmp_path, 0, switches=[])
     flags = ("switches", "--videos", tmp_path, "--scripts", script_file(tmp_path, SCRIPT))
-    assert "film.json tells of no switches" in refusal(capsys, *flags)
+    assert "video.json tells of no switches" in refusal(capsys, *flags)
     early = [{"text": t, "frame": f} for t, f in zip(SCRIPT, (0, 6, 24), strict=True)]
-    scripted(tmp_path, 0, switches=early)
-    assert "film.mp4: the colour changes at pixel frame 21" in refusal(capsys, *flags)
+    scheduled(tmp_path, 0, switches=early)
+    assert "video.mp4: the colour changes at pixel frame 21" in refusal(capsys, *flags)

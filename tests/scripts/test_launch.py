@@ -31,11 +31,11 @@ SCRIPTS = ("launch_node.sh", "launch_nodes.sh", "launch_slurm.sh")
 @pytest.fixture
 def launch(tmp_path):
     """launch(script, *arguments, does=..., **environment) -> (process, file of what `python` was given)."""
-    told = tmp_path / "told"
+    message = tmp_path / "told"
 
     def run(script: str, *arguments: str, does: str = "exit 0", **environment):
         tools = {
-            "python": f'printf "%s\\n" "$@" > "{told}"\n{does}',
+            "python": f'printf "%s\\n" "$@" > "{message}"\n{does}',
             "srun": 'shift\nexec "$@"',
             "scontrol": f'echo "$@" >> "{tmp_path}/scontrol"\necho first',
             "nvidia-smi": "exit 9",
@@ -50,7 +50,7 @@ def launch(tmp_path):
         process = subprocess.Popen(
             ["bash", f"scripts/{script}", *arguments], cwd=ROOT, env=settings, stderr=subprocess.PIPE, text=True
         )
-        return process, told
+        return process, message
 
     return run
 
@@ -68,9 +68,9 @@ def test_help_says_how_to_call_it(script):
 
 
 def test_a_node_passes_everything_on(launch):
-    process, told = launch("launch_node.sh", "--config_path", "a b.yaml", "steps=3")
+    process, message = launch("launch_node.sh", "--config_path", "a b.yaml", "steps=3")
     assert process.wait(30) == 0
-    said = told.read_text().splitlines()
+    said = message.read_text().splitlines()
     door = said.index("train.py")
     assert said[door + 1 :] == ["--config_path", "a b.yaml", "steps=3"]
     assert said[:2] == ["-m", "torch.distributed.run"] and set(said[2:door]) == {
@@ -84,9 +84,9 @@ def test_a_node_passes_everything_on(launch):
 
 
 def test_several_nodes_meet(launch):
-    process, told = launch("launch_nodes.sh", "3", "host:29500", "--config_path", "r.yaml", RANKS="4")
+    process, message = launch("launch_nodes.sh", "3", "host:29500", "--config_path", "r.yaml", RANKS="4")
     assert process.wait(30) == 0
-    assert {"--nnodes=3", "--nproc_per_node=4", "--rdzv_endpoint=host:29500"} <= set(told.read_text().splitlines())
+    assert {"--nnodes=3", "--nproc_per_node=4", "--rdzv_endpoint=host:29500"} <= set(message.read_text().splitlines())
 
 
 @pytest.mark.parametrize("arguments", [(), ("2",), ("2", "host:1")])
@@ -106,23 +106,23 @@ def test_the_status_is_that_of_the_training(launch, tmp_path, script):
 def test_a_job_is_queued_again_only_if_it_asks(launch, tmp_path, flag):
     arguments = ["--config_path", "r.yaml", *(word.format(tmp_path) for word in flag)]
     (tmp_path / "REQUEUE").touch()  # of an earlier job
-    process, told = launch("launch_slurm.sh", *arguments, does="exit 2", **job())
+    process, message = launch("launch_slurm.sh", *arguments, does="exit 2", **job())
     assert process.wait(30) == 2
     assert (tmp_path / "scontrol").read_text() == "show hostnames n[1-2]\n"
-    process, told = launch("launch_slurm.sh", *arguments, does=f'touch "{tmp_path}/REQUEUE"', **job())
+    process, message = launch("launch_slurm.sh", *arguments, does=f'touch "{tmp_path}/REQUEUE"', **job())
     assert process.wait(30) == 0
     assert (tmp_path / "scontrol").read_text().splitlines()[-1] == "requeue 40123"
-    said = told.read_text().splitlines()
+    said = message.read_text().splitlines()
     assert {"--nnodes=2", "--nproc_per_node=8", "--rdzv_endpoint=first:20123", "--rdzv_id=40123"} <= set(said)
     assert said[said.index("train.py") + 1 :] == arguments
 
 
 def test_a_job_without_logdir_or_slurm_is_refused(launch, tmp_path):
-    process, told = launch("launch_slurm.sh", "--config_path", "r.yaml", **job())
+    process, message = launch("launch_slurm.sh", "--config_path", "r.yaml", **job())
     assert "give --logdir FOLDER" in process.communicate(timeout=30)[1] and process.returncode == 2
-    process, told = launch("launch_slurm.sh", "--logdir", str(tmp_path), **job(SLURM_JOB_ID=""))
+    process, message = launch("launch_slurm.sh", "--logdir", str(tmp_path), **job(SLURM_JOB_ID=""))
     assert "submit it by sbatch" in process.communicate(timeout=30)[1] and process.returncode == 2
-    assert not told.exists()
+    assert not message.exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])

@@ -65,7 +65,7 @@ def test_the_recipe_is_there(script):
 
 
 @pytest.mark.dist
-def test_a_film_is_made(tmp_path):
+def test_a_video_is_made(tmp_path):
     """Another recipe by the flag; relative paths are those of the project."""
     recipe = write_recipe(tmp_path / "recipe.yaml", model_folder(tmp_path / "model", num_layers=1, ffn_dim=64))
     words = ["--config_path", str(recipe), "--prompt", PROMPTS[0], "--output_folder", str(tmp_path / "out")]

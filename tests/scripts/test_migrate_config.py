@@ -152,11 +152,11 @@ def test_only_the_score_guidance_is_shifted(tmp_path):
 
 
 def test_longlives_second_stage_becomes_our_stream(tmp_path):
-    told = {"num_training_frames": None, "min_num_training_frames": None, "switch_choices": list(range(21, 202, 18))}
-    told |= {"generator_ckpt": "checkpoints/longlive_init.pt", "lr": 1e-5, "lr_critic": 2e-6, "log_iters": 50}
-    told |= {"ema_weight": 0.0, "ema_start_step": 200, "global_sink": True}
-    told["switch_prompt_path"] = "prompts/vidprom_filtered_extended_switch.txt"
-    config, dropped = migrate(tmp_path, {**LONGLIVE, **told})
+    message = {"num_training_frames": None, "min_num_training_frames": None, "switch_choices": list(range(21, 202, 18))}
+    message |= {"generator_ckpt": "checkpoints/longlive_init.pt", "lr": 1e-5, "lr_critic": 2e-6, "log_iters": 50}
+    message |= {"ema_weight": 0.0, "ema_start_step": 200, "global_sink": True}
+    message["switch_prompt_path"] = "prompts/vidprom_filtered_extended_switch.txt"
+    config, dropped = migrate(tmp_path, {**LONGLIVE, **message})
     ours, _ = trainer.config.load_recipe(ROOT / "configs/train/longlive_stream.yaml")
     mine = replace(config.trainer.source, switch_frames=list(config.trainer.source.switch_frames))
     assert mine == ours.trainer.source

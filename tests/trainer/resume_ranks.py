@@ -48,14 +48,14 @@ def losses(run: Path) -> list[float]:
 
 def exact(configs, folder: Path, rank: int) -> dict:
     """Of every job an uninterrupted run, and the same in two halves; whether each state is sharded."""
-    told = {}
+    message = {}
     for name, config in configs.items():
         whole = fit(config, folder / name / "whole")
         fit(config, folder / name / "parts", total=3)
         parts = fit(config, folder / name / "parts")
         sharded = [hasattr(tensor, "to_local") for tensor in dcp.split(whole.method.state_dict())[1].values()]
-        told[name] = {"whole": state_hash(whole.method), "parts": state_hash(parts.method), "sharded": sum(sharded)}
-    return told
+        message[name] = {"whole": state_hash(whole.method), "parts": state_hash(parts.method), "sharded": sum(sharded)}
+    return message
 
 
 def other_ranks(configs, folder: Path, rank: int) -> None:
@@ -116,11 +116,11 @@ def main() -> None:
     jobs, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
     configs = {name: load_recipe(*job)[0] for name, job in jobs.items()}
     distributed.init()
-    rank, told = distributed.rank(), {}
+    rank, message = distributed.rank(), {}
     for scene in (exact, other_ranks, not_a_number, full_disk, damaged):
-        told[scene.__name__] = scene(configs, folder, rank)
+        message[scene.__name__] = scene(configs, folder, rank)
         distributed.barrier()
-    (folder / f"{rank}.json").write_text(json.dumps(told))
+    (folder / f"{rank}.json").write_text(json.dumps(message))
     distributed.barrier()
     distributed.shutdown()
 

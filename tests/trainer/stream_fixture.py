@@ -1,4 +1,4 @@
-"""A streaming long tuning of one-block networks: films of six chunks, milliseconds a stretch."""
+"""A streaming long tuning of one-block networks: videos of six chunks, milliseconds a stretch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from trainer.config import load_recipe
-from utils.layout import Layout
+from utils.layout import ParallelLayout
 from utils.rng import Rng
 
 SECOND = ("a white three moves right", "a green one moves up", "a blue two moves down")
@@ -32,12 +32,12 @@ def overrides(folder: Path, prompts: Path, switch: str = "", **knobs) -> list[st
     tree = {"prompts": prompts, **KNOBS, **knobs}
     if switch:
         tree |= {"switch_prompts": second}
-    told = ", ".join([f"{key}: {value}" for key, value in tree.items()] + ([switch] if switch else []))
-    return [f"trainer.source={{{told}}}"]
+    message = ", ".join([f"{key}: {value}" for key, value in tree.items()] + ([switch] if switch else []))
+    return [f"trainer.source={{{message}}}"]
 
 
-def build(recipe: Path, given: list[str], layout: Layout | None = None):
+def build(recipe: Path, given: list[str], layout: ParallelLayout | None = None):
     """Returns the method of a recipe, on this process alone."""
     config, _ = load_recipe(recipe, given)
     device = torch.device("cpu")
-    return config.trainer.build(config.model, config.steps, Rng(config.seed), device, layout or Layout.single())
+    return config.trainer.build(config.model, config.steps, Rng(config.seed), device, layout or ParallelLayout.single())

@@ -13,7 +13,7 @@ from tests.trainer.test_regress import state_hash
 from trainer.build import build
 from trainer.codec import LOG_VARIANCE_START, CodecConfig, Stage, codec_loss, make_codec
 from trainer.config import load_recipe
-from utils.layout import Layout
+from utils.layout import ParallelLayout
 from utils.rng import Rng
 from wan.library import load_vae
 from wan.vae import StreamingVAE
@@ -81,7 +81,7 @@ def test_the_loss_weighs_ink_and_fades_the_kl_in():
 
 def test_stages_lengthen_the_clips(config):
     settings = config("steps=10", "trainer.stages=[{frames: 5, batch: 2}, {start: 0.5, frames: 9, batch: 1}]")
-    method = settings.trainer.build("", 10, Rng(0), torch.device("cpu"), Layout.single())
+    method = settings.trainer.build("", 10, Rng(0), torch.device("cpu"), ParallelLayout.single())
     shapes = [tuple(method.clips(step, step / 10).shape) for step in (0, 4, 5, 9)]
     assert shapes == [(2, 3, 5, 32, 32)] * 2 + [(1, 3, 9, 32, 32)] * 2
     clips = method.clips(0, 0.0)

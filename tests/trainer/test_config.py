@@ -12,7 +12,7 @@ from tests import digits_fixture
 from trainer.build import build
 from trainer.config import load_recipe
 from trainer.source import LatentsConfig
-from utils.layout import Layout
+from utils.layout import ParallelLayout
 from utils.rng import Rng
 
 WRONG = [
@@ -58,7 +58,7 @@ def test_a_source_that_does_not_fill_what_the_loss_needs(config, monkeypatch):
     settings = config()
     monkeypatch.setattr("trainer.source.Latents.fills", frozenset({"latents"}))
     with pytest.raises(ValueError, match=r"loss 'flow' needs \['condition', 'spans'\], source 'latents'"):
-        settings.trainer.build(settings.model, 1, Rng(0), torch.device("cpu"), Layout.single())
+        settings.trainer.build(settings.model, 1, Rng(0), torch.device("cpu"), ParallelLayout.single())
 
 
 @pytest.mark.parametrize(
@@ -91,10 +91,10 @@ class Text:
     device = torch.device("cpu")
 
     def __init__(self):
-        self.asked = []
+        self.requested = []
 
     def text(self, prompts):
-        self.asked += prompts
+        self.requested += prompts
         return torch.zeros(len(prompts), 2, 3)
 
 
@@ -103,7 +103,7 @@ def test_dropout_share_and_what_a_sample_depends_on(tmp_path):
     source = LatentsConfig(str(folder), batch=4, frames=2, chunk=1, dropout=0.25).build()
     roles, rng = Text(), Rng(0)
     samples = [source.next(step, roles, rng) for step in range(500)]
-    share = roles.asked.count("") / len(roles.asked)
+    share = roles.requested.count("") / len(roles.requested)
     assert abs(share - 0.25) < 0.03  # 2000 draws: 3 standard deviations
     assert samples[7].latents.shape == (4, 2, 16, 4, 4) and list(samples[7].index) == [28, 29, 30, 31]
     again = LatentsConfig(str(folder), batch=4, frames=2, chunk=1, dropout=0.25).build().next(7, Text(), Rng(0))

@@ -96,7 +96,7 @@ def test_gradient_follows_graded(clips, teacher_forcing):
     source, networks = noised(clips, teacher_forcing=teacher_forcing).build(), roles()
     networks.generator.requires_grad_(True)
     assert source.next(0, networks, RNG).latents.requires_grad
-    sample = source.next(0, networks, RNG, graded=False)
+    sample = source.next(0, networks, RNG, with_grad=False)
     assert not sample.latents.requires_grad
     assert sample.real.shape == sample.latents.shape and not torch.allclose(sample.real, sample.latents)
     assert source.fills >= {"latents", "condition", "null", "spans", "real"}
@@ -197,7 +197,7 @@ trainer:
   critic: {{weights: {model}/transformer}}
   source: {{name: noised_data, clips: {clips}, batch: 2, frames: 4, chunk: 2, steps: [1000, 500], shift: 3.0}}
   loss: {{name: dmd, score: {{real_guidance: 3.0, shift: 3.0}}}}
-  ratio: 1
+  critic_updates_per_generator_update: 1
   text: {{dtype: fp32}}
 """
 

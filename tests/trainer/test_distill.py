@@ -28,8 +28,10 @@ def test_a_broken_teacher_stops_the_run(made, name):
     loop.method.step = lambda at: (step(at), seen.append(dict(loop.method.last_prompts)))[0]
     with pytest.raises(ValueError, match="the generator_loss is nan at step 0") as error:
         loop.fit()
-    told = seen[0]["generator_"]
-    assert told and str(list(told)) in str(error.value) and told != seen[0][""], "the generator's, not the critic's"
+    message = seen[0]["generator_"]
+    assert message and str(list(message)) in str(error.value) and message != seen[0][""], (
+        "the generator's, not the critic's"
+    )
     assert not loop.checkpoint.complete()
 
 
@@ -76,16 +78,16 @@ def test_a_range_of_lengths_is_drawn_in_whole_chunks(tmp_path):
 
 
 def test_embeddings_of_the_latest_prompts_are_kept(monkeypatch):
-    monkeypatch.setattr(roles, "KEPT_PROMPTS", 3)
-    asked = []
+    monkeypatch.setattr(roles, "CACHED_PROMPTS", 3)
+    requested = []
 
     def encode(prompts):
-        asked.extend(prompts)
+        requested.extend(prompts)
         return torch.stack([torch.full((2, 3), float(len(p))) for p in prompts])
 
-    text = roles.KeptText(encode)
+    text = roles.PromptCache(encode)
     for prompts in (["", "a"], ["", "bb"], ["ccc", "", "ccc"], ["a", ""]):
         rows = text(prompts)
         assert [row[0, 0].item() for row in rows] == [len(p) for p in prompts]
-    assert asked == ["", "a", "bb", "ccc", "a"], "the negative prompt stays, what is long ago is made again"
+    assert requested == ["", "a", "bb", "ccc", "a"], "the negative prompt stays, what is long ago is made again"
     assert len(text._kept) == 3 and all(row.untyped_storage().nbytes() == 24 for row in text._kept.values())

@@ -157,7 +157,7 @@ WRONG = {
     "trainer.generator.lora={rank: 2, targets: zzz}": ["trainer.generator.lora.targets", "'zzz' matches", "blocks"],
     "trainer.generator.lora={rank: 2, targets: '('}": ["trainer.generator.lora.targets", "no regular expression"],
     "trainer.teacher=null": ["needs ['teacher']", "write trainer.teacher.weights"],
-    "trainer.ratio=0": ["trainer", "ratio", "at least 1"],
+    "trainer.critic_updates_per_generator_update=0": ["trainer", "critic_updates_per_generator_update", "at least 1"],
     "trainer.loss.name=flow": ["trainer.loss.name: got 'flow'", "allowed: dmd, sid, gan"],
 }
 

@@ -1,4 +1,4 @@
-"""Previews: films of the run's generator by the pipeline of inference, and a training that does not notice."""
+"""Previews: videos of the run's generator by the pipeline of inference, and a training that does not notice."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests import digits_fixture
 from tests.architecture.source import ROOT
 from trainer.build import build
 from trainer.config import load_recipe
-from trainer.preview import first_of
+from trainer.preview import first_prompts
 from trainer.source import LatentsConfig
 from utils.media_io import read_video
 from utils.rng import Rng
@@ -40,22 +40,22 @@ def loop(config, tmp_path):
     return lambda *overrides: build(config(*PREVIEW, *overrides), tmp_path / "run")
 
 
-def preview_of(loop):
-    """Returns the callback that makes the films."""
+def find_preview(loop):
+    """Returns the callback that makes the videos."""
     return next(c for c in loop.callbacks if type(c).__name__ == "Preview")
 
 
-def test_films_and_sheet_appear_under_their_step(loop, tmp_path):
+def test_videos_and_sheet_appear_under_their_step(loop, tmp_path):
     loop("steps=5", "checkpoint.every=5").fit()
     folders = sorted((tmp_path / "run/previews").iterdir())
     assert [f.name for f in folders] == ["step_0000002", "step_0000004"]
     for folder, step in zip(folders, (2, 4), strict=True):
-        films = sorted(folder.glob("*.mp4"))
-        assert [f.stem for f in films] == [f"{p}-0" for p in sorted(digits_fixture.PROMPTS[:2])]
-        frames, fps = read_video(films[0])
+        videos = sorted(folder.glob("*.mp4"))
+        assert [f.stem for f in videos] == [f"{p}-0" for p in sorted(digits_fixture.PROMPTS[:2])]
+        frames, fps = read_video(videos[0])
         assert frames.shape == (13, 32, 32, 3) and fps == 16
-        facts = json.loads(films[0].with_suffix(".json").read_text())
-        assert (facts["step"], facts["weights"], facts["prompt"]) == (step, "ema", films[0].stem[:-2])
+        facts = json.loads(videos[0].with_suffix(".json").read_text())
+        assert (facts["step"], facts["weights"], facts["prompt"]) == (step, "ema", videos[0].stem[:-2])
         assert (folder / "contact_sheet.png").read_bytes()[:4] == b"\x89PNG"
         assert not list(folder.glob("*.partial*"))
     first, second = (read_video(sorted(f.glob("*.mp4"))[0])[0] for f in folders)
@@ -97,7 +97,7 @@ def test_weights_modes_and_version_are_put_back_even_after_a_failure(loop, monke
     run = loop()
     for step in range(3):
         run.method.step(step)
-    network, preview = run.method.roles.generator.transformer, preview_of(run)
+    network, preview = run.method.roles.generator.transformer, find_preview(run)
     network.train()
     before, seen = state(run.method), []
     generate = preview.pipeline.generate
@@ -125,31 +125,31 @@ def test_weights_modes_and_version_are_put_back_even_after_a_failure(loop, monke
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"), [(["preview.ema=false"], "current"), (["trainer.ema.decay=0"], "current")]
+    ("overrides", "message"), [(["preview.ema=false"], "current"), (["trainer.ema.decay=0"], "current")]
 )
-def test_current_weights_where_asked_or_where_there_are_no_averages(loop, tmp_path, overrides, told):
+def test_current_weights_where_asked_or_where_there_are_no_averages(loop, tmp_path, overrides, message):
     run = loop(*overrides)
     run.method.step(0)
-    preview_of(run).make(1)
+    find_preview(run).make(1)
     facts = next((tmp_path / "run/previews/step_0000001").glob("*.json"))
-    assert json.loads(facts.read_text())["weights"] == told
+    assert json.loads(facts.read_text())["weights"] == message
 
 
-def test_the_films_are_those_of_inference(loop):
+def test_the_videos_are_those_of_inference(loop):
     """The same network, prompt and noise through `inference.py`'s pipeline gives the same latents."""
     run = loop("preview.ema=false")
-    preview = preview_of(run)
+    preview = find_preview(run)
     chunks = list(preview.generate(preview.requests))
-    pipeline = preview.asked.pipeline.build(preview.kit, preview.asked.sampler.build(), preview.geometry)
+    pipeline = preview.requested.pipeline.build(preview.bundle, preview.requested.sampler.build(), preview.geometry)
     requests = [Request(p, i, 0, "") for i, p in enumerate(digits_fixture.PROMPTS[:2])]
     noise = KeyedNoise(Rng(0).at("preview"), requests, (16, 4, 4), torch.float32)
-    condition = preview.kit.condition([r.prompt for r in requests], None)
+    condition = preview.bundle.condition([r.prompt for r in requests], None)
     for ours, theirs in zip(chunks, pipeline.generate(condition, noise, 2, 4), strict=True):
         assert torch.equal(ours.latents, theirs.latents)
 
 
-def test_batches_change_no_film(loop, tmp_path):
-    one, both = preview_of(loop("preview.batch=1")), preview_of(loop())
+def test_batches_change_no_video(loop, tmp_path):
+    one, both = find_preview(loop("preview.batch=1")), find_preview(loop())
     apart = [torch.cat([c.latents for c in one.generate([r])], 1) for r in one.requests]
     together = torch.cat([c.latents for c in both.generate(both.requests)], 1)
     assert (torch.cat(apart) - together).abs().max() < 1e-5
@@ -168,7 +168,7 @@ def test_a_full_disk_costs_the_preview_and_not_the_training(loop, tmp_path, monk
 
 
 def test_a_preview_that_was_cut_off_or_is_repeated_is_replaced(loop, tmp_path):
-    preview = preview_of(loop())
+    preview = find_preview(loop())
     for left in ("step_0000002.partial", "step_0000002"):
         folder = tmp_path / "run/previews" / left
         folder.mkdir(parents=True)
@@ -178,7 +178,7 @@ def test_a_preview_that_was_cut_off_or_is_repeated_is_replaced(loop, tmp_path):
     assert not (tmp_path / "run/previews/step_0000002/old.mp4").exists()
 
 
-def test_a_run_that_starts_anew_sets_the_old_films_aside(loop, tmp_path):
+def test_a_run_that_starts_anew_sets_the_old_videos_aside(loop, tmp_path):
     loop("steps=2", "checkpoint.every=2").fit()
     loop("steps=4", "checkpoint.every=2").fit()
     assert {p.name for p in (tmp_path / "run/previews").iterdir()} == {"step_0000002", "step_0000004"}
@@ -189,14 +189,14 @@ def test_a_run_that_starts_anew_sets_the_old_films_aside(loop, tmp_path):
 def test_prompts_from_a_file_and_from_the_source(loop, tmp_path):
     file = tmp_path / "prompts.txt"
     file.write_text("a green two moves up\n\na red one moves left\na green two moves up\na red nine moves down\n")
-    preview = preview_of(loop(f"preview.prompts={file}", "preview.count=3"))
+    preview = find_preview(loop(f"preview.prompts={file}", "preview.count=3"))
     assert [r.prompt for r in preview.requests] == [
         "a green two moves up",
         "a red one moves left",
         "a red nine moves down",
     ]
     folder = digits_fixture.latent_folder(tmp_path / "latents", num_clips=6)
-    assert first_of(LatentsConfig(str(folder), frames=2, chunk=1).build(), 4) == list(digits_fixture.PROMPTS)
+    assert first_prompts(LatentsConfig(str(folder), frames=2, chunk=1).build(), 4) == list(digits_fixture.PROMPTS)
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_prompts_from_a_file_and_from_the_source(loop, tmp_path):
         (["preview.sampler.name=fewstep"], "did you mean few_step"),
         (["preview.every=-1"], "must not be negative"),
         (["preview.prompts=no/such.txt"], "preview.prompts: no/such.txt is not there"),
-        (["trainer={name: codec}"], "trains no generator of films; write preview.every=0"),
+        (["trainer={name: codec}"], "trains no generator of videos; write preview.every=0"),
     ],
 )
 def test_wrong_previews_are_refused_before_a_model_is_built(loop, monkeypatch, overrides, words):
@@ -231,17 +231,17 @@ TRAINED = {
 def test_previews_are_made_as_the_recipe_trains(name):
     pipeline, sampler, shift, cache = TRAINED[name]
     config, _ = load_recipe(ROOT / f"configs/train/{name}.yaml", ["preview.every=1"])
-    asked = config.preview.asked(config.trainer)
-    assert (type(asked.pipeline), type(asked.sampler), asked.sampler.shift) == (pipeline, sampler, shift)
-    assert vars(asked.pipeline).get("cache") == cache
+    requested = config.preview.requested(config.trainer)
+    assert (type(requested.pipeline), type(requested.sampler), requested.sampler.shift) == (pipeline, sampler, shift)
+    assert vars(requested.pipeline).get("cache") == cache
     config, _ = load_recipe(
         ROOT / f"configs/train/{name}.yaml", ["preview={every: 1, sampler: {name: few_step, shift: 2}}"]
     )
-    assert config.preview.asked(config.trainer).sampler.shift == 2
+    assert config.preview.requested(config.trainer).sampler.shift == 2
 
 
 @pytest.mark.dist
-def test_two_ranks_with_shared_weights_make_the_films_of_one(recipe, config, tmp_path):
+def test_two_ranks_with_shared_weights_make_the_videos_of_one(recipe, config, tmp_path):
     """Also where FSDP keeps whole weights after a forward: averages must reach it, and must not stay."""
     overrides = [*PREVIEW, "steps=3", "preview.every=1", "checkpoint.every=3", "layout.keep_gathered=true"]
     build(config(*overrides), tmp_path / "one").fit()
@@ -259,6 +259,6 @@ def test_two_ranks_with_shared_weights_make_the_films_of_one(recipe, config, tmp
     folders = [tmp_path / run / "previews/step_0000003" for run in ("one", "two")]
     assert sorted(p.name for p in (tmp_path / "two/previews").iterdir()) == [f"step_000000{n}" for n in (1, 2, 3)]
     assert len({tuple(sorted(p.name for p in folder.iterdir())) for folder in folders}) == 1
-    for film in folders[0].glob("*.mp4"):
-        a, b = (read_video(folder / film.name)[0].astype(int) for folder in folders)
+    for video in folders[0].glob("*.mp4"):
+        a, b = (read_video(folder / video.name)[0].astype(int) for folder in folders)
         assert abs(a - b).mean() < 0.5

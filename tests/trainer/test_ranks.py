@@ -83,8 +83,8 @@ def results(jobs, tmp_path_factory):
     command += ["-m", "tests.trainer.worker", str(folder / "jobs.json"), str(folder / "two.pt")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
-        _, told = process.communicate(timeout=400)
-    assert process.returncode == 0, told[-4000:]
+        _, message = process.communicate(timeout=400)
+    assert process.returncode == 0, message[-4000:]
     alone = {name: worker.run(*job) for name, job in jobs.items() if name not in TOGETHER}
     return alone, torch.load(folder / "two.pt", weights_only=True)
 

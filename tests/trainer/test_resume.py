@@ -57,8 +57,8 @@ def played(recipe, distill_recipe, tmp_path_factory):
 def test_two_ranks_resume_to_the_bit(played, job):
     folder, ranks = played
     for rank in ranks:
-        told = rank["exact"][job]
-        assert told["whole"] == told["parts"] and told["sharded"] > 20
+        message = rank["exact"][job]
+        assert message["whole"] == message["parts"] and message["sharded"] > 20
     assert ranks[0]["exact"][job]["whole"] != ranks[1]["exact"][job]["whole"], "each holds its own part"
     whole = losses(folder / job / "whole")
     assert len(whole) == (4 if job == "gan" else 8) and whole == losses(folder / job / "parts")
@@ -77,12 +77,12 @@ def test_twice_and_half_the_ranks_go_on_alike(played, config):
 @pytest.mark.dist
 def test_all_ranks_stop_at_the_nan_of_one_and_name_its_prompts(played):
     folder, ranks = played
-    told = [rank["not_a_number"] for rank in ranks]
+    message = [rank["not_a_number"] for rank in ranks]
     last = folder / "nan/checkpoints/step_0000003"
-    for rank in told:
-        assert rank["error"].startswith("the loss is nan at step 4; prompts: " + told[1]["prompts"])
+    for rank in message:
+        assert rank["error"].startswith("the loss is nan at step 4; prompts: " + message[1]["prompts"])
         assert rank["error"].endswith(f"the last good checkpoint is {last}")
-    assert told[0]["prompts"] != told[1]["prompts"]
+    assert message[0]["prompts"] != message[1]["prompts"]
     assert [p.name for p in (folder / "nan/checkpoints").iterdir()] == [last.name]
 
 

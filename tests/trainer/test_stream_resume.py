@@ -1,4 +1,4 @@
-"""A streaming training that stopped in the middle of its films goes on with them: caches, latents, prompts, switch."""
+"""A streaming training that stopped in the middle of its videos goes on with them: caches, latents, prompts, switch."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def recipe(distill_recipe, tmp_path_factory):
     return lambda *more: (path, [*given, *roles, *more])
 
 
-def test_lora_on_both_roles_resumes_to_the_bit_with_its_films(recipe, tmp_path, monkeypatch, caplog):
+def test_lora_on_both_roles_resumes_to_the_bit_with_its_videos(recipe, tmp_path, monkeypatch, caplog):
     config, _ = load_recipe(*recipe(*LORA, "trainer.accumulate=2"))
     whole = fit(config, tmp_path / "whole")
     fit(config, tmp_path / "parts", total=3)
@@ -45,15 +45,15 @@ def test_lora_on_both_roles_resumes_to_the_bit_with_its_films(recipe, tmp_path, 
     assert state_hash(parts.method) == state_hash(whole.method)
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
     assert not caplog.records or all("anew" not in record.message for record in caplog.records)
-    films = told(tmp_path / "whole", 3)["films"]
-    assert len(films) == 2 and all(6 < film["length"] < film["max_frames"] - 4 for film in films), "in the middle"
+    videos = note(tmp_path / "whole", 3)["films"]
+    assert len(videos) == 2 and all(6 < video["length"] < video["max_frames"] - 4 for video in videos), "in the middle"
     index = dcp.read_index(whole.checkpoint.folder / "step_0000003")
     trained = [name for name in index if name.startswith(("method/optim/", "method/critic_optim/"))]
     assert trained and all("lora_" in name for name in trained)
     own = [name for name in index if dcp.is_own(name)]
     assert {name.split("/")[-1] for name in own} == {"rows@0", "0.keys@0", "0.values@0", "latest@0", "previous@0"}
 
-    # the twins: caches that are not those of the film, and no films at all, are noticed
+    # the twins: caches that are not those of the video, and no videos at all, are noticed
     monkeypatch.setattr(dcp, "load", _zeroing(dcp.load))
     shutil.copytree(tmp_path / "whole", tmp_path / "wrong")
     _only(tmp_path / "wrong", 3)
@@ -74,8 +74,8 @@ def _zeroing(load):
     return wrong
 
 
-def told(run, step: int) -> dict:
-    """Returns what a checkpoint says of its films."""
+def note(run, step: int) -> dict:
+    """Returns what a checkpoint says of its videos."""
     content = json.loads((run / f"checkpoints/step_{step:07d}/state.json").read_text())
     return content["state"]["method"]["source"]
 
@@ -91,18 +91,18 @@ def _only(run, step: int) -> None:
     "change, reason",
     [("trainer.source.max_frames=30", "have changed"), ("trainer.accumulate=2", "have changed")],
 )
-def test_with_other_knobs_the_films_begin_anew(recipe, tmp_path, caplog, change, reason):
+def test_with_other_knobs_the_videos_begin_anew(recipe, tmp_path, caplog, change, reason):
     path, given = recipe("steps=3")
     first = fit(load_recipe(path, given)[0], tmp_path / "run")
-    (film,) = first.method.source.films.values()
+    (video,) = first.method.source.videos.values()
     with caplog.at_level(logging.WARNING):
         again = fit(load_recipe(path, [*given, change, "steps=4"])[0], tmp_path / "run")
-    assert f"begin anew, with film {film.number}" in caplog.text and reason in caplog.text
-    assert {film.number for film in again.method.source.films.values()} == {film.number}
+    assert f"begin anew, with video {video.number}" in caplog.text and reason in caplog.text
+    assert {video.number for video in again.method.source.videos.values()} == {video.number}
 
 
-def test_films_need_not_be_saved(recipe, tmp_path, caplog):
-    path, given = recipe("steps=3", "trainer.source.save_films=false")
+def test_videos_need_not_be_saved(recipe, tmp_path, caplog):
+    path, given = recipe("steps=3", "trainer.source.save_videos=false")
     run = fit(load_recipe(path, given)[0], tmp_path / "run")
     assert not any(dcp.is_own(name) for name in dcp.read_index(run.checkpoint.folder / "step_0000003"))
     with caplog.at_level(logging.WARNING):

@@ -1,4 +1,4 @@
-"""Streaming long tuning: stretches make the film of one rollout; what is scored, by which prompt, what stays."""
+"""Streaming long tuning: stretches make the video of one rollout; what is scored, by which prompt, what stays."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from pipeline.rollout import Rollout
 from pipeline.sampler import RandomExit
-from pipeline.track import Script
+from pipeline.track import PromptSchedule
 from tests import digits_fixture
 from tests.architecture.source import ROOT
 from tests.digits_fixture import PROMPTS
@@ -65,57 +65,59 @@ def plain(**knobs) -> dict:
     return {"switch_prompts": "", "switch_frames": (), **knobs}
 
 
-def take(stream: StreamSource, roles, steps, graded=False) -> list:
-    """Returns the samples of some steps of one film batch, (sample, film, frames made) each."""
+def take(stream: StreamSource, roles, steps, with_grad=False) -> list:
+    """Returns the samples of some steps of one video batch, (sample, video, frames made) each."""
     taken = []
     for step in steps:
-        sample = stream.next(step, roles, RNG, graded)
-        (film,) = stream.films.values()
-        taken.append((sample, film, film.length))
+        sample = stream.next(step, roles, RNG, with_grad)
+        (video,) = stream.videos.values()
+        taken.append((sample, video, video.length))
     return taken
 
 
 def test_the_loss_window_holds_the_past_and_counts_the_new(source, method):
     stream, roles, vae = source(**plain(max_frames=60)), method.roles, method.roles.vae
-    film, drawn = None, set()
+    video, drawn = None, set()
     for step in range(8):
-        before, start = (film.previous, film.length) if film else (None, 0)
-        sample = stream.next(step, roles, RNG, graded=False)
-        (film,) = stream.films.values()
-        count = film.length - start
-        assert sample.latents.shape[1] == 6 == film.previous.shape[1]
-        assert torch.equal(sample.latents[:, 6 - count :], film.previous[:, 6 - count :])
+        before, start = (video.previous, video.length) if video else (None, 0)
+        sample = stream.next(step, roles, RNG, with_grad=False)
+        (video,) = stream.videos.values()
+        count = video.length - start
+        assert sample.latents.shape[1] == 6 == video.previous.shape[1]
+        assert torch.equal(sample.latents[:, 6 - count :], video.previous[:, 6 - count :])
         if before is None:
             assert count == 6 and sample.frame_mask is None
             continue
         drawn.add(count)
         assert sample.frame_mask.tolist() == [False] * (6 - count) + [True] * count
         assert torch.equal(sample.latents[:, 1 : 6 - count], before[:, count + 1 :])
-        pixels = vae.decode(torch.cat((before, film.previous[:, 6 - count :]), 1)[:, : count + 1])
+        pixels = vae.decode(torch.cat((before, video.previous[:, 6 - count :]), 1)[:, : count + 1])
         assert torch.equal(sample.latents[:, 0], vae.encode(pixels[:, -1:])[:, 0])
     assert drawn == {2, 4}, "no new stretch is the whole window, both others are drawn"
 
 
-def one_film(stream, film, roles, steps, lengths) -> torch.Tensor:
-    """Returns the latents of the same film by one call of the rollout, from the draws of the stretches."""
+def one_video(stream, video, roles, steps, lengths) -> torch.Tensor:
+    """Returns the latents of the same video by one call of the rollout, from the draws of the stretches."""
     spans, exits, noises, start = [], {}, {}, 0
     for step, stop in zip(steps, lengths, strict=True):
         part = chunks(stop - start, 2, start=start)
-        noise = stream.noise(step, stream.index(step), film.rollout.geometry, RNG)
+        noise = stream.noise(step, stream.index(step), video.rollout.geometry, RNG)
         exits |= dict(zip(part, stream.exits(step, len(part), RNG, start), strict=True))
         noises |= dict.fromkeys(part, noise)
         spans, start = spans + part, stop
     sampler = RandomExit(stream.config.sampler.build(), exits.__getitem__)
-    rollout = replace(film.rollout, sampler=sampler)
+    rollout = replace(video.rollout, sampler=sampler)
     with torch.no_grad():
-        made = rollout(Script(film.track.cues), spans, lambda s, k: noises[s](s, k), 2, max_frames=film.max_frames)
+        made = rollout(
+            PromptSchedule(video.track.cues), spans, lambda s, k: noises[s](s, k), 2, max_frames=video.max_frames
+        )
         return torch.cat([chunk.latents for chunk in made], 1)
 
 
-def stretched(stream, roles, steps, graded=False):
-    """Returns (the film's latents put together from the samples' new frames, the film, lengths)."""
+def stretched(stream, roles, steps, with_grad=False):
+    """Returns (the video's latents put together from the samples' new frames, the video, lengths)."""
     parts, lengths, before = [], [], 0
-    taken = take(stream, roles, steps, graded)
+    taken = take(stream, roles, steps, with_grad)
     for sample, _, length in taken:
         parts.append(sample.latents.detach()[:, before - length :])
         lengths.append(length)
@@ -124,12 +126,12 @@ def stretched(stream, roles, steps, graded=False):
 
 
 @pytest.mark.parametrize("recache", ["causal", "bidirectional", "reset"])
-def test_stretches_make_the_film_that_one_rollout_makes(source, method, recache, monkeypatch):
+def test_stretches_make_the_video_that_one_rollout_makes(source, method, recache, monkeypatch):
     cache = replace(method.config.source.cache, recache=recache)
     stream, steps = source(max_frames=30, cache=cache), range(7)
-    made, film, lengths = stretched(stream, method.roles, steps)
-    assert film.switch == 7 and film.track.taken == [0, 8], "asked inside a chunk, it comes with the next"
-    assert torch.equal(made, one_film(stream, film, method.roles, steps, lengths))
+    made, video, lengths = stretched(stream, method.roles, steps)
+    assert video.switch == 7 and video.track.taken == [0, 8], "asked inside a chunk, it comes with the next"
+    assert torch.equal(made, one_video(stream, video, method.roles, steps, lengths))
     monkeypatch.setattr(Rollout, "recache", lambda self, condition: None)
     skipped, *_ = stretched(source(max_frames=30, cache=cache), method.roles, steps)
     assert torch.equal(made[:, :8], skipped[:, :8]) and not torch.allclose(made[:, 8:10], skipped[:, 8:10], atol=1e-4)
@@ -139,10 +141,10 @@ def test_gradient_flows_into_new_frames_after_the_switch_alone(source, method):
     stream, roles, straddled = source(max_frames=60, switch_frames=13), method.roles, False
     weight = roles.generator.transformer.blocks[0].ffn[0].weight
     for step in range(6):
-        before = film.length if (film := next(iter(stream.films.values()), None)) else 0
-        sample = stream.next(step, roles, RNG, graded=True)
-        (film,) = stream.films.values()
-        first = max(before, 14) if before < 14 < film.length else before
+        before = video.length if (video := next(iter(stream.videos.values()), None)) else 0
+        sample = stream.next(step, roles, RNG, with_grad=True)
+        (video,) = stream.videos.values()
+        first = max(before, 14) if before < 14 < video.length else before
         grads = [
             torch.autograd.grad(sample.latents[:, f].sum(), weight, retain_graph=True, allow_unused=True)[0]
             if sample.latents.requires_grad
@@ -150,12 +152,12 @@ def test_gradient_flows_into_new_frames_after_the_switch_alone(source, method):
             for f in range(6)
         ]
         got = [grad is not None and bool(grad.abs().sum() > 0) for grad in grads]
-        assert got == [f >= first for f in range(film.length - 6, film.length)], (before, film.length)
-        if before < 14 < film.length:
+        assert got == [f >= first for f in range(video.length - 6, video.length)], (before, video.length)
+        if before < 14 < video.length:
             straddled = True
             counted = [True] * 6 if sample.frame_mask is None else sample.frame_mask.tolist()
-            assert sum(counted) == film.length - before, "frames before the switch count all the same"
-    assert film.track.taken == [0, 14] and straddled
+            assert sum(counted) == video.length - before, "frames before the switch count all the same"
+    assert video.track.taken == [0, 14] and straddled
 
 
 def test_the_prompt_in_force_is_that_of_the_last_frame(source, method):
@@ -170,18 +172,18 @@ def test_the_prompt_in_force_is_that_of_the_last_frame(source, method):
         assert torch.equal(sample.condition.null_text, text([""]).expand(2, -1, -1))
 
 
-def test_films_end_and_the_next_prompts_begin(source, method):
+def test_videos_end_and_the_next_prompts_begin(source, method):
     stream = source(max_frames=[8, 14], switch_frames=[3, 9])
     ends, prompts, seen = {}, {}, set()
     for step in range(40):
-        sample = stream.next(step, method.roles, RNG, graded=False)
-        (film,) = stream.films.values()
-        assert film.length <= film.max_frames
-        ends[film.number] = film.length
-        seen.add((film.max_frames, film.switch))
-        prompts.setdefault(film.number, sample.prompts)
+        sample = stream.next(step, method.roles, RNG, with_grad=False)
+        (video,) = stream.videos.values()
+        assert video.length <= video.max_frames
+        ends[video.number] = video.length
+        seen.add((video.max_frames, video.switch))
+        prompts.setdefault(video.number, sample.prompts)
     assert list(ends) == list(range(len(ends))) and len(ends) > 8
-    assert seen == {(8, 3), (14, 3), (14, 9)}, "a switch behind the end of the film is not drawn"
+    assert seen == {(8, 3), (14, 3), (14, 9)}, "a switch behind the end of the video is not drawn"
     lines = list(PROMPTS)
     for number, given in list(prompts.items())[:-1]:
         rows = [epoch_row(number * 2 + place, 3, RNG) for place in range(2)]
@@ -191,18 +193,18 @@ def test_films_end_and_the_next_prompts_begin(source, method):
 
 def test_an_unscored_first_stretch_is_followed_by_a_scored_one(source, method):
     stream = source(**plain(train_first_chunk=False))
-    sample = stream.next(0, method.roles, RNG, graded=True)
-    (film,) = stream.films.values()
+    sample = stream.next(0, method.roles, RNG, with_grad=True)
+    (video,) = stream.videos.values()
     count = int(sample.frame_mask.sum())
-    assert film.length == 6 + count and sample.latents.requires_grad
+    assert video.length == 6 + count and sample.latents.requires_grad
     with pytest.raises(ValueError, match="max_frames is 6; write at least 8"):
         source(**plain(train_first_chunk=False, max_frames=6)).config.check()
 
 
-def held(film) -> tuple[int, bool]:
-    """Returns (bytes of memory that the film's caches keep alive, whether anything kept has gradient)."""
-    tensors = [t for cache in film.rollout.branches for kept in cache._kept for pair in kept.values() for t in pair]
-    tensors += [film.previous, *(x for _, x in film.rollout.latest)]
+def held(video) -> tuple[int, bool]:
+    """Returns (bytes of memory that the video's caches keep alive, whether anything kept has gradient)."""
+    tensors = [t for cache in video.rollout.branches for kept in cache._kept for pair in kept.values() for t in pair]
+    tensors += [video.previous, *(x for _, x in video.rollout.latest)]
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     return sum(storages.values()), any(t.requires_grad for t in tensors)
 
@@ -210,9 +212,9 @@ def held(film) -> tuple[int, bool]:
 def test_what_stays_has_no_gradient_and_does_not_grow(source, method):
     cache = replace(method.config.source.cache, recache="bidirectional", keep_sink=False)
     stream, sizes = source(max_frames=80, switch_frames=21, cache=cache), []
-    for _, film, length in take(stream, method.roles, range(20), graded=True):
-        size, graded = held(film)
-        assert not graded
+    for _, video, length in take(stream, method.roles, range(20), with_grad=True):
+        size, with_grad = held(video)
+        assert not with_grad
         sizes.append((length, size))
     full = {size for length, size in sizes if length >= 8 and not 20 < length < 30}
     assert len(full) == 1 and sizes[-1][0] > 60, sizes
@@ -224,24 +226,24 @@ def test_all_shares_do_the_same_forwards_with_and_without_gradient(source, metho
         Denoiser, "forward", lambda self, x, *rest: (calls.append(x.shape[1]), forward(self, x, *rest))[1]
     )
     done = []
-    for place, graded in ((0, True), (1, True), (0, False)):
+    for place, with_grad in ((0, True), (1, True), (0, False)):
         stream = source(exit_per_chunk=True, switch_frames=[3, 7, 9], max_frames=[10, 14])
         calls.clear()
         for step in range(6):
             base = stream.index(step).start
-            stream.next(step, method.roles, RNG, graded, range(base + place, base + place + 1))
+            stream.next(step, method.roles, RNG, with_grad, range(base + place, base + place + 1))
         done.append(list(calls))
     assert done[0] == done[1] == done[2] and len(done[0]) > 25
 
 
-def test_a_part_has_films_of_its_own_and_changes_nothing(source, method):
+def test_a_part_has_videos_of_its_own_and_changes_nothing(source, method):
     whole, parts = source(), source()
     for step in range(5):
-        sample = whole.next(step, method.roles, RNG, graded=False)
+        sample = whole.next(step, method.roles, RNG, with_grad=False)
         rows = [parts.next(step, method.roles, RNG, False, range(n, n + 1)) for n in whole.index(step)]
         assert [row.prompts[0] for row in rows] == sample.prompts
         assert torch.allclose(torch.cat([row.latents for row in rows]), sample.latents, atol=1e-5)
-    assert len(parts.films) == 2
+    assert len(parts.videos) == 2
 
 
 def test_a_switch_range_is_drawn_in_chunks(source):

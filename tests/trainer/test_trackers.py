@@ -32,19 +32,19 @@ class Tracker:
     """Notes what it is told."""
 
     def __init__(self):
-        self.told = []
+        self.message = []
 
     def start(self, step):
-        self.told.append(("start", step))
+        self.message.append(("start", step))
 
     def log(self, row):
-        self.told.append(("log", row))
+        self.message.append(("log", row))
 
-    def films(self, step, folder):
-        self.told.append(("films", step, sorted(p.name for p in folder.iterdir())))
+    def videos(self, step, folder):
+        self.message.append(("films", step, sorted(p.name for p in folder.iterdir())))
 
     def finish(self):
-        self.told.append("finish")
+        self.message.append("finish")
 
 
 def rows(run) -> list[dict]:
@@ -59,23 +59,23 @@ def tracked(config, tmp_path, monkeypatch):
         tracker = Tracker()
         monkeypatch.setattr("trainer.trackers.TrackConfig.build", lambda *arguments: [tracker])
         build(config(*overrides), tmp_path).fit()
-        return tmp_path, tracker.told
+        return tmp_path, tracker.message
 
     return fit
 
 
 def test_a_tracker_is_told_the_rows_of_the_file(tracked):
-    run, told = tracked("steps=5", "log_every=2")
-    assert told[0] == ("start", 0) and told[-1] == "finish"
-    assert [row for _, row in told[1:-1]] == rows(run)
+    run, message = tracked("steps=5", "log_every=2")
+    assert message[0] == ("start", 0) and message[-1] == "finish"
+    assert [row for _, row in message[1:-1]] == rows(run)
     assert [row["step"] for row in rows(run)] == [0, 2, 4]
 
 
 def test_a_tracker_is_told_of_previews(tracked):
-    _, told = tracked("steps=2", PREVIEW)
-    films = [entry for entry in told if entry[0] == "films"]
-    assert len(films) == 1 and films[0][1] == 1  # the row of the step that made these weights
-    assert "contact_sheet.png" in films[0][2] and any(name.endswith(".mp4") for name in films[0][2])
+    _, message = tracked("steps=2", PREVIEW)
+    videos = [entry for entry in message if entry[0] == "films"]
+    assert len(videos) == 1 and videos[0][1] == 1  # the row of the step that made these weights
+    assert "contact_sheet.png" in videos[0][2] and any(name.endswith(".mp4") for name in videos[0][2])
 
 
 class Counted(torch.Tensor):
@@ -92,11 +92,11 @@ class Counted(torch.Tensor):
 
 def test_a_nan_names_the_prompts_that_its_loss_was_measured_on(tmp_path):
     method = type("Method", (), {"last_prompts": {"generator_": ("one", "two"), "": ("three",)}})()
-    for name, told in (("generator_loss", "['one', 'two']"), ("critic_grad_norm", "['three']")):
+    for name, message in (("generator_loss", "['one', 'two']"), ("critic_grad_norm", "['three']")):
         metrics = Metrics(tmp_path, 4, method)
         metrics.start(0, 9)
         metrics.after_step(1, {"loss": torch.tensor(1.0), name: torch.tensor(float("nan"))}, 0.0)
-        with pytest.raises(NotFinite, match=re.escape(f"at step 1; prompts: {told}")):
+        with pytest.raises(NotFinite, match=re.escape(f"at step 1; prompts: {message}")):
             metrics.before_save()
 
 
@@ -112,7 +112,7 @@ def test_the_device_is_asked_once_for_all_values_of_all_steps(tmp_path, monkeypa
         metrics.after_step(step, tensors, float(step))
     metrics.finish(method, 9.0)
     assert Counted.reads == 3
-    logged = [entry[1] for entry in tracker.told[1:-1]]
+    logged = [entry[1] for entry in tracker.message[1:-1]]
     assert logged == rows(tmp_path)
     assert logged[1] == {"step": 4, "seconds": 4.0, "loss": 4 / 3, "grad_norm": 8.0, "sigma": 0.25}
 

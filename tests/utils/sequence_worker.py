@@ -133,7 +133,7 @@ def teacher_forcing_clip(by_size) -> dict:
     return compare(run, by_size[4])
 
 
-def film(group, cache: CacheConfig, checkpointing: bool = False):
+def video(group, cache: CacheConfig, checkpointing: bool = False):
     """A training rollout where every step has a gradient (x flows from call to call), with the noise as inputs."""
     model = network(group, checkpointing)
     rolls = tiny.rollout(model, cache, training=True, geometry=GEOMETRY)
@@ -142,7 +142,7 @@ def film(group, cache: CacheConfig, checkpointing: bool = False):
     def leaf(span, k):
         return leaves.setdefault(f"noise {span.start} {k}", noise(span, k).requires_grad_())
 
-    out = tiny.film(rolls, tiny.condition(2), tiny.spans(*LENGTHS), leaf)
+    out = tiny.video(rolls, tiny.condition(2), tiny.spans(*LENGTHS), leaf)
     kept = rolls.branches[0]
     assert len(kept.ledger.slot_of) < out.shape[1], "nothing was evicted before backward"
     held = HEADS // (dist.get_world_size(group) if group is not None else 1)
@@ -153,38 +153,38 @@ def film(group, cache: CacheConfig, checkpointing: bool = False):
 @check
 def training_rollout(by_size) -> dict:
     """Chunks with evictions before backward; the shared one recomputes, so its collectives run once more."""
-    return compare(lambda group: film(group, CacheConfig(6, 2), checkpointing=group is not None), by_size[2])
+    return compare(lambda group: video(group, CacheConfig(6, 2), checkpointing=group is not None), by_size[2])
 
 
 @check
 def training_rollout_rotated_when_read(by_size) -> dict:
-    return compare(lambda group: film(group, CacheConfig(6, 2, "read")), by_size[4])
+    return compare(lambda group: video(group, CacheConfig(6, 2, "read")), by_size[4])
 
 
 @check
 def streaming_rollout(by_size) -> dict:
-    """A guided film over rings that hold this rank's heads."""
-    films = []
+    """A guided video over rings that hold this rank's heads."""
+    videos = []
     for group in (None, by_size[4]):
         model = network(group, trained=False)
         rolls = tiny.rollout(model, CacheConfig(6, 2, "read"), guidance=3.0, geometry=GEOMETRY)
         with torch.no_grad():
-            films.append(tiny.film(rolls, tiny.condition(2), tiny.spans(*LENGTHS), tiny.noise(2, geometry=GEOMETRY)))
+            videos.append(tiny.video(rolls, tiny.condition(2), tiny.spans(*LENGTHS), tiny.noise(2, geometry=GEOMETRY)))
     assert rolls.branches[0].keys.shape[3] == HEADS // 4
-    return {"output": errors({"": films[1]}, {"": tiny.healthy(films[0])})}
+    return {"output": errors({"": videos[1]}, {"": tiny.healthy(videos[0])})}
 
 
 @check
 def half_precision(by_size) -> dict:
     """bf16 tokens and gradients travel, beside a residual stream in fp32."""
-    films = []
+    videos = []
     for group in (None, by_size[4]):
         model = network(group).to(torch.bfloat16)
         model.transformer.precision = "upstream"
         x = tiny.latents(3, 2, geometry=GEOMETRY).requires_grad_()
         velocity = model(x, 0.6, tiny.condition(2), Full())
-        films.append((velocity.detach(), gradients(velocity, {"x": x}, {"model": model}, group)))
-    (alone, wanted), (shared, given) = films
+        videos.append((velocity.detach(), gradients(velocity, {"x": x}, {"model": model}, group)))
+    (alone, wanted), (shared, given) = videos
     return {"output": errors({"": shared}, {"": alone}), "gradients": errors(given, wanted)}
 
 
@@ -217,23 +217,23 @@ def one_sample(model, sample: int) -> torch.Tensor:
     """Returns a rollout of one sample, after backward."""
     rolls = tiny.rollout(model, CacheConfig(6, 2), training=True, geometry=GEOMETRY, dtype=torch.float32)
     noise = tiny.noise(1, seed=sample, geometry=GEOMETRY)
-    film = tiny.film(rolls, tiny.condition(1, seed=sample), tiny.spans(3, 3, 3), noise)
-    (tiny.healthy(film) * tiny.draw("loss", sample, shape=film.shape)).sum().backward()
-    return film.detach()
+    video = tiny.video(rolls, tiny.condition(1, seed=sample), tiny.spans(3, 3, 3), noise)
+    (tiny.healthy(video) * tiny.draw("loss", sample, shape=video.shape)).sum().backward()
+    return video.detach()
 
 
 @check
 def sharded_weights(by_size) -> dict:
     """Recompute, two ranks a sample, and weights sharded over the ranks of two samples."""
     alone = network()
-    films = [one_sample(alone, sample) for sample in (0, 1)]
+    videos = [one_sample(alone, sample) for sample in (0, 1)]
     wanted = {n: w.grad / 2 for n, w in alone.named_parameters()}
     layout = LayoutConfig(sequence=2).build(torch.device("cpu"))
     model = network(layout.sequence_group, checkpointing=True)
     fsdp.shard(model.transformer, model.transformer.blocks, layout, torch.float32)
-    film = one_sample(model, dist.get_rank() // 2)
+    video = one_sample(model, dist.get_rank() // 2)
     given = {n: fsdp.whole(w.grad) for n, w in model.named_parameters()}
-    return {"output": errors({"": film}, {"": films[dist.get_rank() // 2]}), "weights": errors(given, wanted)}
+    return {"output": errors({"": video}, {"": videos[dist.get_rank() // 2]}), "weights": errors(given, wanted)}
 
 
 def main(folder: str) -> None:

@@ -38,10 +38,10 @@ def clip(model) -> dict[str, torch.Tensor]:
     return gradients(model(tiny.latents(3, 2), 0.6, tiny.condition(2), Full()), model)
 
 
-def film(model, lengths=(3, 3, 3)) -> dict[str, torch.Tensor]:
+def video(model, lengths=(3, 3, 3)) -> dict[str, torch.Tensor]:
     """A training rollout, with evictions, and its backward."""
     rolls = tiny.rollout(model, CacheConfig(6, 2), training=True, dtype=torch.float32)
-    return gradients(tiny.film(rolls, tiny.condition(2), tiny.spans(*lengths), tiny.noise(2)), model)
+    return gradients(tiny.video(rolls, tiny.condition(2), tiny.spans(*lengths), tiny.noise(2)), model)
 
 
 def worst(given: dict, wanted: dict) -> float:
@@ -52,12 +52,12 @@ def worst(given: dict, wanted: dict) -> float:
 def test_one_graph_per_region_and_grad_mode():
     """Two layers, three chunks, two steps and a context pass each, recomputed: three regions with and without grad."""
     model, counter = trained(), CompileCounterWithBackend("aot_eager")
-    wanted = film(trained())
+    wanted = video(trained())
     names = list(model.state_dict())
     model.transformer.checkpointing = True
     compile_blocks(model.transformer, backend=counter)
     assert counter.frame_count == 0, "nothing is compiled before the first forward"
-    given = film(model)
+    given = video(model)
     assert worst(given, wanted) < TOLERANCE
     assert counter.frame_count == len(Block.regions) * 2
     assert list(model.state_dict()) == names
@@ -68,7 +68,7 @@ def test_the_second_size_is_variable():
     compile_blocks(model.transformer, backend=counter)
     counts = []
     for lengths in ((3, 3), (2, 3, 2), (1, 3, 2, 4)):
-        film(model, lengths)
+        video(model, lengths)
         model.zero_grad()
         counts.append(counter.frame_count)
     few = len(Block.regions) * 2
@@ -96,7 +96,7 @@ def test_adapters_before_and_shards_after(group_of_one):
             compile_blocks(model.transformer, backend="eager")
             fsdp.shard(model.transformer, model.transformer.blocks, group_of_one, torch.float32)
             assert all(fsdp.is_sharded(w) for w in model.parameters())
-        results.append(film(model))
+        results.append(video(model))
     assert worst(results[1], results[0]) < TOLERANCE
 
 
@@ -109,13 +109,13 @@ def test_inductor_computes_the_same(monkeypatch):
 
 
 def test_a_region_must_be_one_graph(monkeypatch):
-    plain = Block.leave
+    plain = Block.cross_and_ffn
 
     def broken(self, x, read, shift, scale, gate):
         torch._dynamo.graph_break()
         return plain(self, x, read, shift, scale, gate)
 
-    monkeypatch.setattr(Block, "leave", broken)
+    monkeypatch.setattr(Block, "cross_and_ffn", broken)
     model = compile_blocks(tiny.transformer(num_layers=1), backend="eager")
     with pytest.raises(Unsupported):
         clip(tiny.Denoiser(model))

@@ -113,8 +113,8 @@ def test_shipped_net_is_the_recorded_one_and_good():
         clip, subject = prompt_clip(number, 33, 77)
         logits = net(features.to_pixels(clip[None]))
         seen = {name: int(values.argmax()) for name, values in logits.items()}
-        asked = (list(COLOURS).index(subject.colour), list(DIRECTIONS).index(subject.direction))
-        hits.append([seen["digit"] == subject.digit, *(np.array([seen["colour"], seen["direction"]]) == asked)])
+        requested = (list(COLOURS).index(subject.colour), list(DIRECTIONS).index(subject.direction))
+        hits.append([seen["digit"] == subject.digit, *(np.array([seen["colour"], seen["direction"]]) == requested)])
     assert np.mean(hits, 0).min() >= 0.85
 
 
@@ -188,7 +188,7 @@ def test_other_clips_are_far_above_the_floor(real, name):
     assert other["all"]["low"] > 1.5 * real["floor"]["high"] and other["all"]["mean"] > 1.5 * real["all"]["high"]
 
 
-def test_a_film_that_decays_is_seen_in_its_last_window():
+def test_a_video_that_decays_is_seen_in_its_last_window():
     def fade(number):
         clip = prompt_clip(PROMPTS[number], 65, 5)[0]
         clip[33:] = clip[33:34]

@@ -15,10 +15,10 @@ def test_a_local_path_wins(tmp_path):
 
 
 def test_a_hub_name_is_downloaded_once(monkeypatch, tmp_path):
-    asked = []
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name: asked.append(name) or str(tmp_path))
+    requested = []
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name: requested.append(name) or str(tmp_path))
     assert hub.resolve("Wan-AI/Wan2.1-T2V-1.3B") == tmp_path
-    assert asked == ["Wan-AI/Wan2.1-T2V-1.3B"]
+    assert requested == ["Wan-AI/Wan2.1-T2V-1.3B"]
 
 
 def test_offline_names_the_command(monkeypatch, tmp_path):

@@ -106,7 +106,7 @@ def test_video_progress_counts(monkeypatch):
 
 
 def test_a_chunk_that_takes_longer_does_not_break_the_time_left(monkeypatch):
-    """A recache or a snapshot: one chunk of 20 s among many of 1 s, in a film that an earlier run began."""
+    """A recache or a snapshot: one chunk of 20 s among many of 1 s, in a video that an earlier run began."""
     stream, clock = io.StringIO(), [0.0]
     monkeypatch.setattr("sys.stderr", stream)
     monkeypatch.setenv("RANK", "0")
@@ -122,7 +122,7 @@ def test_a_chunk_that_takes_longer_does_not_break_the_time_left(monkeypatch):
     assert "chunk 200/300" in last and "ETA 01:59" in last and "videos 0/1" in last, last
 
 
-def test_without_a_terminal_a_long_film_is_told_once_a_minute(monkeypatch, caplog):
+def test_without_a_terminal_a_long_video_is_told_once_a_minute(monkeypatch, caplog):
     clock = [0.0]
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setattr("utils.log.time.monotonic", lambda: clock[0])

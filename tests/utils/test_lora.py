@@ -85,7 +85,7 @@ def test_adapters_are_saved_under_peft_names_and_return(net):
     state = lora.adapter_state(net)
     assert sorted(state) == sorted(f"base_model.model.{n}.lora_{half}.weight" for n in NAMES for half in "AB")
     other = lora.inject(Net(), rank=2)
-    lora.load_pairs(other, lora.pairs_of(net))
+    lora.load_pairs(other, lora.lora_pairs(net))
     assert all(torch.equal(other.state_dict()[k], v) for k, v in net.state_dict().items() if "lora_" in k)
 
 
@@ -112,7 +112,7 @@ def test_misfits_are_named(net):
     with pytest.raises(ValueError, match="lora.rank is 0; write 1 or more"):
         lora.inject(net, 0)
     with pytest.raises(ValueError, match="has no LoRA adapters"):
-        lora.pairs_of(net)
+        lora.lora_pairs(net)
     pairs = drawn(net)
     with pytest.raises(ValueError, match="changes 1 layers that the module lacks: blocks.7.q"):
         lora.inject_pairs(net, pairs | {"blocks.7.q": pairs["blocks.0.q"]})

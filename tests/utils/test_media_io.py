@@ -240,11 +240,11 @@ def test_image_modes(tmp_path):
     pixels = np.zeros((40, 80, 3), np.uint8)
     pixels[:, 20:60] = 255  # crop to a square leaves the white middle
     Image.fromarray(pixels).save(tmp_path / "i.png")
-    crop, stretch = (read_image(tmp_path / "i.png", (20, 20), mode) for mode in ("crop", "stretch"))
-    assert crop.shape == stretch.shape == (3, 20, 20) and crop.dtype == torch.float32
+    crop, extend = (read_image(tmp_path / "i.png", (20, 20), mode) for mode in ("crop", "stretch"))
+    assert crop.shape == extend.shape == (3, 20, 20) and crop.dtype == torch.float32
     # The filter reaches half a pixel over the cut.
     assert crop.min() > 0 and crop[:, :, 1:-1].min() == 1
-    assert stretch[:, :, 0].max() == -1 and stretch[:, :, 10].min() == 1
+    assert extend[:, :, 0].max() == -1 and extend[:, :, 10].min() == 1
     with pytest.raises(ValueError, match="mode is 'fit'"):
         read_image(tmp_path / "i.png", (20, 20), "fit")
 

@@ -51,14 +51,14 @@ def write(path, frames, fps, marks=(), **options):
 
 @pytest.mark.parametrize("fps", RATES)
 @pytest.mark.parametrize("crf", [18, 0])
-def test_stretches_have_the_clock_of_one_film(tmp_path, fps, crf):
+def test_stretches_have_the_clock_of_one_video(tmp_path, fps, crf):
     """Also those of one frame, which the encoder does not delay."""
     frames = clip(60)
     one = write(tmp_path / "one.mp4", frames, fps, crf=crf)
     cut = write(tmp_path / "cut.mp4", frames, fps, (1, 2, 4, 25, 59), crf=crf)
-    (shown, tick, told), other = stamps(one), stamps(cut)
-    assert len(shown) == 60 and other == (shown, tick, told)
-    assert set(np.diff(shown)) == {tick} and told[0] == 60 * tick
+    (shown, tick, message), other = stamps(one), stamps(cut)
+    assert len(shown) == 60 and other == (shown, tick, message)
+    assert set(np.diff(shown)) == {tick} and message[0] == 60 * tick
     if crf == 0:
         assert np.array_equal(read_video(one)[0], read_video(cut)[0])
     with open(cut, "rb") as file:
@@ -84,7 +84,7 @@ def test_each_stretch_decodes_alone(tmp_path):
 
 
 @pytest.mark.parametrize("fps", RATES)
-def test_a_film_that_is_gone_on_with_has_the_bytes_of_one_that_was_not_cut(tmp_path, fps):
+def test_a_video_that_is_gone_on_with_has_the_bytes_of_one_that_was_not_cut(tmp_path, fps):
     frames, draws = clip(50), random.Random(fps)
     wanted = write(tmp_path / "whole.mp4", frames, fps, (12, 13, 30)).read_bytes()
     for _ in range(4):
@@ -163,7 +163,7 @@ def test_other_files_are_refused(tmp_path):
 
 
 def test_the_index_is_that_of_the_muxer(tmp_path):
-    """Ours is read off the fragments; libavformat writes one for a film of one stretch, shifted by our clock."""
+    """Ours is read off the fragments; libavformat writes one for a video of one stretch, shifted by our clock."""
     write(tmp_path / "v.mp4", clip(60), 8)
     options = {"movflags": "frag_keyframe+empty_moov+default_base_moof", "fflags": "+bitexact"}
     with av.open(str(tmp_path / "v.mp4")) as source, av.open(str(tmp_path / "w.mp4"), "w", options=options) as target:

@@ -28,7 +28,7 @@ def manifest(name: str) -> tuple[dict, dict[str, torch.Tensor]]:
     return content["config"], {k: torch.empty(s, device="meta") for k, s in shapes.items()}
 
 
-def shapes_of(state: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+def tensor_shapes(state: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
     """Returns name -> shape."""
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
 

@@ -1,4 +1,4 @@
-"""Sizes of films and their chunks; what does not fit is refused with the nearest sizes that do."""
+"""Sizes of videos and their chunks; what does not fit is refused with the nearest sizes that do."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_chunks():
 
 
 @given(st.integers(1, 6), st.integers(0, 20), st.one_of(st.none(), st.integers(0, 6)), st.integers(0, 9))
-def test_chunks_fill_the_film(size, count, first, start):
+def test_chunks_fill_the_video(size, count, first, start):
     total = (first or 0) + size * count
     if not total:
         return

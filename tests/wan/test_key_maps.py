@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.wan.manifest import TRANSFORMERS, manifest, numbered, same, shapes_of, tiny_transformer
+from tests.wan.manifest import TRANSFORMERS, manifest, numbered, same, tensor_shapes, tiny_transformer
 from wan.encoder_maps import (
     CLIP_DROPPED,
     image_to_official,
@@ -52,7 +52,7 @@ def test_transformers_match_their_manifests(name):
     _, official = manifest(name)
     with torch.device("meta"):
         ours = WanTransformer(spec).state_dict()
-    assert shapes_of(ours) == shapes_of(official)
+    assert tensor_shapes(ours) == tensor_shapes(official)
 
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
@@ -60,8 +60,8 @@ def test_transformers_fill_diffusers(name):
     spec = SPECS[TRANSFORMERS[name]].transformer
     _, official = manifest(name)
     renamed = transformer_to_diffusers(official)
-    assert shapes_of(renamed) == shapes_of(diffusers_transformer(spec).state_dict())
-    assert shapes_of(transformer_to_official(renamed)) == shapes_of(official)
+    assert tensor_shapes(renamed) == tensor_shapes(diffusers_transformer(spec).state_dict())
+    assert tensor_shapes(transformer_to_official(renamed)) == tensor_shapes(official)
 
 
 @pytest.mark.parametrize("name", sorted(SPECS))
@@ -79,8 +79,8 @@ def test_vaes_fill_diffusers(name, family):
         k: v for k, v in config.items() if k != "dropout"
     }
     model = build_vae(ours, "meta")
-    assert shapes_of(vae_to_diffusers(official)) == shapes_of(model.state_dict())
-    assert shapes_of(vae_to_official(model.state_dict())) == shapes_of(official)
+    assert tensor_shapes(vae_to_diffusers(official)) == tensor_shapes(model.state_dict())
+    assert tensor_shapes(vae_to_official(model.state_dict())) == tensor_shapes(official)
 
 
 @pytest.mark.parametrize("patch", [None, 2])
@@ -99,8 +99,8 @@ def test_text_encoder_fills_transformers():
     model = build_text_model(TEXT_CONFIG, "meta")
     renamed = text_to_transformers(official)
     once = {n: p for n, p in model.named_parameters()}  # a tied tensor stands here once
-    assert shapes_of(renamed) == shapes_of(once)
-    assert shapes_of(text_to_official(renamed)) == shapes_of(official)
+    assert tensor_shapes(renamed) == tensor_shapes(once)
+    assert tensor_shapes(text_to_official(renamed)) == tensor_shapes(official)
 
 
 def test_text_encoder_returns_from_a_state_dict_with_both_names():
@@ -119,9 +119,9 @@ def test_clip_fills_transformers():
     _, official = manifest("clip_xlm_roberta_vit_h_14")
     renamed = image_to_transformers(official)
     model = build_image_model(IMAGE_CONFIG, "meta")
-    assert shapes_of(renamed) == shapes_of(model.state_dict())
+    assert tensor_shapes(renamed) == tensor_shapes(model.state_dict())
     visual = {n: t for n, t in official.items() if n.startswith("visual.")}
-    assert shapes_of(image_to_official(renamed)) == shapes_of(visual)
+    assert tensor_shapes(image_to_official(renamed)) == tensor_shapes(visual)
     dropped = official.keys() - visual.keys()
     assert dropped and all(n.startswith(CLIP_DROPPED) for n in dropped)
     with pytest.raises(ValueError, match="visual.extra"):

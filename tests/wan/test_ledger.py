@@ -15,8 +15,8 @@ from wan.ledger import CacheConfig, Ledger
 
 
 @st.composite
-def films(draw):
-    """Returns (config, largest chunk, film's length or None, chunk lengths)."""
+def videos(draw):
+    """Returns (config, largest chunk, video's length or None, chunk lengths)."""
     chunk, sink, history = draw(st.integers(1, 5)), draw(st.integers(0, 9)), draw(st.integers(0, 9))
     lengths = draw(st.lists(st.integers(1, chunk), min_size=1, max_size=12))
     bounded = draw(st.booleans())
@@ -33,28 +33,28 @@ def plans(config, chunk, max_frames, lengths):
         ledger.commit(plan)
 
 
-@given(films())
-def test_what_is_read_is_the_definition(film):
-    config, chunk, _, _ = film
+@given(videos())
+def test_what_is_read_is_the_definition(video):
+    config, chunk, _, _ = video
     book = Book(config.window_frames, config.sink_frames, chunk)
-    for _, plan in plans(*film):
+    for _, plan in plans(*video):
         assert list(plan.read) == book.seen(plan.span.start)
         if config.window_frames != -1:
             assert len(plan.read) + chunk <= config.window_frames
 
 
-@given(films())
-def test_positions(film):
-    for _, plan in plans(*film):
+@given(videos())
+def test_positions(video):
+    for _, plan in plans(*video):
         frames = [*plan.read, *range(plan.span.start, plan.span.stop)]
-        wanted = frames if film[0].rope == "write" else list(range(len(frames)))
+        wanted = frames if video[0].rope == "write" else list(range(len(frames)))
         assert [*plan.read_positions, *plan.positions] == wanted
 
 
-@given(films())
-def test_slots_are_a_filled_block_and_a_frame_never_moves(film):
+@given(videos())
+def test_slots_are_a_filled_block_and_a_frame_never_moves(video):
     home: dict[int, int] = {}
-    for ledger, plan in plans(*film):
+    for ledger, plan in plans(*video):
         assert sorted(plan.slots) == list(range(len(plan.read))), "contiguous with the scratch"
         assert len(plan.read) <= ledger.num_slots
         where = dict(zip(plan.read, plan.slots, strict=True))
@@ -62,9 +62,9 @@ def test_slots_are_a_filled_block_and_a_frame_never_moves(film):
         assert all(where[f] == f for f in where if f < ledger.sink_frames)
 
 
-@given(films())
-def test_a_commit_writes_free_slots_alone(film):
-    for ledger, plan in plans(*film):
+@given(videos())
+def test_a_commit_writes_free_slots_alone(video):
+    for ledger, plan in plans(*video):
         kept = {s for f, s in zip(plan.read, plan.slots, strict=True) if f not in plan.evict}
         targets = [slot for _, slot in plan.writes]
         assert len(set(targets)) == len(targets) and not kept & set(targets)
@@ -74,20 +74,20 @@ def test_a_commit_writes_free_slots_alone(film):
         assert set(plan.evict) <= set(plan.read) and all(f >= ledger.sink_frames for f in plan.evict)
 
 
-@given(films())
-def test_planning_changes_nothing(film):
-    for ledger, plan in plans(*film):
+@given(videos())
+def test_planning_changes_nothing(video):
+    for ledger, plan in plans(*video):
         state = json.dumps(ledger.state())
         assert ledger.plan(plan.span) == plan
         assert json.dumps(ledger.state()) == state
 
 
 @settings(max_examples=50)
-@given(films(), st.data())
-def test_a_restored_book_goes_on_alike(film, data):
-    config, chunk, max_frames, lengths = film
+@given(videos(), st.data())
+def test_a_restored_book_goes_on_alike(video, data):
+    config, chunk, max_frames, lengths = video
     cut = data.draw(st.integers(0, len(lengths) - 1))
-    for number, (ledger, plan) in enumerate(plans(*film)):
+    for number, (ledger, plan) in enumerate(plans(*video)):
         if number == cut:
             other = Ledger(config, chunk, max_frames)
             other.load_state(json.loads(json.dumps(ledger.state())))
@@ -113,7 +113,7 @@ def test_a_short_chunk_sees_no_longer_history():
     assert made[2].read == (3, 4, 5) and made[3].read == (4, 5, 6)
 
 
-def test_a_sink_longer_than_the_film_is_the_film():
+def test_a_sink_longer_than_the_video_is_the_video():
     made = [plan for _, plan in plans(CacheConfig(-1, 50), 3, 6, [3, 3])]
     assert made[1].read == (0, 1, 2) and made[1].writes == ((0, 3), (1, 4), (2, 5))
 
@@ -121,7 +121,7 @@ def test_a_sink_longer_than_the_film_is_the_film():
 @pytest.mark.parametrize(
     ("config", "chunk", "message"),
     [
-        (CacheConfig(-1), 3, "window_frames is -1 and the film has no known length; set a window"),
+        (CacheConfig(-1), 3, "window_frames is -1 and the video has no known length; set a window"),
         (CacheConfig(5, 3), 3, r"window_frames 5 is smaller than sink_frames 3 \+ chunk 3; write at least 6"),
         (CacheConfig(2), 3, "write at least 3"),
         (CacheConfig(9, -1), 3, "sink_frames is -1; write 0 or more"),
@@ -162,7 +162,7 @@ def test_a_plan_is_committed_once():
         ledger.commit(plan)
 
 
-def test_a_film_longer_than_told_is_refused():
+def test_a_video_longer_than_told_is_refused():
     """`everything` must not silently become a window of the told length."""
     ledger = Ledger(CacheConfig(-1), 3, max_frames=6)
     for span in (Span(0, 3), Span(3, 6)):

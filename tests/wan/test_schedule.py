@@ -36,10 +36,10 @@ def test_weights_are_a_bell_with_mean_one():
     assert torch.equal(Schedule(5.0).weight(sigma), weights[[3, 700]])
 
 
-@pytest.mark.parametrize("snap", ["none", "integer", "table"])
+@pytest.mark.parametrize("rounding", ["none", "integer", "table"])
 @pytest.mark.parametrize("shape", [(2,), (2, 3)], ids=["per sample", "per frame"])
-def test_velocity_and_x0_are_inverse(snap, shape):
-    schedule = Schedule(5.0, snap)
+def test_velocity_and_x0_are_inverse(rounding, shape):
+    schedule = Schedule(5.0, rounding)
     x0, noise = tiny.latents(3, 2, 1), tiny.latents(3, 2, 2)
     sigma = torch.linspace(0.2, 0.95, 6)[: 6 if len(shape) == 2 else 2].reshape(shape)
     x = tiny.healthy(schedule.diffuse(x0, noise, sigma))
@@ -68,9 +68,9 @@ def test_half_precision_is_mixed_in_fp32():
 
 def test_snapping():
     sigma = torch.tensor([0.93749, 0.0004, 1.0])
-    assert torch.equal(Schedule().snapped(sigma), sigma)
-    assert torch.equal(Schedule(snap="integer").snapped(sigma), torch.tensor([0.937, 0.0, 1.0]))
-    table = Schedule(5.0, "table").snapped(sigma)
+    assert torch.equal(Schedule().rounded(sigma), sigma)
+    assert torch.equal(Schedule(rounding="integer").rounded(sigma), torch.tensor([0.937, 0.0, 1.0]))
+    table = Schedule(5.0, "table").rounded(sigma)
     assert all(x in sigma_table(5.0) for x in table)
     assert table[0] == 0.9375 and table[1] == sigma_table(5.0)[-1] and table[2] == 1
 
@@ -78,7 +78,7 @@ def test_snapping():
 @given(SHIFTS, UNIT)
 def test_the_nearest_entry_is_taken(shift, sigma):
     shift = round(shift, 2)
-    given = Schedule(shift, "table").snapped(torch.tensor([sigma], dtype=torch.float64))
+    given = Schedule(shift, "table").rounded(torch.tensor([sigma], dtype=torch.float64))
     distances = (sigma_table(shift).double() - sigma).abs()
     assert (given - sigma).abs().item() == pytest.approx(distances.min().item(), abs=1e-12)
 
@@ -100,7 +100,7 @@ def test_wrong_steps(steps, message):
 
 
 def test_wrong_knobs():
-    with pytest.raises(ValueError, match="snap is 'round'; write one of"):
-        Schedule(snap="round")
+    with pytest.raises(ValueError, match="rounding is 'round'; write one of"):
+        Schedule(rounding="round")
     with pytest.raises(ValueError, match="shift is 0"):
         Schedule(0)

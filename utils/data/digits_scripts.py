@@ -1,4 +1,4 @@
-"""Scripts of the digits world whose prompt changes in one attribute at a time, to measure how films answer.
+"""Scripts of the digits world whose prompt changes in one attribute at a time, to measure how videos answer.
 
 python -m utils.data.digits_scripts > prompts/digits_switch_32.jsonl
 """
@@ -15,15 +15,15 @@ from utils.data.digits import COLOURS, DIGITS, DIRECTIONS, Subject, balanced_pro
 
 VALUES = {"colour": tuple(COLOURS), "direction": tuple(DIRECTIONS), "digit": tuple(range(len(DIGITS)))}
 ORDERS = tuple(itertools.permutations(VALUES))
-COUNT, EVERY, SEED = 32, 30, 0  # films; latent frames from one change to the next, ten chunks of three
+COUNT, EVERY, SEED = 32, 30, 0  # videos; latent frames from one change to the next, ten chunks of three
 
 
 def switch_scripts(count: int = COUNT, every: int = EVERY, seed: int = SEED) -> list[dict]:
-    """Returns the lines of a script file, a film each: {"prompts": [{"text", "end_frame"}, ...]}.
+    """Returns the lines of a script file, a video each: {"prompts": [{"text", "end_frame"}, ...]}.
 
-    Film i begins with balanced prompt i and changes colour, direction and digit, each once, in order i of the six
-    possible ones: every attribute is changed in every film, and stands first, second and third equally often. The
-    new value is drawn by (seed, i) among all others, so nobody chose. All films share their frames.
+    Video i begins with balanced prompt i and changes colour, direction and digit, each once, in order i of the six
+    possible ones: every attribute is changed in every video, and stands first, second and third equally often. The
+    new value is drawn by (seed, i) among all others, so nobody chose. All videos share their frames.
     """
     lines = []
     for number, prompt in enumerate(balanced_prompts(count)):

@@ -28,7 +28,7 @@ class PromptLine:
     line: int  # 1-based place in the file (blank lines count) or in the sorted folder
     extended: str | None = None  # the rewritten prompt of the same line
     image: Path | None = None  # the first frame
-    video: Path | None = None  # whose end is the film's start
+    video: Path | None = None  # whose end is the video's start
     target_crop: dict | None = None  # as target_crop_info has it; its images are cropped already
 
     @property

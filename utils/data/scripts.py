@@ -1,11 +1,11 @@
-"""Scripts: films whose prompt changes while they run. JSONL, one film per line.
+"""Scripts: videos whose prompt changes while they run. JSONL, one video per line.
 
     {"prompts": [{"text": "...", "end_frame": 30}, {"text": "...", "end": "4.5s"}, {"text": "..."}]}
     {"prompts": ["...", "...", "..."]}                        with the switch frames in the configuration
 
 A prompt holds until its end: `end_frame` (latent frames), `end_pixel_frame` or `end` (seconds, "4.5s"). The last
-one may have an end too, which is the film's. Beside `prompts` a line may hold `seed`, `length` (latent frames, or
-"20s"), `negative_prompt`, `height`, `width` (pixels) and `name` (or `id`), which names the file; and what the film
+one may have an end too, which is the video's. Beside `prompts` a line may hold `seed`, `length` (latent frames, or
+"20s"), `negative_prompt`, `height`, `width` (pixels) and `name` (or `id`), which names the file; and what the video
 starts from: `image`, or `video` and how much of its end, `start_seconds`. Their paths start at the script's folder.
 """
 
@@ -46,15 +46,15 @@ class Moment:
 
 @dataclass(frozen=True)
 class Cue:
-    """A prompt and where it ends; None: with the film."""
+    """A prompt and where it ends; None: with the video."""
 
     text: str
     end: Moment | None = None
 
 
 @dataclass(frozen=True)
-class ScriptLine:
-    """One film. `where` names its file and line in messages; None and 0 stand for what the configuration says."""
+class ScheduleLine:
+    """One video. `where` names its file and line in messages; None and 0 stand for what the configuration says."""
 
     where: str
     line: int
@@ -71,12 +71,12 @@ class ScriptLine:
 
     @property
     def index(self) -> int:
-        """The 0-based line: the key of the film's noise and the number in its file name."""
+        """The 0-based line: the key of the video's noise and the number in its file name."""
         return self.line - 1
 
     @property
     def started(self) -> bool:
-        """True if the line says what its film starts from."""
+        """True if the line says what its video starts from."""
         return bool(self.image or self.video)
 
     @property
@@ -86,29 +86,29 @@ class ScriptLine:
 
     @property
     def schedule(self) -> tuple:
-        """What films must share to be made together: the ends of their prompts, length and size."""
+        """What videos must share to be made together: the ends of their prompts, length and size."""
         return tuple(cue.end for cue in self.cues), self.length, self.height, self.width
 
 
-def read_scripts(path: str | Path, switch_frames: Sequence[int] = (), refused: list[str] | None = None):
+def read_schedules(path: str | Path, switch_frames: Sequence[int] = (), refused: list[str] | None = None):
     """Returns the ScriptLines of a JSONL file; blank lines are skipped and keep their number.
 
-    switch_frames: latent frames at which films of the short form change their prompt.
+    switch_frames: latent frames at which videos of the short form change their prompt.
     refused: if given, takes the messages of bad lines, and the others are returned.
-    Errors: ValueError naming file, line and field of every bad line; for a file without any (other) film.
+    Errors: ValueError naming file, line and field of every bad line; for a file without any (other) video.
     """
     lines, bad = [], []
     for number, raw in enumerate(read_raw_lines(path), 1):
         where = f"{path}, line {number}"
         try:
             if (text := decode_line(raw, where)).strip():
-                lines.append(_film(text, where, number, switch_frames, Path(path).parent))
+                lines.append(_parse_line(text, where, number, switch_frames, Path(path).parent))
         except ValueError as error:
             bad.append(str(error))
     if bad and (refused is None or not lines):
         raise ValueError("\n".join(bad))
     if not lines:
-        raise ValueError(f'{path} holds no film; write one {{"prompts": [...]}} per line')
+        raise ValueError(f'{path} holds no video; write one {{"prompts": [...]}} per line')
     if refused is not None:
         refused += bad
     return lines
@@ -140,7 +140,7 @@ def frame_list(name: str, value) -> tuple[int, ...]:
     return frames
 
 
-def _film(text: str, where: str, number: int, switch_frames: Sequence[int], folder: Path) -> ScriptLine:
+def _parse_line(text: str, where: str, number: int, switch_frames: Sequence[int], folder: Path) -> ScheduleLine:
     tree = _object(_parsed(text, where), where, KEYS + STARTS)
     if "prompts" not in tree:
         raise ValueError(f"{where}: prompts is missing; write a list of prompts")
@@ -153,7 +153,7 @@ def _film(text: str, where: str, number: int, switch_frames: Sequence[int], fold
     negative = tree.get("negative_prompt")
     if negative is not None and not isinstance(negative, str):
         raise ValueError(f"{where}: negative_prompt is {negative!r}; write text")
-    film = ScriptLine(
+    parsed = ScheduleLine(
         where=where,
         line=number,
         cues=_cues(tree["prompts"], where, switch_frames),
@@ -165,9 +165,9 @@ def _film(text: str, where: str, number: int, switch_frames: Sequence[int], fold
         name=check_prompt(str(name), f"{where}: {key}"),
         **_start(tree, where, folder),
     )
-    if film.cues[-1].end and film.length:
-        raise ValueError(f"{where}: length and the end of the last prompt both tell the film's length; write one")
-    return film
+    if parsed.cues[-1].end and parsed.length:
+        raise ValueError(f"{where}: length and the end of the last prompt both tell the video's length; write one")
+    return parsed
 
 
 def _parsed(text: str, where: str):
@@ -215,7 +215,7 @@ def _cues(prompts, where: str, switch_frames: Sequence[int]) -> tuple[Cue, ...]:
         return tuple(cues)
     if len(prompts) != len(switch_frames) + 1:
         raise ValueError(
-            f"{where}: prompts are {len(prompts)} and data.switch_frames are {len(switch_frames)}; a film of n prompts "
+            f"{where}: {len(prompts)} prompts and {len(switch_frames)} data.switch_frames; a video of n prompts "
             'takes n - 1 switch frames, or write the ends into the script: {"text": ..., "end_frame": ...}'
         )
     ends = [Moment(frame, FRAME) for frame in switch_frames] + [None]
@@ -272,10 +272,10 @@ def _seconds(value, where: str, otherwise: str) -> Moment:
 
 
 def _start(tree: dict, where: str, folder: Path) -> dict:
-    """Returns what the film starts from, as fields of a ScriptLine."""
+    """Returns what the video starts from, as fields of a ScriptLine."""
     image, video = (_file(tree, key, where, folder) for key in ("image", "video"))
     if image and video:
-        raise ValueError(f"{where}: image and video both tell what the film starts from; write one")
+        raise ValueError(f"{where}: image and video both tell what the video starts from; write one")
     seconds = tree.get("start_seconds", 0.0)
     if "start_seconds" in tree:
         number = isinstance(seconds, int | float) and not isinstance(seconds, bool)

@@ -123,7 +123,7 @@ def _check_clip(clip, index, rows):
 def _measure_clip(clip, subject: Subject, config: DigitsConfig) -> dict[str, np.ndarray]:
     """Returns {metric: [P]} of one uint8 clip [P, H, W, 3]."""
     rgb = clip.astype(np.float32) / 255.0
-    ink = ink_of(rgb)
+    ink = measure_ink(rgb)
     area = ink.mean((1, 2))
     visible = area > MIN_INK
     centre = circular_centroid(ink)
@@ -144,7 +144,7 @@ def _measure_clip(clip, subject: Subject, config: DigitsConfig) -> dict[str, np.
     }
 
 
-def ink_of(rgb_PHW3: np.ndarray) -> np.ndarray:
+def measure_ink(rgb_PHW3: np.ndarray) -> np.ndarray:
     """Returns [P, H, W] in [0, 1]: how much of a digit lies on each pixel; rgb in [0, 1]."""
     brightest = np.maximum(np.maximum(rgb_PHW3[..., 0], rgb_PHW3[..., 1]), rgb_PHW3[..., 2])  # 10 x as fast as max(-1)
     return np.clip(brightest - FLOOR, 0.0, None) / (1.0 - FLOOR)

@@ -48,7 +48,7 @@ class Looker:
 
         all: every window of every video; first and last: the first and the last 33 frames. floor: real clips of the
         same prompts, drawn several times: mean, least and largest; it is that of one window a video, so the windows
-        of a film that changes, being more different, can lie below it in `all`. Fewer than 2 videos: None.
+        of a video that changes, being more different, can lie below it in `all`. Fewer than 2 videos: None.
         """
         if not self.windows:
             return None

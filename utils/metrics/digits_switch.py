@@ -1,4 +1,4 @@
-"""How a digits film answers a change of its prompt: when the new value is reached, what is lost, whether it jumps.
+"""How a digits video answers a change of its prompt: when the new value is reached, what is lost, whether it jumps.
 
 | number | meaning |
 |---|---|
@@ -6,7 +6,7 @@
 | reached | whether there is such a chunk before the next change |
 | kept | share of the frames after the change that show the attributes that did not change (NaN: all did) |
 | jump | largest way of the digit's centre from one frame to the next, pixels, in the JUMP chunks after the change |
-| usual | the same in as many chunks before it; a film of the world has 2 in both |
+| usual | the same in as many chunks before it; a video of the world has 2 in both |
 | flicker | frame difference over the border, as a multiple of the usual one (a new colour at once raises it, too) |
 """
 
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from utils.data.digits import Subject
-from utils.metrics.digits import LAG, MIN_INK, circular_centroid, ink_of, interval, measure_frames, torus_steps
+from utils.metrics.digits import LAG, MIN_INK, circular_centroid, interval, measure_frames, measure_ink, torus_steps
 from utils.metrics.video import flicker
 
 ATTRIBUTES = ("colour", "direction", "digit")
@@ -42,7 +42,7 @@ class Switch:
 
 
 def find_switches(cues: Sequence[tuple[Subject, int]], num_frames: int) -> list[Switch]:
-    """Returns the changes of a film of `num_frames` pixel frames, each attribute's own where several change at once.
+    """Returns the changes of a video of `num_frames` pixel frames, each attribute's own where several change at once.
 
     cues: (what is asked, from which pixel frame on). Errors: ValueError for a prompt that changes nothing.
     """
@@ -95,7 +95,7 @@ def first_lasting(shown: np.ndarray) -> int | None:
 
 def largest_step(clip: np.ndarray) -> float:
     """Returns the largest way of the ink's centre from frame to frame, in pixels; NaN if no two frames show any."""
-    ink = ink_of(clip.astype(np.float32) / 255.0)
+    ink = measure_ink(clip.astype(np.float32) / 255.0)
     visible = ink.mean((1, 2)) > MIN_INK
     steps = np.linalg.norm(torus_steps(circular_centroid(ink), 1, clip.shape[1:3]), axis=1)
     seen = steps[visible[1:] & visible[:-1]]
@@ -108,21 +108,21 @@ def border_flicker(clip: np.ndarray, at: int, begin: int) -> float:
     return flicker(clip[at], clip[at - 1]) / usual if usual > 0 else np.nan
 
 
-def summary(films: Sequence[Sequence[dict]]) -> dict[str, dict]:
-    """Returns {attribute, or "all": {switches, curve, and for each of NUMBERS its 95 % interval over films}}.
+def summary(videos: Sequence[Sequence[dict]]) -> dict[str, dict]:
+    """Returns {attribute, or "all": {switches, curve, and for each of NUMBERS its 95 % interval over videos}}.
 
-    films: the responses of each film. Under "all" a film counts once, with its mean: its changes are not independent.
+    videos: the responses of each video. Under "all" a video counts once, by its mean: its changes depend on each other.
     """
-    rows = {name: [[r for r in film if r["attribute"] == name] for film in films] for name in ATTRIBUTES}
-    found = {name: [film for film in own if film] for name, own in {"all": films, **rows}.items()}
+    rows = {name: [[r for r in video if r["attribute"] == name] for video in videos] for name in ATTRIBUTES}
+    found = {name: [video for video in own if video] for name, own in {"all": videos, **rows}.items()}
     return {name: _row(own) for name, own in found.items() if own}
 
 
-def _row(films: list[list[dict]]) -> dict:
-    curves = [response["curve"] for film in films for response in film]
+def _row(videos: list[list[dict]]) -> dict:
+    curves = [response["curve"] for video in videos for response in video]
     known = min(map(len, curves))
     curve = np.mean([own[:known] for own in curves], 0)
-    numbers = {name: interval([_known_mean([r[name] for r in film]) for film in films]) for name in NUMBERS}
+    numbers = {name: interval([_known_mean([r[name] for r in video]) for video in videos]) for name in NUMBERS}
     return {"switches": len(curves), **numbers, "curve": [float(share) for share in curve]}
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from utils.data.digits import Subject, all_prompts, parse_prompt
 from utils.data.prompts import read_prompts
-from utils.data.scripts import read_scripts
+from utils.data.scripts import read_schedules
 from utils.media_io import read_video
 
 
@@ -32,7 +32,7 @@ def read_asked(path: Path | None) -> list[str]:
     """
     if path is None:
         return all_prompts()
-    asked = []
+    requested = []
     for row in read_prompts(path):
         try:
             subjects = parse_prompt(row.text)
@@ -40,8 +40,8 @@ def read_asked(path: Path | None) -> list[str]:
             raise ValueError(f"{path}, line {row.line}: {error}") from error
         if len(subjects) > 1:
             raise ValueError(f"{path}, line {row.line} asks for {len(subjects)} digits; the metrics follow one")
-        asked.append(subjects[0].text())
-    return asked
+        requested.append(subjects[0].text())
+    return requested
 
 
 def prompt_numbers(prompts: list[str]) -> list[int]:
@@ -53,11 +53,11 @@ def prompt_numbers(prompts: list[str]) -> list[int]:
 def load_videos(
     folder: Path, num_frames: int | None = None, partial: bool = False, prompts: list[str] | None = None
 ) -> Videos:
-    """Reads the films of `folder` that `find_films` names, cut to the first `num_frames` frames if given.
+    """Reads the videos of `folder` that `find_videos` names, cut to the first `num_frames` frames if given.
 
-    Errors: ValueError for films of unequal lengths, and those of `find_films`.
+    Errors: ValueError for videos of unequal lengths, and those of `find_videos`.
     """
-    kept, facts = find_films(folder, partial, prompts)
+    kept, facts = find_videos(folder, partial, prompts)
     clips = [_read(path, num_frames) for path, _ in kept]
     lengths = {len(clip): path.name for clip, (path, _) in zip(clips, kept, strict=True)}
     if len(lengths) > 1:
@@ -68,23 +68,23 @@ def load_videos(
 def load_windows(
     folder: Path, ends: Sequence[int], window: int, partial: bool = False, prompts: list[str] | None = None
 ) -> dict[int, Videos]:
-    """Returns {end: the `window` frames of each film before pixel frame `end`}; a film is read and let go.
+    """Returns {end: the `window` frames of each video before pixel frame `end`}; a video is read and let go.
 
-    Errors: ValueError for ends that no window fits before, films that are shorter, and those of `find_films`.
+    Errors: ValueError for ends that no window fits before, videos that are shorter, and those of `find_videos`.
     """
     if not ends or min(ends) < window:
         raise ValueError(f"windows of {window} frames end at {list(ends)}; write ends of at least {window}")
-    kept, facts = find_films(folder, partial, prompts)
+    kept, facts = find_videos(folder, partial, prompts)
     clips: dict[int, list[np.ndarray]] = {end: [] for end in ends}
     for path, _ in kept:
-        film = _read(path, max(ends))
+        video = _read(path, max(ends))
         for end in ends:
-            clips[end].append(film[end - window : end].copy())
+            clips[end].append(video[end - window : end].copy())
     subjects = [subject for _, subject in kept]
     return {end: Videos(own, subjects, facts) for end, own in clips.items()}
 
 
-def find_films(folder: Path, partial: bool = False, prompts: list[str] | None = None):
+def find_videos(folder: Path, partial: bool = False, prompts: list[str] | None = None):
     """Returns ([(path, subject)] of the `*.mp4` of `folder`, sorted, that answer `prompts`; facts for the record).
 
     prompts: what must be there, by default all 240; a prompt that stands there twice needs two videos. Every video of
@@ -93,10 +93,10 @@ def find_films(folder: Path, partial: bool = False, prompts: list[str] | None = 
     the grammar, and, unless `partial`, for prompts that no video answers.
     """
     prompts = prompts or all_prompts()
-    found = [(path, told, _subject(path.with_suffix(".json"), told["prompt"])) for path, told in _films(folder)]
-    asked = Counter(prompts)
-    kept = [entry for entry in found if entry[2].text() in asked]
-    missing = asked - Counter(subject.text() for _, _, subject in kept)
+    found = [(path, record, _subject(path.with_suffix(".json"), record["prompt"])) for path, record in _videos(folder)]
+    requested = Counter(prompts)
+    kept = [entry for entry in found if entry[2].text() in requested]
+    missing = requested - Counter(subject.text() for _, _, subject in kept)
     answered = len(prompts) - missing.total()
     if not kept or (missing and not partial):
         raise ValueError(
@@ -110,17 +110,17 @@ def find_films(folder: Path, partial: bool = False, prompts: list[str] | None = 
 
 
 def find_scripted(folder: Path, scripts: Path, partial: bool = False):
-    """Returns ([(path, cues)] of the films of `folder` that answer a script file; facts for the record).
+    """Returns ([(path, cues)] of the videos of `folder` that answer a script file; facts for the record).
 
-    cues: (subject, latent frame from which on it was in force, as the film's JSON tells) of each prompt. Every line
-    must be answered, unless `partial`. Errors: ValueError as `find_films`, for scripts of more than one digit, and
-    for films that were not made by scripts.
+    cues: (subject, latent frame from which on it was in force, as the video's JSON tells) of each prompt. Every line
+    must be answered, unless `partial`. Errors: ValueError as `find_videos`, for scripts of more than one digit, and
+    for videos that were not made by scripts.
     """
-    films = [(path, sidecar, _cues(path, sidecar)) for path, sidecar in _films(folder)]
-    lines = [tuple(_subject(line.where, cue.text) for cue in line.cues) for line in read_scripts(scripts)]
-    asked = Counter(lines)
-    kept = [film for film in films if _asked(film) in asked]
-    missing = asked - Counter(_asked(film) for film in kept)
+    videos = [(path, sidecar, _cues(path, sidecar)) for path, sidecar in _videos(folder)]
+    lines = [tuple(_subject(line.where, cue.text) for cue in line.cues) for line in read_schedules(scripts)]
+    requested = Counter(lines)
+    kept = [video for video in videos if _requested(video) in requested]
+    missing = requested - Counter(_requested(video) for video in kept)
     if not kept or (missing and not partial):
         texts = [subject.text() for subject in next(iter(missing), ())]
         raise ValueError(
@@ -131,19 +131,19 @@ def find_scripted(folder: Path, scripts: Path, partial: bool = False):
     return [(path, cues) for path, _, cues in kept], facts
 
 
-def _asked(film) -> tuple[Subject, ...]:
-    return tuple(subject for subject, _ in film[2])
+def _requested(video) -> tuple[Subject, ...]:
+    return tuple(subject for subject, _ in video[2])
 
 
 def _cues(path: Path, sidecar: dict) -> list[tuple[Subject, int]]:
     where = path.with_suffix(".json")
     if not sidecar.get("switches"):
-        raise ValueError(f"{where} tells of no switches; give films that inference.py made of scripts")
+        raise ValueError(f"{where} tells of no switches; give videos that inference.py made of scripts")
     return [(_subject(where, switch["text"]), switch["frame"]) for switch in sidecar["switches"]]
 
 
-def _films(folder: Path) -> list[tuple[Path, dict]]:
-    """Returns the finished films of a folder, sorted, with their sidecars."""
+def _videos(folder: Path) -> list[tuple[Path, dict]]:
+    """Returns the finished videos of a folder, sorted, with their sidecars."""
     paths = sorted(p for p in Path(folder).glob("*.mp4") if not p.name.endswith(".partial.mp4"))
     if not paths:
         raise ValueError(f"{folder} holds no *.mp4; give the output folder of inference.py")

@@ -104,7 +104,7 @@ def test_crop_keeps_the_aspect_and_stretch_does_not():
 
 
 @pytest.mark.parametrize(
-    ("rate", "fps", "asked", "shown"),
+    ("rate", "fps", "requested", "shown"),
     [
         (8, 8, 4, [5, 6, 7, 8]),
         (8, 8, 20, list(range(9))),  # all there are
@@ -114,13 +114,13 @@ def test_crop_keeps_the_aspect_and_stretch_does_not():
         (8, 3, 4, [0, 3, 5, 8]),
     ],
 )
-def test_the_end_of_a_video_is_read_at_the_rate_of_the_film(tmp_path, rate, fps, asked, shown):
+def test_the_end_of_a_video_is_read_at_the_rate_of_the_video(tmp_path, rate, fps, requested, shown):
     path = video(tmp_path / "a.mp4", fps=rate)
-    pixels, found = read_end(path, asked, fps, SIZE)
+    pixels, found = read_end(path, requested, fps, SIZE)
     assert found == rate and levels(pixels) == shown and pixels.shape[1:] == (3, *SIZE)
 
 
-def test_the_end_of_a_video_is_cropped_to_the_films_size(tmp_path):
+def test_the_end_of_a_video_is_cropped_to_the_videos_size(tmp_path):
     path = video(tmp_path / "a.mp4", 3, size=(32, 32))
     pixels, _ = read_end(path, 2, 8, SIZE)
     whole = torch.from_numpy(read_video(path)[0][-2:]).permute(0, 3, 1, 2).float() / 127.5 - 1

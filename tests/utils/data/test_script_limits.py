@@ -7,19 +7,19 @@ import json
 import pytest
 
 from utils.data.prompts import read_image_prompts, read_prompts
-from utils.data.scripts import FRAME, Moment, read_scripts
+from utils.data.scripts import FRAME, Moment, read_schedules
 
 GOOD = b'{"prompts": ["a"]}'
 
 
 @pytest.fixture
 def read(tmp_path):
-    """read(*lines, **arguments) -> the films of a file with these lines of bytes."""
+    """read(*lines, **arguments) -> the videos of a file with these lines of bytes."""
 
     def of(*lines, end=b"\n", **arguments):
-        path = tmp_path / "films.jsonl"
+        path = tmp_path / "videos.jsonl"
         path.write_bytes(end.join(lines))
-        return read_scripts(path, **arguments)
+        return read_schedules(path, **arguments)
 
     return of
 
@@ -27,9 +27,9 @@ def read(tmp_path):
 def test_a_line_that_is_not_utf8_is_one_bad_line(read):
     refused: list[str] = []
     bad = GOOD.replace(b"a", b"caf\xe9")
-    films = read(b"\xef\xbb\xbf" + GOOD, bad, b"", GOOD, end=b"\r\n", refused=refused)
-    assert [film.line for film in films] == [1, 4]
-    assert [text.partition("films.jsonl, ")[2] for text in refused] == [
+    videos = read(b"\xef\xbb\xbf" + GOOD, bad, b"", GOOD, end=b"\r\n", refused=refused)
+    assert [video.line for video in videos] == [1, 4]
+    assert [text.partition("videos.jsonl, ")[2] for text in refused] == [
         "line 2, byte 18: not UTF-8; save the file as UTF-8"
     ]
     with pytest.raises(ValueError, match=r"line 1, byte 18: not UTF-8.*\n.*line 2: prompts is missing"):
@@ -54,14 +54,14 @@ def test_a_line_that_is_not_utf8_is_one_bad_line(read):
 )
 def test_numbers_that_are_too_large_are_named_with_line_and_field(read, fields, words):
     line = f'{{"prompts": ["a"], {fields}}}'.encode()
-    with pytest.raises(ValueError, match=f"films.jsonl, line 2: {words}"):
+    with pytest.raises(ValueError, match=f"videos.jsonl, line 2: {words}"):
         read(GOOD, line)
     assert len(read(GOOD, line, refused=[])) == 1
 
 
 def test_long_numbers_stay_what_they_are(read):
-    (film,) = read(f'{{"prompts": ["a"], "id": {"9" * 39}, "seed": 2147483647}}'.encode())
-    assert (film.name, film.seed) == ("9" * 39, 2147483647)
+    (video,) = read(f'{{"prompts": ["a"], "id": {"9" * 39}, "seed": 2147483647}}'.encode())
+    assert (video.name, video.seed) == ("9" * 39, 2147483647)
     assert str(Moment(1234567, FRAME)) == "latent frame 1234567"
 
 

@@ -8,38 +8,38 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utils.data.scripts import FRAME, PIXEL_FRAME, SECOND, Cue, Moment, parse_switch_frames, read_scripts
+from utils.data.scripts import FRAME, PIXEL_FRAME, SECOND, Cue, Moment, parse_switch_frames, read_schedules
 
 GOOD = '{"prompts": [{"text": "a", "end_frame": 6}, {"text": "b"}]}'
 
 
 @pytest.fixture
 def read(tmp_path):
-    """read(*lines, **arguments) -> the films of a file with these lines."""
+    """read(*lines, **arguments) -> the videos of a file with these lines."""
 
     def of(*lines, **arguments):
-        path = tmp_path / "films.jsonl"
+        path = tmp_path / "videos.jsonl"
         path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        return read_scripts(path, **arguments)
+        return read_schedules(path, **arguments)
 
     return of
 
 
 def test_a_prompt_with_its_end(read):
-    (film,) = read(
+    (video,) = read(
         '{"prompts": [{"text": "a", "end_frame": 6}, {"text": "b ", "end": "4.5s"}, '
         '{"text": "c", "end_pixel_frame": 90}, {"text": "d"}]}'
     )
     ends = [Moment(6, FRAME), Moment(4.5, SECOND), Moment(90, PIXEL_FRAME), None]
-    assert film.cues == tuple(Cue(text, end) for text, end in zip("abcd", ends, strict=True))
-    assert (film.seed, film.length, film.negative_prompt, film.height, film.width) == (None, None, None, 0, 0)
+    assert video.cues == tuple(Cue(text, end) for text, end in zip("abcd", ends, strict=True))
+    assert (video.seed, video.length, video.negative_prompt, video.height, video.width) == (None, None, None, 0, 0)
 
 
 def test_texts_alone_take_the_frames_of_the_configuration(read):
-    (film,) = read('{"prompts": ["a", "b", "c"]}', switch_frames=(40, 80))
-    assert film.cues == (Cue("a", Moment(40, FRAME)), Cue("b", Moment(80, FRAME)), Cue("c"))
-    (film,) = read('{"prompts": ["a"]}')
-    assert film.cues == (Cue("a"),)
+    (video,) = read('{"prompts": ["a", "b", "c"]}', switch_frames=(40, 80))
+    assert video.cues == (Cue("a", Moment(40, FRAME)), Cue("b", Moment(80, FRAME)), Cue("c"))
+    (video,) = read('{"prompts": ["a"]}')
+    assert video.cues == (Cue("a"),)
 
 
 def test_what_a_line_may_say(read):
@@ -50,16 +50,16 @@ def test_what_a_line_may_say(read):
     assert (second.length, second.text, second.index) == (Moment(9, FRAME), "7", 2)
 
 
-def test_films_with_one_schedule_share_it(read):
-    films = read(
+def test_videos_with_one_schedule_share_it(read):
+    videos = read(
         '{"prompts": [{"text": "a", "end_frame": 6}, {"text": "b"}], "seed": 1}',
         '{"prompts": [{"text": "c", "end_frame": 6}, {"text": "d"}], "negative_prompt": "e"}',
         '{"prompts": [{"text": "a", "end_frame": 7}, {"text": "b"}]}',
         '{"prompts": [{"text": "a", "end_frame": 6}, {"text": "b"}], "length": 9}',
         '{"prompts": [{"text": "a", "end_frame": 6}, {"text": "b"}], "width": 64}',
     )
-    assert films[0].schedule == films[1].schedule
-    assert len({film.schedule for film in films}) == 4
+    assert videos[0].schedule == videos[1].schedule
+    assert len({video.schedule for video in videos}) == 4
 
 
 def prompts(*entries) -> str:
@@ -109,14 +109,14 @@ BAD = [
     ('{"prompts": ["a"], "negative_prompt": 5}', "negative_prompt is 5; write text"),
     ('{"prompts": ["a"], "name": 5}', "name is 5; write text"),
     ('{"prompts": ["a"], "name": "x", "id": 5}', "name and id mean the same"),
-    ('{"prompts": [{"text": "a", "end_frame": 9}], "length": 9}', "both tell the film's length"),
+    ('{"prompts": [{"text": "a", "end_frame": 9}], "length": 9}', "both tell the video's length"),
     (prompts({"text": "a\u0007", "end_frame": 6}, {"text": "b"}), r"prompts\[0\].text, column 2: .* U\+0007"),
 ]
 
 
 @pytest.mark.parametrize(("line", "message"), BAD, ids=[m for _, m in BAD])
 def test_a_bad_line_is_refused_with_line_and_field(read, line, message):
-    with pytest.raises(ValueError, match=f"films.jsonl, line 3.*{message}"):
+    with pytest.raises(ValueError, match=f"videos.jsonl, line 3.*{message}"):
         read(GOOD, "", line)
 
 
@@ -127,18 +127,18 @@ def test_all_bad_lines_are_told_at_once(read):
 
 def test_going_on_leaves_the_bad_lines_out(read):
     refused: list[str] = []
-    films = read("{}", GOOD, "{", GOOD, refused=refused)
-    assert [film.line for film in films] == [2, 4]
+    videos = read("{}", GOOD, "{", GOOD, refused=refused)
+    assert [video.line for video in videos] == [2, 4]
     assert len(refused) == 2 and "line 1: prompts is missing" in refused[0] and "line 3" in refused[1]
 
 
-def test_a_file_without_a_film_is_refused(read, tmp_path):
-    with pytest.raises(ValueError, match="holds no film"):
+def test_a_file_without_a_video_is_refused(read, tmp_path):
+    with pytest.raises(ValueError, match="holds no video"):
         read("", " ")
     with pytest.raises(ValueError, match="line 1: prompts is missing"):
         read("{}", refused=[])
     with pytest.raises(ValueError, match="is not a file"):
-        read_scripts(tmp_path / "none.jsonl")
+        read_schedules(tmp_path / "none.jsonl")
 
 
 @pytest.mark.parametrize("value", ["40, 80,120", [40, 80, 120], (40, 80, 120), ["40", "80", "120"]])
@@ -158,8 +158,8 @@ def test_wrong_switch_frames(value):
 
 
 @given(st.text())
-def test_any_text_is_a_film_or_a_clear_refusal(tmp_path_factory, text):
+def test_any_text_is_a_video_or_a_clear_refusal(tmp_path_factory, text):
     path = tmp_path_factory.getbasetemp() / "any.jsonl"
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
     with pytest.raises(ValueError, match="any.jsonl"):
-        read_scripts(path)
+        read_schedules(path)

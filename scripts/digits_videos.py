@@ -1,4 +1,4 @@
-"""The films of the digits tables: how a case is filmed, measured and recorded, when it counts as finished."""
+"""The videos of the digits tables: how a case is generated, measured and recorded, when it counts as finished."""
 
 from __future__ import annotations
 
@@ -6,39 +6,39 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scripts.digits_jobs import Command, Job
-from scripts.digits_plan import CURVE_WINDOWS, LENGTHS, ROWS, Films, content_hash, mark, recipe_hash
-from scripts.digits_records import film_seconds, hardware, measured, read_record, write_length
+from scripts.digits_plan import CURVE_WINDOWS, LENGTHS, ROWS, VideoSet, content_hash, mark, recipe_hash
+from scripts.digits_records import hardware, measured, read_record, video_seconds, write_length
 from scripts.digits_training import Trainings
 from utils.atomic import atomic_write
 
-BATCH = 16  # films made together
+BATCH = 16  # videos made together
 
 
-class FilmTable:
-    """Makes the jobs of some rows: films of a prompt file, measured and recorded, unless a record tells of them.
+class VideoTable:
+    """Makes the jobs of some rows: videos of a prompt file, measured and recorded, unless a record tells of them.
 
-    Case: has `name`, `folder` (of its films) and `weights`. What else a case is, how it is measured and what is
-    recorded, is said by the tables below (`Table`) and of long films (`scripts/digits_long_films.py`).
+    Case: has `name`, `folder` (of its videos) and `weights`. What else a case is, how it is measured and what is
+    recorded, is said by the tables below (`Table`) and of long videos (`scripts/digits_long_videos.py`).
     """
 
-    marked = ("sampling", "prompts", "weights")  # facts that films must share to lie in one folder
+    marked = ("sampling", "prompts", "weights")  # facts that videos must share to lie in one folder
 
     def __init__(self, trainings: Trainings, recipes: set[str]):
         """recipes: of inference. Errors: ValueError for a prompt file that is not there."""
         self.trainings, self.budget, self.folders = trainings, trainings.budget, trainings.folders
         self.root, self.records = self.folders.root, self.folders.root / self.folders.records
-        for films in self.budget.films.values():
-            if not (self.root / films.prompts).is_file():
-                raise ValueError(f"{films.prompts} is missing; it comes with the project")
-        self.prompts = {name: content_hash(self.root / films.prompts) for name, films in self.budget.films.items()}
+        for videos in self.budget.videos.values():
+            if not (self.root / videos.prompts).is_file():
+                raise ValueError(f"{videos.prompts} is missing; it comes with the project")
+        self.prompts = {name: content_hash(self.root / videos.prompts) for name, videos in self.budget.videos.items()}
         self.sampling = {recipe: recipe_hash(self.root / recipe) for recipe in recipes}
 
     def cases(self, rows: list[str]) -> list:
         """Returns what these rows consist of."""
         raise NotImplementedError
 
-    def asked(self, case) -> Films:
-        """Returns the films of a case."""
+    def requested(self, case) -> VideoSet:
+        """Returns the videos of a case."""
         raise NotImplementedError
 
     def facts(self, case) -> dict:
@@ -50,7 +50,7 @@ class FilmTable:
         raise NotImplementedError
 
     def commands(self, case) -> list[Command]:
-        """Returns what films and measures a case."""
+        """Returns what videos and measures a case."""
         raise NotImplementedError
 
     def record(self, case) -> None:
@@ -73,26 +73,26 @@ class FilmTable:
         return list(jobs.values())
 
     def measuring(self, case, needs: tuple[str, ...]) -> Job:
-        """Returns the job that makes and measures the films of a case."""
+        """Returns the job that makes and measures the videos of a case."""
         return Job(
             case.name,
             lambda: self.commands(case),
             begin=lambda: self.write_prompts(case),
             finish=lambda: self.record(case),
             needs=needs,
-            note=lambda: f"{_count(self.root / self.film_folder(case))}/{self.asked(case).count}",
+            note=lambda: f"{_count(self.root / self.video_folder(case))}/{self.requested(case).count}",
         )
 
-    def film_folder(self, case) -> Path:
-        """Returns the folder of the films; facts are part of its name, so films of other weights never mix."""
+    def video_folder(self, case) -> Path:
+        """Returns the folder of the videos; facts are part of its name, so videos of other weights never mix."""
         facts = self.facts(case)
-        return self.folders.films / f"{case.folder}_{mark({k: facts[k] for k in self.marked})}"
+        return self.folders.videos / f"{case.folder}_{mark({k: facts[k] for k in self.marked})}"
 
-    def film_command(self, case, recipe: str, prompts, *more: str) -> Command:
-        """One call of inference.py; finished films are skipped."""
+    def video_command(self, case, recipe: str, prompts, *more: str) -> Command:
+        """One call of inference.py; finished videos are skipped."""
         weights = self.folders.named(self.trainings.weights(*case.weights))
         words = ["--config_path", recipe, "--checkpoint_path", weights, "--data_path", str(prompts)]
-        words += ["--output_folder", str(self.film_folder(case)), "--seed", str(case.weights[1])]
+        words += ["--output_folder", str(self.video_folder(case)), "--seed", str(case.weights[1])]
         return Command(("inference.py", *words, *more, f"batch={BATCH}"))
 
     def evaluate_command(self, output: Path, *words: str) -> Command:
@@ -100,14 +100,18 @@ class FilmTable:
         return Command(("scripts/evaluate.py", *words, "--output", str(output)), self.root / output)
 
     def check_count(self, case, found: int) -> None:
-        """Raises ValueError if a measurement saw another number of films than were asked."""
-        folder, count = self.film_folder(case), self.asked(case).count
+        """Raises ValueError if a measurement saw another number of videos than were asked."""
+        folder, count = self.video_folder(case), self.requested(case).count
         if found != count:
-            raise ValueError(f"{folder} holds {found} films, {count} are asked")
+            raise ValueError(f"{folder} holds {found} videos, {count} are asked")
 
     def head(self, case) -> dict:
         """Returns what a record says of the whole row: budget, training, hardware."""
-        return {"budget": self.budget.name, "training": self.trainings.story(*case.weights), "hardware": hardware()}
+        return {
+            "budget": self.budget.name,
+            "training": self.trainings.training_record(*case.weights),
+            "hardware": hardware(),
+        }
 
 
 def matches(known: dict | None, now: dict) -> bool:
@@ -133,7 +137,7 @@ class Case:
 
     @property
     def folder(self) -> str:
-        """Names the folder of its films, but for their facts."""
+        """Names the folder of its videos, but for their facts."""
         return self.name
 
     @property
@@ -142,7 +146,7 @@ class Case:
         return ROWS[self.row].training, self.seed
 
 
-class Table(FilmTable):
+class Table(VideoTable):
     """The digits table: every objective at one and ten training lengths."""
 
     def __init__(self, trainings: Trainings):
@@ -154,9 +158,9 @@ class Table(FilmTable):
         seeds = range(self.budget.seeds)
         return [Case(row, seed, length) for row in rows for seed in seeds for length in ROWS[row].lengths]
 
-    def asked(self, case: Case) -> Films:
-        """Returns the films of a case."""
-        return self.budget.films[case.length]
+    def requested(self, case: Case) -> VideoSet:
+        """Returns the videos of a case."""
+        return self.budget.videos[case.length]
 
     def facts(self, case: Case) -> dict:
         """Returns what tells one measurement from another; `weights` is None while there are none."""
@@ -165,7 +169,7 @@ class Table(FilmTable):
             "sampling": self.sampling[ROWS[case.row].infer],
             "frames": LENGTHS[case.length],
             "prompts": self.prompts[case.length],
-            "videos": self.asked(case).count,
+            "videos": self.requested(case).count,
             "weights": self.trainings.weights_hash(*case.weights),
         }
 
@@ -175,47 +179,47 @@ class Table(FilmTable):
         return matches(known, self.facts(case))
 
     def commands(self, case: Case) -> list[Command]:
-        """Films of every prompt, second ones of some, then the measurements."""
-        films, folder = self.asked(case), self.film_folder(case)
-        commands = [self.film(case, films.prompts)]
-        if films.second:
-            commands.append(self.film(case, self.second_file(case), "num_samples=2"))
+        """Videos of every prompt, second ones of some, then the measurements."""
+        videos, folder = self.requested(case), self.video_folder(case)
+        commands = [self.video(case, videos.prompts)]
+        if videos.second:
+            commands.append(self.video(case, self.second_file(case), "num_samples=2"))
         commands.append(self.measure(case, folder.with_suffix(".json")))
         if windows := CURVE_WINDOWS.get(case.length):
             output = folder.with_name(f"{folder.name}_curve.json")
             commands.append(self.measure(case, output, "--windows", str(windows)))
         return commands
 
-    def film(self, case: Case, prompts, *more: str) -> Command:
-        """Films of a prompt file."""
-        sheet = "true" if case.length == "1x" and not more else "false"  # long films make an unreadable sheet
+    def video(self, case: Case, prompts, *more: str) -> Command:
+        """Videos of a prompt file."""
+        sheet = "true" if case.length == "1x" and not more else "false"  # long videos make an unreadable sheet
         words = (f"num_output_frames={LENGTHS[case.length]}", f"output.sheet={sheet}", *more)
-        return self.film_command(case, ROWS[case.row].infer, prompts, *words)
+        return self.video_command(case, ROWS[case.row].infer, prompts, *words)
 
     def measure(self, case: Case, output: Path, *more: str) -> Command:
-        """Measurements of all films."""
-        words = ("--videos", str(self.film_folder(case)), "--prompts", self.asked(case).prompts, *more)
+        """Measurements of all videos."""
+        words = ("--videos", str(self.video_folder(case)), "--prompts", self.requested(case).prompts, *more)
         return self.evaluate_command(output, "digits", *words)
 
     def second_file(self, case: Case) -> Path:
-        """Returns the prompts that get a second film. Blank lines keep the numbers, hence the noise, of the others."""
-        return self.film_folder(case).with_suffix(".txt")
+        """Returns the prompts that get a second video. Blank lines keep the numbers, hence the noise, of the others."""
+        return self.video_folder(case).with_suffix(".txt")
 
     def write_prompts(self, case: Case) -> None:
         """Writes `second_file`: evenly spread lines of the prompt file."""
-        films = self.asked(case)
-        if films.second:
-            lines = (self.root / films.prompts).read_text().splitlines()
-            chosen = {k * len(lines) // films.second for k in range(films.second)}
+        videos = self.requested(case)
+        if videos.second:
+            lines = (self.root / videos.prompts).read_text().splitlines()
+            chosen = {k * len(lines) // videos.second for k in range(videos.second)}
             text = "".join(f"{line if i in chosen else ''}\n" for i, line in enumerate(lines))
             atomic_write(self.root / self.second_file(case), text.encode())
 
     def record(self, case: Case) -> None:
         """Writes the measurement of a case into the record of its row and seed."""
-        folder = self.root / self.film_folder(case)
+        folder = self.root / self.video_folder(case)
         result = measured(folder.with_suffix(".json"))
         self.check_count(case, result["videos"])
-        seconds = {"films": film_seconds(folder), "evaluate": result.pop("seconds")}
+        seconds = {"films": video_seconds(folder), "evaluate": result.pop("seconds")}
         content = {"facts": self.facts(case), "sampler": sampler_facts(self.root / ROWS[case.row].infer), **result}
         content |= {"seconds": seconds, "commands": [c.text for c in self.commands(case)]}
         if case.length in CURVE_WINDOWS:
@@ -225,7 +229,7 @@ class Table(FilmTable):
 
 
 def _count(folder: Path) -> int:
-    """Returns how many films are finished."""
+    """Returns how many videos are finished."""
     return sum(not path.name.endswith(".partial.mp4") for path in folder.glob("*.mp4"))
 
 

@@ -1,4 +1,4 @@
-"""Films of the tiny model that are killed and gone on with: what `test_snapshot.py` makes and compares."""
+"""Videos of the tiny model that are killed and gone on with: what `test_snapshot.py` makes and compares."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.bundle import ModelBundle
 from pipeline.config import DataConfig, InferConfig, OutputConfig
-from pipeline.kit import Kit
 from pipeline.options import CausalConfig, FewStepConfig
 from pipeline.request import Request
 from pipeline.run import Run
 from pipeline.snapshot import to_make
 from tests import tiny
 from tests.digits_fixture import files
-from utils.data.scripts import FRAME, Cue, Moment, ScriptLine
+from utils.data.scripts import FRAME, Cue, Moment, ScheduleLine
 from utils.log import VideoProgress
 from wan.ledger import CacheConfig
 
@@ -47,12 +47,12 @@ def encode(prompts):
 
 
 def request(index, *cues, seed=None):
-    """A film named after its place; cues: (prompt, latent frame at which it ends or None)."""
+    """A video named after its place; cues: (prompt, latent frame at which it ends or None)."""
     script = None
     if cues:
         cues = tuple(Cue(text, end and Moment(end, FRAME)) for text, end in cues)
-        script = ScriptLine("films.jsonl, line 1", index + 1, cues, seed=seed)
-    return Request(cues[0].text if cues else f"prompt {index}", index, 0, f"film{index}", None, script)
+        script = ScheduleLine("videos.jsonl, line 1", index + 1, cues, seed=seed)
+    return Request(cues[0].text if cues else f"prompt {index}", index, 0, f"video{index}", None, script)
 
 
 ONE = [request(0)]
@@ -60,8 +60,8 @@ TWO = [request(0), request(1)]
 SWITCHED = [request(0, ("a", 7), ("b", 14), ("c", None), seed=5), request(1, ("d", 7), ("e", 14), ("f", None))]
 
 
-def config_of(folder, **changes):
-    """The configuration of a film of 24 latent frames at 32 x 48 pixels, with a snapshot every second of it."""
+def load_config(folder, **changes):
+    """The configuration of a video of 24 latent frames at 32 x 48 pixels, with a snapshot every second of it."""
     output = {"save_every_seconds": 1.0, "latents": True, "gif": True, "fps": FPS, "sheet": False}
     output |= {name: changes.pop(name) for name in list(changes) if name in vars(OutputConfig())}
     return InferConfig(
@@ -74,10 +74,10 @@ def config_of(folder, **changes):
 
 
 def make(folder, group, **changes):
-    """Generates the films of a batch that are not finished."""
-    kit = Kit.of(tiny.denoiser(), Codec(), encode, torch.device("cpu"), torch.float32)
+    """Generates the videos of a batch that are not finished."""
+    bundle = ModelBundle.of(tiny.denoiser(), Codec(), encode, torch.device("cpu"), torch.float32)
     with VideoProgress(len(group), 8) as bar:
-        run = Run(config_of(folder, **changes), kit)
+        run = Run(load_config(folder, **changes), bundle)
         run.batch(group, to_make(group, run.config.output), bar)
     return bar
 
@@ -111,9 +111,9 @@ def killed(folder, group, chunk, error=KeyboardInterrupt, **changes):
             make(folder, group, **changes)
 
 
-def size(films) -> int:
-    """Returns the bytes of all tensors and arrays that hang on the films."""
-    seen, todo, total = set(), [films], 0
+def size(videos) -> int:
+    """Returns the bytes of all tensors and arrays that hang on the videos."""
+    seen, todo, total = set(), [videos], 0
     while todo:
         thing = todo.pop()
         if id(thing) in seen:

@@ -1,4 +1,4 @@
-"""The long and the scripted films of the proof: how a row is filmed, measured and recorded; one JSON a row."""
+"""The long and the scripted videos of the proof: how a row is generated, measured and recorded; one JSON a row."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.digits_films import FilmTable, matches, sampler_facts
 from scripts.digits_jobs import Command, Job
 from scripts.digits_long_plan import CHUNK, INFER, PROMPTS, ROWS, TRAINED, LongRow, ends_until, script_ends
-from scripts.digits_plan import Films
-from scripts.digits_records import film_seconds, read_whole
+from scripts.digits_plan import VideoSet
+from scripts.digits_records import read_whole, video_seconds
 from scripts.digits_training import Trainings
+from scripts.digits_videos import VideoTable, matches, sampler_facts
 from utils.atomic import atomic_write, write_json
 
 BUDGETED = ("videos", "frames")  # facts of which more than asked is enough
@@ -32,11 +32,11 @@ class LongCase:
     @property
     def name(self) -> str:
         """Names the job of this case."""
-        return f"films/{self.row}"
+        return f"videos/{self.row}"
 
     @property
     def folder(self) -> str:
-        """Names the folder of its films, but for their facts."""
+        """Names the folder of its videos, but for their facts."""
         return f"{self.row}/{f'{self.length}x' if self.length else 'scripts'}"
 
     @property
@@ -45,18 +45,18 @@ class LongCase:
         return self.plan.training, 0
 
 
-class LongTable(FilmTable):
-    """Layouts of the cache before and after tuning, along long films and across prompt switches."""
+class LongTable(VideoTable):
+    """Layouts of the cache before and after tuning, along long videos and across prompt switches."""
 
-    marked = (*FilmTable.marked, "cache")
+    marked = (*VideoTable.marked, "cache")
 
     def __init__(self, trainings: Trainings, length: int):
-        """length: of the films, in training lengths. Errors: ValueError for one below 1, or prompt files not there."""
+        """length: of the videos, in training lengths. Errors: ValueError for one below 1, or prompt files not there."""
         super().__init__(trainings, {INFER})
         self.length, self.ends = length, ends_until(length)
         self.frames = {
             "films": length * TRAINED,
-            "switches": script_ends(self.budget.films["switches"].prompts, self.root),
+            "switches": script_ends(self.budget.videos["switches"].prompts, self.root),
         }
 
     def check(self, jobs: list[Job]) -> None:
@@ -72,62 +72,62 @@ class LongTable(FilmTable):
         """Returns one case a row."""
         return [LongCase(row, 0 if ROWS[row].recache else self.length) for row in rows]
 
-    def asked(self, case: LongCase) -> Films:
-        """Returns the films of a case."""
-        return self.budget.films[case.plan.films]
+    def requested(self, case: LongCase) -> VideoSet:
+        """Returns the videos of a case."""
+        return self.budget.videos[case.plan.videos]
 
     def facts(self, case: LongCase) -> dict:
         """Returns what tells one measurement from another; `weights` is None while there are none."""
-        kind, told = case.plan.films, self.trainings.facts(*case.weights)
+        kind, trained = case.plan.videos, self.trainings.facts(*case.weights)
         if case.plan.training == "student":  # wherever they lie
-            told = {"seed": 0}
+            trained = {"seed": 0}
         return {
-            **told,
+            **trained,
             "sampling": self.sampling[INFER],
             "cache": list(case.plan.words),
             "frames": self.frames[kind],
             "prompts": self.prompts[kind],
-            "videos": self.asked(case).count,
+            "videos": self.requested(case).count,
             "weights": self.trainings.weights_hash(*case.weights),
         }
 
     def is_recorded(self, case: LongCase) -> bool:
-        """True if the record tells of this very case, or of more or longer films of it."""
+        """True if the record tells of this very case, or of more or longer videos of it."""
         known, now = (read_whole(self.records / f"{case.row}.json") or {}).get("facts"), self.facts(case)
         enough = known is not None and all(known[fact] >= now[fact] for fact in BUDGETED)
         return enough and matches(known, now | {fact: known[fact] for fact in BUDGETED})
 
     def prompt_file(self, case: LongCase) -> Path:
         """Returns the file with the prompts or scripts; of a smaller budget one with the first ones."""
-        films, folder = self.asked(case), self.film_folder(case)
-        if films.count == PROMPTS.count:
-            return Path(films.prompts)
-        return folder.with_name(f"{folder.name}_{films.count}{Path(films.prompts).suffix}")
+        videos, folder = self.requested(case), self.video_folder(case)
+        if videos.count == PROMPTS.count:
+            return Path(videos.prompts)
+        return folder.with_name(f"{folder.name}_{videos.count}{Path(videos.prompts).suffix}")
 
     def write_prompts(self, case: LongCase) -> None:
         """Writes `prompt_file` where it is not the project's."""
-        films, path = self.asked(case), self.prompt_file(case)
-        if path != Path(films.prompts):
-            lines = (self.root / films.prompts).read_text().splitlines(keepends=True)
-            atomic_write(self.root / path, "".join(lines[: films.count]).encode())
+        videos, path = self.requested(case), self.prompt_file(case)
+        if path != Path(videos.prompts):
+            lines = (self.root / videos.prompts).read_text().splitlines(keepends=True)
+            atomic_write(self.root / path, "".join(lines[: videos.count]).encode())
 
     def commands(self, case: LongCase) -> list[Command]:
-        """The films, then their measurement."""
-        folder, prompts, words = self.film_folder(case), str(self.prompt_file(case)), [*case.plan.words]
+        """The videos, then their measurement."""
+        folder, prompts, words = self.video_folder(case), str(self.prompt_file(case)), [*case.plan.words]
         if case.plan.recache:
             measure = ("switches", "--scripts", prompts, "--chunk", str(CHUNK))
         else:
             words.append(f"num_output_frames={self.frames['films']}")
             measure = ("lengths", "--prompts", prompts, "--ends", *map(str, self.ends.values()))
-        films = self.film_command(case, INFER, prompts, *words, "output.sheet=false")
-        return [films, self.evaluate_command(folder.with_suffix(".json"), *measure, "--videos", str(folder))]
+        videos = self.video_command(case, INFER, prompts, *words, "output.sheet=false")
+        return [videos, self.evaluate_command(folder.with_suffix(".json"), *measure, "--videos", str(folder))]
 
     def record(self, case: LongCase) -> None:
         """Writes the record of a row."""
-        folder = self.root / self.film_folder(case)
+        folder = self.root / self.video_folder(case)
         result = json.loads(folder.with_suffix(".json").read_text())
         self.check_count(case, result["videos"]["videos"])
-        seconds = {"films": film_seconds(folder), "evaluate": result["seconds"]}
+        seconds = {"films": video_seconds(folder), "evaluate": result["seconds"]}
         content = {"row": case.row, **vars(case.plan), **self.head(case), "facts": self.facts(case)}
         content |= {"sampler": sampler_facts(self.root / INFER), "seconds": seconds}
         content |= {"commands": [command.text for command in self.commands(case)]}

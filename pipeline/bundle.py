@@ -23,11 +23,11 @@ from wan.vae import StreamingVAE, VAEConfig, open_vae, own_device
 from wan.weights import load_lora, load_strict, load_transformer, merge_lora
 
 HASHED_BYTES = 4096  # of each tensor; reading 28 GB for a name would take longer than a video
-KEPT_PROMPTS = 64  # whose embeddings are kept, the latest used; a conversation may never say the same thing twice
+CACHED_PROMPTS = 64  # whose embeddings are kept, the latest used; a conversation may never say the same thing twice
 
 
 @dataclass
-class Kit:
+class ModelBundle:
     """A loaded model. `weights_hash` tells two sets of weights apart."""
 
     spec: ModelSpec
@@ -42,7 +42,7 @@ class Kit:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
-    def of(cls, denoiser: Denoiser, vae: StreamingVAE, text, device: torch.device, dtype: torch.dtype) -> Kit:
+    def of(cls, denoiser: Denoiser, vae: StreamingVAE, text, device: torch.device, dtype: torch.dtype) -> ModelBundle:
         """Returns the kit of parts that are loaded already (a training's), for text to video."""
         return cls(spec_for(denoiser.spec, vae.strides), denoiser, vae, text, None, device, dtype, "")
 
@@ -86,12 +86,12 @@ class Kit:
             rows.append(row)
             with self._lock:
                 self._kept[prompt] = row
-                while len(self._kept) > KEPT_PROMPTS:
+                while len(self._kept) > CACHED_PROMPTS:
                     del self._kept[next(iter(self._kept))]
         return torch.stack(rows)
 
 
-def load_kit(config: ModelConfig, vae: VAEConfig, text: TextConfig) -> Kit:
+def load_bundle(config: ModelConfig, vae: VAEConfig, text: TextConfig) -> ModelBundle:
     """Returns the model that `config` names. Errors: ValueError naming what is missing."""
     device = torch.device("cuda", distributed.local_rank()) if torch.cuda.is_available() else torch.device("cpu")
     own_device(vae, device)  # is it there? asked before any weight is read
@@ -113,7 +113,7 @@ def load_kit(config: ModelConfig, vae: VAEConfig, text: TextConfig) -> Kit:
     dtype = DTYPES[config.dtype]
     image = load_image_encoder(parts.need("image_encoder"), dtype, device) if spec.transformer.image_dim else None
     encoder = load_text_encoder(parts, spec.transformer.text_len, text, device)
-    return Kit(spec, denoiser, face, encoder, image, device, dtype, digest.hexdigest()[:12])
+    return ModelBundle(spec, denoiser, face, encoder, image, device, dtype, digest.hexdigest()[:12])
 
 
 def _network(config: ModelConfig, parts: Parts, expert: str, digest, device) -> Denoiser:

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from pipeline.kit import DTYPES, load_kit
+from pipeline.bundle import DTYPES, load_bundle
 from pipeline.options import ModelConfig
 from tests import digits_fixture
 from wan.geometry import Geometry
@@ -19,12 +19,12 @@ def folder(tmp_path_factory):
     return digits_fixture.model_folder(tmp_path_factory.mktemp("kit"))
 
 
-def kit(folder, **model):
-    return load_kit(ModelConfig(str(folder), **{"dtype": "fp32", **model}), VAEConfig(), TextConfig("fp32"))
+def bundle(folder, **model):
+    return load_bundle(ModelConfig(str(folder), **{"dtype": "fp32", **model}), VAEConfig(), TextConfig("fp32"))
 
 
 def test_the_digits_model_is_recognised(folder):
-    loaded = kit(folder)
+    loaded = bundle(folder)
     assert loaded.spec.name == "digits" and not loaded.joins_image and loaded.image is None
     assert loaded.vae.spatial_stride == loaded.spec.strides[1] == loaded.spec.strides[2]
     weights = [*loaded.denoiser.parameters(), *loaded.vae.parameters(), *loaded.text.parameters()]
@@ -33,7 +33,7 @@ def test_the_digits_model_is_recognised(folder):
 
 
 def test_unknown_sizes_become_a_model_of_their_own(tmp_path):
-    loaded = kit(digits_fixture.model_folder(tmp_path / "own", num_layers=2, ffn_dim=96))
+    loaded = bundle(digits_fixture.model_folder(tmp_path / "own", num_layers=2, ffn_dim=96))
     assert loaded.spec.name == "custom" and loaded.spec.strides == (4, 8, 8)
     assert loaded.spec.transformer == dataclasses.replace(digits_fixture.DIGITS, num_layers=2, ffn_dim=96)
     assert Geometry.of(loaded.spec, 32, 48).latent_shape(2) == (2, 16, 4, 6)
@@ -41,25 +41,25 @@ def test_unknown_sizes_become_a_model_of_their_own(tmp_path):
 
 def test_a_named_spec_must_have_as_many_transformers(folder):
     with pytest.raises(ValueError, match=r"t2v-A14B has 2 transformer\(s\)"):
-        kit(folder, spec="t2v-A14B")
+        bundle(folder, spec="t2v-A14B")
 
 
 def test_the_hash_tells_weights_apart_and_nothing_else(folder, tmp_path):
-    first, again = kit(folder), kit(folder)
+    first, again = bundle(folder), bundle(folder)
     assert first.weights_hash == again.weights_hash
     other = digits_fixture.model_folder(tmp_path / "other", rope_theta=50.0)
     path = other / "transformer/diffusion_pytorch_model.safetensors"
-    assert kit(other).weights_hash == first.weights_hash
+    assert bundle(other).weights_hash == first.weights_hash
     from safetensors.torch import load_file, save_file
 
     state = load_file(path)
     state["blocks.2.ffn.0.bias"][0] += 1
     save_file(state, path)
-    assert kit(other).weights_hash != first.weights_hash
+    assert bundle(other).weights_hash != first.weights_hash
 
 
 def test_each_prompt_is_encoded_alone_and_once(folder):
-    loaded, calls = kit(folder), []
+    loaded, calls = bundle(folder), []
     encode = loaded.text
     loaded.text = lambda prompts: calls.append(prompts) or encode(prompts)
     a, b = digits_fixture.PROMPTS[:2]
@@ -73,7 +73,7 @@ def test_each_prompt_is_encoded_alone_and_once(folder):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_dtype_is_that_of_the_weights(folder, dtype):
-    loaded = kit(folder, dtype=dtype)
+    loaded = bundle(folder, dtype=dtype)
     assert {w.dtype for w in loaded.denoiser.parameters()} == {DTYPES[dtype]} == {loaded.dtype}
     assert loaded.encode(["a red three moves right"]).dtype == DTYPES[dtype]
 

@@ -1,4 +1,4 @@
-"""A batch of films in the making: what stays of them between two updates, and what a checkpoint keeps."""
+"""A batch of videos in the making: what stays of them between two updates, and what a checkpoint keeps."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import dataclass
 import torch
 
 from pipeline.rollout import Rollout
-from pipeline.track import Script
+from pipeline.track import PromptSchedule
 from wan.condition import Condition
 from wan.geometry import Span
 
 
 @dataclass
-class Film:
-    """Films that share a schedule; lengths and frames are latent.
+class RunningVideos:
+    """Videos that share a schedule; lengths and frames are latent.
 
-    number: how many films these places had before. switch: the frame that the second prompt is asked for, or None.
+    number: how many videos these places had before. switch: the frame that the second prompt is asked for, or None.
     rows: the lines of the prompt files. prompts: those of each cue of the track. rollout: with the caches.
     length: frames made. previous: the last raw latents of these, without gradient.
     """
@@ -27,7 +27,7 @@ class Film:
     switch: int | None
     rows: list[int]
     prompts: list[list[str]]
-    track: Script
+    track: PromptSchedule
     rollout: Rollout
     length: int = 0
     previous: torch.Tensor | None = None
@@ -59,7 +59,7 @@ class Film:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Takes back what `state_dict` returned; for a film at its start, of the same rows, length and switch."""
+        """Takes back what `state_dict` returned; for a video at its start, of the same rows, length and switch."""
         tensors = {name: tensor.to(self.rollout.device) for name, tensor in state["tensors"].items()}
         self.length, self.previous = state["length"], tensors.pop("previous")
         *_, last = state["book"]["latest"]
