@@ -7,8 +7,9 @@ Under torchrun the videos are shared by the ranks; files do not depend on their 
 import argparse
 import sys
 
-from utils import distributed, log
+from utils import log
 from utils.flags import read_flags
+from utils.parallel import ranks
 
 # flag -> (key of the configuration, help)
 VALUES = {
@@ -85,7 +86,7 @@ def overrides(flags: argparse.Namespace) -> list[str]:
 
 def duration(text: str, flags: argparse.Namespace) -> float:
     """Returns the seconds of --duration. Errors: ValueError for no time, or where another flag says another length."""
-    from utils.data.scripts import parse_time
+    from utils.data.schedules import parse_time
 
     number = text.strip().replace(".", "", 1).isdigit()
     seconds = parse_time(f"{text.strip()}s" if number else text)
@@ -113,10 +114,10 @@ def main(arguments: list[str] | None = None) -> int:
         if flags.print_config:
             print(render(config, origins))
             return 0
-        from pipeline.run import run
+        from pipeline.batch.run import run
 
         paths = run(config)
-        if distributed.rank() == 0:
+        if ranks.rank() == 0:
             print(f"{len(paths)} videos in {config.output.folder}")
     except (ValueError, OSError) as error:
         print(f"inference.py: {error}", file=sys.stderr)

@@ -8,8 +8,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from utils import distributed, log
+from utils import log
 from utils.flags import read_flags
+from utils.parallel import ranks
 
 # flag -> (the key=value that it stands for, help)
 SWITCHES = {
@@ -74,9 +75,9 @@ def train(flags: argparse.Namespace) -> None:
     loop = build(config, logdir, origins)
     if not flags.dry_run:
         loop.fit(resume=not flags.no_auto_resume)
-    elif (message := try_step(loop)) and distributed.rank() == 0:
+    elif (message := try_step(loop)) and ranks.rank() == 0:
         print(f"dry run: {message}")
-    distributed.shutdown()
+    ranks.shutdown()
 
 
 def main(arguments: list[str] | None = None) -> int:

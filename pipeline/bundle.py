@@ -10,17 +10,18 @@ from pathlib import Path
 import torch
 
 from pipeline.options import ModelConfig
-from utils import distributed, hub
+from utils import hub
 from utils.lora import inject_pairs
+from utils.parallel import ranks
+from wan.checkpoint.parts import Parts, find_parts
+from wan.checkpoint.weights import load_lora, load_strict, load_transformer, merge_lora
+from wan.codec.vae import StreamingVAE, VAEConfig, open_vae, own_device
 from wan.condition import Condition
 from wan.denoiser import Denoiser, ExpertDenoiser
-from wan.image import load_image_encoder
-from wan.parts import Parts, find_parts
+from wan.encoders.image import load_image_encoder
+from wan.encoders.text import DTYPES, TextConfig, load_text_encoder
 from wan.spec import SPECS, ModelSpec, spec_for
-from wan.text import DTYPES, TextConfig, load_text_encoder
 from wan.transformer import WanTransformer
-from wan.vae import StreamingVAE, VAEConfig, open_vae, own_device
-from wan.weights import load_lora, load_strict, load_transformer, merge_lora
 
 HASHED_BYTES = 4096  # of each tensor; reading 28 GB for a name would take longer than a video
 CACHED_PROMPTS = 64  # whose embeddings are kept, the latest used; a conversation may never say the same thing twice
@@ -93,7 +94,7 @@ class ModelBundle:
 
 def load_bundle(config: ModelConfig, vae: VAEConfig, text: TextConfig) -> ModelBundle:
     """Returns the model that `config` names. Errors: ValueError naming what is missing."""
-    device = torch.device("cuda", distributed.local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+    device = torch.device("cuda", ranks.local_rank()) if torch.cuda.is_available() else torch.device("cpu")
     own_device(vae, device)  # is it there? asked before any weight is read
     parts = find_parts(hub.resolve(config.path))
     networks, digest = [], hashlib.sha256()

@@ -10,7 +10,7 @@ from typing import Any
 from pipeline import PIPELINES
 from pipeline.options import SAMPLERS, ModelConfig
 from utils.config import load, one_of, parse_overrides, read_defaults, read_recipe
-from utils.data.scripts import LARGEST, LARGEST_SEED, SUFFIX, parse_switch_frames
+from utils.data.schedules import LARGEST, LARGEST_SEED, SUFFIX, parse_switch_frames
 from wan.options import TextConfig, VAEConfig
 
 DEFAULTS = Path(__file__).parent.parent / "configs" / "default_config.yaml"

@@ -25,7 +25,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.benchmark_device import device_facts, peak_rate
+from scripts.bench.device import device_facts, peak_rate
 
 CPU_LIMIT = 2e12  # operations of a chunk, decode not counted; minutes on a CPU
 DEFAULT_CHUNKS = 20  # measured, where the recipe names no `seconds`
@@ -75,7 +75,7 @@ def infer_arguments(parser):
 def infer(args) -> int:
     """Milliseconds per chunk, fps, MFU, memory, copies and allocations of causal generation."""
     begin, config = time.time(), read_config(args)
-    from scripts import benchmark_infer
+    from scripts.bench import infer as benchmark_infer
 
     device, result = begin_record(args, config.threads)
     if excess := cpu_excess(args, config) if device.type == "cpu" else "":
@@ -106,7 +106,8 @@ def endless_arguments(parser):
 def endless(args) -> int:
     """Time, operators, copies, allocations and memory early and late in a long video: do they stay as they are?"""
     begin, config = time.time(), read_config(args)
-    from scripts import benchmark_endless, benchmark_infer
+    from scripts.bench import endless as benchmark_endless
+    from scripts.bench import infer as benchmark_infer
 
     if config.batch != 1:
         raise ValueError(f"batch is {config.batch} and a session makes one video; write batch=1")
@@ -181,7 +182,7 @@ def default_chunks(config, fps: float) -> int:
     """Returns how many chunks last the recipe's `seconds`."""
     if not config.seconds:
         return DEFAULT_CHUNKS
-    from wan.vae import TEMPORAL_STRIDE
+    from wan.codec.vae import TEMPORAL_STRIDE
 
     return -(-round(config.seconds * fps) // (TEMPORAL_STRIDE * config.pipeline.chunk))
 
@@ -289,7 +290,7 @@ def train(args) -> int:
         raise ValueError("--updates and --warmup must be at least 1")
     if config.trainer.name != "distill":
         raise ValueError(f"the recipe trains by {config.trainer.name!r}; generator and critic updates need distill")
-    from scripts import benchmark_train
+    from scripts.bench import train as benchmark_train
 
     device, result = begin_record(args, config.threads)
     if device.type == "cpu" and config.trainer.generator.spec not in ("", "digits"):

@@ -5,7 +5,7 @@
 A frozen random UMT5 of two layers and a word-level tokenizer over the 23 words of the grammar, in
 the folder layout of a real Wan model, so that the same loaders read both. Nothing is trained: the
 diffusion model learns to read whatever the encoder says, it only has to say different things for
-different prompts (asserted by tests/utils/test_digits_text.py). The weights are drawn already
+different prompts (asserted by tests/utils/digits/test_text.py). The weights are drawn already
 rounded to bf16, so fp32 and bf16 loads hold the same numbers.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.data.digits import WORDS  # noqa: E402
+from utils.digits.world import WORDS  # noqa: E402
 
 SEED = 20240
 SPECIALS = ("<pad>", "</s>", "<unk>")

@@ -70,8 +70,8 @@ def inspect(args):
 
 def describe(path: Path) -> list[str]:
     """Returns the lines to print about one path."""
-    from wan.identify import identify
-    from wan.parts import find_parts
+    from wan.checkpoint.identify import identify
+    from wan.checkpoint.parts import find_parts
 
     if not path.is_dir():
         return identify(path).lines()
@@ -89,7 +89,7 @@ def describe(path: Path) -> list[str]:
 
 def _is_one_model(folder: Path) -> bool:
     """True for a folder that holds one library model's config.json and weights."""
-    from wan import tensor_file
+    from wan.checkpoint import tensor_file
 
     config = tensor_file.read_config(folder) or {}
     return any(key in config for key in ("d_model", "base_dim", "num_attention_heads", "hidden_size"))
@@ -100,7 +100,7 @@ def _is_one_model(folder: Path) -> bool:
 
 def convert(args):
     """Writes SRC's weights to DST under the names of --to."""
-    from wan.identify import identify
+    from wan.checkpoint.identify import identify
 
     refuse_existing(args)
     if args.src.is_file() or _is_one_model(args.src):
@@ -117,7 +117,7 @@ def convert(args):
 
 def merge(args):
     """Writes BASE with the LoRA added to its weights."""
-    from wan.weights import load_lora, merge_lora
+    from wan.checkpoint.weights import load_lora, merge_lora
 
     refuse_existing(args)
     pairs = load_lora(args.lora, role=args.role)
@@ -127,8 +127,8 @@ def merge(args):
 
 def convert_transformer(args, change=lambda state: state, notes: dict | None = None):
     """Loads a transformer, applies `change` to its state dict and writes it."""
-    from wan.identify import identify
-    from wan.weights import export_transformer, load_transformer
+    from wan.checkpoint.identify import identify
+    from wan.checkpoint.weights import export_transformer, load_transformer
 
     spec, state = load_transformer(args.src, use_ema=args.use_ema, role=args.role, expert=args.expert)
     state = change(state)
@@ -143,8 +143,8 @@ def convert_transformer(args, change=lambda state: state, notes: dict | None = N
 
 def write_folder(folder: Path, state, config: dict, to: str):
     """Writes a transformer's folder; the weights first, so that a folder with config.json is whole."""
-    from wan import tensor_file
-    from wan.key_maps import config_to_diffusers, config_to_official, transformer_to_diffusers
+    from wan.checkpoint import tensor_file
+    from wan.checkpoint.key_maps import config_to_diffusers, config_to_official, transformer_to_diffusers
 
     theirs = to == "diffusers"
     if theirs and config["rope_theta"] != ROTARY_THETA:
@@ -169,10 +169,10 @@ ENCODERS = {  # family -> (to the library's names, to official names, its config
 
 def convert_encoder(args, kind: str):
     """Converts a VAE, text or image encoder."""
-    from wan import encoder_maps, library, tensor_file
-    from wan.identify import find_family
-    from wan.key_maps import clean_names
-    from wan.weights import load_strict
+    from wan.checkpoint import encoder_maps, library, tensor_file
+    from wan.checkpoint.identify import find_family
+    from wan.checkpoint.key_maps import clean_names
+    from wan.checkpoint.weights import load_strict
 
     forth, back, build, stem = ENCODERS[kind]
     if args.to == "longtake":
@@ -206,7 +206,7 @@ def write_official_file(path: Path, state):
     import torch
 
     from utils.atomic import atomic_write
-    from wan import tensor_file
+    from wan.checkpoint import tensor_file
 
     if path.suffix in (".pth", ".pt"):
         atomic_write(path, lambda file: torch.save({k: v.clone() for k, v in state.items()}, file))

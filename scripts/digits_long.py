@@ -22,10 +22,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts import digits_long_plan, digits_plan
-from scripts.digits_long_videos import LongTable
-from scripts.digits_run import is_own, make_parser, read_folders, run_rows
-from scripts.digits_training import Folders, Trainings
+from scripts.experiments import long_plan as digits_long_plan
+from scripts.experiments import plan as digits_plan
+from scripts.experiments.long_videos import LongTable
+from scripts.experiments.run import is_own, make_parser, read_folders, run_rows
+from scripts.experiments.training import Folders, Trainings
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -69,7 +70,8 @@ def main(arguments: list[str] | None = None, root: Path = digits_plan.ROOT) -> i
 def write_pages(root: Path, records: Path) -> None:
     """Writes curves and tables of the project's own records."""
     if is_own(root, records, digits_long_plan.RECORDS):
-        from scripts import digits_long_curves, tables
+        from scripts import tables
+        from scripts.experiments import long_curves as digits_long_curves
 
         digits_long_curves.main([])
         tables.main([])

@@ -9,7 +9,7 @@
 Trainings live in runs/table/<training>/seed<k>, logs in runs/table/logs, videos in outputs/table/<row>/seed<k>, one
 record a row and seed in docs/results/table. A row is finished when its record tells of the same recipes, steps, seed,
 prompts and number of videos (and of the same weights, where these are at hand). At the end the tables of the pages
-and the curves are written anew (scripts/tables.py, scripts/digits_curves.py).
+and the curves are written anew (scripts/tables.py, scripts/experiments/curves.py).
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts import digits_plan
-from scripts.digits_run import is_own, make_parser, read_folders, run_rows
-from scripts.digits_training import Folders, Trainings
-from scripts.digits_videos import Table
+from scripts.experiments import plan as digits_plan
+from scripts.experiments.run import is_own, make_parser, read_folders, run_rows
+from scripts.experiments.training import Folders, Trainings
+from scripts.experiments.videos import Table
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -76,7 +76,8 @@ def read_runs_from(pairs: list[str], root: Path) -> dict[str, Path]:
 def write_pages(root: Path, records: Path) -> None:
     """Writes curves and tables of the project's own records."""
     if is_own(root, records, digits_plan.RECORDS):
-        from scripts import digits_curves, tables
+        from scripts import tables
+        from scripts.experiments import curves as digits_curves
 
         digits_curves.main([])
         tables.main([])

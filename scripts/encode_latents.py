@@ -18,7 +18,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils import distributed, log
+from utils import log
+from utils.parallel import ranks
 
 logger = logging.getLogger("scripts.encode_latents")
 
@@ -75,13 +76,13 @@ def load(flags: argparse.Namespace):
     """Returns the VAE on its device. Errors: ValueError for sizes that it does not take."""
     import torch
 
+    from wan.codec.vae import check_pixel_frames, open_vae
     from wan.options import VAEConfig
-    from wan.vae import check_pixel_frames, open_vae
 
     if min(flags.batch, flags.shard_clips) < 1:
         raise ValueError("--batch and --shard_clips must be at least 1")
     check_pixel_frames(flags.frames)
-    device = torch.device("cuda", distributed.local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+    device = torch.device("cuda", ranks.local_rank()) if torch.cuda.is_available() else torch.device("cpu")
     vae = open_vae(flags.vae, VAEConfig(dtype=flags.dtype), device)
     if "height" in flags and (flags.height % vae.spatial_stride or flags.width % vae.spatial_stride):
         raise ValueError(f"--height and --width must be multiples of the VAE's stride {vae.spatial_stride}")
@@ -104,7 +105,7 @@ def run_digits(flags: argparse.Namespace) -> None:
 
     torch.set_num_threads(1)
     vae = load(flags)
-    numbers = distributed.split(range(-(-flags.clips // flags.shard_clips)))
+    numbers = ranks.split(range(-(-flags.clips // flags.shard_clips)))
     missing = [n for n in numbers if not shard_path(flags.output, n).exists()]
     for number in log.progress(missing, label="shards", unit="shard"):
         latents, prompts = encode_digits(vae, number, flags)
@@ -115,7 +116,7 @@ def encode_digits(vae, number: int, flags: argparse.Namespace):
     """Returns (latents [N, F, C, h, w] fp16, prompts) of one shard."""
     import torch
 
-    from utils.data.digits import random_clip
+    from utils.digits.world import random_clip
 
     rows, prompts, first = [], [], number * flags.shard_clips
     for start in range(first, first + flags.shard_clips, flags.batch):
@@ -137,7 +138,7 @@ def run_folder(flags: argparse.Namespace) -> None:
         flags.frames = 1
     groups = [media[i : i + flags.shard_clips] for i in range(0, len(media), flags.shard_clips)]
     missing = []
-    for number, group in distributed.split(list(enumerate(groups))):
+    for number, group in ranks.split(list(enumerate(groups))):
         path = shard_path(flags.output, number)
         if path.exists():
             check_files(path, group)

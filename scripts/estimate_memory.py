@@ -3,7 +3,7 @@
     python scripts/estimate_memory.py                          # the table of docs/training.md, with the arithmetic
     python scripts/estimate_memory.py --student t2v-14B --teacher t2v-14B --ranks 8 --sequence 8
 
-Nothing is run. Counted: weights, gradients, optimiser and average as `utils/fsdp.py` holds them, the gathered
+Nothing is run. Counted: weights, gradients, optimiser and average as `utils/parallel/fsdp.py` holds them, the gathered
 blocks, the keys and values that a rollout keeps, what backward needs with checkpointed blocks, encoders.
 Not counted: the allocator's fragmentation and the library's own buffers, some 3-6 GB by experience of others.
 """

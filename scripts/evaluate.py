@@ -22,9 +22,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.evaluate_compare import compare, compare_arguments  # noqa: E402
-from scripts.evaluate_long import lengths, lengths_arguments, switches, switches_arguments  # noqa: E402
-from scripts.evaluate_report import (  # noqa: E402
+from scripts.measure.compare import compare, compare_arguments  # noqa: E402
+from scripts.measure.long import lengths, lengths_arguments, switches, switches_arguments  # noqa: E402
+from scripts.measure.report import (  # noqa: E402
     GATED,
     drift_table,
     frechet_table,
@@ -71,8 +71,8 @@ def digits_arguments(parser):
 
 def digits(args) -> int:
     """Fidelity, motion, consistency and drift of digits videos beside reference rows."""
-    from utils.metrics.digits_reference import REFERENCES, reference
-    from utils.metrics.digits_videos import load_videos, prompt_numbers, read_asked
+    from utils.digits.reference import REFERENCES, reference
+    from utils.digits.videos import load_videos, prompt_numbers, read_asked
 
     begin = time.time()
     if not (args.videos or args.real or args.reference or args.codec):
@@ -102,7 +102,7 @@ def digits(args) -> int:
 
 def _row_name(path, paths):
     """The folder's name, or its path where another row has that name."""
-    from utils.metrics.digits_reference import REFERENCES
+    from utils.digits.reference import REFERENCES
 
     taken = [p.name for p in paths if p != path] + [*REFERENCES, CEILING, ""]
     return str(path) if path.name in taken else path.name
@@ -110,8 +110,8 @@ def _row_name(path, paths):
 
 def _row(clips, subjects, num_windows, with_frechet=False) -> dict:
     """Returns {clips, metrics, drift, by} and perhaps frechet: one row of the table."""
-    from utils.metrics.digits import clip_means, drift, measure_frames, summary
-    from utils.metrics.digits_frechet import Looker
+    from utils.digits.frechet import Looker
+    from utils.digits.metrics import clip_means, drift, measure_frames, summary
 
     looker = Looker()
     frames = measure_frames(looker.watch(clips) if with_frechet else clips, subjects)
@@ -174,7 +174,7 @@ def codec(args) -> int:
 
 
 def _real_clips(num_frames, count, seed):
-    from utils.data.digits import parse_prompt, quantise, random_clip
+    from utils.digits.world import parse_prompt, quantise, random_clip
 
     subjects = [parse_prompt(random_clip(i, 1, seed)[1]) for i in range(count)]
     return (quantise(random_clip(i, num_frames, seed)[0]) for i in range(count)), [s[0] for s in subjects]
@@ -198,7 +198,7 @@ def load_codec(folder: Path):
     """Returns the StreamingVAE of a diffusers VAE folder, fp32, frozen."""
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} holds no config.json; give the folder of an AutoencoderKLWan (diffusers layout)")
-    from wan.vae import open_vae
+    from wan.codec.vae import open_vae
 
     return open_vae(folder)
 
@@ -207,7 +207,7 @@ def roundtrip(codec, clip):
     """Returns the uint8 clip [P, H, W, 3] encoded and decoded, one clip at a time."""
     import torch
 
-    from utils.media_io import to_uint8
+    from utils.media.media_io import to_uint8
 
     pixels = torch.from_numpy(clip).permute(0, 3, 1, 2).float()[None] / 127.5 - 1
     with torch.no_grad():

@@ -42,10 +42,10 @@ def main(arguments: list[str] | None = None) -> int:
 def export(flags: argparse.Namespace) -> None:
     """Reads the weights and writes the file."""
     from trainer.lora import LoraConfig
+    from wan.checkpoint.tensor_file import write_safetensors
+    from wan.checkpoint.weights import export_transformer, load_transformer
+    from wan.encoders.text import DTYPES
     from wan.spec import TransformerSpec
-    from wan.tensor_file import write_safetensors
-    from wan.text import DTYPES
-    from wan.weights import export_transformer, load_transformer
 
     saved = find(flags.run, flags.step)
     weights = read(saved, "generator")
@@ -71,7 +71,7 @@ def export(flags: argparse.Namespace) -> None:
 
 def find(run: Path, step: int):
     """Returns the checkpoint. Errors: ValueError naming what is there instead."""
-    from trainer.checkpoint import Checkpoint, CheckpointConfig, Saved
+    from trainer.checkpoint.folder import Checkpoint, CheckpointConfig, Saved
 
     checkpoints = Checkpoint(run, CheckpointConfig())
     if not step:
@@ -89,7 +89,7 @@ def read(saved, part: str):
     """Returns name -> tensor of one part of the method's state, whole, on the CPU."""
     import torch
 
-    from trainer import dcp
+    from trainer.checkpoint.folder import dcp
 
     prefix = f"method/{part}/"
     index = {name: entry for name, entry in dcp.read_index(saved.folder).items() if name.startswith(prefix)}

@@ -18,7 +18,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils import distributed, log
+from utils import log
+from utils.parallel import ranks
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -71,7 +72,7 @@ def make(flags: argparse.Namespace) -> None:
     prompts = [line.prompt for line in read_prompts(flags.prompts)]
     folder, count = Path(flags.output or source.path), flags.pairs or len(prompts)
     remember(folder, flags, teacher, source, sigmas, prompts)
-    mine = distributed.split(range(-(-count // flags.shard_pairs)))
+    mine = ranks.split(range(-(-count // flags.shard_pairs)))
     missing = [number for number in mine if not shard_path(folder, number).exists()]
     if not missing:
         return

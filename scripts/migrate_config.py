@@ -60,8 +60,8 @@ def migrate(path: Path, kind: str | None = None) -> tuple[str, dict[str, str]]:
     """
     import yaml
 
-    from scripts.migrate_keys import GENERATION, GENERATION_KEYS, TRAINING, TRAINING_KEYS, Old
-    from scripts.migrate_recipe import infer_recipe, train_recipe
+    from scripts.migrate.keys import GENERATION, GENERATION_KEYS, TRAINING, TRAINING_KEYS, Old
+    from scripts.migrate.recipe import infer_recipe, train_recipe
     from utils.config import read_yaml
 
     old = Old(read_yaml(path).tree, str(path))

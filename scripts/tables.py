@@ -14,9 +14,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.digits_long_tables import long_table
-from scripts.digits_plan import LENGTHS, RECORDS, ROWS
-from scripts.digits_records import pooled, read_seeds
+from scripts.experiments.long_tables import long_table
+from scripts.experiments.plan import LENGTHS, RECORDS, ROWS
+from scripts.experiments.records import pooled, read_seeds
 from scripts.markdown import head, line, with_half
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -26,9 +26,9 @@ import torch  # noqa: E402
 from torch.nn.functional import cross_entropy  # noqa: E402
 
 from utils.atomic import write_json  # noqa: E402
-from utils.data.digits import COLOURS, DIRECTIONS, DigitsConfig, parse_prompt, quantise, random_clip  # noqa: E402
-from utils.metrics.digits_frechet import make_reference  # noqa: E402
-from utils.metrics.features import CANVAS, FOLDER, SPEEDS, WINDOW, FeatureNet, load_net, save_net, to_pixels  # noqa: E402
+from utils.digits.features import CANVAS, FOLDER, SPEEDS, WINDOW, FeatureNet, load_net, save_net, to_pixels  # noqa: E402
+from utils.digits.frechet import make_reference  # noqa: E402
+from utils.digits.world import COLOURS, DIRECTIONS, DigitsConfig, parse_prompt, quantise, random_clip  # noqa: E402
 from utils.rng import Rng, seed_libraries  # noqa: E402
 
 TRAIN_SEED, TEST_SEED = 40_000, 41_000

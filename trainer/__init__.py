@@ -4,9 +4,9 @@ TRAINERS = {
     "distill": "trainer.distill:DistillConfig",
 }
 SOURCES = {
-    "latents": "trainer.source:LatentsConfig",
-    "rollout": "trainer.rollout_source:RolloutConfig",
-    "stream": "trainer.stream_source:StreamConfig",
-    "noised_data": "trainer.data_source:NoisedDataConfig",
-    "ode_pairs": "trainer.data_source:OdePairsConfig",
+    "latents": "trainer.sources.latents:LatentsConfig",
+    "rollout": "trainer.sources.rollout:RolloutConfig",
+    "stream": "trainer.sources.stream:StreamConfig",
+    "noised_data": "trainer.sources.recorded:NoisedDataConfig",
+    "ode_pairs": "trainer.sources.recorded:OdePairsConfig",
 }

@@ -11,13 +11,13 @@ import torch
 
 from trainer import preflight
 from trainer.callbacks import Export, Metrics
-from trainer.checkpoint import Checkpoint
+from trainer.checkpoint.folder import Checkpoint
 from trainer.config import TrainConfig
 from trainer.loop import Loop
 from trainer.preview import Preview
-from utils import distributed
 from utils.config import to_dict
 from utils.log import memory
+from utils.parallel import ranks
 from utils.rng import Rng
 
 
@@ -29,8 +29,8 @@ def build(config: TrainConfig, logdir: str | Path, origins: Mapping[str, str] | 
     """
     torch.set_num_threads(config.threads)
     preflight.check(config, origins)
-    distributed.init()
-    device = torch.device("cuda", distributed.local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+    ranks.init()
+    device = torch.device("cuda", ranks.local_rank()) if torch.cuda.is_available() else torch.device("cpu")
     layout, rng = config.layout.build(device), Rng(config.seed)
     method = config.trainer.build(config.model, config.steps, rng, device, layout)
     trackers = config.track.build(logdir, to_dict(config))

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from trainer.checkpoint import set_aside
-from utils import distributed
+from trainer.checkpoint.folder import set_aside
 from utils.atomic import atomic_write
 from utils.log import StepProgress
+from utils.parallel import ranks
 
 
 class Callback:
@@ -51,7 +51,7 @@ class Metrics(Callback):
         self._unread: list[tuple[int, dict[str, torch.Tensor], dict[str, tuple]]] = []
 
     def start(self, step: int, total: int) -> None:
-        if distributed.rank() == 0:
+        if ranks.rank() == 0:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._keep_before(start=step)
         for tracker in self.trackers:
@@ -66,7 +66,7 @@ class Metrics(Callback):
             return
         row = {"step": step, "seconds": round(seconds, 2), **self._read(metrics)}
         self.bar.show(row["loss"])
-        if distributed.rank() == 0:
+        if ranks.rank() == 0:
             with self.path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
         for tracker in self.trackers:
@@ -88,9 +88,9 @@ class Metrics(Callback):
                 seen = next((p for start, p in prompts.items() if name.startswith(start)), ())
                 message += f"prompts: {list(seen)}. Lower the learning rate or look at these samples"
                 break
-        if message := distributed.first_text(message):
+        if message := ranks.first_text(message):
             raise NotFinite(message)
-        return dict(zip(metrics, distributed.mean(values[len(flat) :]), strict=True))
+        return dict(zip(metrics, ranks.mean(values[len(flat) :]), strict=True))
 
     def finish(self, method, seconds: float) -> None:
         self.stop()
@@ -125,7 +125,7 @@ class Export(Callback):
         self.run = Path(run)
 
     def start(self, step: int, total: int) -> None:
-        if not step and not distributed.rank():
+        if not step and not ranks.rank():
             set_aside(self.run / "export")  # of an earlier run that this one does not go on with
 
     def finish(self, method, seconds: float) -> None:

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from trainer.optim import Optim, OptimConfig
-from utils.data.digits import DigitsConfig, random_clip
-from utils.layout import ParallelLayout
+from utils.digits.world import DigitsConfig, random_clip
+from utils.parallel.layout import ParallelLayout
 from utils.rng import Rng, seed_libraries
-from wan.vae import decode_features
+from wan.codec.vae import decode_features
 
 LOG_VARIANCE_START = -5.0
 STATISTICS_CLIPS = 48
@@ -112,7 +112,7 @@ def make_codec(config: CodecConfig):
     """Returns a fresh AutoencoderKLWan whose log-variance starts at `LOG_VARIANCE_START`."""
     from diffusers import AutoencoderKLWan
 
-    from wan.vae_layers import patch_vae_for_speed
+    from wan.codec.vae_layers import patch_vae_for_speed
 
     model = AutoencoderKLWan(
         base_dim=config.base_dim,

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trainer import TRAINERS
-from trainer.checkpoint import CheckpointConfig
+from trainer.checkpoint.folder import CheckpointConfig
 from trainer.preview import PreviewConfig
 from trainer.trackers import TrackConfig
 from utils.config import load, one_of, parse_overrides, read_defaults, read_recipe
-from utils.layout import LayoutConfig
+from utils.parallel.layout import LayoutConfig
 
 DEFAULTS = Path(__file__).parent.parent / "configs" / "default_config.yaml"
 

@@ -20,7 +20,7 @@ from trainer.optim import Optim, OptimConfig
 from trainer.preflight import check_fills
 from trainer.roles import RoleConfig, Roles
 from utils.config import one_of
-from utils.layout import ParallelLayout
+from utils.parallel.layout import ParallelLayout
 from utils.rng import Rng
 from wan.options import TextConfig, VAEConfig
 

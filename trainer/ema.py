@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from utils.fsdp import reshard
+from utils.parallel.fsdp import reshard
 
 
 @dataclass

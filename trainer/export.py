@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 
 from trainer.lora import LoraConfig
-from utils import distributed, fsdp
 from utils.atomic import write_json
+from utils.parallel import fsdp, ranks
+from wan.checkpoint.tensor_file import write_safetensors
 from wan.spec import TransformerSpec
-from wan.tensor_file import write_safetensors
 
 
 def export_generator(folder: str | Path, spec: TransformerSpec, state: dict, config: LoraConfig) -> None:
@@ -21,7 +21,7 @@ def export_generator(folder: str | Path, spec: TransformerSpec, state: dict, con
     in `lora.safetensors`, under peft's names.
     """
     state = {name: fsdp.whole(tensor.detach()).cpu() for name, tensor in state.items()}
-    if distributed.rank():
+    if ranks.rank():
         return
     if config.rank:
         state = config.export(state)

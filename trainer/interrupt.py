@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from utils import distributed
+from utils.parallel import ranks
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
@@ -40,17 +40,17 @@ class Interrupt:
 
         A signal counts one step later: the ranks' answers are collected while that step runs, so nobody waits.
         """
-        answer, self._answer = self._answer, distributed.ask_any(self._received)
+        answer, self._answer = self._answer, ranks.ask_any(self._received)
         return answer is not None and answer()
 
     def ask_for_requeue(self) -> None:
         """Writes the mark that the job wants to go on."""
-        if distributed.rank() == 0:
+        if ranks.rank() == 0:
             self.mark.touch()
 
     def clear(self) -> None:
         """Removes the mark of an earlier job."""
-        if distributed.rank() == 0:
+        if ranks.rank() == 0:
             self.mark.unlink(missing_ok=True)
 
     def _receive(self, number: int, frame) -> None:

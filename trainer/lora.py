@@ -8,7 +8,7 @@ import torch
 
 from utils import lora
 from utils.rng import Rng, seed_libraries
-from wan.weights import load_lora, merge_lora
+from wan.checkpoint.weights import load_lora, merge_lora
 
 
 @dataclass

@@ -10,18 +10,18 @@ from pathlib import Path
 
 import torch
 
-from trainer.source import read_pairs
+from trainer.sources.latents import read_pairs
 from utils import hub
 from utils.config_text import DEFAULT_ORIGIN
 from utils.data.store import open_clips, open_pairs
 from utils.lora import BLOCK_LINEARS, match_linears
-from wan import tensor_file
+from wan.checkpoint import tensor_file
+from wan.checkpoint.library import TEXT_CONFIG
+from wan.checkpoint.parts import Parts, find_parts
+from wan.checkpoint.weights import load_transformer
 from wan.geometry import Geometry
-from wan.library import TEXT_CONFIG
-from wan.parts import Parts, find_parts
 from wan.spec import SPECS, TransformerSpec
 from wan.transformer import WanTransformer
-from wan.weights import load_transformer
 
 ROLES = ("generator", "teacher", "critic")
 DATA = {
@@ -217,7 +217,10 @@ def find_unfit_clips(source, sizes: TransformerSpec) -> Iterator[Problem]:
         own = list(geometry.latent_size)
         if own != size:
             text = f"{path} holds latents of {size[0]} x {size[1]}, the rollouts are {own[0]} x {own[1]}"
-            yield f"trainer.source.{name}", f"{text}; encode clips of that size, or write height and width of the clips"
+            yield (
+                f"trainer.source.{name}",
+                f"{text}; encode clips of that size, or write height and width of the clips",
+            )
 
 
 def find_lost_targets(where: str, lora, sizes: TransformerSpec) -> Iterator[Problem]:

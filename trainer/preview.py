@@ -17,9 +17,10 @@ from pathlib import Path
 import torch
 
 from pipeline import PIPELINES
+from pipeline.batch.request import KeyedNoise, Request, batches, check_grammar
+from pipeline.batch.writer import VideoBatchWriter
 from pipeline.bundle import ModelBundle
 from pipeline.config import InferConfig, OutputConfig
-from pipeline.decode import VideoBatchWriter
 from pipeline.options import (
     SAMPLERS,
     BidirectionalConfig,
@@ -28,21 +29,20 @@ from pipeline.options import (
     FewStepConfig,
     MultiStepConfig,
 )
-from pipeline.request import KeyedNoise, Request, batches, check_grammar
 from pipeline.rollout import Chunk
 from trainer.callbacks import Callback
-from trainer.checkpoint import set_aside
+from trainer.checkpoint.folder import set_aside
 from trainer.trackers import SHEET
-from utils import distributed
 from utils.config import one_of
 from utils.data.prompts import file_stem, read_prompts
-from utils.media_io import contact_sheet
+from utils.media.media_io import contact_sheet
+from utils.parallel import ranks
 from utils.rng import Rng
+from wan.checkpoint.parts import find_parts
+from wan.codec.vae import open_vae
+from wan.encoders.text import DTYPES
 from wan.geometry import Geometry
 from wan.options import VAEConfig
-from wan.parts import find_parts
-from wan.text import DTYPES
-from wan.vae import open_vae
 
 logger = logging.getLogger(__name__)
 SEARCHED = 64  # records of a data set that are read to find different prompts
@@ -129,7 +129,7 @@ class Preview(Callback):
         check_grammar(self.requests, self.bundle.spec.name)
 
     def start(self, step: int, total: int) -> None:
-        if not step and not distributed.rank():
+        if not step and not ranks.rank():
             set_aside(self.folder)  # of an earlier run that this one does not go on with
 
     def after_step(self, step: int, metrics: dict, seconds: float) -> None:
@@ -142,7 +142,7 @@ class Preview(Callback):
         averaged = self.config.ema and bool(self.method.ema.shadow)
         with self.method.ema.swapped_in() if averaged else contextlib.nullcontext(), at_rest(self.bundle.denoiser):
             videos = [(group, list(self.generate(group))) for group in batches(self.requests, self.config.batch)]
-        if distributed.rank():
+        if ranks.rank():
             return
         try:
             folder = self.write(videos, done, {"step": done, "weights": "ema" if averaged else "current"})

@@ -8,17 +8,17 @@ import torch
 
 from model.discriminator import Discriminator
 from trainer.lora import LoraConfig
-from utils import fsdp
-from utils.layout import ParallelLayout
+from utils.parallel import fsdp
+from utils.parallel.layout import ParallelLayout
 from utils.rng import Rng, seed_libraries
+from wan.checkpoint.parts import find_parts
+from wan.checkpoint.weights import load_strict, load_transformer
+from wan.codec.vae import open_vae
 from wan.denoiser import Denoiser
+from wan.encoders.text import DTYPES, load_text_encoder
 from wan.options import PRECISIONS
-from wan.parts import find_parts
 from wan.spec import SPECS
-from wan.text import DTYPES, load_text_encoder
 from wan.transformer import WanTransformer
-from wan.vae import open_vae
-from wan.weights import load_strict, load_transformer
 
 CACHED_PROMPTS = 256  # whose embeddings are kept: 1.1 GB of umT5's
 
@@ -81,11 +81,11 @@ class RoleConfig:
     def _place(self, transformer: WanTransformer, device: torch.device, layout: ParallelLayout, trained: bool) -> None:
         """Joins the sample's ranks, compiles, casts, shards or moves."""
         if layout.sequence > 1:
-            from utils import sequence_parallel
+            from utils.parallel import ulysses as sequence_parallel
 
             sequence_parallel.apply(transformer, layout.sequence_group)
         if self.compile:
-            from utils.compiled import compile_blocks
+            from utils.parallel.compiled import compile_blocks
 
             compile_blocks(transformer)
         compute = DTYPES[self.dtype]

@@ -10,8 +10,8 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils import distributed
 from utils.atomic import atomic_write
+from utils.parallel import ranks
 
 MODES = ("offline", "online")
 SHEET = "contact_sheet.png"  # of a preview's folder
@@ -53,7 +53,7 @@ class TrackConfig:
         """
         if lacking := self.lacking():
             raise ValueError("\n".join(f"track.{name}: {text}" for name, text in lacking.items()))
-        if distributed.rank():
+        if ranks.rank():
             return []
         wandb = [Wandb(run, self, config)] if self.wandb else []
         return wandb + ([TensorBoard(run)] if self.tensorboard else [])

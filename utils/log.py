@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from utils import distributed
+from utils.parallel import ranks
 
 ROOMS = (
     "wan",
@@ -47,7 +47,7 @@ def setup(level: str = "info", file: str | Path | None = None) -> None:
     """
     if level not in LEVELS:
         raise ValueError(f"log level is {level!r}; write one of {', '.join(LEVELS)}")
-    here = distributed.rank()
+    here = ranks.rank()
     threshold = getattr(logging, level.upper())
     handlers: list[logging.Handler] = [_Terminal()]
     if here > 0:
@@ -59,7 +59,7 @@ def setup(level: str = "info", file: str | Path | None = None) -> None:
     while _installed:
         root.removeHandler(_installed[-1])
         _installed.pop().close()
-    where = f" [rank {here}]" if distributed.world_size() > 1 else ""
+    where = f" [rank {here}]" if ranks.world_size() > 1 else ""
     for handler in handlers:
         handler.setFormatter(logging.Formatter(f"%(asctime)s{where} %(levelname).1s %(name)s: %(message)s", "%H:%M:%S"))
         root.addHandler(handler)
@@ -72,7 +72,7 @@ def setup(level: str = "info", file: str | Path | None = None) -> None:
 def shows_progress(force: bool | None = None) -> bool:
     """True on rank 0 when stderr is a terminal; `force` decides instead of the terminal, still on rank 0 only."""
     wanted = sys.stderr.isatty() if force is None else force
-    return wanted and distributed.rank() == 0
+    return wanted and ranks.rank() == 0
 
 
 def progress(items: Iterable | None = None, total: int | None = None, label: str = "", unit: str = "it", force=None):
@@ -111,7 +111,7 @@ class VideoProgress:
         self.bar.set_postfix_str(", ".join([f"{self.fps:.1f} fps", *_memory_words()]), refresh=False)
         self.bar.update()
         now = time.monotonic()
-        if self.bar.disable and distributed.rank() == 0 and now - self._told >= QUIET_SECONDS:
+        if self.bar.disable and ranks.rank() == 0 and now - self._told >= QUIET_SECONDS:
             self._told = now
             left = (self.num_chunks - self.chunks) * (now - self.started) / max(self.chunks - self._before, 1)
             words = [f"{self.fps:.1f} fps", f"ETA {self.bar.format_interval(left)}", *_memory_words()]
@@ -176,7 +176,7 @@ class StepProgress:
         said = f"loss {loss:.4f}, {self.describe()}"
         if not self.bar.disable:
             self.bar.set_postfix_str(said)
-        elif distributed.rank() == 0 and time.monotonic() - self._told >= QUIET_SECONDS:
+        elif ranks.rank() == 0 and time.monotonic() - self._told >= QUIET_SECONDS:
             self._told = time.monotonic()
             logger.info("step %d/%d: %s", self.done, self.total, said)
 

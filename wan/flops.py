@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from wan.codec.vae import StreamingVAE
 from wan.spec import CLIP_TOKENS, TransformerSpec
-from wan.vae import StreamingVAE
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Which tokens a process works on, and how its queries look at the rest: all tokens, unless told otherwise.
 
-`WanTransformer.sequence` is the one place where tokens are split and joined. `utils/sequence_parallel.py`
+`WanTransformer.sequence` is the one place where tokens are split and joined. `utils/parallel/ulysses.py`
 puts an object with the same four members there; nothing in this room knows of other processes.
 """
 

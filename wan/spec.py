@@ -48,7 +48,7 @@ class TransformerSpec:
         """Reads an official `config.json` (or ours); keys that describe no size are left aside.
 
         An official Wan 2.1 i2v config does not name the CLIP width: pass `image_dim` or let
-        `wan.weights` take it from the shapes.
+        `wan.checkpoint.weights` take it from the shapes.
         """
         known = {f.name for f in fields(cls)}
         kept = {k: v for k, v in config.items() if k in known}
@@ -148,7 +148,7 @@ def find_spec(transformer: TransformerSpec) -> ModelSpec:
     """Returns the published model whose transformer has these sizes.
 
     Errors: ValueError listing the known models. Experts of a pair look alike; the first match wins
-    unless the folder layout says otherwise (`wan.weights`).
+    unless the folder layout says otherwise (`wan.checkpoint.weights`).
     """
     for spec in SPECS.values():
         if replace(spec.transformer, rope_theta=transformer.rope_theta) == transformer:

@@ -18,11 +18,11 @@ MODEL_PACKAGES = {"torch", "numpy", "einops", "safetensors", "diffusers", "trans
 KERNELS = {"flash_attn", "flash_attn_interface"}  # optional, inside the one function that calls them
 HEAVY = {"diffusers", "transformers", "sklearn", "av", "imageio", "peft", "accelerate"}
 DISTRIBUTED_HOMES = {
-    "utils/distributed.py",
-    "utils/fsdp.py",
-    "utils/sequence_parallel.py",
+    "utils/parallel/ranks.py",
+    "utils/parallel/fsdp.py",
+    "utils/parallel/ulysses.py",
     "pipeline/tpp.py",
-    "trainer/dcp.py",
+    "trainer/checkpoint/dcp.py",
 }
 REGISTRY_ENTRY = re.compile(r"([a-z]\w*(?:\.\w+)*):[A-Za-z_]\w*")
 
@@ -199,14 +199,14 @@ def test_foreign_code_in_model_rooms_is_caught(text):
 def test_distribution_outside_its_homes_is_caught(text):
     assert len(check_distributed(Source("wan/a.py", text))) == 1
     assert len(check_distributed(Source("trainer/loop.py", text))) == 1
-    assert check_distributed(Source("utils/distributed.py", text)) == []
+    assert check_distributed(Source("utils/parallel/ranks.py", text)) == []
 
 
 def test_heavy_imports_are_caught():
-    assert len(check_heavy(Source("wan/vae.py", "from diffusers import AutoencoderKLWan"))) == 1
+    assert len(check_heavy(Source("wan/codec/vae.py", "from diffusers import AutoencoderKLWan"))) == 1
     assert len(check_heavy(Source("utils/a.py", "class A:\n    import av"))) == 1
     assert len(check_heavy(Source("wan/a.py", "try:\n    import flash_attn\nexcept ImportError:\n    pass"))) == 1
-    assert check_heavy(Source("wan/vae.py", "def f():\n    import diffusers")) == []
+    assert check_heavy(Source("wan/codec/vae.py", "def f():\n    import diffusers")) == []
 
 
 def test_circles_are_caught():

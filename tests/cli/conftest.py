@@ -24,7 +24,7 @@ def kept_kits(request, bundles, monkeypatch):
     """Loads a model once for all tests; those of test_weights.py are about loading and do it themselves."""
     if request.module.__name__.endswith("test_weights"):
         return
-    from pipeline import run
+    from pipeline.batch import run
 
     load = run.load_bundle
 

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from tests.digits_fixture import PROMPTS, files, videos
-from wan.vae import StreamingVAE
+from wan.codec.vae import StreamingVAE
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.digits_fixture import PROMPTS, videos
-from utils.media_io import read_image
-from wan.library import load_vae
-from wan.vae import StreamingVAE
+from utils.media.media_io import read_image
+from wan.checkpoint.library import load_vae
+from wan.codec.vae import StreamingVAE
 
 
 def picture(path, seed=0, size=(50, 40)):

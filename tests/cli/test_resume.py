@@ -15,7 +15,7 @@ import pytest
 
 from tests.architecture.source import ROOT
 from tests.digits_fixture import PROMPTS, files, videos
-from utils.media_io import contact_sheet, read_video
+from utils.media.media_io import contact_sheet, read_video
 
 
 def test_finished_videos_are_skipped_and_the_rest_is_made(door, prompts, tmp_path):
@@ -36,7 +36,7 @@ def test_finished_videos_are_skipped_and_the_rest_is_made(door, prompts, tmp_pat
 def test_nothing_is_loaded_when_all_is_finished(door, tmp_path, monkeypatch):
     arguments = ["--prompt", PROMPTS[0], "--output_folder", tmp_path / "out"]
     assert door(*arguments) == 0
-    monkeypatch.setattr("pipeline.run.load_bundle", None)
+    monkeypatch.setattr("pipeline.batch.run.load_bundle", None)
     assert door(*arguments) == 0
     assert "1 videos in" in door.said
     with pytest.raises(TypeError):  # the twin: with --overwrite it is needed
@@ -70,7 +70,7 @@ def test_a_batch_is_completed_without_touching_its_finished_half(door, prompts, 
 
 def test_the_sheet_of_a_resumed_run_shows_all(door, prompts, tmp_path, monkeypatch):
     shown = []
-    monkeypatch.setattr("pipeline.run.contact_sheet", lambda *a, **k: shown.append(a) or contact_sheet(*a, **k))
+    monkeypatch.setattr("pipeline.batch.run.contact_sheet", lambda *a, **k: shown.append(a) or contact_sheet(*a, **k))
     out = tmp_path / "out"
     for lines in (PROMPTS[:1], PROMPTS[:2]):
         assert door("--data_path", prompts(*lines), "--output_folder", out, "output.sheet=true") == 0

@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 from tests.architecture.source import ROOT
 from tests.cli.test_images import picture
 from tests.digits_fixture import PROMPTS, Door, files, videos
-from utils.data.digits import all_prompts, prompt_clip
-from utils.media_io import read_image, read_video
-from utils.metrics.digits import measure_frames
+from utils.digits.metrics import measure_frames
+from utils.digits.world import all_prompts, prompt_clip
+from utils.media.media_io import read_image, read_video
+from utils.media.mp4 import VideoWriter
 from utils.metrics.video import psnr
-from utils.video_writer import VideoWriter
-from wan.vae import open_vae
+from wan.codec.vae import open_vae
 
 FPS = 8  # of the digits model
 

@@ -12,7 +12,7 @@ import torch
 
 from pipeline.rollout import Chunk
 from pipeline.track import Fixed
-from scripts.benchmark_infer import SCOPES, count_copies
+from scripts.bench.infer import SCOPES, count_copies
 from tests import tiny
 from wan.cache import Ring
 from wan.geometry import Span

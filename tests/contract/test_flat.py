@@ -14,21 +14,21 @@ import pytest
 import torch
 
 import pipeline.bundle
+from pipeline.batch.request import KeyedNoise, Request
 from pipeline.bundle import ModelBundle
 from pipeline.causal import Causal
-from pipeline.interactive import Session
 from pipeline.options import CausalConfig
-from pipeline.request import KeyedNoise, Request
 from pipeline.sampler import FewStep
+from pipeline.session import Session
 from tests import tiny
 from utils.counter import CopiedBytes, count_allocations
 from utils.rng import Rng
 from wan.cache import Ring
+from wan.checkpoint.library import VAE_CONFIGS, build_vae
+from wan.codec.vae import StreamingVAE
 from wan.ledger import CacheConfig
-from wan.library import VAE_CONFIGS, build_vae
 from wan.rope import RotaryTable
 from wan.schedule import Schedule
-from wan.vae import StreamingVAE
 
 CHUNK, APART, COUNTED = 3, 60, 5  # so many chunks are counted early, and so many far later; a ring turns in four
 CPU = torch.device("cpu")

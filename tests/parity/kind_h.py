@@ -14,7 +14,7 @@ from pipeline.track import Fixed
 from tests.parity import build
 from tests.parity.case import Case, NotBuilt
 from tests.parity.kind_i import GRADED_FRAMES, TrainingDraws, exits, gradients, make_rollout
-from trainer.window import loss_window
+from trainer.sources.window import loss_window
 from utils.rng import Recording
 from wan.condition import Condition
 from wan.denoiser import Denoiser

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 
 from tests.parity.case import Case
-from wan.encoder_maps import text_to_transformers, vae_to_diffusers
-from wan.library import build_text_model, build_vae
-from wan.text import TextEncoder
-from wan.vae import StreamingVAE, decode_features
-from wan.weights import load_strict
+from wan.checkpoint.encoder_maps import text_to_transformers, vae_to_diffusers
+from wan.checkpoint.library import build_text_model, build_vae
+from wan.checkpoint.weights import load_strict
+from wan.codec.vae import StreamingVAE, decode_features
+from wan.encoders.text import TextEncoder
 
 BUCKET_RANGE = 200
 

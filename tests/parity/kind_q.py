@@ -13,8 +13,8 @@ from pipeline.rollout import Rollout
 from tests.parity import kind_h
 from tests.parity.case import Case, NotATarget
 from tests.parity.leak import Leak
-from trainer.stream_source import StreamConfig, StreamSource
-from utils.layout import ParallelLayout
+from trainer.sources.stream import StreamConfig, StreamSource
+from utils.parallel.layout import ParallelLayout
 from utils.rng import Recording
 from wan.ledger import CacheConfig
 from wan.schedule import NUM_TRAIN_TIMESTEPS

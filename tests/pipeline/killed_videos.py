@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.batch.request import Request
+from pipeline.batch.resume import to_make
+from pipeline.batch.run import Run
 from pipeline.bundle import ModelBundle
 from pipeline.config import DataConfig, InferConfig, OutputConfig
 from pipeline.options import CausalConfig, FewStepConfig
-from pipeline.request import Request
-from pipeline.run import Run
-from pipeline.snapshot import to_make
 from tests import tiny
 from tests.digits_fixture import files
-from utils.data.scripts import FRAME, Cue, Moment, ScheduleLine
+from utils.data.schedules import FRAME, Cue, Moment, ScheduleLine
 from utils.log import VideoProgress
 from wan.ledger import CacheConfig
 

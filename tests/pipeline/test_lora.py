@@ -11,11 +11,11 @@ from pipeline.bundle import _network
 from pipeline.options import ModelConfig
 from tests import tiny
 from utils.lora import inject, layers
+from wan.checkpoint.key_maps import lora_state
+from wan.checkpoint.parts import Parts
+from wan.checkpoint.tensor_file import write_safetensors
+from wan.checkpoint.weights import export_transformer
 from wan.context import Full
-from wan.key_maps import lora_state
-from wan.parts import Parts
-from wan.tensor_file import write_safetensors
-from wan.weights import export_transformer
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ import copy
 import pytest
 import torch
 
-from pipeline.interactive import Session
 from pipeline.options import ContextConfig
+from pipeline.session import Session
 from pipeline.track import Fixed, Live
 from tests import tiny
-from tests.pipeline.test_interactive import StreamedMean, equal, make_pipeline, started, watch
+from tests.pipeline.test_session import StreamedMean, equal, make_pipeline, started, watch
 from wan.geometry import Geometry, Span
 from wan.ledger import CacheConfig
 

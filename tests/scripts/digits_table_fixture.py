@@ -6,7 +6,8 @@ import json
 import shutil
 from pathlib import Path
 
-from scripts import digits_long, digits_plan, digits_table
+from scripts import digits_long, digits_table
+from scripts.experiments import plan as digits_plan
 from tests.architecture.source import ROOT
 
 COMMON = """

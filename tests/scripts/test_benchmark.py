@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts import benchmark, benchmark_endless, benchmark_infer
+from scripts import benchmark
+from scripts.bench import endless as benchmark_endless
+from scripts.bench import infer as benchmark_infer
 from tests import digits_fixture
 
 ROOT = Path(__file__).resolve().parents[2]

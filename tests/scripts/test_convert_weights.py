@@ -14,11 +14,18 @@ from safetensors.torch import load_file, save_file
 
 from scripts.convert_weights import main
 from tests.parity.case import load_case
-from tests.wan.manifest import numbered, same, tiny_transformer
-from wan.key_maps import config_to_official, lora_state
-from wan.library import IMAGE_CONFIG, TEXT_CONFIG, VAE_CONFIGS, build_image_model, build_text_model, build_vae
+from tests.wan.checkpoint.manifest import numbered, same, tiny_transformer
+from wan.checkpoint.key_maps import config_to_official, lora_state
+from wan.checkpoint.library import (
+    IMAGE_CONFIG,
+    TEXT_CONFIG,
+    VAE_CONFIGS,
+    build_image_model,
+    build_text_model,
+    build_vae,
+)
+from wan.checkpoint.weights import load_transformer, merge_lora
 from wan.spec import SPECS
-from wan.weights import load_transformer, merge_lora
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPES = {
@@ -134,8 +141,8 @@ def test_text_and_image_encoders_there_and_back(tmp_path, monkeypatch):
 
     text = TEXT_CONFIG | {"vocab": 40, "dim": 16, "dim_attn": 16, "dim_ffn": 24, "num_heads": 2, "num_layers": 2}
     image = IMAGE_CONFIG | {"dim": 16, "dim_ffn": 24, "dim_out": 8, "num_heads": 2, "num_layers": 2, "image_size": 28}
-    monkeypatch.setattr("wan.library.TEXT_CONFIG", text)
-    monkeypatch.setattr("wan.library.IMAGE_CONFIG", image)
+    monkeypatch.setattr("wan.checkpoint.library.TEXT_CONFIG", text)
+    monkeypatch.setattr("wan.checkpoint.library.IMAGE_CONFIG", image)
     for model, theirs in (
         (build_text_model(text), UMT5EncoderModel),
         (build_image_model(image), CLIPVisionModelWithProjection),

@@ -6,7 +6,11 @@ import json
 
 import pytest
 
-from scripts import digits_long_curves, digits_long_plan, digits_training, digits_videos, tables
+from scripts import tables
+from scripts.experiments import long_curves as digits_long_curves
+from scripts.experiments import long_plan as digits_long_plan
+from scripts.experiments import training as digits_training
+from scripts.experiments import videos as digits_videos
 from tests.scripts.digits_table_fixture import Project
 
 STUDENT = "runs/mine/export/transformer"

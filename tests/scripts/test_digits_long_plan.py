@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from scripts import digits_long_plan, digits_plan, evaluate
-from scripts.digits_long_plan import LAYOUTS, ROWS, TRAINED, budget, ends_until, trainings
-from scripts.digits_long_videos import LongTable
-from scripts.digits_training import Folders, Trainings
+from scripts import evaluate
+from scripts.experiments import long_plan as digits_long_plan
+from scripts.experiments import plan as digits_plan
+from scripts.experiments.long_plan import LAYOUTS, ROWS, TRAINED, budget, ends_until, trainings
+from scripts.experiments.long_videos import LongTable
+from scripts.experiments.training import Folders, Trainings
 from tests.scripts.test_digits_plan import read_inference, read_train
 from utils.data.prompts import read_prompts
-from utils.data.scripts import read_schedules
+from utils.data.schedules import read_schedules
 from wan.geometry import Geometry
 from wan.ledger import RECACHES
 from wan.spec import SPECS

@@ -10,10 +10,11 @@ import pytest
 import inference
 import train
 from pipeline.config import load_recipe as load_inference
-from scripts import digits_plan, encode_latents, evaluate, make_ode_pairs
-from scripts.digits_records import pooled, read_seeds, unfinished, write_length
-from scripts.digits_training import Folders, Trainings
-from scripts.digits_videos import Table
+from scripts import encode_latents, evaluate, make_ode_pairs
+from scripts.experiments import plan as digits_plan
+from scripts.experiments.records import pooled, read_seeds, unfinished, write_length
+from scripts.experiments.training import Folders, Trainings
+from scripts.experiments.videos import Table
 from trainer.config import load_recipe as load_training
 
 
@@ -44,8 +45,8 @@ class FakeRun:
 def test_every_command_of_the_plan_is_understood(budget, tmp_path, monkeypatch):
     folders = Folders(digits_plan.ROOT, tmp_path / "runs", tmp_path / "films", tmp_path / "records")
     plan = digits_plan.BUDGETS[budget]
-    monkeypatch.setattr("scripts.digits_training.LATENTS", str(tmp_path / "latents"))
-    monkeypatch.setattr("scripts.digits_training.PAIRS", str(tmp_path / "pairs"))
+    monkeypatch.setattr("scripts.experiments.training.LATENTS", str(tmp_path / "latents"))
+    monkeypatch.setattr("scripts.experiments.training.PAIRS", str(tmp_path / "pairs"))
     jobs = Table(Trainings(folders, plan, {})).jobs(list(digits_plan.ROWS))
     readers = {
         "train.py": read_train,

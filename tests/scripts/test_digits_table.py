@@ -12,7 +12,10 @@ import time
 
 import pytest
 
-from scripts import digits_curves, digits_training, digits_videos, tables
+from scripts import tables
+from scripts.experiments import curves as digits_curves
+from scripts.experiments import training as digits_training
+from scripts.experiments import videos as digits_videos
 from tests.architecture.source import ROOT
 from tests.scripts.digits_table_fixture import Project
 

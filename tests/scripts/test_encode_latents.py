@@ -14,7 +14,7 @@ from tests.architecture.source import ROOT
 from utils.data.latents import LatentFolder, read_facts, shard_path
 from utils.data.lmdb_store import LmdbPairs
 from utils.data.pairs import PairFolder, write_pairs
-from utils.video_writer import VideoWriter
+from utils.media.mp4 import VideoWriter
 
 VAE = str(ROOT / "assets/digits/vae")
 

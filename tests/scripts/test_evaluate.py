@@ -9,9 +9,9 @@ import pytest
 from scripts import evaluate
 from tests.architecture.source import ROOT
 from tests.scripts.evaluation import refusal, run
-from utils.data.digits import COLOURS, DIRECTIONS, all_prompts, balanced_prompts, parse_prompt, prompt_clip
-from utils.metrics.digits_videos import prompt_numbers
-from utils.video_writer import VideoWriter
+from utils.digits.videos import prompt_numbers
+from utils.digits.world import COLOURS, DIRECTIONS, all_prompts, balanced_prompts, parse_prompt, prompt_clip
+from utils.media.mp4 import VideoWriter
 
 
 def write(folder, indices, num_frames=17, frozen_after=None, **sidecar):

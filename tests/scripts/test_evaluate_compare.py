@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from scripts import evaluate
-from utils.media_io import read_video
-from utils.video_writer import VideoWriter
+from utils.media.media_io import read_video
+from utils.media.mp4 import VideoWriter
 
 
 def save_video(path, shift=0, num_frames=5, size=(32, 48), fps=8, blink=0):
@@ -109,8 +109,8 @@ def test_a_video_is_read_frame_by_frame(tmp_path, monkeypatch):
     """At most two frames of each video are alive: a long video must not be held in memory."""
     import weakref
 
-    from scripts import evaluate_compare
-    from utils import media_io
+    from scripts.measure import compare as evaluate_compare
+    from utils.media import media_io
 
     alive, most = weakref.WeakSet(), []
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from tests.scripts.evaluation import refusal, run
-from utils.data.digits import Subject, parse_prompt, prompt_clip, quantise, render
-from utils.video_writer import VideoWriter
+from utils.digits.world import Subject, parse_prompt, prompt_clip, quantise, render
+from utils.media.mp4 import VideoWriter
 
 SCRIPT = ["a red three moves right", "a blue three moves right", "a blue three moves up"]
 FRAMES, CHUNK = (0, 12, 24), 12  # latent frames of the prompts: pixel frames 0, 45 and 93

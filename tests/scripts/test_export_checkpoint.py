@@ -9,7 +9,7 @@ from scripts import export_checkpoint
 from tests import digits_fixture
 from trainer.build import build
 from trainer.config import load_recipe
-from wan.weights import load_lora, load_transformer, merge_lora
+from wan.checkpoint.weights import load_lora, load_transformer, merge_lora
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from scripts import train_features
-from utils.data.digits import parse_prompt, random_clip
 from utils.digest import file_hash
-from utils.metrics import features
+from utils.digits import features
+from utils.digits.world import parse_prompt, random_clip
 from utils.rng import Rng
 
 

@@ -14,8 +14,11 @@ from pathlib import Path
 
 import torch
 
-from trainer import dcp  # noqa: F401 (here, so that no child spends its life importing)
-from trainer.checkpoint import Checkpoint, CheckpointConfig
+from trainer.checkpoint.folder import (
+    Checkpoint,
+    CheckpointConfig,
+    dcp,  # noqa: F401 (here, so that no child spends its life importing)
+)
 
 KILLS = 20
 

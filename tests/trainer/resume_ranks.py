@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 
-from trainer import dcp
 from trainer.build import build
+from trainer.checkpoint.folder import dcp
 from trainer.config import load_recipe
-from utils import distributed
-from utils.layout import LayoutConfig
+from utils.parallel import ranks
+from utils.parallel.layout import LayoutConfig
 
 
 def state_hash(method) -> str:
@@ -107,7 +107,7 @@ def damaged(configs, folder: Path, rank: int) -> dict:
     if rank == 0:
         path = run / "checkpoints/step_0000008/__1_0.distcp"
         path.write_bytes(path.read_bytes()[:-8] + bytes(8))
-    distributed.barrier()
+    ranks.barrier()
     return {"step": build(configs["flow"], run).resume()}
 
 
@@ -115,14 +115,14 @@ def main() -> None:
     """Plays all scenes and writes `<folder>/<rank>.json`."""
     jobs, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
     configs = {name: load_recipe(*job)[0] for name, job in jobs.items()}
-    distributed.init()
-    rank, message = distributed.rank(), {}
+    ranks.init()
+    rank, message = ranks.rank(), {}
     for scene in (exact, other_ranks, not_a_number, full_disk, damaged):
         message[scene.__name__] = scene(configs, folder, rank)
-        distributed.barrier()
+        ranks.barrier()
     (folder / f"{rank}.json").write_text(json.dumps(message))
-    distributed.barrier()
-    distributed.shutdown()
+    ranks.barrier()
+    ranks.shutdown()
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from trainer.config import load_recipe
-from utils.layout import ParallelLayout
+from utils.parallel.layout import ParallelLayout
 from utils.rng import Rng
 
 SECOND = ("a white three moves right", "a green one moves up", "a blue two moves down")

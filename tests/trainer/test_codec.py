@@ -13,10 +13,10 @@ from tests.trainer.test_regress import state_hash
 from trainer.build import build
 from trainer.codec import LOG_VARIANCE_START, CodecConfig, Stage, codec_loss, make_codec
 from trainer.config import load_recipe
-from utils.layout import ParallelLayout
+from utils.parallel.layout import ParallelLayout
 from utils.rng import Rng
-from wan.library import load_vae
-from wan.vae import StreamingVAE
+from wan.checkpoint.library import load_vae
+from wan.codec.vae import StreamingVAE
 
 SMALL = [
     "trainer.base_dim=4",

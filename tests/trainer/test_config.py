@@ -11,8 +11,8 @@ import train
 from tests import digits_fixture
 from trainer.build import build
 from trainer.config import load_recipe
-from trainer.source import LatentsConfig
-from utils.layout import ParallelLayout
+from trainer.sources.latents import LatentsConfig
+from utils.parallel.layout import ParallelLayout
 from utils.rng import Rng
 
 WRONG = [
@@ -56,7 +56,7 @@ def test_a_window_means_nothing_to_a_bidirectional_loss(config):
 
 def test_a_source_that_does_not_fill_what_the_loss_needs(config, monkeypatch):
     settings = config()
-    monkeypatch.setattr("trainer.source.Latents.fills", frozenset({"latents"}))
+    monkeypatch.setattr("trainer.sources.latents.Latents.fills", frozenset({"latents"}))
     with pytest.raises(ValueError, match=r"loss 'flow' needs \['condition', 'spans'\], source 'latents'"):
         settings.trainer.build(settings.model, 1, Rng(0), torch.device("cpu"), ParallelLayout.single())
 

@@ -9,7 +9,7 @@ from tests.trainer.test_ranks import GAN
 from trainer import roles
 from trainer.build import build
 from trainer.config import load_recipe
-from trainer.rollout_source import RolloutConfig
+from trainer.sources.rollout import RolloutConfig
 from utils.rng import Rng
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from trainer.build import Unsaved
-from trainer.checkpoint import Checkpoint, CheckpointConfig
+from trainer.checkpoint.folder import Checkpoint, CheckpointConfig
 from trainer.loop import Loop
 from trainer.optim import Optim, OptimConfig
 

@@ -74,15 +74,36 @@ WRONG = {
         "needs ['real']",
         "write trainer.source.clips",
     ],
-    "trainer.source={name: latents, path: %latents, frames: 3}": ["needs ['null']", "trainer.source.name=rollout"],
-    "trainer.source.frames=7": ["trainer.source", "7 latent frames do not fill chunks of 3", "use 6 or 9"],
-    "trainer.source.frames_max=10": ["trainer.source", "10 latent frames do not fill chunks of 3", "use 9 or 12"],
+    "trainer.source={name: latents, path: %latents, frames: 3}": [
+        "needs ['null']",
+        "trainer.source.name=rollout",
+    ],
+    "trainer.source.frames=7": [
+        "trainer.source",
+        "7 latent frames do not fill chunks of 3",
+        "use 6 or 9",
+    ],
+    "trainer.source.frames_max=10": [
+        "trainer.source",
+        "10 latent frames do not fill chunks of 3",
+        "use 9 or 12",
+    ],
     "trainer.source.loss_frames=9": ["loss_frames 9 is more than a rollout's 6 frames", "write at most that"],
-    "trainer.source.cache={window_frames: 4, sink_frames: 2}": ["window_frames 4", "chunk 3", "write at least 5"],
+    "trainer.source.cache={window_frames: 4, sink_frames: 2}": [
+        "window_frames 4",
+        "chunk 3",
+        "write at least 5",
+    ],
     "trainer.source.first_chunk=1": ["6 latent frames do not fill chunks of 3 (1 + 3n)", "use 4 or 7"],
     "trainer.source.sampler.steps=[250, 500]": ["trainer.source.sampler", "must descend"],
-    "trainer.source.prompts=no/such.txt": ["trainer.source.prompts: no/such.txt is not there", "one prompt per line"],
-    "trainer.source={prompts: '', clips: no/clips}": ["trainer.source.clips: no/clips is not there", "encode_latents"],
+    "trainer.source.prompts=no/such.txt": [
+        "trainer.source.prompts: no/such.txt is not there",
+        "one prompt per line",
+    ],
+    "trainer.source={prompts: '', clips: no/clips}": [
+        "trainer.source.clips: no/clips is not there",
+        "encode_latents",
+    ],
     "trainer.source.prompts=''": ["trainer.source", "write either prompts", "or clips"],
     "trainer.source.height=50": ["trainer.source", "height 50 is no multiple of 16", "use 48 or 64"],
     "trainer.generator.weights=no/g.pt": ["trainer.generator.weights: no/g.pt is missing", "write a weight file"],
@@ -101,9 +122,18 @@ WRONG = {
     "preview={every: 1, num_frames: 5}": ["preview: 5 latent frames do not fill chunks of 3", "preview.every=0"],
     "preview={every: 1, prompts: no/p.txt}": ["preview.prompts: no/p.txt is not there", "one prompt per line"],
     "track.wandb_mode=on": ["track", "wandb_mode is 'on'", "offline"],
-    "trainer.source={name: stream, loss_frames: 7}": ["loss_frames: 7 latent frames do not fill", "use 6 or 9"],
-    "trainer.source={name: stream, min_new_frames: 21}": ["min_new_frames 21 leaves no overlap", "write at most 18"],
-    "trainer.source={name: stream, max_frames: 100}": ["max_frames: 100 latent frames do not fill", "use 99 or 102"],
+    "trainer.source={name: stream, loss_frames: 7}": [
+        "loss_frames: 7 latent frames do not fill",
+        "use 6 or 9",
+    ],
+    "trainer.source={name: stream, min_new_frames: 21}": [
+        "min_new_frames 21 leaves no overlap",
+        "write at most 18",
+    ],
+    "trainer.source={name: stream, max_frames: 100}": [
+        "max_frames: 100 latent frames do not fill",
+        "use 99 or 102",
+    ],
     "trainer.source={name: stream, max_frames: [240, 18]}": ["max_frames is [240, 18]", "write at least 21"],
     "trainer.source={name: stream, max_frames: 60.5}": ["max_frames is 60.5", "write latent frames"],
     "trainer.source={name: stream, max_frames: long}": [
@@ -111,12 +141,29 @@ WRONG = {
         "write latent frames",
         "[40, 80, 120]",
     ],
-    "trainer.source={name: stream, cache: {window_frames: 4, sink_frames: 3}}": ["window_frames 4", "write at least 6"],
-    "trainer.source={name: stream, cache: {window_frames: 9, recache_frames: 6}}": ["recache_frames is 6", "at least"],
-    "trainer.source={name: stream, prompts: ''}": ["trainer.source", "prompts is empty", "one prompt per line"],
-    "trainer.source={name: stream, switch_frames: 21}": ["switch_prompts", "switch_range", "none of the three"],
+    "trainer.source={name: stream, cache: {window_frames: 4, sink_frames: 3}}": [
+        "window_frames 4",
+        "write at least 6",
+    ],
+    "trainer.source={name: stream, cache: {window_frames: 9, recache_frames: 6}}": [
+        "recache_frames is 6",
+        "at least",
+    ],
+    "trainer.source={name: stream, prompts: ''}": [
+        "trainer.source",
+        "prompts is empty",
+        "one prompt per line",
+    ],
+    "trainer.source={name: stream, switch_frames: 21}": [
+        "switch_prompts",
+        "switch_range",
+        "none of the three",
+    ],
     "trainer.source={name: stream, switch_prompts: %switch}": ["switch_frames", "write these two, or none"],
-    "trainer.source={name: stream, switch_prompts: %switch, switch_range: [240, 300]}": ["frame 240", "from 1 to 237"],
+    "trainer.source={name: stream, switch_prompts: %switch, switch_range: [240, 300]}": [
+        "frame 240",
+        "from 1 to 237",
+    ],
     "trainer.source={name: stream, switch_prompts: %switch, switch_range: [21]}": [
         "switch_range is [21]",
         "e.g. [21, 201]",
@@ -135,8 +182,15 @@ WRONG = {
         "write dmd or sid",
     ],
     "trainer.source.batch=0": ["trainer.source", "batch must be at least 1"],
-    "trainer.source.frames={min: 6}": ["trainer.source", "frames is {'min': 6}", "frames: {min: 21, max: 60}"],
-    "trainer.source={frames: {min: 6, max: 0}}": ["frames is 6 and frames_max 0", "frames: {min: 21, max: 60}"],
+    "trainer.source.frames={min: 6}": [
+        "trainer.source",
+        "frames is {'min': 6}",
+        "frames: {min: 21, max: 60}",
+    ],
+    "trainer.source={frames: {min: 6, max: 0}}": [
+        "frames is 6 and frames_max 0",
+        "frames: {min: 21, max: 60}",
+    ],
     "trainer.source.frames=long": ["trainer.source", "frames is 'long'", "write frames: 21"],
     "trainer.source={frames: {min: 6, max: 10}}": ["10 latent frames do not fill chunks of 3", "use 9 or 12"],
     "trainer.source={prompts: '', clips: %latents, frames: 3, loss_frames: 3}": [

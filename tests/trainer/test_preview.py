@@ -11,15 +11,15 @@ import sys
 import pytest
 import torch
 
+from pipeline.batch.request import KeyedNoise, Request
 from pipeline.options import BidirectionalConfig, CausalConfig, FewStepConfig, MultiStepConfig
-from pipeline.request import KeyedNoise, Request
 from tests import digits_fixture
 from tests.architecture.source import ROOT
 from trainer.build import build
 from trainer.config import load_recipe
 from trainer.preview import first_prompts
-from trainer.source import LatentsConfig
-from utils.media_io import read_video
+from trainer.sources.latents import LatentsConfig
+from utils.media.media_io import read_video
 from utils.rng import Rng
 from wan.ledger import CacheConfig
 

@@ -68,7 +68,11 @@ def jobs(recipe, distill_recipe, tmp_path_factory):
     jobs["ode, parts"] = [str(flow), STEPS, [*pairs, "trainer.accumulate=2"]]
     jobs["causvid"] = [str(distill), STEPS, [NOISED.format(clips)]]
     jobs["stream"] = [str(distill), STEPS, stream_fixture.overrides(distill.parent, distill.parent / "prompts.txt")]
-    jobs["stream parts"] = [str(distill), STEPS, [*jobs["stream"][2], "trainer.source.batch=4", "trainer.accumulate=2"]]
+    jobs["stream parts"] = [
+        str(distill),
+        STEPS,
+        [*jobs["stream"][2], "trainer.source.batch=4", "trainer.accumulate=2"],
+    ]
     jobs["stream"][2].append("trainer.source.batch=4")
     jobs["gan"][2] += [f"trainer.source.clips={clips}", "trainer.source.prompts="]
     return jobs

@@ -17,7 +17,7 @@ import train
 from tests.architecture.source import ROOT
 from trainer.build import build
 from trainer.ema import Ema
-from wan.weights import load_transformer
+from wan.checkpoint.weights import load_transformer
 
 MODES = ("bidirectional", "diffusion_forcing", "teacher_forcing")
 
@@ -58,7 +58,12 @@ def fit(config, run, **options):
 
 @pytest.mark.parametrize(("mode", "optim"), zip(MODES, ("muon", "adamw", "muon"), strict=True))
 def test_the_loss_falls_on_a_few_clips(config, tmp_path, mode, optim):
-    overrides = [f"trainer.loss.mode={mode}", f"trainer.optim.name={optim}", "steps=60", "trainer.source.batch=4"]
+    overrides = [
+        f"trainer.loss.mode={mode}",
+        f"trainer.optim.name={optim}",
+        "steps=60",
+        "trainer.source.batch=4",
+    ]
     fit(config(*overrides, "trainer.source.dropout=0", "checkpoint.every=100"), tmp_path)
     losses = [row["loss"] for row in rows(tmp_path)]
     begin, end = sum(losses[:5]) / 5, sum(losses[-10:]) / 10

@@ -14,22 +14,22 @@ from pathlib import Path
 import torch
 
 from trainer.config import load_recipe
-from utils import distributed
-from utils.fsdp import whole
+from utils.parallel import ranks
+from utils.parallel.fsdp import whole
 from utils.rng import Rng
 
 
 def main(jobs: str, out: str) -> None:
     """Runs all jobs; rank 0 writes."""
     torch.set_num_threads(1)
-    distributed.init()
+    ranks.init()
     results = {
         name: run(recipe, steps, overrides)
         for name, (recipe, steps, overrides) in json.loads(Path(jobs).read_text()).items()
     }
-    if distributed.rank() == 0:
+    if ranks.rank() == 0:
         torch.save(results, out)
-    distributed.shutdown()
+    ranks.shutdown()
 
 
 def run(recipe: str, steps: int, overrides: list[str]) -> dict:
@@ -46,7 +46,7 @@ def run(recipe: str, steps: int, overrides: list[str]) -> dict:
 
 def mean(metrics: dict[str, torch.Tensor]) -> dict[str, float]:
     """Returns the metrics' mean over the ranks."""
-    names, world = sorted(metrics), distributed.world_size()
+    names, world = sorted(metrics), ranks.world_size()
     values = torch.stack([metrics[n].detach().double().reshape(()) for n in names])
     if world > 1:
         torch.distributed.all_reduce(values)

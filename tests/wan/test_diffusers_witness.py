@@ -7,13 +7,13 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from tests.wan.manifest import tiny_transformer
+from tests.wan.checkpoint.manifest import tiny_transformer
+from wan.checkpoint.key_maps import config_to_diffusers, transformer_to_diffusers
+from wan.checkpoint.weights import load_strict
 from wan.condition import Condition
 from wan.context import Full
 from wan.denoiser import Denoiser
-from wan.key_maps import config_to_diffusers, transformer_to_diffusers
 from wan.transformer import WanTransformer
-from wan.weights import load_strict
 
 TOLERANCE = 2e-5
 SIGMA = 0.75

@@ -9,13 +9,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests import tiny
+from wan.checkpoint.library import VAE_CONFIGS, build_vae
+from wan.codec.vae import StreamingVAE
 from wan.context import Full
 from wan.flops import decode_flops, pass_flops
 from wan.geometry import Geometry
-from wan.library import VAE_CONFIGS, build_vae
 from wan.options import VAEConfig
 from wan.spec import SPECS
-from wan.vae import StreamingVAE
 
 CHUNK = 3
 

@@ -10,7 +10,7 @@ import torch
 
 from utils.data.prompts import IMAGE_SUFFIXES, VIDEO_SUFFIXES, check_prompt
 from utils.data.records import BadRecord
-from utils.media_io import open_video, read_image, read_video
+from utils.media.media_io import open_video, read_image, read_video
 
 MODES = ("crop", "stretch")
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from utils.data.prompts import read_image_prompts, read_prompts
-from utils.data.scripts import FRAME, Moment, read_schedules
+from utils.data.schedules import FRAME, Moment, read_schedules
 
 GOOD = b'{"prompts": ["a"]}'
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utils.data.scripts import FRAME, PIXEL_FRAME, SECOND, Cue, Moment, parse_switch_frames, read_schedules
+from utils.data.schedules import FRAME, PIXEL_FRAME, SECOND, Cue, Moment, parse_switch_frames, read_schedules
 
 GOOD = '{"prompts": [{"text": "a", "end_frame": 6}, {"text": "b"}]}'
 

@@ -1,0 +1,161 @@
+"""What is asked for: one request per video, in batches that every number of ranks cuts alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from utils.data.prompts import (
+    PromptLine,
+    check_prompt,
+    file_stem,
+    read_captioned,
+    read_image_prompts,
+    read_prompts,
+    repeated,
+    with_start,
+)
+from utils.data.schedules import ScheduleLine, parse_switch_frames, read_schedules
+from utils.digits.world import parse_prompt
+from utils.rng import Rng
+from wan.geometry import Span
+
+GRAMMARS = {"digits": parse_prompt}  # models that know a closed world of prompts
+
+
+@dataclass(frozen=True)
+class Request:
+    """One video: its prompt, its place in the list (`index`), its number among the prompt's samples."""
+
+    prompt: str
+    index: int
+    sample: int
+    stem: str  # file name without extension
+    image: Path | None = None  # what it starts from: a picture,
+    script: ScheduleLine | None = None  # the prompts that follow, and what else its line says
+    video: Path | None = None  # or the last seconds of a video (0: as many as the window holds)
+    start_seconds: float = 0.0
+
+    @property
+    def prompts(self) -> list[str]:
+        """All its prompts, in order."""
+        return [cue.text for cue in self.script.cues] if self.script else [self.prompt]
+
+    @property
+    def start(self) -> Path | None:
+        """The file that it starts from."""
+        return self.image or self.video
+
+    @property
+    def schedule(self) -> tuple:
+        """What videos must share to be made together; how many frames a video gives is known when it is read."""
+        start = (self.video, self.start_seconds) if self.video else bool(self.image)
+        return self.script and self.script.schedule, start
+
+
+def read_requests(data, output, num_samples: int, suffix: str = "", refused: list[str] | None = None) -> list[Request]:
+    """Returns the requests of a run, in order. refused: takes the messages of a script's bad lines, if given.
+
+    Errors: ValueError for no prompt at all, or a file that cannot be read.
+    """
+    if data.i2v and not data.path:
+        raise ValueError("image-to-video needs --data_path, a folder of images with captions")
+    if data.prompt:
+        if not (prompt := check_prompt(data.prompt, "--prompt")):
+            raise ValueError(f"--prompt is {data.prompt!r}, which is empty; write a prompt")
+        lines = [PromptLine(prompt, 1)]
+    elif data.i2v:
+        lines = read_image_prompts(data.path)
+    elif data.scheduled:
+        scripts = read_schedules(data.path, parse_switch_frames(data.switch_frames), refused)
+        lines = _started([PromptLine(s.text, s.line) for s in scripts], data)
+        own = [
+            replace(x, image=s.image, video=s.video) if s.started else x for x, s in zip(lines, scripts, strict=True)
+        ]
+        return _requests(list(zip(own, scripts, strict=True)), data, output, num_samples, suffix)
+    elif data.path:
+        lines = read_prompts(data.path, data.extended_path or None)
+    elif start := data.start_image or data.start_video:
+        lines = read_captioned(start, "image" if data.start_image else "video")
+    else:
+        wanted = "--data_path FOLDER (images and captions)" if data.i2v else "--prompt TEXT or --data_path FILE"
+        raise ValueError(f"nothing to do: write {wanted}")
+    return _requests([(line, None) for line in _started(lines, data)], data, output, num_samples, suffix)
+
+
+def _started(lines: list[PromptLine], data) -> list[PromptLine]:
+    """Returns the lines with the start files that the configuration names."""
+    for kind, path in (("image", data.start_image), ("video", data.start_video)):
+        if path:
+            lines = with_start(lines, path, kind)
+    return lines
+
+
+def _requests(rows: Sequence[tuple[PromptLine, ScheduleLine | None]], data, output, num_samples: int, suffix: str):
+    """Returns the requests of the rows."""
+    twice = repeated([line for line, _ in rows])
+    return [
+        Request(
+            script.cues[0].text if script else line.prompt,
+            line.index,
+            sample,
+            file_stem(line.index, sample, line.text, suffix, output.save_with_index, line.index in twice),
+            line.image,
+            script,
+            line.video,
+            script.start_seconds if script and script.started else data.start_seconds,
+        )
+        for line, script in rows
+        for sample in range(num_samples)
+    ]
+
+
+def check_grammar(requests: Sequence[Request], spec_name: str) -> None:
+    """Raises ValueError if a prompt lies outside the closed world of the model."""
+    for request in requests:
+        for number, prompt in enumerate(request.prompts):
+            try:
+                check_words(prompt, spec_name)
+            except ValueError as error:
+                where = f"{request.script.where}: prompts[{number}]: " if request.script else ""
+                raise ValueError(f"{where}{error}") from error
+
+
+def check_words(prompt: str, spec_name: str) -> None:
+    """Raises ValueError if the prompt lies outside the closed world of the model."""
+    if grammar := GRAMMARS.get(spec_name):
+        grammar(prompt)
+
+
+def batches(requests: Sequence[Request], size: int) -> list[list[Request]]:
+    """Cuts the whole list into batches, before ranks share them: what is computed together never depends
+    on the number of ranks, nor on what an earlier run has finished. Videos of one batch share their schedule."""
+    alike: dict[tuple, list[Request]] = {}
+    for request in requests:
+        alike.setdefault(request.schedule, []).append(request)
+    return [own[i : i + size] for own in alike.values() for i in range(0, len(own), size)]
+
+
+class KeyedNoise:
+    """noise(span, k) of a batch: a function of (seed, prompt's index, sample, first frame, k) alone.
+
+    A script's line may have a seed of its own.
+    """
+
+    def __init__(self, rng: Rng, requests: Sequence[Request], frame_shape, dtype: torch.dtype, start=None):
+        """frame_shape: (C, h, w). start: given noise [B, F, C, h, w] for k = 0, from frame `start_frame`."""
+        roots = [Rng(r.script.seed, *rng.key) if r.script and r.script.seed is not None else rng for r in requests]
+        self._sources = [root.at("noise", r.index, r.sample) for root, r in zip(roots, requests, strict=True)]
+        self._shape, self._dtype, self._start = tuple(frame_shape), dtype, start
+
+    def __call__(self, span: Span, k: int) -> torch.Tensor:
+        """Returns [B, F, C, h, w] normal noise on the CPU."""
+        if k == 0 and self._start is not None:
+            if span.stop > self._start.shape[1]:
+                raise ValueError(f"the given noise has {self._start.shape[1]} frames, the video reaches {span.stop}")
+            return self._start[:, span.start : span.stop].to(self._dtype)
+        shape = (len(span), *self._shape)
+        return torch.stack([s.normal(shape, span.start, k) for s in self._sources]).to(self._dtype)

@@ -1,0 +1,69 @@
+"""What a video starts from: a picture, or the last seconds of a video, as pixels and as clean latents.
+
+A video's end is cut to whole chunks and brought to the video's size (the aspect is kept, the borders are cut) and rate
+(the frames nearest in time are taken). The context pass over its latents fills the cache as if they had been made.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from pipeline.batch.schedule import EPSILON
+from pipeline.causal import Causal
+from pipeline.config import LONGEST
+from utils.data.media_folder import read_end
+from utils.data.prompts import IMAGE_SUFFIXES
+from utils.media.media_io import read_image
+from wan.geometry import Geometry
+
+
+def image_pixels(path: str | Path, geometry: Geometry, mode: str = "crop") -> torch.Tensor:
+    """Returns the picture as one pixel frame [1, 3, H, W] in [-1, 1]; mode: "crop" keeps the aspect, or "stretch"."""
+    return read_image(path, (geometry.height, geometry.width), mode)[None]
+
+
+def video_pixels(path: str | Path, pipeline: Causal, geometry: Geometry, fps: float, most: int, seconds: float = 0.0):
+    """Returns (the last pixel frames of a video, [P, 3, H, W] in [-1, 1], the video's own frames per second).
+
+    P is what whole chunks hold. fps: of the video. most: latent frames at most, but at least one chunk.
+    seconds: how much is used instead, rounded down to whole chunks.
+    Errors: ValueError naming a video that cannot be read or is too short, or for seconds that hold no chunk.
+    """
+    first = pipeline.config.first_chunk or pipeline.config.chunk
+    wanted = max(most, first)
+    if seconds:
+        wanted = geometry.latent_frame_at(int(seconds * fps + EPSILON))  # the first that is not whole
+        if wanted < first:
+            need = geometry.pixel_frames(first) / fps
+            raise ValueError(f"start_seconds is {seconds:g} and the first chunk lasts {need:.4g}; write that or more")
+        if wanted > LONGEST:
+            raise ValueError(f"start_seconds is {seconds:g}, {wanted} latent frames; write less, {LONGEST} at most")
+    wanted = pipeline.round_down(wanted)
+    pixels, rate = read_end(path, geometry.pixel_frames(wanted), fps, (geometry.height, geometry.width))
+    have = pipeline.round_down(geometry.latent_frame_at(len(pixels)))
+    least = wanted if seconds else first
+    if have < least:
+        need, advice = geometry.pixel_frames(least), "ask for fewer seconds" if seconds else "start from its last image"
+        raise ValueError(
+            f"{path} has {len(pixels)} frames at {fps:g} fps and {need} are needed; give a longer one or {advice}"
+        )
+    return pixels[len(pixels) - geometry.pixel_frames(have) :], rate
+
+
+def encode_start(pipeline: Causal, path: str | Path, seconds: float = 0.0) -> torch.Tensor:
+    """Returns the clean latents [1, F, C, h, w] of a picture or a video's end, for `Session.start(given=...)`.
+
+    seconds: how much of a video; by default what the window holds, as whole chunks.
+    Errors: ValueError for a file that cannot be used, or no seconds where no window bounds the cache.
+    """
+    bundle, geometry, window = pipeline.bundle, pipeline.rollout.geometry, pipeline.config.cache.window_frames
+    if Path(path).suffix.lower() in IMAGE_SUFFIXES:
+        pixels = image_pixels(path, geometry)
+    else:
+        if window == -1 and not seconds:
+            raise ValueError("the cache has no window that says how much of a video is used; give the seconds")
+        pixels, _ = video_pixels(path, pipeline, geometry, bundle.spec.fps, window, seconds)
+    with torch.no_grad():
+        return bundle.vae.encode(pixels[None].to(bundle.device)).to(bundle.dtype)

@@ -1,0 +1,230 @@
+"""From the chunks of a batch of videos to files: streaming decode, MP4, and a JSON beside each.
+
+Memory does not grow with a video: frames and latents are written as they come, and the few that a
+contact sheet shows are picked on the way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline.batch.request import Request
+from pipeline.decoder import Ahead
+from pipeline.rollout import Chunk
+from utils.atomic import GrowingFile, write_json
+from utils.media.gif import GifWriter
+from utils.media.media_io import evenly_spaced, to_uint8
+from utils.media.mp4 import VideoWriter
+from wan.checkpoint.tensor_file import safetensors_head
+
+DECODED_TOGETHER = 4  # latent frames of a long chunk, so that a whole clip needs no more memory than a stream
+SHEET_FRAMES = 8  # of each video
+
+
+class VideoFiles:
+    """The growing files of one video: its MP4, and its latents and GIF where they are asked for."""
+
+    def __init__(self, path: Path, output, fps: float, latents: tuple[int, ...], mark: dict | None = None):
+        """path: without a suffix. latents: (F, C, h, w) of the video. mark: what `mark` of an earlier reel returned.
+
+        Errors: ValueError if the files are not the marked ones.
+        """
+        mark, self.keep, self.latents, self.gif = mark or {}, bool(mark), None, None
+        names = {kind: path.with_name(f"{path.name}.{kind}") for kind in ("mp4", "gif", "safetensors")}
+        half = path.with_name(f"{path.name}.latents.partial")
+        if not mark:
+            for old in (half, names["gif"].with_suffix(".partial.gif")):  # of a run that was killed and wrote more
+                old.unlink(missing_ok=True)
+        self.video = VideoWriter(names["mp4"], fps, crf=output.crf, mark=mark.get("video"))
+        try:
+            if output.gif:
+                self.gif = GifWriter(names["gif"], fps, mark.get("gif"))
+            if output.latents:
+                self.latents = GrowingFile(names["safetensors"], half, mark.get("latents"))
+                if not mark:
+                    self.latents.write(safetensors_head("latents", latents))
+        except BaseException:
+            self.give_up()
+            raise
+
+    def add_latents(self, latents_FCHW: torch.Tensor) -> None:
+        """Appends latents, if they are asked for."""
+        if self.latents is not None:
+            self.latents.write(latents_FCHW.float().cpu().contiguous().numpy().tobytes())
+
+    def add(self, frames_PHWC: np.ndarray) -> None:
+        """Appends uint8 frames [P, H, W, 3]."""
+        self.video.write(frames_PHWC)
+        if self.gif is not None:
+            self.gif.write(frames_PHWC)
+
+    def mark(self) -> dict:
+        """Brings all to the disk; returns what `Reel(..., mark=...)` takes. From here on `give_up` leaves the files."""
+        parts = {"video": self.video, "gif": self.gif, "latents": self.latents}
+        marks = {name: part.mark() for name, part in parts.items() if part is not None}
+        self.keep = True
+        return marks
+
+    def close(self) -> None:
+        """Finishes the files and gives them their names."""
+        self.video.close()
+        if self.gif is not None:
+            self.gif.close()
+        if self.latents is not None:
+            self.latents.finish()
+
+    def give_up(self) -> None:
+        """Removes what is not finished, or leaves it for a later run to go on with."""
+        if self.latents is not None:
+            self.latents.give_up(self.keep)
+        if self.gif is not None:
+            self.gif.abort(self.keep)
+        self.video.keep_partial = self.keep
+        self.video.abort()
+
+
+class VideoBatchWriter:
+    """Writes a batch of videos chunk by chunk; files of the `wanted` rows only, whole or not at all.
+
+    `shown`: of each wanted row the frames [<= 8, H, W, 3] of a contact sheet. `num_frames`: pixel frames so far.
+    `stream`: the decoder's state; `next_frame`: the latent frame that comes next.
+    """
+
+    def __init__(self, vae, requests: Sequence[Request], wanted: Sequence[bool], output, fps, geometry, total):
+        """fps: of the model, where `output` has none. geometry, total: size and latent frames of the videos."""
+        self.vae, self.requests, self.wanted, self.output = vae, list(requests), list(wanted), output
+        self.fps, self.geometry, self.total = output.fps or fps, geometry, total
+        self.rows = [row for row, wanted in enumerate(self.wanted) if wanted]
+        self.seconds = {"decode": 0.0, "write": 0.0}
+        self.stream, self.num_frames, self.next_frame = None, 0, 0
+        self._picks = set(evenly_spaced(geometry.pixel_frames(total), SHEET_FRAMES))
+        self._shown: dict[int, list[np.ndarray]] = {row: [] for row in self.rows}
+        self._files: dict[int, VideoFiles] = {}
+
+    @property
+    def shown(self) -> dict[int, np.ndarray]:
+        """The picked frames of each wanted row."""
+        return {row: np.stack(frames) for row, frames in self._shown.items()}
+
+    def write(self, chunks: Iterable[Chunk], on_chunk=lambda count: None, save=None, device=None) -> None:
+        """Decodes and writes all chunks; `on_chunk(pixel frames)` after each generated one.
+
+        save: called without arguments every `save_every_seconds` of the videos, where `state` can be taken.
+        device: where a decoder of its own runs, on a thread of its own; None: in turn.
+        An exception (Ctrl-C too) leaves no file of these videos, unless a state was taken.
+        """
+        with contextlib.ExitStack() as stack:
+            for row in self.rows:
+                reel = self._files[row] if row in self._files else self._open_files(row)
+                self._files[row] = reel
+                stack.callback(reel.give_up)
+            with Ahead(device) as ahead:
+                for chunk in chunks:
+                    ahead(partial(self._take_in, on_chunk=None if chunk.given else on_chunk), chunk.latents)
+                    self.next_frame = chunk.span.stop
+                    if save is not None and self._due(chunk):
+                        ahead.drain()
+                        save()
+            assert self.next_frame == self.total, f"{self.total} latent frames were announced, {self.next_frame} came"
+            for row in self.rows:  # a video that is replaced is unfinished until its own JSON is there
+                sidecar(self.requests[row], self.output.folder).unlink(missing_ok=True)
+            for row in self.rows:
+                self._files[row].close()
+
+    def state(self) -> tuple[dict, dict[str, torch.Tensor]]:
+        """Brings all to the disk; returns (plain book, tensors) for `resume`."""
+        marks = {str(row): reel.mark() for row, reel in self._files.items()}
+        tensors = {f"shown.{row}": torch.from_numpy(frames) for row, frames in self.shown.items()}
+        return {"files": marks, "frames": self.num_frames, "seconds": dict(self.seconds)}, tensors
+
+    def resume(self, book: dict, tensors: dict[str, torch.Tensor], next_frame: int) -> None:
+        """Cuts the files where `state` was taken, and goes on from there; `stream` must be set to what it was then.
+
+        Errors: ValueError if they are not those files, or a wanted video was not among them.
+        """
+        try:
+            for row in self.rows:
+                if str(row) not in book["files"]:
+                    raise ValueError(f"the snapshot does not hold {self.requests[row].stem}")
+                self._files[row] = self._open_files(row, book["files"][str(row)])
+        except BaseException:
+            for reel in self._files.values():
+                reel.give_up()
+            self._files = {}
+            raise
+        self._shown = {row: list(tensors[f"shown.{row}"].numpy()) for row in self.rows}
+        self.next_frame, self.num_frames, self.seconds = next_frame, book["frames"], dict(book["seconds"])
+
+    def sidecars(self, facts: dict, each: Sequence[dict] = ()) -> None:
+        """Writes `<name>.json` of each wanted video: its prompt and keys, the run's facts, and its own of `each`."""
+        for row in self.rows:
+            request = self.requests[row]
+            own = {"prompt": request.prompt, "index": request.index, "sample": request.sample}
+            own |= {"frames": self.num_frames, "fps": self.fps}
+            write_json(sidecar(request, self.output.folder), own | facts | (each[row] if each else {}))
+
+    def _open_files(self, row: int, mark: dict | None = None) -> VideoFiles:
+        path = Path(self.output.folder) / self.requests[row].stem
+        return VideoFiles(path, self.output, self.fps, self.geometry.latent_shape(self.total), mark)
+
+    def _due(self, chunk: Chunk) -> bool:
+        """True if a multiple of `save_every_seconds` lies in the chunk and the video goes on: whoever runs, and when.
+
+        Not after a given chunk: others may follow, which whoever goes on has to be given, too.
+        """
+        period = self.output.save_every_seconds * self.fps
+        if not period or chunk.given or chunk.span.stop >= self.total:
+            return False
+        begin, end = (self.geometry.pixel_frames(frame) for frame in (chunk.span.start, chunk.span.stop))
+        return begin // period < end // period
+
+    def _take_in(self, latents: torch.Tensor, on_chunk: Callable | None) -> None:
+        """Writes the latents of a chunk, decodes them and writes its frames."""
+        before = self.num_frames
+        for row, reel in self._files.items():
+            reel.add_latents(latents[row])
+        for part in latents.split(DECODED_TOGETHER, 1):
+            pixels, self.stream = self._timed("decode", self._decode, part)
+            self._timed("write", self._append, pixels)
+        if on_chunk is not None:
+            on_chunk((self.num_frames - before) * len(self.rows))
+
+    def _decode(self, latents: torch.Tensor):
+        with torch.no_grad():
+            return self.vae.decode_stream(latents, self.stream)
+
+    def _append(self, pixels_BPCHW: torch.Tensor) -> None:
+        for row, reel in self._files.items():
+            levels = to_uint8(pixels_BPCHW[row])
+            reel.add(levels)
+            shown = [n for n in range(len(levels)) if self.num_frames + n in self._picks]
+            self._shown[row] += [levels[n].copy() for n in shown]
+        self.num_frames += pixels_BPCHW.shape[1]
+
+    def _timed(self, name: str, call, *arguments):
+        begin = time.perf_counter()
+        result = call(*arguments)
+        self.seconds[name] += time.perf_counter() - begin
+        return result
+
+
+def video_path(request: Request, folder: str | Path) -> Path:
+    """Returns the path of the request's MP4."""
+    return Path(folder) / f"{request.stem}.mp4"
+
+
+def sidecar(request: Request, folder: str | Path) -> Path:
+    """Returns the path of the request's JSON."""
+    return Path(folder) / f"{request.stem}.json"
+
+
+def finished(request: Request, folder: str | Path) -> bool:
+    """True if the video and its JSON are both there."""
+    return video_path(request, folder).exists() and sidecar(request, folder).exists()

@@ -1,0 +1,185 @@
+"""The trainings behind a table of videos: where they live, what they need, when they are finished."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from scripts.experiments.jobs import Command, Job
+from scripts.experiments.plan import (
+    CLIPS,
+    LATENTS,
+    PAIRS,
+    SHARD,
+    TRAININGS,
+    Budget,
+    Training,
+    content_hash,
+    get_steps,
+    get_update_ratio,
+    recipe_hash,
+)
+from scripts.experiments.records import WEIGHTS, hardware, training_story, unfinished, weights_file
+from scripts.plot_training import read_metrics
+from utils.atomic import write_json
+
+STAMP = "table.json"  # in a run folder: what was begun there
+
+
+@dataclass(frozen=True)
+class Folders:
+    """root: the project; the others are relative to it."""
+
+    root: Path
+    runs: Path
+    videos: Path
+    records: Path
+
+    def named(self, path: Path) -> str:
+        """Returns a path as commands and records name it: from the root where it lies there."""
+        return str(path.relative_to(self.root)) if path.is_relative_to(self.root) else str(path)
+
+
+class Trainings:
+    """The weights of a budget, by name and seed. runs_from: {name: run folder} that serves as its seed 0."""
+
+    def __init__(
+        self, folders: Folders, budget: Budget, runs_from: dict[str, Path], plan: dict[str, Training] = TRAININGS
+    ):
+        """Recipes are read here, once: one that is edited while a table runs belongs to the next run."""
+        self.folders, self.root, self.budget, self.runs_from = folders, folders.root, budget, runs_from
+        self.plan, own = plan, {name: training for name, training in plan.items() if not training.shipped}
+        self.steps = {name: get_steps(training, budget.name, self.root) for name, training in own.items()}
+        self.updates = {
+            name: self.steps[name] // get_update_ratio(training, self.root) for name, training in own.items()
+        }
+        self.hashes = {name: recipe_hash(self.root / training.recipe) for name, training in own.items()}
+
+    def add(self, name: str, seed: int, jobs: dict[str, Job]) -> tuple[str, ...]:
+        """Adds the training of these weights, and its data, if they are not there; returns what to wait for."""
+        training, job = self.plan[name], f"train/{name}/seed{seed}"
+        if training.shipped or job in jobs:
+            return (job,) if job in jobs else ()
+        run, steps = self.run(name, seed), self.steps[name]
+        if self.is_adopted(name, seed):
+            if unfinished(run, steps):
+                jobs[job] = Job(job, tuple, finish=lambda: _check_trained(run, steps))
+            return (job,) if job in jobs else ()
+        if not unfinished(run, steps) and not self.difference(name, seed):
+            return ()
+        needs = tuple(f"data/{need}" for need in training.needs if self.add_data(need, jobs))
+        jobs[job] = Job(
+            job,
+            lambda: [self.train_command(name, seed)],
+            begin=lambda: self.stamp(name, seed),
+            finish=lambda: _check_trained(run, steps),
+            needs=needs,
+            note=lambda: _reached(run, steps),
+        )
+        return (job,)
+
+    def add_data(self, need: str, jobs: dict[str, Job]) -> bool:
+        """Adds the job that makes a data set, unless every shard is there; True if there is one to wait for."""
+        folder, count, command = {
+            "latents": (LATENTS, CLIPS, self.encode_command),
+            "ode_pairs": (PAIRS, self.budget.pairs, self.pairs_command),
+        }[need]
+        missing = -(-count // SHARD) - len(list((self.root / folder).glob("shard_*.safetensors")))
+        if missing > 0:
+            jobs.setdefault(f"data/{need}", Job(f"data/{need}", lambda: [command()]))
+        return f"data/{need}" in jobs
+
+    def encode_command(self) -> Command:
+        """The clips that codec-space objectives train on: those of scripts/build_digits.sh."""
+        words = f"--vae assets/digits/vae --clips {CLIPS} --batch 8 --shard_clips {SHARD} --output {LATENTS}"
+        return Command(("scripts/encode_latents.py", "digits", *words.split()))
+
+    def pairs_command(self) -> Command:
+        """The teacher's ODE pairs, as configs/train/digits_ode_init.yaml asks for them."""
+        recipes = ("--teacher", "configs/infer/digits_teacher.yaml", "--student", TRAININGS["ode"].recipe)
+        words = f"--prompts prompts/digits_all.txt --pairs {self.budget.pairs} --batch 8 --shard_pairs {SHARD}"
+        return Command(("scripts/make_ode_pairs.py", *recipes, *words.split(), "--shift", "3", "--guidance", "3"))
+
+    def train_command(self, name: str, seed: int) -> Command:
+        """One call of train.py; it goes on from its last checkpoint by itself."""
+        training, run = self.plan[name], self.folders.named(self.run(name, seed))
+        words = ["--config_path", training.recipe, "--logdir", run, f"steps={self.steps[name]}", f"seed={seed}"]
+        words += [f"trainer.generator.weights={training.start}"] if training.start else []
+        return Command(("train.py", *words, *training.overrides))
+
+    def is_adopted(self, name: str, seed: int) -> bool:
+        """True if a run folder was named to serve as this training."""
+        return seed == 0 and name in self.runs_from
+
+    def run(self, name: str, seed: int) -> Path:
+        """Returns the run folder of a training."""
+        if self.is_adopted(name, seed):
+            return self.runs_from[name]
+        return self.root / self.folders.runs / name / f"seed{seed}"
+
+    def weights(self, name: str, seed: int) -> Path:
+        """Returns the folder of the trained transformer, or the file where such a one was given."""
+        shipped = self.plan[name].shipped
+        return self.root / shipped if shipped else (self.run(name, seed) / WEIGHTS[0]).parent
+
+    def weights_hash(self, name: str, seed: int) -> str | None:
+        """Returns the hash of the weights, or None while there are none."""
+        file = weights_file(self.weights(name, seed))
+        return content_hash(file) if file.exists() else None
+
+    def facts(self, name: str, seed: int) -> dict:
+        """Returns what tells one training from another; `start` is None where those weights are not at hand."""
+        training = self.plan[name]
+        if training.shipped:
+            return {"shipped": training.shipped, "seed": seed}
+        facts = {"recipe": training.recipe, "hash": self.hashes[name], "steps": self.steps[name], "seed": seed}
+        if training.overrides:
+            facts["overrides"] = list(training.overrides)
+        if training.start:
+            file = weights_file(self.root / training.start)
+            facts["start"] = content_hash(file) if file.exists() else None
+        return facts
+
+    def difference(self, name: str, seed: int) -> list[str]:
+        """Returns the facts in which a run folder of ours was begun otherwise."""
+        path = self.run(name, seed) / STAMP
+        before = json.loads(path.read_text()) if path.exists() else {}
+        now = self.facts(name, seed)
+        return [fact for fact in now if fact in before and now[fact] not in (None, before[fact])]
+
+    def stamp(self, name: str, seed: int) -> None:
+        """Writes into the run folder what is begun there. Errors: ValueError if it was begun as something else."""
+        run = self.run(name, seed)
+        if not (run / STAMP).exists() and (run / "metrics.jsonl").exists():
+            raise ValueError(f"{run} holds a training that this script did not begin; move it away or give --runs_from")
+        if other := self.difference(name, seed):
+            raise ValueError(f"{run} was begun with other {', '.join(other)}; move it away or give another --runs")
+        write_json(run / STAMP, self.facts(name, seed))
+
+    def training_record(self, name: str, seed: int) -> dict:
+        """Returns how the weights came to be: facts, updates, minutes, hardware, command, curves."""
+        training, run = self.plan[name], self.run(name, seed)
+        if training.shipped and not training.record:
+            return {"weights": training.shipped}
+        if training.shipped:
+            saved_record = json.loads((self.root / f"docs/results/{training.record}.json").read_text())
+            kept = {fact: saved_record[fact] for fact in ("recipe", "steps", "minutes", "hardware")}
+            return {"shipped": training.shipped, "updates": saved_record["steps"], **kept}
+        own = {**self.facts(name, seed), "updates": self.updates[name]}
+        own |= {"run": self.folders.named(run), "hardware": hardware()["name"]}
+        if self.is_adopted(name, seed):
+            own["note"] = "the run folder was given on the command line; the command is the table's own"
+        return own | {"command": self.train_command(name, seed).text, **training_story(run)}
+
+
+def _check_trained(run: Path, steps: int) -> None:
+    """Raises ValueError for a training that ended before its last step (a signal, a full disk)."""
+    if reason := unfinished(run, steps):
+        raise ValueError(f"{reason}; start again to go on")
+
+
+def _reached(run: Path, steps: int) -> str:
+    """Returns how far a training is, in words for the bar."""
+    rows = read_metrics(run) if (run / "metrics.jsonl").exists() else []
+    return f"{rows[-1]['step'] if rows else 0}/{steps}"

@@ -1,0 +1,322 @@
+"""Videos, pictures and sheets, checked by decoding what was written."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from utils.media.gif import write_gif
+from utils.media.media_io import contact_sheet, read_image, read_video, to_uint8
+from utils.media.mp4 import VideoWriter
+
+COLOURS = [(255, 40, 40), (25, 217, 50), (50, 90, 255), (255, 230, 25), (190, 50, 230), (255, 255, 255), (0, 0, 0)]
+
+
+def _clip(num_frames=12, height=64, width=48):
+    """A bar that moves over colour stripes: every frame is told apart by its bar."""
+    frames = np.zeros((num_frames, height, width, 3), np.uint8)
+    for i, colour in enumerate(COLOURS):
+        frames[:, i * 8 : i * 8 + 8] = colour
+    for t in range(num_frames):
+        frames[t, 56:, t * 4 % width : t * 4 % width + 4] = 255
+    return frames
+
+
+def _write(path, frames, chunks=(5, 1, 6), **options):
+    with VideoWriter(path, 16, **options) as video:
+        for part in np.split(frames, np.cumsum(chunks)[:-1]):
+            video.write(part)
+    return path
+
+
+def _names(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_video_is_what_was_written(tmp_path):
+    frames = _clip()
+    decoded, fps = read_video(_write(tmp_path / "v.mp4", frames))
+    assert fps == 16 and decoded.shape == frames.shape and decoded.dtype == np.uint8
+    assert _names(tmp_path) == ["v.mp4"]
+    for i, colour in enumerate(COLOURS):  # the colour matrix is the one that is tagged
+        assert np.abs(decoded[:, i * 8 + 3 : i * 8 + 5].astype(int) - colour).max() <= 8
+    distance = np.abs(decoded[:, None, 56:].astype(int) - frames[None, :, 56:]).mean((2, 3, 4))
+    assert (distance.argmin(1) == np.arange(len(frames))).all()  # the order of the frames
+
+
+def test_bytes_do_not_depend_on_chunks_or_names(tmp_path):
+    frames = _clip()
+    one = _write(tmp_path / "a.mp4", frames).read_bytes()
+    assert one == _write(tmp_path / "other name.mp4", frames, (12, 0)).read_bytes()
+    assert one == _write(tmp_path / "b.mp4", torch.from_numpy(frames), size=frames.shape[1:3]).read_bytes()
+    assert one != _write(tmp_path / "c.mp4", frames[::-1]).read_bytes()
+    assert b"Lavf" not in one
+
+
+def test_fractional_rate_and_quality(tmp_path):
+    path = tmp_path / "v.mp4"
+    with VideoWriter(path, 29.97, crf=40) as video:
+        video.write(_clip())
+    assert read_video(path)[1] == pytest.approx(29.97, abs=1e-3)
+    assert path.stat().st_size < _write(tmp_path / "w.mp4", _clip()).stat().st_size
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("keep", [False, True])
+def test_an_exception_leaves_no_final_file(tmp_path, error, keep):
+    path = tmp_path / "v.mp4"
+    path.write_bytes(b"an older result")
+    with pytest.raises(error), VideoWriter(path, 16, keep_partial=keep) as video:
+        video.write(_clip())
+        raise error
+    assert path.read_bytes() == b"an older result"
+    assert _names(tmp_path) == (["v.mp4", "v.partial.mp4"] if keep else ["v.mp4"])
+    if keep:
+        assert len(read_video(tmp_path / "v.partial.mp4")[0]) == len(_clip())
+
+
+def _run(code, folder):
+    imports = "import os, signal, numpy as np\nfrom utils.media.gif import write_gif\n"
+    code = f"{imports}from utils.media.mp4 import VideoWriter\n{textwrap.dedent(code)}"
+    return subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=False)
+
+
+def test_a_killed_writer_leaves_a_playable_partial_file(tmp_path):
+    code = """
+        import sys
+        os.chdir(sys.argv[1])
+        frames = np.random.default_rng(0).integers(0, 255, (20, 64, 64, 3), dtype=np.uint8)
+        video = VideoWriter("v.mp4", 8)
+        for _ in range(6):
+            video.write(frames)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    assert _run(code, tmp_path).returncode == -signal.SIGKILL
+    assert _names(tmp_path) == ["v.partial.mp4"]
+    assert 32 <= len(read_video(tmp_path / "v.partial.mp4")[0]) < 120
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the size limit of a process is POSIX")
+def test_a_full_disk_is_named_and_finished_files_stay(tmp_path):
+    code = """
+        import resource, sys
+        os.chdir(sys.argv[1])
+        frames = np.random.default_rng(0).integers(0, 255, (24, 96, 96, 3), dtype=np.uint8)
+
+        def write_video(name, keep=False):
+            with VideoWriter(name, 16, keep_partial=keep) as video:
+                for _ in range(4):
+                    video.write(frames)
+
+        with VideoWriter("first.mp4", 16) as video:
+            video.write(frames[:2, :32, :32])
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        for limit in (0, 3_000, 100_000):  # in the header, in the first and in a later fragment
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+            for write in (lambda: write_gif("b.gif", frames, 8), lambda: write_video("a.mp4")):
+                try:
+                    write()
+                except OSError as error:
+                    print(error)
+            try:
+                write_video(f"kept{limit}.mp4", keep=True)
+            except OSError as error:
+                print(error)
+    """
+    done = _run(code, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("finished files are kept; free space") == 9
+    assert all(done.stdout.count(repr(name)) == 3 for name in ("a.mp4", "b.gif"))
+    assert set(_names(tmp_path)) <= {"first.mp4", *(f"kept{n}.partial.mp4" for n in (0, 3_000, 100_000))}
+    assert len(read_video(tmp_path / "first.mp4")[0]) == 2
+
+
+def test_a_failed_writer_stays_failed(tmp_path, monkeypatch):
+    video = VideoWriter(tmp_path / "v.mp4", 16)
+    with monkeypatch.context() as patch:
+        patch.setattr(video, "_encode", lambda frame: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        with pytest.raises(OSError, match=r"No space left.*v\.mp4"):
+            video.write(_clip())
+    for action in (video.close, lambda: video.write(_clip())):
+        with pytest.raises(ValueError, match="closed or has failed"):
+            action()
+    video.abort()
+    assert _names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("frames", "message"),
+    [
+        (_clip(height=63), r"\(63, 48\) .* even"),
+        (_clip(width=49), r"\(64, 49\) .* even"),
+        (_clip().astype(np.float32), r"float32 .* give uint8"),
+        (_clip()[..., 0], r"\[12, 64, 48\]"),
+        (_clip().transpose(0, 3, 1, 2), r"\[12, 3, 64, 48\]"),
+        (_clip()[:0], "no frames were written"),
+        (_clip(height=32), r"has frames of \(64, 48\) \(H, W\); now came \(32, 48\)"),
+    ],
+)
+def test_bad_frames_are_refused(tmp_path, frames, message):
+    size = (64, 48) if "now came" in message else None
+    with pytest.raises(ValueError, match=message), VideoWriter(tmp_path / "v.mp4", 16, size) as video:
+        video.write(frames)
+    assert _names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("v.avi", {"fps": 16}, r"not as 'v\.avi'"),
+        ("v.mp4", {"fps": 0}, "fps 0"),
+        ("v.mp4", {"fps": float("nan")}, "fps nan"),
+        ("v.mp4", {"fps": 16, "crf": 52}, "crf 52"),
+    ],
+)
+def test_bad_writer_options_are_refused(tmp_path, name, options, message):
+    with pytest.raises(ValueError, match=message):
+        VideoWriter(tmp_path / name, **options)
+
+
+def test_bad_videos_are_named(tmp_path):
+    path = tmp_path / "v.mp4"
+    with pytest.raises(ValueError, match=r"v\.mp4 is not a file"):
+        read_video(path)
+    for content in (b"", b"no video" * 100, _write(tmp_path / "w.mp4", _clip()).read_bytes()[:600]):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"v\.mp4"):
+            read_video(path)
+
+
+def test_gif(tmp_path):
+    frames = _clip(17)
+    write_gif(tmp_path / "v.gif", frames, 16)
+    with Image.open(tmp_path / "v.gif") as gif:
+        assert gif.n_frames == 17 and gif.info["loop"] == 0
+        total = 0
+        for t in range(17):
+            gif.seek(t)
+            total += gif.info["duration"]
+            assert np.abs(np.asarray(gif.convert("RGB")).astype(int) - frames[t]).max() <= 8
+    assert abs(total - 17 * 1000 / 16) < 10
+    for count, fps in ((0, 16), (2, 0), (2, 60)):
+        with pytest.raises(ValueError, match="a GIF needs"):
+            write_gif(tmp_path / "w.gif", frames[:count], fps)
+
+
+def test_to_uint8_rounds():
+    x = torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0, 2 / 255 - 1, 2.9 / 255 - 1, 3.1 / 255 - 1])
+    frames = to_uint8(x.view(8, 1, 1, 1).expand(8, 3, 1, 2))
+    assert frames.shape == (8, 1, 2, 3) and frames.dtype == np.uint8
+    assert frames[:, 0, 0, 0].tolist() == [0, 0, 128, 255, 255, 1, 1, 2]
+
+
+def test_all_levels_survive_a_round_trip(tmp_path):
+    levels = np.stack([np.arange(256, dtype=np.uint8).reshape(16, 16)] * 3, -1)
+    Image.fromarray(levels).save(tmp_path / "i.png")
+    pixels = read_image(tmp_path / "i.png", (16, 16))
+    assert (to_uint8(pixels) == levels).all()
+    assert (to_uint8(pixels[None, None].bfloat16())[0, 0].astype(int) - levels <= 1).all()
+
+
+def test_to_uint8_refuses_what_it_cannot_mean():
+    with pytest.raises(ValueError, match="NaN"):
+        to_uint8(torch.full((3, 2, 2), float("nan")))
+    for pixels in (torch.zeros(2, 2, 3), torch.zeros(3, 2), torch.zeros(3, 2, 2, dtype=torch.uint8)):
+        with pytest.raises(ValueError, match="give floats"):
+            to_uint8(pixels)
+
+
+def test_image_modes(tmp_path):
+    pixels = np.zeros((40, 80, 3), np.uint8)
+    pixels[:, 20:60] = 255  # crop to a square leaves the white middle
+    Image.fromarray(pixels).save(tmp_path / "i.png")
+    crop, extend = (read_image(tmp_path / "i.png", (20, 20), mode) for mode in ("crop", "stretch"))
+    assert crop.shape == extend.shape == (3, 20, 20) and crop.dtype == torch.float32
+    # The filter reaches half a pixel over the cut.
+    assert crop.min() > 0 and crop[:, :, 1:-1].min() == 1
+    assert extend[:, :, 0].max() == -1 and extend[:, :, 10].min() == 1
+    with pytest.raises(ValueError, match="mode is 'fit'"):
+        read_image(tmp_path / "i.png", (20, 20), "fit")
+
+
+def test_image_rotation_tag_and_kinds(tmp_path):
+    wide = Image.fromarray(np.repeat(np.arange(8, dtype=np.uint8)[None] * 30, 4, 0))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    wide.save(tmp_path / "turned.png", exif=exif)
+    turned = read_image(tmp_path / "turned.png", (8, 4))
+    assert (turned[:, :, 0].diff() > 0).all() and (turned[:, 0, :].diff() == 0).all()
+    Image.new("RGBA", (4, 4), (255, 0, 0, 255)).save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png", (2, 2)).flatten(1)[:, 0].tolist() == [1, -1, -1]
+    Image.new("I;16", (4, 4), 40_000).save(tmp_path / "deep.png")
+    with pytest.raises(ValueError, match=r"deep\.png .* 8 bits"):
+        read_image(tmp_path / "deep.png", (2, 2))
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "webp"])
+def test_truncated_images_are_named(tmp_path, kind):
+    path = tmp_path / f"i.{kind}"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(path)
+    whole = path.read_bytes()
+    for part in (0, 4, 20, len(whole) // 2):
+        path.write_bytes(whole[:part])
+        with pytest.raises(ValueError, match=rf"i\.{kind} cannot be read as an image"):
+            read_image(path, (8, 8))
+    with pytest.raises(ValueError, match="is not a file"):
+        read_image(tmp_path, (8, 8))
+
+
+@settings(max_examples=60, deadline=None)
+@given(place=st.integers(0, 10_000), value=st.integers(0, 255), kind=st.sampled_from(["png", "jpg", "webp", "gif"]))
+def test_a_damaged_image_is_read_or_refused_clearly(tmp_path_factory, place, value, kind):
+    path = tmp_path_factory.mktemp("i") / f"i.{kind}"
+    Image.fromarray(_clip(1)[0]).save(path)
+    content = bytearray(path.read_bytes())
+    content[place % len(content)] = value
+    path.write_bytes(content)
+    try:
+        assert read_image(path, (8, 8)).shape == (3, 8, 8)
+    except ValueError as error:
+        assert path.name in str(error)
+
+
+def test_contact_sheet_shows_first_and_last_frame_of_each_clip(tmp_path):
+    long, short = np.zeros((33, 64, 64, 3), np.uint8), np.zeros((3, 32, 64, 3), np.uint8)
+    long[0], long[-1], short[0], short[-1] = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)
+    labels = ["a " + "very " * 60 + "long prompt", "\u732b caf\u00e9"]
+    contact_sheet(tmp_path / "s.png", [long, short], labels, num_frames=5, height=96)
+    sheet = np.asarray(Image.open(tmp_path / "s.png").convert("RGB"))
+    width, header = 3 * 194 - 2, 30
+    assert sheet.shape == (4 + 2 * (96 + header + 4), 4 + width + 4, 3)
+    top, second = 4 + header, 4 + (96 + header + 4) + header
+    assert (sheet[top : top + 64, 4:68] == (255, 0, 0)).all()
+    assert (sheet[top : top + 64, 4 + 4 * 66 : 4 + 4 * 66 + 64] == (0, 255, 0)).all()
+    assert (sheet[second : second + 96, 4 : 4 + 192] == (0, 0, 255)).all()  # 32 pixels high: three times as large
+    assert (sheet[second : second + 96, 4 + 388 : 4 + width] == (255, 255, 0)).all()
+    for y in (top, second):  # there is ink above each strip
+        assert (sheet[y - header : y] < 128).any()
+
+
+def test_contact_sheet_columns_and_large_frames(tmp_path):
+    clips = [np.full((4, 192, 320, 3), level, np.uint8) for level in (10, 20, 30)]
+    contact_sheet(tmp_path / "s.png", clips, columns=2, num_frames=2, height=48)
+    sheet = np.asarray(Image.open(tmp_path / "s.png").convert("RGB"))
+    assert sheet.shape == (4 + 2 * 52, 4 + 2 * (2 * 82 - 2 + 4), 3)
+    assert [sheet[20, 20, 0], sheet[20, 190, 0], sheet[80, 20, 0], sheet[80, 190, 0]] == [10, 20, 30, 255]
+
+
+@pytest.mark.parametrize(("clips", "labels"), [([], None), ([_clip()], ["a", "b"]), ([_clip()[:0]], None)])
+def test_bad_contact_sheets_are_refused(tmp_path, clips, labels):
+    with pytest.raises(ValueError, match="a contact sheet needs"):
+        contact_sheet(tmp_path / "s.png", clips, labels)
+    assert _names(tmp_path) == []

@@ -1,0 +1,154 @@
+"""Sources that train a causal student on recorded data: noised clips (CausVid) and ODE pairs."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+
+import torch
+
+from model.base import Sample
+from model.flow import check_mask
+from model.noised import generate_from_data
+from trainer.sources.latents import Source, check_length, epoch_row
+from utils.data.records import check_on_bad
+from utils.data.store import open_clips, open_pairs
+from wan.condition import Condition
+from wan.geometry import chunks
+from wan.ledger import CacheConfig
+from wan.schedule import Schedule, step_sigmas
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class NoisedDataConfig:
+    """Clean clips, each chunk noised to one drawn step, and the generator's x0 of them in one masked forward.
+
+    clips: a folder or LMDB of encoded clips, cut to `frames` latent frames. steps, shift, warp: the
+    student's. teacher_forcing: chunks see the clean chunks before them, else the noised ones.
+    """
+
+    clips: str = ""
+    batch: int = 8  # clips in the global batch
+    frames: int = 21
+    chunk: int = 3
+    first_chunk: int = 0
+    steps: tuple[float, ...] = (1000.0, 750.0, 500.0, 250.0)
+    shift: float = 5.0
+    warp: bool = True
+    rounding: str = "none"
+    clean_step: bool = False  # also draw sigma 0: chunks that others see as the context pass shows them
+    teacher_forcing: bool = False
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    on_bad: str = "stop"  # stop | skip a clip that cannot be used
+
+    def check(self):
+        check_on_bad(self.on_bad)
+        step_sigmas(self.steps, self.shift, self.warp)
+        Schedule(self.shift, self.rounding)
+        check_mask(self.cache, chunks(self.frames, self.chunk, self.first_chunk or None))
+        if self.batch < 1 or not self.clips:
+            raise ValueError("write clips (a folder or LMDB of encoded clips) and a batch of at least 1")
+
+    def build(self) -> NoisedData:
+        """Returns the source."""
+        return NoisedData(self)
+
+
+class NoisedData(Source):
+    """Latents that the generator makes of noised clips. `real` are the clips themselves."""
+
+    fills = frozenset({"latents", "condition", "null", "spans", "real"})
+
+    def __init__(self, config: NoisedDataConfig):
+        self.config, self.clips = config, open_clips(config.clips, config.on_bad)
+        check_length(config.clips, self.clips.shortest, config.frames)
+        self.spans = chunks(config.frames, config.chunk, config.first_chunk or None)
+        self.schedule = Schedule(config.shift, config.rounding)
+        clean = [0.0] if config.clean_step else []
+        self.sigmas = torch.tensor([*step_sigmas(config.steps, config.shift, config.warp), *clean])
+
+    def next(self, step: int, roles, rng, with_grad: bool = True, index: range | None = None) -> Sample:
+        """Generates one batch from noised data; `step` counts samples, so generator and critic never share one."""
+        config, index = self.config, self.index(step) if index is None else index
+        rows = [self.clips[epoch_row(i, len(self.clips), rng)] for i in index]
+        prompts = [prompt for _, prompt in rows]
+        clean = torch.stack([clip[: config.frames] for clip, _ in rows]).float().to(roles.device)
+        null = roles.text([roles.negative_prompt]).expand(len(prompts), -1, -1)
+        condition = Condition(roles.text(prompts), null)
+        noise = rng.at("sample", step, "data noise").normal_batch(clean.shape[1:], index).to(clean)
+        sigma = self.draw_sigma(step, rng, index).to(clean.device)
+        with torch.set_grad_enabled(with_grad):
+            made = generate_from_data(
+                roles.generator,
+                clean,
+                noise,
+                sigma,
+                condition,
+                self.spans,
+                self.schedule,
+                config.cache,
+                config.teacher_forcing,
+            )
+        return Sample(step, made, condition, index, self.spans, prompts, real=clean)
+
+    def draw_sigma(self, step: int, rng, index) -> torch.Tensor:
+        """Returns sigma [B, F]: one of the student's noise levels per chunk."""
+        source, count = rng.at("sample", step, "data step"), len(self.sigmas)
+        drawn = source.integers_batch(0, count, index, shape=(len(self.spans),))
+        return self.sigmas[drawn.repeat_interleave(torch.tensor([len(s) for s in self.spans]), 1)]
+
+
+@dataclass
+class OdePairsConfig:
+    """A teacher's recorded trajectories (`scripts/make_ode_pairs.py`, or an LMDB in Self-Forcing's layout)."""
+
+    path: str = ""
+    batch: int = 8  # pairs in the global batch
+    frames: int = 21  # latent frames; longer pairs are cut
+    chunk: int = 3
+    first_chunk: int = 0
+    on_bad: str = "stop"  # stop | skip a pair that cannot be used
+
+    def check(self):
+        check_on_bad(self.on_bad)
+        chunks(self.frames, self.chunk, self.first_chunk or None)
+        if self.batch < 1 or not self.path:
+            raise ValueError("write path (the folder that scripts/make_ode_pairs.py filled) and a batch of at least 1")
+
+    def build(self) -> OdePairs:
+        """Returns the source."""
+        return OdePairs(self)
+
+
+class OdePairs(Source):
+    """Trajectories with their prompts; fills trajectory, condition and spans."""
+
+    fills = frozenset({"trajectory", "condition", "spans"})
+
+    def __init__(self, config: OdePairsConfig):
+        self.config, self.pairs = config, open_pairs(config.path, config.on_bad)
+        check_length(config.path, self.pairs.shape[1], config.frames)
+        self.spans = chunks(config.frames, config.chunk, config.first_chunk or None)
+        if self.sigmas is None:
+            logger.warning("%s does not say its noise levels; loss.steps is taken on trust", config.path)
+
+    @property
+    def num_states(self) -> int:
+        """States of a trajectory, its clean end among them."""
+        return self.pairs.shape[0]
+
+    @property
+    def sigmas(self) -> tuple[float, ...] | None:
+        """Noise levels of the states, or None where the store does not say them."""
+        return self.pairs.sigmas
+
+    def next(self, step: int, roles, rng, with_grad: bool = True, index: range | None = None) -> Sample:
+        """Returns the batch of one step: each pair once an epoch, in a new order each."""
+        config, index = self.config, self.index(step) if index is None else index
+        rows = [self.pairs[epoch_row(i, len(self.pairs), rng)] for i in index]
+        prompts = [prompt for _, prompt in rows]
+        trajectory = torch.stack([states[:, : config.frames] for states, _ in rows]).float().to(roles.device)
+        condition = Condition(roles.text(prompts).to(roles.device))
+        return Sample(step, None, condition, index, self.spans, prompts, trajectory=trajectory)

@@ -1,0 +1,170 @@
+"""The source of self-forcing: the generator's own rollout, by the loop that generates videos."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from model.base import Sample
+from pipeline.options import ContextConfig, FewStepConfig
+from pipeline.rollout import Chunk, Rollout
+from pipeline.sampler import RandomExit
+from pipeline.track import Fixed
+from trainer.sources.latents import Source, check_length, epoch_row
+from trainer.sources.window import loss_window
+from utils.data.prompts import read_prompts
+from utils.data.records import check_on_bad
+from utils.data.store import open_clips
+from wan.condition import Condition
+from wan.geometry import Geometry, chunks
+from wan.ledger import CacheConfig, Ledger
+from wan.spec import spec_for
+
+
+@dataclass
+class RolloutConfig:
+    """Rollouts of the generator on prompts.
+
+    prompts: a text file, one per line. clips: a folder or LMDB of encoded clips instead; their prompts are
+    used and their latents are the real ones (GAN). frames: length in latent frames; {min: 21, max: 60}, or
+    frames_max beside it: drawn per step in whole chunks. loss_frames: how many of the last are scored.
+    given: so many first frames are those of the clips (image to video: 1); they do not count in the loss.
+    """
+
+    prompts: str = ""
+    clips: str = ""
+    batch: int = 8
+    frames: Any = 21
+    frames_max: int = 0
+    loss_frames: int = 21
+    chunk: int = 3
+    first_chunk: int = 0
+    given: int = 0
+    height: int = 0
+    width: int = 0
+    sampler: FewStepConfig = field(default_factory=FewStepConfig)
+    exit_per_chunk: bool = False  # an exit step for each chunk instead of one for all
+    last_step_only: bool = False
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    context: ContextConfig = field(default_factory=ContextConfig)
+    on_bad: str = "stop"  # stop | skip a clip that cannot be used
+
+    def __post_init__(self):
+        ranged = isinstance(self.frames, dict) and self.frames.keys() == {"min", "max"} and not self.frames_max
+        if ranged:
+            self.frames, self.frames_max = self.frames["min"], self.frames["max"]
+        numbers = all(type(frames) is int for frames in (self.frames, self.frames_max))
+        if not numbers or (ranged and self.frames_max < self.frames):
+            message = f"frames is {self.frames!r} and frames_max {self.frames_max!r}"
+            raise ValueError(f"{message}; write frames: 21, or frames: {{min: 21, max: 60}} alone (latent frames)")
+
+    def check(self):
+        check_on_bad(self.on_bad)
+        if self.batch < 1:
+            raise ValueError("batch must be at least 1")
+        if bool(self.prompts) == bool(self.clips):
+            raise ValueError("write either prompts (a text file) or clips (a folder of encoded clips)")
+        for length in {self.frames, self.frames_max or self.frames, self.loss_frames}:
+            chunks(length, self.chunk, self.given or self.first_chunk or None)
+        if self.given and not self.clips:
+            raise ValueError("given frames come from clips; write clips (a folder of encoded clips) instead of prompts")
+        if self.frames_max and self.frames_max < self.frames:
+            raise ValueError(f"frames_max {self.frames_max} is smaller than frames {self.frames}")
+        longest = self.frames_max or self.frames
+        if self.loss_frames > longest:
+            raise ValueError(
+                f"loss_frames {self.loss_frames} is more than a rollout's {longest} frames; write at most that"
+            )
+        Ledger(self.cache, max(self.chunk, self.first_chunk), longest)  # raises for a window that holds no chunk
+
+    def build(self) -> RolloutSource:
+        """Returns the source."""
+        return RolloutSource(self)
+
+
+class Generating(Source):
+    """What sources share that let the generator roll out: exit steps and noise, by the sampler's knobs."""
+
+    def exits(self, step: int, count: int, rng, *key: int) -> list[int]:
+        """Returns the exit step of each chunk, equal on all ranks; key: tells several rollouts of a step apart."""
+        last = len(self.config.sampler.steps) - 1
+        if self.config.last_step_only:
+            return [last] * count
+        drawn = rng.shared(step, "exit").integers(0, last + 1, *key, shape=(count,)).tolist()
+        return drawn if self.config.exit_per_chunk else drawn[:1] * count
+
+    def exit_range(self, exits: list[int]) -> tuple[int, int] | None:
+        """Returns (the step stopped at, the next one) on the 1000-grid, if all chunks stopped alike."""
+        steps = [int(s) for s in self.config.sampler.steps] + [0]
+        return (steps[exits[0]], steps[exits[0] + 1]) if len(set(exits)) == 1 else None
+
+    def noise(self, step: int, index: range, geometry: Geometry, rng):
+        """Returns noise(span, k) of one rollout, keyed by step, sample, frame and k."""
+        source, shape = rng.at("sample", step, "rollout"), geometry.latent_shape(1)[1:]
+        return lambda span, k: source.normal_batch((len(span), *shape), index, span.start, k)
+
+    def geometry(self, roles) -> Geometry:
+        """Returns the videos' size."""
+        return Geometry.of(spec_for(roles.generator.spec, roles.vae.strides), self.config.height, self.config.width)
+
+
+class RolloutSource(Generating):
+    """Generated latents with gradient at the exit step only."""
+
+    def __init__(self, config: RolloutConfig):
+        self.config = config
+        self.clips = open_clips(config.clips, config.on_bad) if config.clips else None
+        if self.clips:
+            check_length(config.clips, self.clips.shortest, max(config.given, config.loss_frames))
+        self.prompts = [] if self.clips else [line.prompt for line in read_prompts(config.prompts)]
+        self.fills = frozenset({"latents", "condition", "null", "spans"} | ({"real"} if self.clips else set()))
+
+    def next(self, step: int, roles, rng, with_grad: bool = True, index: range | None = None) -> Sample:
+        """Rolls out one batch; `step` counts samples, so that generator and critic never share one."""
+        config, index = self.config, self.index(step) if index is None else index
+        clips, prompts = self.rows(index, rng)
+        condition = Condition(roles.text(prompts), roles.text([roles.negative_prompt]).expand(len(prompts), -1, -1))
+        spans = chunks(self.length(step, rng), config.chunk, config.given or config.first_chunk or None)
+        given = [Chunk(spans[0], _cut(clips, config.given).to(roles.device), given=True)] if config.given else []
+        made_spans = spans[len(given) :]
+        exits = self.exits(step, len(made_spans), rng)
+        geometry = self.geometry(roles)
+        noise = self.noise(step, index, geometry, rng)
+        rollout = self.rollout(roles, geometry, dict(zip(made_spans, exits, strict=True)), spans[-1].stop)
+        with torch.set_grad_enabled(with_grad):
+            video = rollout(Fixed(condition), made_spans, noise, len(prompts), given)
+            made = torch.cat([chunk.latents for chunk in video], 1)
+        latents, mask = loss_window(made, config.loss_frames, roles.vae, len(spans[0]))
+        if given and mask is None:
+            mask = torch.arange(made.shape[1], device=made.device) >= config.given
+        real = _cut(clips, latents.shape[1]).to(latents) if self.clips else None
+        return Sample(step, latents, condition, index, spans, prompts, mask, self.exit_range(exits), real=real)
+
+    def rows(self, index, rng) -> tuple[list[torch.Tensor], list[str]]:
+        """Returns (real clips, prompts) of samples by their numbers in the run; no clips without a folder of them."""
+        records = self.clips or self.prompts
+        drawn = [records[epoch_row(i, len(records), rng)] for i in index]
+        return ([clip for clip, _ in drawn], [prompt for _, prompt in drawn]) if self.clips else ([], drawn)
+
+    def length(self, step: int, rng) -> int:
+        """Returns this step's length in latent frames, equal on all ranks."""
+        config = self.config
+        if not config.frames_max:
+            return config.frames
+        choices = (config.frames_max - config.frames) // config.chunk + 1
+        return config.frames + config.chunk * int(rng.shared(step, "length").integers(0, choices))
+
+    def rollout(self, roles, geometry: Geometry, exits: dict, total: int) -> Rollout:
+        """Returns the rollout; only frames inside the loss window carry gradient."""
+        config, first = self.config, total - self.config.loss_frames
+        sampler = RandomExit(config.sampler.build(), exits.__getitem__, lambda span: span.start >= first)
+        return Rollout(
+            roles.generator, sampler, geometry, config.cache, config.context, training=True, device=roles.device
+        )
+
+
+def _cut(clips: list[torch.Tensor], num_frames: int) -> torch.Tensor:
+    """Returns the first frames of the clips, fp32 [B, F, C, h, w]."""
+    return torch.stack([clip[:num_frames] for clip in clips]).float()

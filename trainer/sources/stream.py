@@ -1,0 +1,239 @@
+"""The source of streaming long tuning: videos that go on from one update to the next.
+
+Each update, of generator or critic, takes the next stretch of the same videos. Caches, last latents and prompts stay in
+between, so that a step costs what a short rollout costs and the model learns from frames as late as it will make.
+The generator's stretch carries gradient, but for chunks before a prompt switch inside it; the loss sees the last
+`loss_frames` frames and counts the new ones.
+Source: LongLive (arXiv 2509.22622) section 3.3; LongLive, model/streaming_training.py.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any
+
+import torch
+
+from model.base import Sample
+from pipeline.options import ContextConfig, FewStepConfig
+from pipeline.rollout import Rollout
+from pipeline.sampler import RandomExit
+from pipeline.track import PromptSchedule
+from trainer.sources.latents import epoch_row, read_pairs
+from trainer.sources.rollout import Generating
+from trainer.sources.running import RunningVideos
+from trainer.sources.window import loss_window
+from utils.config import to_dict
+from utils.data.schedules import frame_list
+from wan.condition import Condition
+from wan.geometry import chunks
+from wan.ledger import CacheConfig, Ledger
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class StreamConfig:
+    """Videos of up to `max_frames` (a list: one is drawn for each video), segment by segment; lengths in latent frames.
+
+    prompts: a text file, one per line. switch_prompts: another one, line by line: what the video changes to, at a frame
+    that is drawn for each video from switch_frames, or from switch_range (first, last) in steps of a chunk; the switch
+    comes with the first chunk that starts there or later, and not at all in a video that ends before.
+    loss_frames: length of the first stretch and of the loss window. min_new_frames: the shortest later stretch; each
+    is drawn from there to a chunk below loss_frames. train_first_chunk: false = a video's first stretch is not scored.
+    save_videos: whether a checkpoint holds the running videos with their caches (for Wan-1.3B 2.6 GB each); false:
+    they begin anew at a resume.
+    """
+
+    prompts: str = ""
+    switch_prompts: str = ""
+    switch_frames: Any = ()  # [21, 39], "21, 39" or 21
+    switch_range: tuple[int, ...] = ()
+    batch: int = 8
+    max_frames: Any = 240  # or a list
+    loss_frames: int = 21
+    min_new_frames: int = 18
+    train_first_chunk: bool = True
+    chunk: int = 3
+    height: int = 0
+    width: int = 0
+    sampler: FewStepConfig = field(default_factory=FewStepConfig)
+    exit_per_chunk: bool = False  # an exit step for each chunk instead of one for all
+    last_step_only: bool = False
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    context: ContextConfig = field(default_factory=ContextConfig)
+    save_videos: bool = True
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """The lengths of which each video has one."""
+        return frame_list("max_frames", self.max_frames)
+
+    @property
+    def frames(self) -> int:
+        """The longest video: the length of a preview."""
+        return max(self.lengths)
+
+    @property
+    def switches(self) -> tuple[int, ...]:
+        """The frames of which each video's switch has one; none without switch_prompts."""
+        if self.switch_range:
+            return tuple(range(self.switch_range[0], self.switch_range[1] + 1, self.chunk))
+        return frame_list("switch_frames", self.switch_frames)
+
+    def check(self):
+        if not self.prompts:
+            raise ValueError("prompts is empty; write a text file with one prompt per line")
+        if self.batch < 1:
+            raise ValueError("batch must be at least 1")
+        named = [("loss_frames", self.loss_frames), ("min_new_frames", self.min_new_frames)]
+        for name, length in [*named, *(("max_frames", length) for length in self.lengths)]:
+            try:
+                chunks(length, self.chunk)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
+        if self.min_new_frames >= self.loss_frames:
+            raise ValueError(
+                f"min_new_frames {self.min_new_frames} leaves no overlap in a loss window of {self.loss_frames}; write "
+                f"at most {self.loss_frames - self.chunk}"
+            )
+        shortest = self.loss_frames + (0 if self.train_first_chunk else self.min_new_frames)
+        if min(self.lengths, default=0) < shortest:
+            raise ValueError(
+                f"max_frames is {self.max_frames}; write at least {shortest}, the first scored stretch's end"
+            )
+        self._check_switches()
+        Ledger(self.cache, self.chunk, self.frames)  # raises for a window that holds no chunk
+
+    def _check_switches(self) -> None:
+        given = bool(self.switch_frames) + bool(self.switch_range)
+        if given != bool(self.switch_prompts):
+            raise ValueError(
+                "a switch needs switch_prompts (a text file, line by line with prompts) and one of switch_frames and "
+                "switch_range; write these two, or none of the three"
+            )
+        if self.switch_range and (len(self.switch_range) != 2 or self.switch_range[0] > self.switch_range[1]):
+            raise ValueError(f"switch_range is {list(self.switch_range)}; write [first, last], e.g. [21, 201]")
+        if given and not 1 <= min(self.switches) <= self.frames - self.chunk:
+            raise ValueError(
+                f"no video reaches a switch: the first is asked for at frame {min(self.switches)}; write frames from 1 "
+                f"to {self.frames - self.chunk}, where the last chunk of {self.frames} frames starts"
+            )
+
+    def build(self) -> StreamSource:
+        """Returns the source."""
+        return StreamSource(self)
+
+
+class StreamSource(Generating):
+    """Rollout segments of long videos. Each part of a rank's share has its own, so parts and ranks change nothing."""
+
+    fills = frozenset({"latents", "condition", "null", "spans"})
+
+    def __init__(self, config: StreamConfig):
+        self.config = config
+        self.lines = read_pairs(config.prompts, config.switch_prompts)
+        self.prompts = [line[0] for line in self.lines]
+        self.videos: dict[range, RunningVideos] = {}  # places in the global batch -> what runs there
+        self.first = 0  # number of the video that a place without one begins
+
+    def next(self, step: int, roles, rng, with_grad: bool = True, index: range | None = None) -> Sample:
+        """Goes on by one stretch; `step` counts stretches, so that generator and critic never share one."""
+        config, index = self.config, self.index(step) if index is None else index
+        base = self.index(step).start
+        places = range(index.start - base, index.stop - base)
+        video = self.videos.get(places)
+        if video is None or not self.goes_on(video):
+            number = video.number + 1 if video else self.first
+            video = self.videos[places] = self.begin(places, number, roles, rng)
+            if not config.train_first_chunk:
+                self.extend(video, step, config.loss_frames, roles, rng, index, with_grad=False)
+        return self.extend(video, step, self.new_frames(video, step, rng), roles, rng, index, with_grad)
+
+    def goes_on(self, video: RunningVideos) -> bool:
+        """True if the video has room for another stretch."""
+        return video.length + self.config.min_new_frames <= video.max_frames
+
+    def begin(self, places: range, number: int, roles, rng) -> RunningVideos:
+        """Returns the next video of these places; length and switch are equal on all ranks."""
+        lengths = self.config.lengths
+        length = lengths[int(rng.shared(number, "video length").integers(0, len(lengths)))]
+        choices = [frame for frame in self.config.switches if frame < length]
+        switch = choices[int(rng.shared(number, "video switch").integers(0, len(choices)))] if choices else None
+        rows = [epoch_row(number * self.config.batch + place, len(self.lines), rng) for place in places]
+        return self.video(number, length, switch, rows, roles)
+
+    def video(self, number: int, max_frames: int, switch: int | None, rows: list[int], roles) -> RunningVideos:
+        """Returns a video at its start, of these lines of the prompt files."""
+        config = self.config
+        prompts = [[self.lines[row][cue] for row in rows] for cue in range(1 if switch is None else 2)]
+        null = roles.text([roles.negative_prompt]).expand(len(rows), -1, -1)
+        cues = zip((0, switch), (Condition(roles.text(texts), null) for texts in prompts), strict=False)
+        few, size = config.sampler.build(), self.geometry(roles)
+        rollout = Rollout(roles.generator, few, size, config.cache, config.context, training=True, device=roles.device)
+        rollout.start(len(rows), config.chunk, max_frames)
+        return RunningVideos(number, max_frames, switch, rows, prompts, PromptSchedule(list(cues)), rollout)
+
+    def new_frames(self, video: RunningVideos, step: int, rng) -> int:
+        """Returns the length of the video's next stretch, equal on all ranks."""
+        config = self.config
+        if not video.length:
+            return config.loss_frames
+        most = min(video.max_frames - video.length, config.loss_frames - config.chunk)
+        choices = range(config.min_new_frames, most + 1, config.chunk)
+        return choices[int(rng.shared(step, "new frames").integers(0, len(choices)))]
+
+    def extend(self, video: RunningVideos, step: int, count: int, roles, rng, index: range, with_grad: bool) -> Sample:
+        """Generates the next `count` frames, which alone enter the loss; none before a prompt switch has gradient."""
+        config = self.config
+        spans = chunks(count, config.chunk, start=video.length)
+        exits = self.exits(step, count // config.chunk, rng, video.length)
+        first = video.entry(spans) or 0
+        exit_step = dict(zip(spans, exits, strict=True)).__getitem__
+        video.rollout.sampler = RandomExit(config.sampler.build(), exit_step, lambda span: span.start >= first)
+        noise = self.noise(step, index, video.rollout.geometry, rng)
+        with torch.set_grad_enabled(with_grad):
+            made = [video.rollout.generate_chunk(video.track, span, noise).latents for span in spans]
+            whole = torch.cat(made if video.previous is None else [video.previous, *made], 1)
+        latents, mask = loss_window(whole, config.loss_frames, roles.vae, config.loss_frames - count)
+        video.previous, video.length = whole[:, -config.loss_frames :].detach().clone(), video.length + count
+        prompts = video.prompts[video.track.cursor]
+        seen = chunks(latents.shape[1], config.chunk)
+        return Sample(step, latents, video.condition, index, seen, prompts, mask, self.exit_range(exits))
+
+    def state_dict(self) -> dict:
+        """Returns the running videos, each rank's own, with what they fit."""
+        videos = [self.videos[places] for places in sorted(self.videos, key=lambda places: places.start)]
+        state = {"number": videos[0].number if videos else self.first, "running": bool(videos)}
+        if not videos or not self.config.save_videos:
+            return state
+        fits = self._fits(list(self.videos), videos[0].rollout.denoiser)
+        return state | {"fits": fits, "films": [video.state_dict() for video in videos]}
+
+    def load_state_dict(self, state: dict, shares: list[range], roles) -> None:
+        """Goes on with the saved videos to the bit; on another number of ranks or with other knobs they begin anew."""
+        self.videos, self.first = {}, state.get("number", 0)
+        saved = state.get("films", [])
+        if saved and saved[0]["rows"] is None:
+            why = "the checkpoint is of another number of ranks"
+        elif saved and state["fits"] != self._fits(shares, roles.generator):
+            why = "knobs of the source, its prompts or the shares of the batch have changed"
+        else:
+            why = "the checkpoint does not hold them"
+            for places, saved_video in zip(shares, saved, strict=True) if saved else ():
+                saved_rows = saved_video["rows"].tolist()
+                self.videos[places] = self.video(
+                    self.first, saved_video["max_frames"], saved_video["switch"], saved_rows, roles
+                )
+                self.videos[places].load_state_dict(saved_video)
+        if state.get("running") and not self.videos:
+            logger.warning("the running videos begin anew, with video %d of each place: %s", self.first, why)
+
+    def _fits(self, shares: Sequence[range], generator) -> dict:
+        """Returns what must be the same where videos go on: knobs, prompts, how batch and heads are shared."""
+        lines = blake2b(repr(self.lines).encode(), digest_size=16).hexdigest()
+        rows = [len(share) for share in shares]
+        return {"source": to_dict(self.config), "lines": lines, "rows": rows, "heads": generator.cache_heads}

@@ -1,0 +1,198 @@
+"""Reads pictures and videos, writes contact sheets. Frames are uint8 arrays [P, H, W, 3] (RGB).
+
+`utils/media/mp4.py` writes videos.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import struct
+import textwrap
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+from utils.atomic import atomic_write
+
+SHEET_MARGIN, SHEET_FONT, SHEET_LABEL_LINES = 4, 12, 2
+
+
+def to_uint8(pixels) -> np.ndarray:
+    """Returns uint8 [..., H, W, 3] from a float tensor [..., 3, H, W] in [-1, 1] on any device.
+
+    round(127.5 x + 127.5) after clamping, so that 0..255 survive a round trip.
+    Differs from Self-Forcing and LongLive: they truncate, which darkens by half a level.
+    Errors: ValueError for NaN, or when the third dimension from the right is not 3.
+    """
+    import torch
+
+    if pixels.dim() < 3 or pixels.shape[-3] != 3 or not pixels.is_floating_point():
+        raise ValueError(f"pixels are {pixels.dtype} {list(pixels.shape)}; give floats [..., 3, H, W] in [-1, 1]")
+    pixels = pixels.detach().float()
+    if bool(torch.isnan(pixels).any()):
+        raise ValueError("the pixels hold NaN; the weights or the precision that made them are wrong")
+    levels = (pixels.clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
+    return levels.movedim(-3, -1).contiguous().cpu().numpy()
+
+
+def check_frames(frames) -> np.ndarray:
+    """Returns frames as a contiguous uint8 array [P, H, W, 3]; errors: ValueError for another type or shape."""
+    frames = np.asarray(frames)
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
+        raise ValueError(f"frames are {frames.dtype} {list(frames.shape)}; give uint8 [P, H, W, 3] (see to_uint8)")
+    return np.ascontiguousarray(frames)
+
+
+def read_video(path: str | Path, seconds: float | None = None, most: int = 0) -> tuple[np.ndarray, float]:
+    """Returns (uint8 frames [P, H, W, 3], frames per second); only the first `seconds` or `most` frames if given.
+
+    Errors: ValueError naming a file that is no video.
+    """
+    with open_video(path) as (frames, rate):
+        count = (most or None) if seconds is None else math.ceil(seconds * rate) + 1
+        return np.stack(list(itertools.islice(frames, count))), float(rate)
+
+
+def evenly_spaced(num_frames: int, count: int) -> list[int]:
+    """Returns the numbers of `count` frames of a clip, or of all if there are fewer; first and last among them."""
+    return np.linspace(0, num_frames - 1, min(count, num_frames)).round().astype(int).tolist()
+
+
+def read_strip(path: str | Path, count: int) -> np.ndarray:
+    """Returns `count` evenly spaced frames [<= count, H, W, 3] of a video of any length; errors: as `read_video`."""
+    import av
+
+    with _explain_damage(path), av.open(f"file:{_existing(path)}") as container:
+        total = sum(1 for packet in container.demux(video=0) if packet.size) if container.streams.video else 0
+    picks = set(evenly_spaced(total, count))
+    with open_video(path) as (frames, _):
+        return np.stack([frame for number, frame in enumerate(frames) if number in picks])
+
+
+@contextlib.contextmanager
+def open_video(path: str | Path) -> Iterator[tuple[Iterator[np.ndarray], Fraction]]:
+    """A context: (iterator over uint8 frames [H, W, 3], frames per second), for videos too long for the memory.
+
+    Errors: ValueError naming a file that is no video, also while the frames are taken.
+    """
+    import av
+
+    path = _existing(path)
+    with _explain_damage(path):
+        container = av.open(f"file:{path}")
+    with container:
+        if not container.streams.video:
+            raise ValueError(f"{path} holds no video stream")
+        stream = container.streams.video[0]
+        frames = _decode(path, container, stream)
+        if (first := next(frames, None)) is None:
+            raise ValueError(f"{path} holds a video stream without a frame")
+        yield itertools.chain([first], frames), stream.average_rate or stream.guessed_rate
+
+
+def _decode(path, container, stream) -> Iterator[np.ndarray]:
+    with _explain_damage(path):
+        for frame in container.decode(stream):
+            yield frame.to_ndarray(format="rgb24")
+
+
+@contextlib.contextmanager
+def _explain_damage(path: Path):
+    import av
+
+    try:
+        yield
+    except av.FFmpegError as error:
+        raise ValueError(
+            f"{path} cannot be read as a video ({error.strerror}); it is damaged or of another kind"
+        ) from error
+
+
+def _existing(path: str | Path) -> Path:
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file; check the path")
+    return path
+
+
+def read_image(path: str | Path, size: tuple[int, int], mode: str = "stretch"):
+    """Returns a float32 tensor [3, H, W] in [-1, 1] of an image brought to `size` (H, W).
+
+    mode: "stretch" changes the aspect (as Self-Forcing does: Pillow's antialiased bilinear), "crop" keeps it and cuts
+    the borders evenly. A camera's rotation tag is applied. Errors: ValueError naming a file that is no whole image.
+    """
+    import torch
+    from PIL import Image, ImageOps
+
+    if mode not in ("stretch", "crop"):
+        raise ValueError(f"mode is {mode!r}; write 'stretch' or 'crop'")
+    path, (height, width) = _existing(path), size
+    try:
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file)
+            image.load()
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} cannot be read as an image ({error}); it is damaged or of another kind") from error
+    if image.mode[0] in "IF":
+        raise ValueError(f"{path} has pixels of kind {image.mode}; save it with 8 bits per channel")
+    image = image.convert("RGB")
+    if mode == "stretch":
+        image = image.resize((width, height), Image.BILINEAR)
+    else:
+        image = ImageOps.fit(image, (width, height), Image.BILINEAR)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div(127.5).sub(1).contiguous()
+
+
+def contact_sheet(path, clips: Sequence, labels: Sequence[str] | None = None, *, columns=1, num_frames=8, height=128):
+    """Writes a PNG: each clip (uint8 [P, H, W, 3]) as a strip of `num_frames` evenly spaced frames under its label.
+
+    The first and the last frame are always among them. columns: strips side by side. height: of a shown frame in
+    pixels; smaller frames are enlarged by whole factors, so that their pixels stay visible.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    clips = [check_frames(clip) for clip in clips]
+    if not clips or not all(map(len, clips)) or (labels is not None and len(labels) != len(clips)):
+        count = "no" if labels is None else len(labels)
+        raise ValueError(
+            f"a contact sheet needs clips with frames and a label each; got {len(clips)} and {count} labels"
+        )
+    strips = [_strip(clip, num_frames, height) for clip in clips]
+    font = ImageFont.load_default(SHEET_FONT)
+    wide, tall = max(s.width for s in strips), max(s.height for s in strips)
+    header = 0 if labels is None else SHEET_LABEL_LINES * (SHEET_FONT + 3)
+    cell = (wide + SHEET_MARGIN, tall + header + SHEET_MARGIN)
+    rows = -(-len(clips) // columns)
+    sheet = Image.new("RGB", (columns * cell[0] + SHEET_MARGIN, rows * cell[1] + SHEET_MARGIN), (255, 255, 255))
+    draw = ImageDraw.Draw(sheet)
+    for i, strip in enumerate(strips):
+        x, y = SHEET_MARGIN + i % columns * cell[0], SHEET_MARGIN + i // columns * cell[1]
+        if labels is not None:
+            draw.multiline_text((x, y), _fold(labels[i], font, wide), fill=(0, 0, 0), font=font, spacing=2)
+        sheet.paste(strip, (x, y + header))
+    atomic_write(path, lambda file: sheet.save(file, format="PNG"))
+
+
+def _strip(clip: np.ndarray, num_frames: int, height: int):
+    from PIL import Image
+
+    shown = evenly_spaced(len(clip), num_frames)
+    tall, wide = clip.shape[1:3]
+    factor = height / tall if tall > height else max(1, height // tall)
+    size = (max(1, round(wide * factor)), max(1, round(tall * factor)))
+    strip = Image.new("RGB", (len(shown) * (size[0] + 2) - 2, size[1]), (128, 128, 128))
+    for i, frame in enumerate(clip[shown]):
+        resized = Image.fromarray(frame).resize(size, Image.BOX if factor < 1 else Image.NEAREST)
+        strip.paste(resized, (i * (size[0] + 2), 0))
+    return strip
+
+
+def _fold(label: str, font, width: int) -> str:
+    """Returns the label in at most SHEET_LABEL_LINES lines of about `width` pixels; the rest becomes '...'."""
+    label = label.encode("latin-1", "replace").decode("latin-1").strip()  # the built-in font knows no other letters
+    letters = int(0.95 * width * len(label) / max(font.getlength(label), 1))
+    return "\n".join(textwrap.wrap(label, max(letters, 8), max_lines=SHEET_LABEL_LINES, placeholder=" ..."))
