@@ -1,4 +1,4 @@
-"""Writes the tables of recorded results into README.md and docs/results.md, from docs/results/*.json.
+"""Writes the tables of recorded results, docs/results/*.json, and of the ancestors' keys into README.md and docs/.
 
 python scripts/tables.py            # rewrites what stands between <!-- table:NAME --> and <!-- end -->
 python scripts/tables.py --check    # exit 1 if a page does not say what the records say
@@ -10,6 +10,7 @@ import argparse
 import json
 import re
 import sys
+from importlib import import_module
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -20,7 +21,7 @@ from scripts.experiments.records import pooled, read_seeds
 from scripts.markdown import head, line, with_half
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "docs/results.md", "docs/training.md")
+PAGES = ("README.md", "docs/results.md", "docs/training.md", "docs/migrate.md")
 BLOCK = re.compile(r"(<!-- table:([\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 SHOWN = ("digit", "colour", "direction", "speed", "consistency", "identity", "area")
 
@@ -220,6 +221,7 @@ MAKERS = {
     "memory": memory,
     "switches": switches,
     "long": lambda name: long_table(name, ROOT),
+    "keys": lambda name: import_module("scripts.migrate.table").keys(name),  # late: it loads torch
 }
 
 

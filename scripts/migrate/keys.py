@@ -31,6 +31,7 @@ DROPPED = {
     "inference_iter": "cut the prompt file instead",
     "extended_prompt_path": "write data.extended_path",
     "discriminator_warmup_steps": "critic and discriminator start together",
+    "concat_time_embeddings": "the discriminator classifies its register tokens alone",
     "loss_scale": "bf16 needs none",
     "adapter.type": "LoRA is the only one",
     "adapter.dropout": "adapters have none here",
