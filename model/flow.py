@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from model.base import Sample, count_frames, draw_noise
+from model.base import Sample, count_frames, draw_noise, wide
 from wan.attention import masks
 from wan.context import Full, Masked
 from wan.geometry import Span
@@ -73,7 +73,7 @@ class FlowLoss:
         sigma = self.draw_sigma(sample, rng)
         x = self.schedule.diffuse(x0, noise, sigma)
         velocity = roles.generator(x, sigma, sample.condition, self.context(sample), self._clean(sample, noise))
-        error = (velocity.float() - (noise - x0).float()).square().mean((2, 3, 4))
+        error = (wide(velocity) - wide(noise - x0)).square().mean((2, 3, 4))
         weight = (sigma > 0).float()  # a clean frame has no velocity to learn
         if self.config.weight == "bell":
             weight = weight * self.schedule.weight(sigma)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch.nn.functional import softplus
 
-from model.base import Sample
+from model.base import Sample, wide
 from model.discriminator import DiscriminatorConfig
 from model.score import Noised, Score, ScoreConfig
 
@@ -57,7 +57,7 @@ class GanLoss:
         real = self.score.noised(replace(sample, latents=sample.real), rng, "generator real", sigma)
         on_fake, on_real = logits(roles, sample, fake, real)
         margin = on_fake - on_real if self.config.relativistic else on_fake
-        loss = self.config.generator_weight * softplus(-margin.float()).mean()
+        loss = self.config.generator_weight * softplus(-wide(margin)).mean()
         return loss, {
             "loss": loss.detach(),
             "logit_fake": on_fake.detach().mean(),
@@ -78,7 +78,7 @@ class DiscriminatorLoss:
         fake = self.score.noised(sample, rng, "critic")
         real_x = self.score.noise_clock.diffuse(sample.real, fake.noise, fake.sigma)
         real = Noised(real_x, fake.noise, fake.sigma)
-        on_fake, on_real = (logit.float() for logit in logits(roles, sample, fake, real))
+        on_fake, on_real = (wide(logit) for logit in logits(roles, sample, fake, real))
         if config.relativistic:
             gan = softplus(on_fake - on_real).mean()
         else:
@@ -108,7 +108,7 @@ def penalty(roles, sample: Sample, noised: Noised, logit, source, weight: float,
         return logit.new_zeros(())
     noise = source.normal_batch(noised.x.shape[1:], sample.index).to(noised.x)
     moved = roles.discriminator(roles.critic, noised.x + width * noise, noised.sigma, sample.condition)
-    return weight * ((moved.float() - logit) / width).square().mean()
+    return weight * ((wide(moved) - logit) / width).square().mean()
 
 
 def logits(roles, sample: Sample, fake: Noised, real: Noised) -> tuple[torch.Tensor, torch.Tensor]:
