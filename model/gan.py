@@ -4,6 +4,7 @@
     relativistic: L_G = w_g softplus(D(real) - D(fake)), L_D = w_d softplus(D(fake) - D(real))
     R1, R2:       w ((D(x + s n) - D(x)) / s)^2 on real, on fake latents (approximate gradient penalty)
 
+Differs from Self-Forcing: its trainer halves both penalties, so its weights are twice ours.
 Source: Self-Forcing, model/gan.py (which never starts); R1/R2 by finite differences: arXiv 2501.08316.
 """
 
