@@ -63,6 +63,11 @@ def count_frames(sample: Sample, counted: torch.Tensor, draw: Callable[[Sequence
     return draw(sample.whole).sum().clamp(min=1) * (len(sample.index) / len(sample.whole))
 
 
+def wide(x: torch.Tensor) -> torch.Tensor:
+    """Returns x in fp32, float64 as it is: half precision is too narrow for a loss."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def draw_noise(sample: Sample, rng, name: str = "noise") -> torch.Tensor:
     """Returns normal noise like the sample's latents, keyed by step, name and global index."""
     shape = sample.latents.shape[1:]

@@ -8,7 +8,7 @@ under rounding=table, where its velocity passes through x0 by one table and back
 
 from __future__ import annotations
 
-from model.base import Sample
+from model.base import Sample, wide
 from model.score import Score
 
 
@@ -24,7 +24,7 @@ class CriticLoss:
         noised = self.score.noised(sample, rng, "critic")
         x0 = self.score.x0(roles.critic, noised, sample.condition)
         velocity = self.score.noise_clock.x0_to_velocity(noised.x, x0, noised.sigma)
-        square = (velocity - (noised.noise - sample.latents)).float().square()
+        square = wide(velocity - (noised.noise - sample.latents)).square()
         mask = sample.frame_mask
         loss = (square if mask is None else square[:, mask]).mean()
         return loss, {"critic_loss": loss.detach(), "critic_sigma": noised.sigma.mean(), "loss": loss.detach()}

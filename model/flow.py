@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from model.base import Sample, count_frames, draw_noise
+from model.base import Sample, count_frames, draw_noise, wide
 from wan.attention import masks
 from wan.context import Full, Masked
 from wan.geometry import Span
@@ -71,9 +71,9 @@ class FlowLoss:
     def __call__(self, sample: Sample, roles, rng):
         x0, noise = sample.latents, draw_noise(sample, rng)
         sigma = self.draw_sigma(sample, rng)
-        x = self.schedule.diffuse(x0, noise, sigma)
+        x = diffuse_noisy(self.schedule, x0, noise, sigma)
         velocity = roles.generator(x, sigma, sample.condition, self.context(sample), self._clean(sample, noise))
-        error = (velocity.float() - (noise - x0).float()).square().mean((2, 3, 4))
+        error = (wide(velocity) - wide(noise - x0)).square().mean((2, 3, 4))
         weight = (sigma > 0).float()  # a clean frame has no velocity to learn
         if self.config.weight == "bell":
             weight = weight * self.schedule.weight(sigma)
@@ -115,6 +115,11 @@ class FlowLoss:
         sigma = torch.full(sample.latents.shape[:2], self.config.context_sigma, device=noise.device)
         clean = self.schedule.diffuse(sample.latents, noise, sigma) if self.config.context_sigma else sample.latents
         return Segment(clean, sigma)
+
+
+def diffuse_noisy(schedule: Schedule, x0: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """Mixes frames with noise at sigma [B, F]; frames at 0 stay x0, also under a table, which has no 0."""
+    return torch.where((sigma > 0)[..., None, None, None], schedule.diffuse(x0, noise, sigma), x0)
 
 
 def check_mask(cache: CacheConfig, spans: Sequence[Span] = ()) -> None:

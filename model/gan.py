@@ -4,6 +4,7 @@
     relativistic: L_G = w_g softplus(D(real) - D(fake)), L_D = w_d softplus(D(fake) - D(real))
     R1, R2:       w ((D(x + s n) - D(x)) / s)^2 on real, on fake latents (approximate gradient penalty)
 
+Differs from Self-Forcing: its trainer halves both penalties, so its weights are twice ours.
 Source: Self-Forcing, model/gan.py (which never starts); R1/R2 by finite differences: arXiv 2501.08316.
 """
 
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch.nn.functional import softplus
 
-from model.base import Sample
+from model.base import Sample, wide
 from model.discriminator import DiscriminatorConfig
 from model.score import Noised, Score, ScoreConfig
 
@@ -57,7 +58,7 @@ class GanLoss:
         real = self.score.noised(replace(sample, latents=sample.real), rng, "generator real", sigma)
         on_fake, on_real = logits(roles, sample, fake, real)
         margin = on_fake - on_real if self.config.relativistic else on_fake
-        loss = self.config.generator_weight * softplus(-margin.float()).mean()
+        loss = self.config.generator_weight * softplus(-wide(margin)).mean()
         return loss, {
             "loss": loss.detach(),
             "logit_fake": on_fake.detach().mean(),
@@ -78,7 +79,7 @@ class DiscriminatorLoss:
         fake = self.score.noised(sample, rng, "critic")
         real_x = self.score.noise_clock.diffuse(sample.real, fake.noise, fake.sigma)
         real = Noised(real_x, fake.noise, fake.sigma)
-        on_fake, on_real = (logit.float() for logit in logits(roles, sample, fake, real))
+        on_fake, on_real = (wide(logit) for logit in logits(roles, sample, fake, real))
         if config.relativistic:
             gan = softplus(on_fake - on_real).mean()
         else:
@@ -108,7 +109,7 @@ def penalty(roles, sample: Sample, noised: Noised, logit, source, weight: float,
         return logit.new_zeros(())
     noise = source.normal_batch(noised.x.shape[1:], sample.index).to(noised.x)
     moved = roles.discriminator(roles.critic, noised.x + width * noise, noised.sigma, sample.condition)
-    return weight * ((moved.float() - logit) / width).square().mean()
+    return weight * ((wide(moved) - logit) / width).square().mean()
 
 
 def logits(roles, sample: Sample, fake: Noised, real: Noised) -> tuple[torch.Tensor, torch.Tensor]:

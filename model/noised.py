@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from model.flow import masked_context
+from model.flow import diffuse_noisy, masked_context
 from wan.condition import Condition
 from wan.geometry import Span
 from wan.ledger import CacheConfig
@@ -30,8 +30,7 @@ def generate_from_data(
     teacher_forcing: chunks see the clean frames before them, else the noisy ones.
     Source: CausVid (arXiv 2412.07772); Self-Forcing, model/causvid.py (which never starts).
     """
-    noisy = schedule.diffuse(clean, noise, sigma)
-    x = torch.where((sigma > 0)[..., None, None, None], noisy, clean)
+    x = diffuse_noisy(schedule, clean, noise, sigma)
     mode = "teacher_forcing" if teacher_forcing else "diffusion_forcing"
     clean_segment = Segment(clean, torch.zeros_like(sigma)) if teacher_forcing else None
     velocity = generator(x, sigma, condition, masked_context(mode, spans, cache), clean_segment)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from model.base import Sample, count_frames
+from model.base import Sample, count_frames, wide
 from model.flow import check_mask, masked_context
 from wan.geometry import Span
 from wan.ledger import CacheConfig
@@ -70,7 +70,7 @@ class OdeLoss:
     def __call__(self, sample: Sample, roles, rng):
         x, sigma = self.noisy(sample, rng)
         x0 = self.predict(x, sigma, sample, roles)
-        error = (x0 - sample.trajectory[:, -1]).float().square().mean((2, 3, 4))
+        error = wide(x0 - sample.trajectory[:, -1]).square().mean((2, 3, 4))
         clean = len(self.sigmas) - 1
         noisy = count_frames(sample, sigma > 0, lambda index: self.draw_states(sample, rng, index) < clean)
         loss = ((sigma > 0) * error).sum() / noisy

@@ -76,9 +76,7 @@ class Score:
         if config.to_exit and sample.exit_range is not None:
             high = sample.exit_range[0]
         grid = rng.at("sample", sample.step, f"{name} time").integers_batch(low, high, sample.index, shape=(1,))
-        sigma = (
-            shift_sigma(grid / NUM_TRAIN_TIMESTEPS, config.shift) if config.shift > 1 else grid / NUM_TRAIN_TIMESTEPS
-        )
+        sigma = shift_sigma(grid / NUM_TRAIN_TIMESTEPS, config.shift)
         sigma = sigma.clamp(config.low, config.high).to(sample.latents.device)
         return sigma.expand(sample.latents.shape[:2])
 

@@ -126,7 +126,7 @@ def gan_loss(old: Old) -> dict[str, Any]:
         "generator_weight": old.take("gan_g_weight", 1e-2),
         "discriminator_weight": old.take("gan_d_weight", 1e-2),
         "relativistic": old.take("relativistic_discriminator", False),
-        **{name: old.take(name, default) for name, default in (("r1_weight", 0.0), ("r2_weight", 0.0))},
+        **{name: old.take(name, 0.0) / 2 for name in ("r1_weight", "r2_weight")},  # their trainer halves both
         **{name: old.take(name, 0.01) for name in ("r1_sigma", "r2_sigma")},
         "score": {"shift": shift, "first": old.take("min_score_timestep", 0)},
     }

@@ -10,7 +10,9 @@ import torch
 from model.base import Sample, draw_noise
 from model.flow import MODES, FlowConfig
 from tests import tiny
-from utils.rng import Rng
+from tests.model import stand_in
+from tests.model.stand_in import BOUND, DIFFERENT, Affine, normal, rows, text_mean
+from utils.rng import Recording, Rng
 from wan.ledger import CacheConfig
 from wan.schedule import Schedule
 
@@ -51,6 +53,93 @@ def test_the_loss_is_the_mean_square_of_the_velocity_error(mode):
         assert torch.equal(clean.x, given.latents) and bool((clean.sigma == 0).all())
     else:
         assert clean is None
+
+
+SLOPE, PUSH, PULL = -0.4, 0.9, 0.25
+UNIFORM = torch.tensor([[0.375, 0.7], [0.5, 0.1]])  # of two rows, a chunk each; a bidirectional row takes the first
+COIN = torch.tensor([[0.2, 0.2], [0.9, 0.2]])  # below the share of clean chunks in the first row alone
+
+
+def analytic(config: FlowConfig):
+    """Returns (loss, gradients of slope, push, pull, batch, noise, generator) of an affine generator."""
+    batch, noise, generator = stand_in.sample(), normal("noise"), Affine(SLOPE, PUSH, PULL)
+    uniform = UNIFORM[:, :1] if config.mode == "bidirectional" else UNIFORM
+    recording = Recording([noise, uniform, *[COIN] * bool(config.clean_chunks)])
+    loss, _ = config.build()(batch, roles(generator), recording)
+    recording.finish()
+    loss.backward()
+    found = [torch.zeros(()).double() if g is None else g for g in stand_in.gradients(generator)]
+    return loss.detach(), torch.stack(found), batch, noise, generator
+
+
+def written_out(config, batch, noise, sigma, target=lambda noise, x0: noise - x0, divide_by=None):
+    """Returns (loss, gradients), summed over rows and frames; sigma [2, 4]."""
+    x0, text, sums, count = batch.latents.detach(), text_mean(batch.condition.text)[:, 0], torch.zeros(4).double(), 0
+    for row in range(2):
+        for frame in range(4):
+            s, clean, drawn = sigma[row, frame], x0[row, frame], noise[row, frame]
+            if s == 0:
+                continue
+            count += 1
+            x, c = (1 - s) * clean + s * drawn, torch.tensor(config.context_sigma)
+            shown = (1 - c) * clean + c * drawn if config.mode == "teacher_forcing" else torch.zeros_like(x)
+            miss = SLOPE * x + PUSH * text[row] + PULL * shown - target(drawn, clean)
+            weight = Schedule(config.shift).weight(s).double() if config.weight == "bell" else 1.0
+            parts = (miss.square(), *(2 * miss * of for of in (x, text[row], shown)))
+            sums = sums + weight * torch.stack([part.mean() for part in parts])
+    sums = sums / (divide_by or count)
+    return sums[0], sums[1:]
+
+
+def drawn_sigma(config) -> torch.Tensor:
+    """Returns the sigma [2, 4] that `analytic` draws under a shift of 1, some chunks clean."""
+    sigma = 1 - UNIFORM
+    if config.mode == "bidirectional":
+        return sigma[:, :1].expand(2, 4)
+    if config.clean_chunks:
+        sigma = torch.tensor([[0.0, sigma[0, 1]], [sigma[1, 0], sigma[1, 1]]])
+    return sigma.repeat_interleave(2, 1)
+
+
+ANALYTIC = [
+    FlowConfig("bidirectional", shift=1.0),
+    FlowConfig("diffusion_forcing", shift=1.0),
+    FlowConfig("diffusion_forcing", shift=1.0, clean_chunks=0.5),
+    FlowConfig("teacher_forcing", shift=1.0),
+    FlowConfig("teacher_forcing", shift=1.0, context_sigma=0.1),
+    FlowConfig("diffusion_forcing", shift=1.0, weight="bell", clean_chunks=0.5),
+]
+
+
+@pytest.mark.parametrize("config", ANALYTIC, ids=lambda c: f"{c.mode}-{c.weight}-{c.clean_chunks}-{c.context_sigma}")
+def test_flow_loss_and_gradient_written_out(config):
+    loss, gradient, batch, noise, _ = analytic(config)
+    sigma = drawn_sigma(config)
+    wanted, slopes = written_out(config, batch, noise, sigma)
+    assert abs(loss - wanted) < BOUND and tiny.error(gradient, slopes) < BOUND
+    wrong = [{"target": lambda n, x0: x0 - n}, {"divide_by": 9}, *[{"divide_by": 8}] * bool(config.clean_chunks)]
+    for changed in wrong:
+        other, slopes = written_out(config, batch, noise, sigma, **changed)
+        assert abs(loss - other) > DIFFERENT and tiny.error(gradient, slopes) > DIFFERENT
+
+
+def test_flow_clean_chunk_is_shown_clean_by_the_table():
+    config = FlowConfig("diffusion_forcing", rounding="table", clean_chunks=0.5)
+    _, _, batch, noise, generator = analytic(config)
+    x, sigma, *_ = generator.calls[0]
+    assert not sigma[0, :2].any() and bool((sigma[0, 2:] > 0).all())
+    assert torch.equal(x[0, :2], batch.latents[0, :2])
+    s = rows(sigma)
+    assert tiny.error(x[:, 2:], ((1 - s) * batch.latents + s * noise)[:, 2:]) < BOUND
+
+
+def test_flow_clean_half_has_the_noise_of_the_noisy_half():
+    config = FlowConfig("teacher_forcing", shift=1.0, context_sigma=0.1)
+    _, _, batch, noise, generator = analytic(config)
+    clean = generator.calls[0][4]
+    s = rows([0.1, 0.1])
+    assert tiny.error(clean.x, (1 - s) * batch.latents + s * noise) < BOUND
+    assert torch.equal(clean.sigma, torch.full((2, 4), 0.1))
 
 
 def test_sigma_is_one_per_clip_or_one_per_chunk():

@@ -208,6 +208,12 @@ def test_every_objective_migrates(tmp_path, old, loss, source):
         assert config.trainer.loss.mode == "teacher_forcing"
 
 
+def test_penalties_are_halved_as_their_trainer_does(tmp_path):
+    config, _ = migrate(tmp_path, {**OBJECTIVES["gan"][0], "r1_weight": 0.5, "r2_weight": 3, "r1_sigma": 0.1})
+    loss = config.trainer.loss
+    assert (loss.r1_weight, loss.r2_weight, loss.r1_sigma, loss.r2_sigma) == (0.25, 1.5, 0.1, 0.01)
+
+
 def test_causvids_closing_zero_is_the_clean_step(tmp_path):
     old = {**OBJECTIVES["causvid"][0], "denoising_step_list": [1000, 757, 522, 0], "warp_denoising_step": False}
     source = migrate(tmp_path, old)[0].trainer.source
