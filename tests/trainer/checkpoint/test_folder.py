@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from tests.architecture.source import ROOT
-from trainer.checkpoint.folder import Checkpoint, CheckpointConfig, dcp
-from trainer.checkpoint.folder import folder as module
+from trainer.checkpoint import dcp
+from trainer.checkpoint import folder as module
+from trainer.checkpoint.folder import Checkpoint, CheckpointConfig
 
 
 def saver(run, keep=2, **options) -> Checkpoint:
