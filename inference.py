@@ -71,7 +71,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def overrides(flags: argparse.Namespace) -> list[str]:
     """Returns the flags that were given as key=value, then the overrides themselves."""
-    from utils.config_layer import format_value
+    from utils.config.text import format_value
 
     given = []
     for flag, (key, _) in (VALUES | SWITCHES).items():
@@ -108,7 +108,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         log.setup(flags.log)
         from pipeline.config import load_recipe
-        from utils.config import render
+        from utils.config.text import render
 
         config, origins = load_recipe(flags.config_path, overrides(flags))
         if flags.print_config:

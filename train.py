@@ -49,7 +49,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def overrides(flags: argparse.Namespace) -> list[str]:
     """Returns the flags that were given as key=value, then the overrides themselves."""
-    from utils.config_layer import format_value
+    from utils.config.text import format_value
 
     given = [text for flag, (text, _) in SWITCHES.items() if vars(flags)[flag.lstrip("-").replace("-", "_")]]
     if flags.wandb_save_dir:
@@ -62,7 +62,7 @@ def overrides(flags: argparse.Namespace) -> list[str]:
 def train(flags: argparse.Namespace) -> None:
     """Does what the flags ask for. Errors: ValueError, OSError."""
     from trainer.config import load_recipe
-    from utils.config import render
+    from utils.config.text import render
 
     config, origins = load_recipe(flags.config_path, overrides(flags))
     if flags.print_config:

@@ -9,7 +9,9 @@ from typing import Any
 
 from pipeline import PIPELINES
 from pipeline.options import SAMPLERS, ModelConfig
-from utils.config import load, one_of, parse_overrides, read_defaults, read_recipe
+from utils.config.field import one_of
+from utils.config.layer import parse_overrides, read_defaults, read_recipe
+from utils.config.load import load
 from utils.data.schedules import LARGEST, LARGEST_SEED, SUFFIX, parse_switch_frames
 from wan.options import TextConfig, VAEConfig
 
@@ -97,8 +99,8 @@ class InferConfig:
     """One generation run. Sizes in pixels (0 = the model's own), length in latent frames or seconds."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
-    pipeline: object = one_of(PIPELINES, default="causal")
-    sampler: object = one_of(SAMPLERS, default="few_step")
+    pipeline: Any = one_of(PIPELINES, default="causal")
+    sampler: Any = one_of(SAMPLERS, default="few_step")
     data: DataConfig = field(default_factory=DataConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
     vae: VAEConfig = field(default_factory=VAEConfig)
@@ -122,5 +124,5 @@ class InferConfig:
 
 def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()):
     """Returns (InferConfig, origins) of a recipe with `key=value` overrides."""
-    layers = [*read_defaults(DEFAULTS, "infer"), *read_recipe(path), parse_overrides(list(overrides))]
+    layers = [*read_defaults(DEFAULTS, "infer"), *read_recipe(path), *parse_overrides(list(overrides))]
     return load(InferConfig, layers)

@@ -105,7 +105,7 @@ def remember(folder: Path, flags, teacher, source, sigmas, prompts: list[str]) -
     import hashlib
 
     from utils.atomic import write_json
-    from utils.config import to_dict
+    from utils.config.text import to_dict
 
     facts = {
         "sigmas": list(sigmas),

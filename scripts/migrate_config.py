@@ -62,7 +62,7 @@ def migrate(path: Path, kind: str | None = None) -> tuple[str, dict[str, str]]:
 
     from scripts.migrate.keys import GENERATION, GENERATION_KEYS, TRAINING, TRAINING_KEYS, Old
     from scripts.migrate.recipe import infer_recipe, train_recipe
-    from utils.config import read_yaml
+    from utils.config.layer import read_yaml
 
     old = Old(read_yaml(path).tree, str(path))
     kind = kind or ("train" if any(key in old.tree for key in TRAINING_SIGNS) else "infer")

@@ -15,7 +15,7 @@ from trainer.checkpoint.folder import Checkpoint
 from trainer.config import TrainConfig
 from trainer.loop import Loop
 from trainer.preview import Preview
-from utils.config import to_dict
+from utils.config.text import to_dict
 from utils.log import memory
 from utils.parallel import ranks
 from utils.rng import Rng

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from trainer import TRAINERS
 from trainer.checkpoint.folder import CheckpointConfig
 from trainer.preview import PreviewConfig
 from trainer.trackers import TrackConfig
-from utils.config import load, one_of, parse_overrides, read_defaults, read_recipe
+from utils.config.field import one_of
+from utils.config.layer import parse_overrides, read_defaults, read_recipe
+from utils.config.load import load
 from utils.parallel.layout import LayoutConfig
 
 DEFAULTS = Path(__file__).parent.parent / "configs" / "default_config.yaml"
@@ -28,7 +31,7 @@ class TrainConfig:
     steps: int = 1000
     threads: int = 1  # torch threads of this process; on a busy machine two are slower than one
     log_every: int = 20
-    trainer: object = one_of(TRAINERS, default="regress")
+    trainer: Any = one_of(TRAINERS, default="regress")
     layout: LayoutConfig = field(default_factory=LayoutConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     save: bool = True
@@ -52,5 +55,5 @@ class TrainConfig:
 
 def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()):
     """Returns (TrainConfig, origins) of a recipe with `key=value` overrides."""
-    layers = [*read_defaults(DEFAULTS, "train"), *read_recipe(path), parse_overrides(list(overrides))]
+    layers = [*read_defaults(DEFAULTS, "train"), *read_recipe(path), *parse_overrides(list(overrides))]
     return load(TrainConfig, layers)

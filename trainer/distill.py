@@ -8,6 +8,7 @@ Source: DMD2 (arXiv 2405.14867) section 4; Self-Forcing, trainer/distillation.py
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 
@@ -19,7 +20,7 @@ from trainer.export import export_generator
 from trainer.optim import Optim, OptimConfig
 from trainer.preflight import check_fills
 from trainer.roles import RoleConfig, Roles
-from utils.config import one_of
+from utils.config.field import one_of
 from utils.parallel.layout import ParallelLayout
 from utils.rng import Rng
 from wan.options import TextConfig, VAEConfig
@@ -32,8 +33,8 @@ class DistillConfig:
     generator: RoleConfig = field(default_factory=RoleConfig)
     teacher: RoleConfig | None = None  # a GAN needs none
     critic: RoleConfig = field(default_factory=RoleConfig)
-    source: object = one_of(SOURCES, default="rollout")
-    loss: object = one_of(OBJECTIVES, default="dmd")
+    source: Any = one_of(SOURCES, default="rollout")
+    loss: Any = one_of(OBJECTIVES, default="dmd")
     optim: OptimConfig = field(default_factory=OptimConfig)
     critic_optim: OptimConfig = field(default_factory=OptimConfig)
     critic_updates_per_generator_update: int = 5

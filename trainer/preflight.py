@@ -12,7 +12,7 @@ import torch
 
 from trainer.sources.latents import read_pairs
 from utils import hub
-from utils.config_text import DEFAULT_ORIGIN
+from utils.config.text import DEFAULT_ORIGIN
 from utils.data.store import open_clips, open_pairs
 from utils.lora import BLOCK_LINEARS, match_linears
 from wan.checkpoint import tensor_file

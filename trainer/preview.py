@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -33,7 +34,7 @@ from pipeline.rollout import Chunk
 from trainer.callbacks import Callback
 from trainer.checkpoint.folder import set_aside
 from trainer.trackers import SHEET
-from utils.config import one_of
+from utils.config.field import one_of
 from utils.data.prompts import file_stem, read_prompts
 from utils.media.media_io import contact_sheet
 from utils.parallel import ranks
@@ -68,8 +69,8 @@ class PreviewConfig:
     width: int = 0
     batch: int = 4
     ema: bool = True
-    sampler: object | None = one_of(SAMPLERS, default=None)
-    pipeline: object | None = one_of(PIPELINES, default=None)
+    sampler: Any = one_of(SAMPLERS, default=None)
+    pipeline: Any = one_of(PIPELINES, default=None)
     vae: VAEConfig = field(default_factory=VAEConfig)
 
     def check(self):

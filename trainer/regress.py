@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 
@@ -14,7 +15,7 @@ from trainer.export import export_generator
 from trainer.optim import Optim, OptimConfig
 from trainer.preflight import check_fills
 from trainer.roles import RoleConfig, Roles
-from utils.config import one_of
+from utils.config.field import one_of
 from utils.parallel.layout import ParallelLayout
 from utils.rng import Rng
 from wan.options import TextConfig
@@ -25,8 +26,8 @@ class RegressConfig:
     """A regression: the generator, where samples come from, what is minimised, how."""
 
     generator: RoleConfig = field(default_factory=RoleConfig)
-    source: object = one_of(SOURCES, default="latents")
-    loss: object = one_of(LOSSES, default="flow")
+    source: Any = one_of(SOURCES, default="latents")
+    loss: Any = one_of(LOSSES, default="flow")
     optim: OptimConfig = field(default_factory=OptimConfig)
     accumulate: int = 1  # parts that a rank's share of the batch is cut into
     ema: EmaConfig = field(default_factory=EmaConfig)

@@ -23,7 +23,7 @@ from pipeline.causal import Causal
 from pipeline.config import InferConfig
 from pipeline.rollout import Chunk, Rollout
 from pipeline.track import Fixed, Track
-from utils.config import config_hash, to_dict
+from utils.config.text import config_hash, to_dict
 from utils.digest import file_hash
 from wan.checkpoint.tensor_file import metadata, read, write_safetensors
 from wan.condition import Condition

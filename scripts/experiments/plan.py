@@ -10,7 +10,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.config import read_recipe
+from utils.config.layer import read_recipe
 from utils.digest import file_hash
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.config import load_recipe
 from tests.architecture.source import ROOT
-from utils.config import to_dict
+from utils.config.text import to_dict
 
 STEPS = (1000.0, 750.0, 500.0, 250.0)
 # recipe -> window, sink, rope, recache, keep_sink, latent frames

@@ -17,7 +17,7 @@ from scripts import migrate_config, tables
 from scripts.migrate import keys as migrate_keys
 from scripts.migrate import table as migrate_table
 from tests.architecture.source import ROOT
-from utils.config import to_dict
+from utils.config.text import to_dict
 
 PAGE = (ROOT / "docs/migrate.md").read_text()
 DOORS = {"train.py": train, "inference.py": inference}

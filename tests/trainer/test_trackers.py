@@ -13,8 +13,8 @@ import torch
 from trainer.build import build
 from trainer.callbacks import Metrics, NotFinite
 from trainer.trackers import TrackConfig
-from utils.config import load
-from utils.config_layer import Layer
+from utils.config.layer import Layer
+from utils.config.load import load
 
 PREVIEW = (
     "preview={every: 2, count: 1, num_frames: 2, height: 32, width: 32, pipeline: {name: causal, chunk: 2}, "

@@ -26,7 +26,7 @@ from trainer.sources.latents import epoch_row, read_pairs
 from trainer.sources.rollout import Generating
 from trainer.sources.running import RunningVideos
 from trainer.sources.window import loss_window
-from utils.config import to_dict
+from utils.config.text import to_dict
 from utils.data.schedules import frame_list
 from wan.condition import Condition
 from wan.geometry import chunks

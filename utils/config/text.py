@@ -4,11 +4,15 @@ import dataclasses
 import enum
 import hashlib
 import json
+import math
+import re
 from pathlib import PurePath
 from typing import Any
 
-from utils.config_field import Union
-from utils.config_layer import format_value
+import yaml
+
+from utils.config.field import Union
+from utils.config.layer import is_bare
 
 DEFAULT_ORIGIN = "default"
 
@@ -16,26 +20,48 @@ _COMMENT_COLUMN = 40
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Return a config dataclass as a plain tree (dicts, lists, scalars) that `load` turns back into an equal object.
+    """Returns a config dataclass as a plain tree (dicts, lists, scalars) that `load` turns back into an equal object.
 
     A union's node begins with its `name`; paths become text, enum members their name.
     """
-    return {
-        field.name: _plain(vars(config)[field.name], field.metadata.get("one_of"))
-        for field in dataclasses.fields(config)
-        if field.init
-    }
+    fields = [field for field in dataclasses.fields(config) if field.init]
+    return {field.name: _plain(getattr(config, field.name), field.metadata.get("one_of")) for field in fields}
 
 
 def config_hash(config: Any) -> str:
-    """Return 12 hex digits that depend only on the values, not on their origins or the order of keys."""
+    """Returns 12 hex digits that depend only on the values, not on their origins or the order of keys."""
     text = json.dumps(to_dict(config), sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def render(config: Any, origins: dict[str, str]) -> str:
-    """Return the configuration as YAML that reads back to the same values, each with a comment of its origin."""
+    """Returns the configuration as YAML that reads back to the same values, each with a comment of its origin."""
     return "\n".join(_lines(to_dict(config), origins, "")) + "\n"
+
+
+def format_value(value: Any) -> str:
+    """Returns a plain value as flow YAML on one line that reads back to an equal value; `${` stays text."""
+    match value:
+        case None | bool():
+            return {None: "null", True: "true", False: "false"}[value]
+        case float() if not math.isfinite(value):
+            return ".nan" if math.isnan(value) else ".inf" if value > 0 else "-.inf"
+        case list() | tuple():
+            return f"[{', '.join(map(format_value, value))}]"
+        case dict():
+            return "{" + ", ".join(f"{_quoted(str(k))}: {format_value(v)}" for k, v in value.items()) + "}"
+        case str():
+            return _quoted(escape(value))
+    return repr(value)
+
+
+def escape(text: str) -> str:
+    """Returns text that OmegaConf resolves to the text itself."""
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
+
+
+def _quoted(text: str) -> str:
+    return text if is_bare(text) else yaml.safe_dump(text, default_style='"', width=math.inf).rstrip("\n")
 
 
 def _plain(value: Any, union: Union | None) -> Any:
@@ -43,9 +69,9 @@ def _plain(value: Any, union: Union | None) -> Any:
         name = {"name": union.get_name(value)} if union else {}
         return {**name, **to_dict(value), **name}
     if isinstance(value, list | tuple):
-        return [_plain(item, union) for item in value]
+        return [_plain(item, None) for item in value]
     if isinstance(value, dict):
-        return {key: _plain(item, union) for key, item in value.items()}
+        return {key: _plain(item, None) for key, item in value.items()}
     if isinstance(value, enum.Enum):
         return value.name
     return str(value) if isinstance(value, PurePath) else value
@@ -55,7 +81,7 @@ def _lines(tree: dict[str, Any], origins: dict[str, str], path: str, indent: str
     lines = []
     for key, value in tree.items():
         inner = f"{path}.{key}" if path else str(key)
-        head = f"{indent}{format_value(key)}:"
+        head = f"{indent}{_quoted(str(key))}:"
         if isinstance(value, dict) and value:
             lines += [head, *_lines(value, origins, inner, indent + "  ")]
         elif isinstance(value, list) and value and all(isinstance(item, dict) and item for item in value):

@@ -1,0 +1,249 @@
+"""Typed configuration by OmegaConf: dataclasses <- project-wide YAML <- recipe <- `key=value`.
+
+    layers = [*read_defaults("configs/default_config.yaml", "train"), *read_recipe(path), parse_overrides(arguments)]
+    config, origins = load(TrainConfig, layers)
+    render(config, origins)                       # the text of --print_config
+
+OmegaConf's structured configs hold the types, merge the layers (groups key by key, lists whole), convert, and resolve
+`${key}` and `${oc.env:NAME}`. This file adds what they lack: unions whose `name` chooses the dataclass (a layer that
+changes the name drops what older layers said of the former arm), the origin of each value, the nearest spelling of an
+unknown key, and that all problems are told at once, each with file, line and key.
+"""
+
+import dataclasses
+import difflib
+import enum
+import functools
+import re
+import types
+import typing
+from pathlib import PurePath
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from utils.config.field import MISSING, Union, allowed, dotted, find_problems, raise_all
+from utils.config.layer import Layer
+
+MOST_INTERPOLATIONS = 32  # in a configuration: texts that each name another one twice would grow without bound
+
+Piece = tuple[Layer, Any]  # what one layer says about the value in hand
+
+
+def load(cls: type, layers: list[Layer]) -> tuple[Any, dict[str, str]]:
+    """Returns an object of the dataclass `cls`, and the origin (`file:line` or `command line`) of each given value.
+
+    Errors: one ValueError that lists every unknown key, wrong type, missing value and unknown arm; or else everything
+    that the methods `problems()` of the dataclasses tell.
+    """
+    loading = _Loading(layers)
+    root = OmegaConf.structured(cls)
+    loading.fill(root, [(layer, layer.tree) for layer in layers], ())
+    loading.find_unresolved(root, ())
+    raise_all("configuration", [*(loading.describe_unknown(*unknown) for unknown in loading.unknown), *loading.wrong])
+    config = OmegaConf.to_object(root)
+    raise_all("configuration", [loading.describe(path, cls, text) for path, text in find_problems(config)])
+    return config, loading.origins
+
+
+class _Loading:
+    """One pass over the tree of structured configs, which takes in what the layers say."""
+
+    def __init__(self, layers: list[Layer]):
+        self.sources = ", ".join(dict.fromkeys(layer.source for layer in layers)) or "no file"
+        self.origins: dict[str, str] = {}
+        self.keys: list[str] = []
+        self.wrong: list[str] = []
+        self.unknown: list[tuple[str, tuple, list[str]]] = []
+        count = sum(str(layer.tree).count("${") for layer in layers)
+        if count > MOST_INTERPOLATIONS:
+            raise ValueError(f"{self.sources}: {count} times `${{`, allowed: {MOST_INTERPOLATIONS}; write values out")
+
+    def fill(self, node: DictConfig, pieces: list[Piece], path: tuple, arm: bool = False) -> None:
+        """Puts the values of the pieces, older ones first, into the structured config `node`."""
+        fields = {f.name: f for f in _fields(node) if not (arm and f.name == "name")}
+        known = ["name", *fields] if arm else list(fields)
+        for layer, tree in pieces:
+            self.unknown += [(layer.where((*path, key)), (*path, key), known) for key in tree if key not in fields]
+        for name, field in fields.items():
+            given = _newest([(layer, tree[name]) for layer, tree in pieces if name in tree])
+            self.assign(node, name, field.metadata.get("one_of"), given, (*path, name))
+
+    def assign(self, node: DictConfig, name: str, union: Union | None, pieces: list[Piece], path: tuple) -> None:
+        """Puts the value of one field into its node: the arm of a union, a group, or a leaf."""
+        inner = _without_none(_type_hints(OmegaConf.get_type(node))[name])
+        old = None if OmegaConf.is_missing(node, name) else node[name]
+        new = pieces[-1][1] if pieces else old
+        if not isinstance(new, dict | DictConfig):
+            if union and (new == MISSING or (new is None and union.default is not None)):
+                node[name] = MISSING
+            elif union and new is not None:
+                self.refuse_leaf(*pieces[0], path, f"write {dotted(path)}.name={new}")
+            elif dataclasses.is_dataclass(inner) and new is not None and "${" not in str(new) and new != MISSING:
+                self.refuse_leaf(*pieces[-1], path, f"write {dotted(path)}.KEY=VALUE")
+            elif pieces:
+                self.convert(node, name, inner, pieces, path)
+        elif union or dataclasses.is_dataclass(inner):
+            if pieces and not isinstance(pieces[0][1], dict):
+                self.refuse_leaf(*pieces[0], path, f"write {dotted(path)}.KEY=VALUE")
+            elif union:
+                self.take_arm(node, name, union, old, pieces, path)
+            else:
+                if old is None:
+                    node[name] = OmegaConf.structured(inner)
+                self.fill(node[name], pieces, path)
+        elif pieces:
+            self.convert(node, name, inner, pieces, path)
+
+    def take_arm(self, node: DictConfig, name: str, union: Union, arm: DictConfig | None, pieces, path: tuple) -> None:
+        """Puts in the arm that the last `name` chooses, with the values since that choice. `arm`: the default's."""
+        chosen, place = union.default, None
+        if arm is not None and OmegaConf.get_type(arm) is not union.resolve(chosen):  # the default of an outer default
+            chosen = union.get_name(OmegaConf.get_type(arm))
+        kept: list[Piece] = []
+        for layer, tree in pieces:
+            if tree.get("name", chosen) != chosen:
+                chosen, arm, kept = tree["name"], None, []
+            place = layer.where((*path, "name")) if "name" in tree else place
+            kept.append((layer, {key: value for key, value in tree.items() if key != "name"}))
+        if place:
+            self.origins[dotted((*path, "name"))] = place
+        if chosen is None or chosen == MISSING:
+            node[name] = MISSING
+        elif not isinstance(chosen, str) or chosen not in union.table:
+            self.wrong.append(f"{place}: {dotted(path)}.name: got {chosen!r}, {allowed(chosen, union.table)}")
+        else:
+            if arm is None:
+                node[name] = OmegaConf.structured(union.resolve(chosen))
+            OmegaConf.set_struct(node[name], False)  # or it refuses the key `name`, which the object gets as attribute
+            node[name]["name"] = chosen
+            self.fill(node[name], kept, path, arm=True)
+
+    def convert(self, node: DictConfig, name: str, tp: Any, pieces: list[Piece], path: tuple) -> None:
+        """Lets OmegaConf convert a value to its type, but refuses a number as text or truth value.
+
+        What was written would be lost: 1.10 as text is 1.1.
+        """
+        for layer, value in pieces:
+            self.note(layer, value, path)
+        if value == MISSING:
+            node[name] = MISSING
+            return
+        try:
+            if tp is Any and not isinstance(value, dict):
+                with open_dict(node):
+                    del node[name]  # a list there would refuse a text
+                    node[name] = None
+            for _, value in pieces:
+                OmegaConf.update(node, name, value)
+            if "${" in str(value) or _keeps_kind(value, node[name]):
+                return
+            advice = (
+                "put text in quotes (on the command line: key='\"text\"')" if "str" in str(tp) else "write such a value"
+            )
+        except OmegaConfBaseException as error:
+            advice = _first_line(error)
+        choices = _choices(tp)
+        expected = allowed(value, choices) if choices else f"allowed: {_type_name(tp)}; {advice}"
+        self.wrong.append(f"{layer.where(path)}: {dotted(path)}: got {value!r} ({type(value).__name__}), {expected}")
+
+    def note(self, layer: Layer, value: Any, path: tuple) -> None:
+        """Records where a value and those inside it were written."""
+        if not isinstance(value, dict) or not value:
+            self.origins[dotted(path)] = layer.where(path)
+        for key, item in (
+            value.items() if isinstance(value, dict) else enumerate(value if isinstance(value, list) else ())
+        ):
+            if isinstance(value, dict) or isinstance(item, dict):
+                self.note(layer, item, (*path, key))
+
+    def find_unresolved(self, node: DictConfig, path: tuple) -> None:
+        """Notes mandatory values that are missing, and interpolations that lead nowhere."""
+        unions = {field.name: field.metadata.get("one_of") for field in _fields(node)}
+        for key in node:
+            inner = (*path, key)
+            self.keys.append(dotted(inner))
+            where = self.origins.get(dotted(inner), self.sources)
+            if OmegaConf.is_missing(node, key):
+                name = dotted((*inner, "name") if unions.get(key) else inner)
+                choice = f", one of {', '.join(unions[key].table)}," if unions.get(key) else ""
+                text = f"mandatory value is missing; set it{choice} in a recipe or by {name}=VALUE on the command line"
+                self.wrong.append(f"{where}: {name}: {text}")
+                continue
+            try:
+                value = node[key]
+                if dataclasses.is_dataclass(OmegaConf.get_type(value)) and not OmegaConf.is_interpolation(node, key):
+                    self.find_unresolved(value, inner)
+                elif OmegaConf.is_config(value):
+                    OmegaConf.to_container(value, resolve=True, throw_on_missing=True)
+            except OmegaConfBaseException as error:
+                written = OmegaConf.to_container(node, resolve=False)[key]
+                self.wrong.append(f"{where}: {dotted(inner)}: got {written!r}: {_first_line(error)}; write a value")
+
+    def refuse_leaf(self, layer: Layer, value: Any, path: tuple, advice: str) -> None:
+        self.wrong.append(f"{layer.where(path)}: {dotted(path)}: got {value!r}, allowed: a group of keys; {advice}")
+
+    def describe_unknown(self, where: str, path: tuple, known: list[str]) -> str:
+        key = str(path[-1])
+        near = difflib.get_close_matches(key, known, n=1)
+        elsewhere = [other for other in self.keys if other.split(".")[-1] == key and other != dotted(path)]
+        guesses = [*(dotted((*path[:-1], name)) for name in near), *elsewhere[:2]]
+        if guesses:
+            return f"{where}: unknown key {dotted(path)}; did you mean {' or '.join(guesses)}?"
+        return f"{where}: unknown key {dotted(path)}, allowed: {', '.join(known) or 'no key'}; remove or rename it"
+
+    def describe(self, path: tuple, cls: type, text: str) -> str:
+        """Returns a problem of a group with its key and the places of the values that it names, or of all in it."""
+        inside = {
+            key: place for key, place in self.origins.items() if not path or f"{key}.".startswith(f"{dotted(path)}.")
+        }
+        named = [place for key, place in inside.items() if re.search(rf"\b{re.escape(key.split('.')[-1])}\b", text)]
+        places = list(dict.fromkeys(named or inside.values()))
+        where = ", ".join(places[:4] + ["..."] * (len(places) > 4)) or self.sources
+        return f"{where}: {dotted(path) or cls.__name__}: {text}"
+
+
+def _newest(pieces: list[Piece]) -> list[Piece]:
+    # What is no group replaces all older ones; null and ??? also erase what they replace.
+    last = max((i for i, (_, value) in enumerate(pieces) if not isinstance(value, dict)), default=0)
+    rest = pieces[last:]
+    return rest[1:] if len(rest) > 1 and (rest[0][1] is None or rest[0][1] == MISSING) else rest
+
+
+def _fields(node: DictConfig) -> list[dataclasses.Field]:
+    return [field for field in dataclasses.fields(OmegaConf.get_type(node)) if field.init]
+
+
+@functools.cache
+def _type_hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _without_none(tp: Any) -> Any:
+    rest = [arg for arg in typing.get_args(tp) if arg is not type(None)]
+    return rest[0] if typing.get_origin(tp) in (typing.Union, types.UnionType) and len(rest) == 1 else tp
+
+
+def _choices(tp: Any) -> list[str]:
+    if typing.get_origin(tp) is typing.Literal:
+        return [str(choice) for choice in typing.get_args(tp)]
+    return list(tp.__members__) if isinstance(tp, enum.EnumMeta) else []
+
+
+def _type_name(tp: Any) -> str:
+    return tp.__name__ if isinstance(tp, type) and not typing.get_args(tp) else str(tp).replace("typing.", "")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
+
+
+def _keeps_kind(before: Any, after: Any) -> bool:
+    if isinstance(before, dict):
+        return all(_keeps_kind(item, after[key]) for key, item in before.items())
+    if isinstance(before, list | tuple):
+        return all(_keeps_kind(old, new) for old, new in zip(before, after, strict=True))
+    if isinstance(before, str | PurePath | enum.Enum) or before is None:
+        return True
+    return type(before) is type(after) or (type(before), type(after)) == (int, float)
