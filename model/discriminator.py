@@ -5,7 +5,7 @@ Source: Self-Forcing, wan/modules/model.py (classify mode); registers: arXiv 230
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,9 +32,9 @@ class DiscriminatorConfig:
     num_class: int = 1
     lr_scale: float = 1.0
 
-    def check(self):
+    def problems(self) -> Iterator[str]:
         if self.lr_scale <= 0:
-            raise ValueError(f"lr_scale is {self.lr_scale}; write a positive number, 1 = the critic's rate")
+            yield f"lr_scale is {self.lr_scale}; write a positive number, 1 = the critic's rate"
 
 
 class Reader(Attention):

@@ -12,7 +12,7 @@ where their augmentation index 0 is the noisiest entry of its table.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -21,7 +21,8 @@ from model.base import Sample, count_frames, draw_noise, wide
 from wan.attention import masks
 from wan.context import Full, Masked
 from wan.geometry import Span
-from wan.ledger import CacheConfig, Ledger
+from wan.ledger import CacheConfig
+from wan.options import raise_first
 from wan.schedule import Schedule, shift_sigma
 from wan.transformer import Segment
 
@@ -40,14 +41,14 @@ class FlowConfig:
     context_sigma: float = 0.0  # teacher forcing: noise of the clean half
     cache: CacheConfig = field(default_factory=CacheConfig)
 
-    def check(self):
+    def problems(self) -> Iterator[str]:
         if self.mode not in MODES:
-            raise ValueError(f"mode is {self.mode!r}; write one of {MODES}")
+            yield f"mode is {self.mode!r}; write one of {MODES}"
         if self.weight not in ("uniform", "bell"):
-            raise ValueError(f"weight is {self.weight!r}; write uniform or bell")
+            yield f"weight is {self.weight!r}; write uniform or bell"
         if not 0 <= self.clean_chunks < 1 or not 0 <= self.context_sigma <= 1:
-            raise ValueError("clean_chunks must lie in [0, 1) and context_sigma in [0, 1]")
-        check_mask(self.cache)
+            yield "clean_chunks must lie in [0, 1) and context_sigma in [0, 1]"
+        yield from mask_problems(self.cache)
 
     def build(self) -> FlowLoss:
         """Returns the objective."""
@@ -66,7 +67,7 @@ class FlowLoss:
     def check_spans(self, spans: Sequence[Span]) -> None:
         """Raises ValueError for a window that cannot hold sink + chunk: its mask would hide a chunk from itself."""
         if self.config.mode != "bidirectional":
-            check_mask(self.config.cache, spans)
+            raise_first(mask_problems(self.config.cache, spans))
 
     def __call__(self, sample: Sample, roles, rng):
         x0, noise = sample.latents, draw_noise(sample, rng)
@@ -122,12 +123,12 @@ def diffuse_noisy(schedule: Schedule, x0: torch.Tensor, noise: torch.Tensor, sig
     return torch.where((sigma > 0)[..., None, None, None], schedule.diffuse(x0, noise, sigma), x0)
 
 
-def check_mask(cache: CacheConfig, spans: Sequence[Span] = ()) -> None:
-    """Raises ValueError for a cache that no single masked forward stands for, or too small for a chunk of `spans`."""
+def mask_problems(cache: CacheConfig, spans: Sequence[Span] = ()) -> Iterator[str]:
+    """Yields a cache that no single masked forward stands for, or too small for a chunk of `spans`."""
     if cache.rope == "read":
-        raise ValueError("rope: read is no single masked forward; train it by rollouts, or write rope: write")
+        yield "rope: read is no single masked forward; train it by rollouts, or write rope: write"
     if spans:
-        Ledger(cache, max(map(len, spans)), spans[-1].stop)
+        yield from cache.chunk_problems(max(map(len, spans)))
 
 
 def masked_context(mode: str, spans, cache: CacheConfig) -> Masked:

@@ -10,6 +10,7 @@ Source: Self-Forcing, model/gan.py (which never starts); R1/R2 by finite differe
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -34,9 +35,9 @@ class GanConfig:
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
 
-    def check(self):
+    def problems(self) -> Iterator[str]:
         if min(self.r1_sigma, self.r2_sigma) <= 0:
-            raise ValueError("r1_sigma and r2_sigma are divided by; write positive numbers")
+            yield "r1_sigma and r2_sigma are divided by; write positive numbers"
 
     def build(self) -> GanLoss:
         """Returns the generator's objective; its `critic` is the discriminator's."""

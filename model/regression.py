@@ -8,15 +8,16 @@ Source: CausVid (arXiv 2412.07772) equation 7; Self-Forcing, model/ode_regressio
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from model.base import Sample, count_frames, wide
-from model.flow import check_mask, masked_context
+from model.flow import mask_problems, masked_context
 from wan.geometry import Span
 from wan.ledger import CacheConfig
+from wan.options import clock_problems, raise_first, step_problems
 from wan.schedule import Schedule, step_sigmas
 
 SAME_SIGMA = 1e-5  # noise levels nearer than this are one
@@ -32,10 +33,10 @@ class OdeConfig:
     rounding: str = "none"
     cache: CacheConfig = field(default_factory=CacheConfig)
 
-    def check(self):
-        step_sigmas(self.steps, self.shift, self.warp)
-        Schedule(self.shift, self.rounding)
-        check_mask(self.cache)
+    def problems(self) -> Iterator[str]:
+        yield from step_problems(self.steps)
+        yield from clock_problems(self.shift, self.rounding)
+        yield from mask_problems(self.cache)
 
     def build(self) -> OdeLoss:
         """Returns the objective."""
@@ -53,7 +54,7 @@ class OdeLoss:
 
     def check_spans(self, spans: Sequence[Span]) -> None:
         """Raises ValueError for a window that cannot hold sink + chunk."""
-        check_mask(self.config.cache, spans)
+        raise_first(mask_problems(self.config.cache, spans))
 
     def check_trajectory(self, count: int, sigmas: Sequence[float] | None) -> None:
         """Raises ValueError for pairs of another number of states, or at other noise levels than `steps` names."""

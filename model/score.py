@@ -7,6 +7,7 @@ one by which the networks' velocities become x0; the ancestors have different ta
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -35,15 +36,15 @@ class ScoreConfig:
     noise_shift: float = 5.0  # tables of rounding=table: of the mixing, of the networks' x0
     score_shift: float = 8.0
 
-    def check(self):
+    def problems(self) -> Iterator[str]:
         if not 0 <= self.first < self.last <= NUM_TRAIN_TIMESTEPS:
-            raise ValueError(f"first {self.first} and last {self.last} must rise within 0..{NUM_TRAIN_TIMESTEPS}")
+            yield f"first {self.first} and last {self.last} must rise within 0..{NUM_TRAIN_TIMESTEPS}"
         if min(self.shift, self.noise_shift, self.score_shift) <= 0:
-            raise ValueError("shift, noise_shift and score_shift must be positive; 1 = none")
+            yield "shift, noise_shift and score_shift must be positive; 1 = none"
         if not 0 <= self.low < self.high <= 1:
-            raise ValueError(f"low {self.low} and high {self.high} must rise within 0..1")
+            yield f"low {self.low} and high {self.high} must rise within 0..1"
         if self.rounding not in ROUNDINGS:
-            raise ValueError(f"rounding is {self.rounding!r}; write one of {ROUNDINGS}")
+            yield f"rounding is {self.rounding!r}; write one of {ROUNDINGS}"
 
 
 @dataclass

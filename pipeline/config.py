@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline import PIPELINES
 from pipeline.options import SAMPLERS, ModelConfig
-from utils.config.field import one_of
+from utils.config.field import collect_error, one_of
 from utils.config.layer import parse_overrides, read_defaults, read_recipe
 from utils.config.load import load
 from utils.data.schedules import LARGEST, LARGEST_SEED, SUFFIX, parse_switch_frames
@@ -51,21 +52,19 @@ class DataConfig:
         """True if the path is a file of scripts."""
         return self.path.lower().endswith(SUFFIX)
 
-    def check(self):
-        parse_switch_frames(self.switch_frames)
+    def problems(self) -> Iterator[str]:
+        yield from collect_error(parse_switch_frames, self.switch_frames)
         if self.scheduled and self.extended_path:
-            raise ValueError(f"extended_path rewrites the lines of a text file and {self.path} is a script; drop it")
+            yield f"extended_path rewrites the lines of a text file and {self.path} is a script; drop it"
         if self.extended_path and not self.path:
-            raise ValueError("extended_path needs path, whose lines it rewrites")
+            yield "extended_path needs path, whose lines it rewrites"
         if self.prompt and self.path:
-            raise ValueError("write either prompt or path, not both")
+            yield "write either prompt or path, not both"
         names = ("i2v", "initial_latents", "start_image", "start_video")
-        if len(starts := [name for name in names if vars(self)[name]]) > 1:
-            raise ValueError(f"{' and '.join(starts)} each tell what the videos start from; write one")
+        if len(starts := [name for name in names if getattr(self, name)]) > 1:
+            yield f"{' and '.join(starts)} each tell what the videos start from; write one"
         if not 0 <= self.start_seconds <= LARGEST or (self.start_seconds and not self.start_video):
-            raise ValueError(
-                f"start_seconds is {self.start_seconds}; write how much of start_video is used, 0 to {LARGEST}"
-            )
+            yield f"start_seconds is {self.start_seconds}; write how much of start_video is used, 0 to {LARGEST}"
 
 
 @dataclass
@@ -83,15 +82,13 @@ class OutputConfig:
     save_every_seconds: float = 30.0  # of the video, between snapshots from which a killed run goes on; 0 = none
     resume: bool = False  # go on with the videos of a run that was killed, from their snapshots
 
-    def check(self):
+    def problems(self) -> Iterator[str]:
         if not 0 <= self.save_every_seconds < math.inf:
-            raise ValueError(f"save_every_seconds is {self.save_every_seconds}; write seconds, or 0 for no snapshots")
+            yield f"save_every_seconds is {self.save_every_seconds}; write seconds, or 0 for no snapshots"
         if not 0 <= self.fps <= FASTEST or not 0 <= self.crf <= 51:
-            raise ValueError(
-                f"fps is {self.fps} and crf {self.crf}; fps must lie in 0..{FASTEST}, crf must lie in 0..51"
-            )
+            yield f"fps is {self.fps} and crf {self.crf}; fps must lie in 0..{FASTEST}, crf must lie in 0..51"
         if self.gif and self.fps > 50:
-            raise ValueError(f"a GIF shows at most 50 frames a second and fps is {self.fps}; write output.gif=false")
+            yield f"a GIF shows at most 50 frames a second and fps is {self.fps}; write output.gif=false"
 
 
 @dataclass
@@ -115,11 +112,11 @@ class InferConfig:
     seed: int = 0
     threads: int = 0  # torch threads of this process; 0 = torch's own choice
 
-    def check(self):
+    def problems(self) -> Iterator[str]:
         for name, (least, most) in LIMITS.items():
-            if not least <= vars(self)[name] <= most:
-                raise ValueError(f"{name} is {vars(self)[name]}; write {least} to {most}")
-        self.pipeline.check_with(self)
+            if not least <= getattr(self, name) <= most:
+                yield f"{name} is {getattr(self, name)}; write {least} to {most}"
+        yield from self.pipeline.problems_with(self)
 
 
 def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()):

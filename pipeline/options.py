@@ -5,12 +5,14 @@ They stand here and not beside their consumers for that reason alone; each `buil
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
 
+from utils.config.field import collect_error
 from wan.geometry import chunks
 from wan.ledger import CacheConfig
-from wan.options import DTYPES, PRECISIONS, check_clock, check_steps
+from wan.options import DTYPES, PRECISIONS, clock_problems, step_problems
 from wan.spec import SPECS
 
 SOLVERS = ("unipc", "dpm++", "euler")
@@ -30,9 +32,9 @@ class FewStepConfig:
     rounding: str = "none"
     guidance: float = 1.0  # w; 1 = the conditional prediction alone
 
-    def check(self):
-        check_steps(self.steps)
-        check_clock(self.shift, self.rounding)
+    def problems(self) -> Iterator[str]:
+        yield from step_problems(self.steps)
+        yield from clock_problems(self.shift, self.rounding)
 
     def build(self):
         """Returns the sampler."""
@@ -49,8 +51,8 @@ class MultiStepConfig:
     guidance: float = 5.0  # w of uncond + w (cond - uncond)
     guidance_high: float = 0.0  # w of the high-noise expert of a model that has two; 0 = the same
 
-    def check(self):
-        check_solver(self.solver, self.num_steps, self.shift)
+    def problems(self) -> Iterator[str]:
+        yield from solver_problems(self.solver, self.num_steps, self.shift)
 
     def build(self):
         """Returns the sampler."""
@@ -73,13 +75,13 @@ class ModelConfig:
     precision: str = "weights"  # weights | upstream (fp32 modulation and head, for undistilled Wan weights)
     attention: str = "auto"
 
-    def check(self):
+    def problems(self) -> Iterator[str]:
         if self.dtype not in DTYPES or self.precision not in PRECISIONS:
-            raise ValueError(f"model.dtype must be one of {DTYPES}, model.precision one of {PRECISIONS}")
+            yield f"model.dtype must be one of {DTYPES}, model.precision one of {PRECISIONS}"
         if self.spec and self.spec not in SPECS:
-            raise ValueError(f"model.spec {self.spec!r} is unknown; write one of {sorted(SPECS)}")
+            yield f"model.spec {self.spec!r} is unknown; write one of {sorted(SPECS)}"
         if self.lora and not self.checkpoint:
-            raise ValueError("model.lora changes a base checkpoint: write model.checkpoint too")
+            yield "model.lora changes a base checkpoint: write model.checkpoint too"
 
 
 @dataclass
@@ -94,10 +96,10 @@ class ContextConfig:
     rounding: str = "none"
     shift: float = 5.0
 
-    def check(self):
-        check_clock(self.shift, self.rounding)
+    def problems(self) -> Iterator[str]:
+        yield from clock_problems(self.shift, self.rounding)
         if not 0 <= self.sigma <= 1:
-            raise ValueError(f"context.sigma is {self.sigma}; write a number in [0, 1]")
+            yield f"context.sigma is {self.sigma}; write a number in [0, 1]"
 
 
 @dataclass
@@ -109,22 +111,18 @@ class CausalConfig:
     cache: CacheConfig = field(default_factory=CacheConfig)
     context: ContextConfig = field(default_factory=ContextConfig)
 
-    def check(self):
+    def problems(self) -> Iterator[str]:
         if self.chunk < 1 or self.first_chunk < 0:
-            raise ValueError("chunk must be at least 1 and first_chunk must not be negative")
+            yield "chunk must be at least 1 and first_chunk must not be negative"
 
-    def check_with(self, config) -> None:
-        """Raises ValueError for a length that does not fill chunks, or a window too small for them."""
-        window, sink = self.cache.window_frames, self.cache.sink_frames
-        largest = max(self.chunk, self.first_chunk)
-        if window != -1 and window < sink + largest:
-            raise ValueError(
-                f"pipeline.cache.window_frames {window} is smaller than sink_frames {sink} + chunk {largest}; "
-                f"write at least {sink + largest}"
-            )
+    def problems_with(self, config) -> Iterator[str]:
+        """Yields a length that does not fill chunks, or a window too small for them."""
+        yield from (f"pipeline.{text}" for text in self.cache.chunk_problems(max(self.chunk, self.first_chunk)))
         data = config.data
+        if any(self.problems()):
+            return
         if not config.seconds and not (data.i2v or data.initial_latents or data.start_image):
-            chunks(config.num_output_frames, self.chunk, self.first_chunk or None)
+            yield from collect_error(chunks, config.num_output_frames, self.chunk, self.first_chunk or None)
 
     def build(self, bundle, sampler, geometry):
         """Returns the pipeline."""
@@ -135,21 +133,21 @@ class CausalConfig:
 class BidirectionalConfig:
     """No knobs of its own: the length is the clip's."""
 
-    def check_with(self, config) -> None:
-        """Raises ValueError for what this pipeline cannot do."""
+    def problems_with(self, config) -> Iterator[str]:
+        """Yields what this pipeline cannot do."""
         if config.data.initial_latents or config.data.start_video:
-            raise ValueError("initial_latents and start_video are continued chunk by chunk; write pipeline.name=causal")
+            yield "initial_latents and start_video are continued chunk by chunk; write pipeline.name=causal"
         if config.data.scheduled:
-            raise ValueError("a script's prompts change from chunk to chunk; write pipeline.name=causal")
+            yield "a script's prompts change from chunk to chunk; write pipeline.name=causal"
 
     def build(self, bundle, sampler, geometry):
         """Returns the pipeline."""
         return import_module("pipeline.bidirectional").Bidirectional(bundle, sampler)
 
 
-def check_solver(name: str, num_steps: int, shift: float) -> None:
-    """Raises ValueError for an unknown solver, no steps, or a shift that is not positive."""
+def solver_problems(name: str, num_steps: int, shift: float) -> Iterator[str]:
+    """Yields an unknown solver, no steps, or a shift that is not positive."""
     if name not in SOLVERS:
-        raise ValueError(f"solver {name!r} is unknown; write one of {SOLVERS}")
+        yield f"solver {name!r} is unknown; write one of {SOLVERS}"
     if num_steps < 1 or shift <= 0:
-        raise ValueError(f"num_steps {num_steps} must be at least 1 and shift {shift} positive")
+        yield f"num_steps {num_steps} must be at least 1 and shift {shift} positive"

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
-from pipeline.options import check_solver
+from pipeline.options import solver_problems
+from wan.options import raise_first
 from wan.schedule import NUM_TRAIN_TIMESTEPS, shift_sigma
 
 FIRST_SIGMA = 0.999  # UniPC's grid starts at the second entry of a 1000-step schedule
@@ -29,7 +30,7 @@ class Solver:
     shift: float = 5.0
 
     def __post_init__(self):
-        check_solver(self.name, self.num_steps, self.shift)
+        raise_first(solver_problems(self.name, self.num_steps, self.shift))
 
     def start(self) -> SolverState:
         """Returns the walk of one chunk."""

@@ -8,6 +8,7 @@ because a codec trained on 9 frames drifts in colour after frame 12.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,11 +54,11 @@ class CodecConfig:
     digits: DigitsConfig = field(default_factory=DigitsConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
 
-    def check(self):
+    def problems(self) -> Iterator[str]:
         if not self.stages or self.stages[0].start != 0:
-            raise ValueError("the first stage must start at 0")
+            yield "the first stage must start at 0"
         if not 0 <= self.kl_ramp[0] < self.kl_ramp[1] <= 1:
-            raise ValueError(f"kl_ramp {self.kl_ramp} must be two rising fractions in [0, 1]")
+            yield f"kl_ramp {self.kl_ramp} must be two rising fractions in [0, 1]"
 
     def build(self, model: str, total: int, rng: Rng, device: torch.device, layout: ParallelLayout) -> Codec:
         """Returns the method; `model` is not used, a codec starts from nothing."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from trainer import TRAINERS
 from trainer.checkpoint.folder import CheckpointConfig
 from trainer.preview import PreviewConfig
 from trainer.trackers import TrackConfig
-from utils.config.field import one_of
+from utils.config.field import collect_error, find_problems, one_of, values
 from utils.config.layer import parse_overrides, read_defaults, read_recipe
 from utils.config.load import load
 from utils.parallel.layout import LayoutConfig
@@ -38,19 +39,14 @@ class TrainConfig:
     preview: PreviewConfig = field(default_factory=PreviewConfig)
     track: TrackConfig = field(default_factory=TrackConfig)
 
-    def check(self):
+    def problems(self) -> Iterator[str]:
         if self.steps < 1 or self.log_every < 1 or self.threads < 1:
-            raise ValueError("steps, log_every and threads must be at least 1")
-        if self.preview.every:
-            self._check_preview()
-
-    def _check_preview(self) -> None:
-        if "source" not in vars(self.trainer):
-            raise ValueError(f"trainer {self.trainer.name!r} trains no generator of videos; write preview.every=0")
-        try:
-            self.preview.requested(self.trainer)
-        except ValueError as error:
-            raise ValueError(f"preview: {error}; or write preview.every=0") from error
+            yield "steps, log_every and threads must be at least 1"
+        if self.preview.every and "source" not in values(self.trainer):
+            yield f"trainer {self.trainer.name!r} trains no generator of videos; write preview.every=0"
+        elif self.preview.every and not any(find_problems(self.trainer)):
+            errors = collect_error(self.preview.requested, self.trainer)
+            yield from (f"preview: {text}; or write preview.every=0" for text in errors)
 
 
 def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()):

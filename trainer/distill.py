@@ -7,6 +7,7 @@ Source: DMD2 (arXiv 2405.14867) section 4; Self-Forcing, trainer/distillation.py
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -44,11 +45,11 @@ class DistillConfig:
     vae: VAEConfig = field(default_factory=VAEConfig)
     negative_prompt: str = ""
 
-    def check(self):
+    def problems(self) -> Iterator[str]:
         if self.critic_updates_per_generator_update < 1 or self.accumulate < 1:
-            raise ValueError("critic_updates_per_generator_update and accumulate must be at least 1")
-        self.generator.check_trained("generator")
-        self.critic.check_trained("critic")
+            yield "critic_updates_per_generator_update and accumulate must be at least 1"
+        yield from self.generator.problems_if_trained("generator")
+        yield from self.critic.problems_if_trained("critic")
 
     def build(self, model: str, total: int, rng: Rng, device: torch.device, layout: ParallelLayout) -> Distill:
         """Returns the method; source and loss are matched before any network is built."""

@@ -18,11 +18,11 @@ class EmaConfig:
     decay: float = 0.99
     start_step: int = 0
 
-    def check(self):
+    def problems(self) -> Iterator[str]:
         if not 0 <= self.decay < 1:
-            raise ValueError(f"ema.decay is {self.decay}; write a number in [0, 1), 0 = none")
+            yield f"ema.decay is {self.decay}; write a number in [0, 1), 0 = none"
         if self.start_step < 0:
-            raise ValueError(f"ema.start_step is {self.start_step}; write 0 (from the first step) or more")
+            yield f"ema.start_step is {self.start_step}; write 0 (from the first step) or more"
 
 
 class Ema:

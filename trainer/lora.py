@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -26,11 +27,11 @@ class LoraConfig:
     role: str = "generator"  # which LoRA of `weights`, where it holds those of generator and critic
     merged: bool = False
 
-    def check(self):
+    def problems(self) -> Iterator[str]:
         if self.rank < 0 or self.alpha < 0:
-            raise ValueError("lora.rank and lora.alpha must be 0 or more")
+            yield "lora.rank and lora.alpha must be 0 or more"
         if (self.weights or self.merged) and not self.rank:
-            raise ValueError("lora.weights and lora.merged need lora.rank (the rank of the adapters)")
+            yield "lora.weights and lora.merged need lora.rank (the rank of the adapters)"
 
     def apply(self, transformer: torch.nn.Module, rng: Rng, trained: bool) -> None:
         """Injects the adapters (fp32 weights); of a trained network only they are trained."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -24,15 +25,15 @@ class OptimConfig:
     decay: float = 0.0  # share of the training over which the rate falls linearly to 0
     clip: float = 10.0  # largest gradient norm
 
-    def check(self):
+    def problems(self) -> Iterator[str]:
         if self.name not in ("adamw", "muon"):
-            raise ValueError(f"optimiser {self.name!r} is unknown; write adamw or muon")
+            yield f"optimiser {self.name!r} is unknown; write adamw or muon"
         if self.lr <= 0 or self.clip <= 0 or not 0 <= self.decay <= 1:
-            raise ValueError("lr and clip must be positive, decay must lie in [0, 1]")
+            yield "lr and clip must be positive, decay must lie in [0, 1]"
         if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas is {list(self.betas)}; write two numbers in [0, 1), e.g. [0.9, 0.999]")
+            yield f"betas is {list(self.betas)}; write two numbers in [0, 1), e.g. [0.9, 0.999]"
         if min(self.weight_decay, self.warmup, self.lr_rest) < 0:
-            raise ValueError("weight_decay, warmup and lr_rest must not be negative")
+            yield "weight_decay, warmup and lr_rest must not be negative"
 
 
 class Optim:

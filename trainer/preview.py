@@ -34,7 +34,7 @@ from pipeline.rollout import Chunk
 from trainer.callbacks import Callback
 from trainer.checkpoint.folder import set_aside
 from trainer.trackers import SHEET
-from utils.config.field import one_of
+from utils.config.field import check, one_of, values
 from utils.data.prompts import file_stem, read_prompts
 from utils.media.media_io import contact_sheet
 from utils.parallel import ranks
@@ -73,9 +73,9 @@ class PreviewConfig:
     pipeline: Any = one_of(PIPELINES, default=None)
     vae: VAEConfig = field(default_factory=VAEConfig)
 
-    def check(self):
+    def problems(self) -> Iterator[str]:
         if self.every < 0 or self.num_frames < 0 or self.count < 1:
-            raise ValueError("every and num_frames must not be negative, count must be at least 1")
+            yield "every and num_frames must not be negative, count must be at least 1"
 
     def requested(self, trainer) -> InferConfig:
         """Returns the generation that a preview of a trainer's configuration is, as long as its source's samples.
@@ -86,22 +86,22 @@ class PreviewConfig:
         config.pipeline = self.pipeline or trained_pipeline(trainer.source, trainer.loss)
         config.sampler = self.sampler or trained_sampler(trainer.source, trainer.loss)
         config.height, config.width, config.batch = self.height, self.width, self.batch
-        config.check()
+        check(config)
         return config
 
 
 def trained_pipeline(source, loss) -> CausalConfig | BidirectionalConfig:
     """Returns the pipeline whose chunks, cache and context passes are those of a training."""
-    if vars(loss).get("mode") == "bidirectional":
+    if values(loss).get("mode") == "bidirectional":
         return BidirectionalConfig()
-    knobs = {**vars(loss), **vars(source)}  # a rollout's cache is its source's, a regression's its loss's
+    knobs = {**values(loss), **values(source)}  # a rollout's cache is its source's, a regression's its loss's
     first = knobs.get("given") or knobs.get("first_chunk", 0)
     return CausalConfig(source.chunk, first, knobs["cache"], knobs.get("context") or ContextConfig())
 
 
 def trained_sampler(source, loss) -> FewStepConfig | MultiStepConfig:
     """Returns the few steps of a training, or a solver for an objective that trains them all."""
-    knobs = vars(source).get("sampler") or next((c for c in (source, loss) if "steps" in vars(c)), None)
+    knobs = values(source).get("sampler") or next((c for c in (source, loss) if "steps" in values(c)), None)
     if knobs is None:
         return MultiStepConfig(shift=loss.shift)
     return FewStepConfig(knobs.steps, knobs.shift, knobs.warp, knobs.rounding)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -33,10 +34,10 @@ class RegressConfig:
     ema: EmaConfig = field(default_factory=EmaConfig)
     text: TextConfig = field(default_factory=TextConfig)
 
-    def check(self):
+    def problems(self) -> Iterator[str]:
         if self.accumulate < 1:
-            raise ValueError(f"accumulate is {self.accumulate}; write 1 (the whole share at once) or more")
-        self.generator.check_trained("generator")
+            yield f"accumulate is {self.accumulate}; write 1 (the whole share at once) or more"
+        yield from self.generator.problems_if_trained("generator")
 
     def build(self, model: str, total: int, rng: Rng, device: torch.device, layout: ParallelLayout) -> Regress:
         """Returns the method; source and loss are matched before any network is built."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -42,19 +43,19 @@ class RoleConfig:
     offload: bool = False
     lora: LoraConfig = field(default_factory=LoraConfig)
 
-    def check(self):
+    def problems(self) -> Iterator[str]:
         if bool(self.spec) == bool(self.weights):
-            raise ValueError("write either spec (start from nothing) or weights (a file or folder), one of the two")
+            yield "write either spec (start from nothing) or weights (a file or folder), one of the two"
         if self.spec and self.spec not in SPECS:
-            raise ValueError(f"spec {self.spec!r} is unknown; write one of {sorted(SPECS)}")
+            yield f"spec {self.spec!r} is unknown; write one of {sorted(SPECS)}"
         if self.dtype not in DTYPES or self.precision not in PRECISIONS:
-            raise ValueError(f"dtype must be one of {tuple(DTYPES)} and precision one of {PRECISIONS}")
+            yield f"dtype must be one of {tuple(DTYPES)} and precision one of {PRECISIONS}"
 
-    def check_trained(self, name: str) -> None:
-        """Raises ValueError for knobs that are for frozen roles only."""
+    def problems_if_trained(self, name: str) -> Iterator[str]:
+        """Yields knobs that are for frozen roles only."""
         if self.offload:
             text = f"{name}.offload is for frozen roles; a trained one saves memory by more ranks (layout.shard)"
-            raise ValueError(f"{text}: write {name}.offload=false")
+            yield f"{text}: write {name}.offload=false"
 
     def build(self, rng: Rng, device: torch.device, layout: ParallelLayout, trained: bool) -> Denoiser:
         """Returns the network, freshly drawn or loaded, in its place on this rank."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import secrets
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,9 +34,9 @@ class TrackConfig:
     wandb_dir: str = ""
     tensorboard: bool = False
 
-    def check(self):
+    def problems(self) -> Iterator[str]:
         if self.wandb_mode not in MODES:
-            raise ValueError(f"wandb_mode is {self.wandb_mode!r}; write one of {MODES}, or wandb: false for none")
+            yield f"wandb_mode is {self.wandb_mode!r}; write one of {MODES}, or wandb: false for none"
 
     def lacking(self) -> dict[str, str]:
         """Returns knob -> what to do, for each tracker that is asked for and whose package is not installed."""

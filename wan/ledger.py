@@ -15,10 +15,11 @@ the window (`recache_frames`): then the new sink is the first S frames of that r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from wan.geometry import Span
+from wan.options import raise_first
 
 RECACHES = ("bidirectional", "causal", "reset", "none")
 
@@ -44,19 +45,28 @@ class CacheConfig:
     keep_sink: bool = True
     recache_frames: int = 0
 
-    def check(self):
+    def problems(self) -> Iterator[str]:
         if self.recache not in RECACHES:
-            raise ValueError(f"cache.recache is {self.recache!r}; write one of {', '.join(RECACHES)}")
+            yield f"cache.recache is {self.recache!r}; write one of {', '.join(RECACHES)}"
         if self.rope not in ("write", "read"):
-            raise ValueError(f"cache.rope is {self.rope!r}; write 'write' or 'read'")
+            yield f"cache.rope is {self.rope!r}; write 'write' or 'read'"
         if self.sink_frames < 0:
-            raise ValueError(f"cache.sink_frames is {self.sink_frames}; write 0 or more")
+            yield f"cache.sink_frames is {self.sink_frames}; write 0 or more"
         if self.window_frames != -1 and self.window_frames < 1:
-            raise ValueError(f"cache.window_frames is {self.window_frames}; write -1 (everything) or a length")
+            yield f"cache.window_frames is {self.window_frames}; write -1 (everything) or a length"
         if self.recache_frames and not 1 <= self.window_frames <= self.recache_frames:
-            raise ValueError(
+            yield (
                 f"cache.recache_frames is {self.recache_frames}; write 0 (the window) or at least "
                 f"cache.window_frames, {self.window_frames}, which must be a length"
+            )
+
+    def chunk_problems(self, chunk: int) -> Iterator[str]:
+        """Yields a window that has no room for sink and chunk."""
+        window, sink = self.window_frames, self.sink_frames
+        if window != -1 and window < sink + chunk:
+            yield (
+                f"cache.window_frames {window} is smaller than sink_frames {sink} + chunk {chunk}; "
+                f"write at least {sink + chunk}"
             )
 
 
@@ -96,15 +106,11 @@ class Ledger:
 
         Errors: ValueError for a window smaller than sink + chunk, or neither window nor length.
         """
-        config.check()
+        raise_first(config.problems())
         window, sink = config.window_frames, config.sink_frames
         if window == -1 and max_frames is None:
             raise ValueError("cache.window_frames is -1 and the video has no known length; set a window, e.g. 21")
-        if window != -1 and window < sink + chunk_frames:
-            raise ValueError(
-                f"cache.window_frames {window} is smaller than sink_frames {sink} + chunk {chunk_frames}; "
-                f"write at least {sink + chunk_frames}"
-            )
+        raise_first(config.chunk_problems(chunk_frames))
         self.config, self.chunk_frames = config, chunk_frames
         kept = max_frames if window == -1 else window - chunk_frames
         self.sink_frames = min(sink, kept)

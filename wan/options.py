@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 ROUNDINGS = ("none", "integer", "table")
@@ -30,13 +31,13 @@ class VAEConfig:
         """True if the VAE has a device of its own."""
         return self.device != "auto"
 
-    def check(self):
+    def problems(self) -> Iterator[str]:
         if not re.fullmatch(r"auto|cpu|cuda:\d+", self.device):
-            raise ValueError(f"vae.device is {self.device!r}; write auto, cpu, or a GPU of its own, e.g. cuda:1")
+            yield f"vae.device is {self.device!r}; write auto, cpu, or a GPU of its own, e.g. cuda:1"
         if self.dtype not in ("fp32", "bf16"):
-            raise ValueError(f"vae.dtype is {self.dtype!r}; write fp32 or bf16")
+            yield f"vae.dtype is {self.dtype!r}; write fp32 or bf16"
         if self.frames_per_pass < 1:
-            raise ValueError(f"vae.frames_per_pass is {self.frames_per_pass}; write 1 or more")
+            yield f"vae.frames_per_pass is {self.frames_per_pass}; write 1 or more"
 
 
 @dataclass
@@ -47,27 +48,33 @@ class TextConfig:
     device: str = "auto"  # auto: with the model | cpu: saves 11 GB on the GPU
     batch_size: int = 8  # prompts encoded together
 
-    def check(self):
+    def problems(self) -> Iterator[str]:
         if self.dtype not in DTYPES:
-            raise ValueError(f"text.dtype is {self.dtype!r}; write {' or '.join(DTYPES)}")
+            yield f"text.dtype is {self.dtype!r}; write {' or '.join(DTYPES)}"
         if self.device not in ("auto", "cpu"):
-            raise ValueError(f"text.device is {self.device!r}; write auto or cpu")
+            yield f"text.device is {self.device!r}; write auto or cpu"
         if self.batch_size < 1:
-            raise ValueError(f"text.batch_size is {self.batch_size}; write 1 or more")
+            yield f"text.batch_size is {self.batch_size}; write 1 or more"
 
 
-def check_clock(shift: float, rounding: str) -> None:
-    """Raises ValueError for a shift that is not positive or an unknown way to look sigma up."""
+def raise_first(problems: Iterable[str]) -> None:
+    """Raises ValueError with the first problem, if there is one."""
+    for text in problems:
+        raise ValueError(text)
+
+
+def clock_problems(shift: float, rounding: str) -> Iterator[str]:
+    """Yields a shift that is not positive or an unknown way to look sigma up."""
     if rounding not in ROUNDINGS:
-        raise ValueError(f"rounding is {rounding!r}; write one of {ROUNDINGS}")
+        yield f"rounding is {rounding!r}; write one of {ROUNDINGS}"
     if shift <= 0:
-        raise ValueError(f"shift is {shift}; write a positive number (1 = none)")
+        yield f"shift is {shift}; write a positive number (1 = none)"
 
 
-def check_steps(steps) -> None:
-    """Raises ValueError for an empty list of steps, values outside (0, 1000], or steps that do not descend."""
+def step_problems(steps) -> Iterator[str]:
+    """Yields an empty list of steps, values outside (0, 1000], or steps that do not descend."""
     steps = list(steps)
     if not steps or any(not 0 < s <= TOP for s in steps):
-        raise ValueError(f"steps {steps} must lie in (0, {TOP}]; write for example [1000, 750, 500, 250]")
+        yield f"steps {steps} must lie in (0, {TOP}]; write for example [1000, 750, 500, 250]"
     if any(a <= b for a, b in zip(steps[:-1], steps[1:], strict=True)):
-        raise ValueError(f"steps {steps} must descend")
+        yield f"steps {steps} must descend"

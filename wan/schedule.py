@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
-from wan.options import check_clock, check_steps
+from wan.options import clock_problems, raise_first, step_problems
 
 NUM_TRAIN_TIMESTEPS = 1000
 
@@ -57,7 +57,7 @@ class Schedule:
     rounding: str = "none"  # none | integer | table
 
     def __post_init__(self):
-        check_clock(self.shift, self.rounding)
+        raise_first(clock_problems(self.shift, self.rounding))
 
     def rounded(self, sigma: torch.Tensor) -> torch.Tensor:
         """Returns the sigma that this role computes with when told `sigma` (fp32 or wider)."""
@@ -100,7 +100,7 @@ def step_sigmas(steps, shift: float, warp: bool = True) -> tuple[float, ...]:
     """
     steps = list(steps)
     top = NUM_TRAIN_TIMESTEPS
-    check_steps(steps)
+    raise_first(step_problems(steps))
     if warp:
         table = sigma_table(shift)
         return tuple(float(table[top - int(s)]) for s in steps)

@@ -17,11 +17,11 @@ def knobs(source: Source) -> list[tuple[str, str]]:
 
 
 def reads(source: Source) -> set[str]:
-    """Returns the attribute names that are read; a class's own `check` does not count, it changes nothing."""
+    """Returns the attribute names that are read; a class's own `problems` does not count, it changes nothing."""
     checks = {
         id(inner)
         for node in ast.walk(source.tree)
-        if isinstance(node, ast.FunctionDef) and node.name == "check"
+        if isinstance(node, ast.FunctionDef) and node.name == "problems"
         for inner in ast.walk(node)
     }
     nodes = [n for n in ast.walk(source.tree) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Load)]
@@ -48,7 +48,7 @@ def test_dead_knobs_are_caught():
     assert find_dead_knobs([definition]) == ["wan/a.py: SinkConfig.frames"]
     written = Source("wan/b.py", "config.frames = 4\nframes = 3")
     assert len(find_dead_knobs([definition, written])) == 1
-    checked = Source("wan/a.py", DEFINITION + "    def check(self):\n        assert self.frames > 0\n")
+    checked = Source("wan/a.py", DEFINITION + "    def problems(self):\n        assert self.frames > 0\n")
     assert len(find_dead_knobs([checked])) == 1
 
 

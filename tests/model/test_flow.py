@@ -12,6 +12,7 @@ from model.flow import MODES, FlowConfig
 from tests import tiny
 from tests.model import stand_in
 from tests.model.stand_in import BOUND, DIFFERENT, Affine, normal, rows, text_mean
+from utils.config.field import check
 from utils.rng import Recording, Rng
 from wan.ledger import CacheConfig
 from wan.schedule import Schedule
@@ -253,4 +254,4 @@ def test_gradients_reach_every_weight():
 )
 def test_wrong_knobs(wrong, words):
     with pytest.raises(ValueError, match=words):
-        FlowConfig(**wrong).check()
+        check(FlowConfig(**wrong))

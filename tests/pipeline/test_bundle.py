@@ -10,6 +10,7 @@ import torch
 from pipeline.bundle import DTYPES, load_bundle
 from pipeline.options import ModelConfig
 from tests import digits_fixture
+from utils.config.field import check
 from wan.geometry import Geometry
 from wan.options import TextConfig, VAEConfig
 
@@ -89,4 +90,4 @@ def test_the_dtype_is_that_of_the_weights(folder, dtype):
 )
 def test_wrong_knobs_are_refused(wrong, words):
     with pytest.raises(ValueError, match=words):
-        ModelConfig(**wrong).check()
+        check(ModelConfig(**wrong))

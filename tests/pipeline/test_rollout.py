@@ -11,6 +11,7 @@ from pipeline.options import ContextConfig
 from pipeline.rollout import Chunk
 from pipeline.track import Fixed, Track
 from tests import tiny
+from utils.config.field import check
 from wan.cache import Chunks, Ring
 from wan.geometry import Span
 from wan.ledger import CacheConfig
@@ -172,8 +173,8 @@ def test_a_rollout_can_be_run_again():
         (lambda: video(borders=[Span(1, 4)]), r"span \[1, 4\) does not start at the next frame 0"),
         (lambda: video(CacheConfig(-1), max_frames=6), "length"),
         (lambda: video(guidance=2.0, condition=replace(TEXT, null_text=None)), "needs the encoded negative prompt"),
-        (lambda: ContextConfig(sigma=1.5).check(), "context.sigma is 1.5"),
-        (lambda: ContextConfig(rounding="up").check(), "rounding is 'up'"),
+        (lambda: check(ContextConfig(sigma=1.5)), "context.sigma is 1.5"),
+        (lambda: check(ContextConfig(rounding="up")), "rounding is 'up'"),
     ],
 )
 def test_what_does_not_fit_is_refused(call, message):

@@ -10,6 +10,7 @@ from pipeline.rollout import guided
 from pipeline.sampler import FewStep, MultiStep, RandomExit, sample
 from pipeline.solver import Solver
 from tests import tiny
+from utils.config.field import check
 from wan.geometry import Span
 from wan.schedule import Schedule
 
@@ -192,4 +193,4 @@ def test_configs_build():
 )
 def test_wrong_knobs(config, message):
     with pytest.raises(ValueError, match=message):
-        config.check()
+        check(config)

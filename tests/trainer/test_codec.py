@@ -13,6 +13,7 @@ from tests.trainer.test_regress import state_hash
 from trainer.build import build
 from trainer.codec import LOG_VARIANCE_START, CodecConfig, Stage, codec_loss, make_codec
 from trainer.config import load_recipe
+from utils.config.field import check
 from utils.parallel.layout import ParallelLayout
 from utils.rng import Rng
 from wan.checkpoint.library import load_vae
@@ -95,4 +96,4 @@ def test_stages_lengthen_the_clips(config):
 )
 def test_wrong_knobs(wrong, words):
     with pytest.raises(ValueError, match=words):
-        CodecConfig(**wrong).check()
+        check(CodecConfig(**wrong))

@@ -10,6 +10,7 @@ from torch import nn
 
 from tests import tiny
 from trainer.optim import Muon, Optim, OptimConfig, learning_rate_factor, orthogonalise
+from utils.config.field import check
 
 
 def network() -> nn.Module:
@@ -154,7 +155,7 @@ def test_state_comes_back():
 )
 def test_wrong_knobs(wrong, words):
     with pytest.raises(ValueError, match=words):
-        OptimConfig(**wrong).check()
+        check(OptimConfig(**wrong))
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])

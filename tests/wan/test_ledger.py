@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tests import tiny
 from tests.contract.oracle import Book
+from utils.config.field import check
 from wan.geometry import Span
 from wan.ledger import CacheConfig, Ledger
 
@@ -194,4 +195,4 @@ def test_a_recache_that_reaches_beyond_the_window_begins_the_sink_there():
 @pytest.mark.parametrize("window", [-1, 30])
 def test_a_recache_reaches_at_least_the_window(window):
     with pytest.raises(ValueError, match="recache_frames is 21; write 0"):
-        CacheConfig(window, recache_frames=21).check()
+        check(CacheConfig(window, recache_frames=21))

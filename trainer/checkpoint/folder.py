@@ -37,11 +37,11 @@ class CheckpointConfig:
     keep: int = 2
     keep_every: int = 0
 
-    def check(self):
+    def problems(self) -> Iterator[str]:
         if self.every < 1 or self.keep < 1:
-            raise ValueError("checkpoint.every and checkpoint.keep must be at least 1")
+            yield "checkpoint.every and checkpoint.keep must be at least 1"
         if self.keep_every < 0 or self.keep_every % self.every:
-            raise ValueError(
+            yield (
                 f"checkpoint.keep_every is {self.keep_every}; write 0 (none) or a multiple of checkpoint.every, "
                 f"{self.every}: other steps are not saved"
             )

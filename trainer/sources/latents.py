@@ -8,12 +8,14 @@ whether the latents carry gradient.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 
 from model.base import Sample
+from utils.config.field import collect_error
 from utils.data.prompts import read_prompts
 from utils.data.records import check_on_bad
 from utils.data.store import open_clips
@@ -36,13 +38,13 @@ class LatentsConfig:
     growing: bool = False  # look for new shards every 100 steps (an encoder still fills the folder)
     on_bad: str = "stop"  # stop | skip a record that cannot be used
 
-    def check(self):
-        check_on_bad(self.on_bad)
-        chunks(self.frames, self.chunk)
+    def problems(self) -> Iterator[str]:
+        yield from collect_error(check_on_bad, self.on_bad)
+        yield from collect_error(chunks, self.frames, self.chunk)
         if self.batch < 1 or not 0 <= self.dropout < 1:
-            raise ValueError("batch must be at least 1 and dropout lie in [0, 1)")
+            yield "batch must be at least 1 and dropout lie in [0, 1)"
         if not self.path:
-            raise ValueError("path is empty; write the folder that scripts/encode_latents.py filled")
+            yield "path is empty; write the folder that scripts/encode_latents.py filled"
 
     def build(self) -> Latents:
         """Returns the source."""

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
 
 from model.base import Sample
-from model.flow import check_mask
+from model.flow import mask_problems
 from model.noised import generate_from_data
 from trainer.sources.latents import Source, check_length, epoch_row
+from utils.config.field import collect_error
 from utils.data.records import check_on_bad
 from utils.data.store import open_clips, open_pairs
 from wan.condition import Condition
 from wan.geometry import chunks
 from wan.ledger import CacheConfig
+from wan.options import clock_problems, step_problems
 from wan.schedule import Schedule, step_sigmas
 
 logger = logging.getLogger(__name__)
@@ -43,13 +46,15 @@ class NoisedDataConfig:
     cache: CacheConfig = field(default_factory=CacheConfig)
     on_bad: str = "stop"  # stop | skip a clip that cannot be used
 
-    def check(self):
-        check_on_bad(self.on_bad)
-        step_sigmas(self.steps, self.shift, self.warp)
-        Schedule(self.shift, self.rounding)
-        check_mask(self.cache, chunks(self.frames, self.chunk, self.first_chunk or None))
+    def problems(self) -> Iterator[str]:
+        yield from collect_error(check_on_bad, self.on_bad)
+        yield from step_problems(self.steps)
+        yield from clock_problems(self.shift, self.rounding)
+        yield from collect_error(chunks, self.frames, self.chunk, self.first_chunk or None)
+        yield from mask_problems(self.cache)
+        yield from self.cache.chunk_problems(max(self.chunk, self.first_chunk))
         if self.batch < 1 or not self.clips:
-            raise ValueError("write clips (a folder or LMDB of encoded clips) and a batch of at least 1")
+            yield "write clips (a folder or LMDB of encoded clips) and a batch of at least 1"
 
     def build(self) -> NoisedData:
         """Returns the source."""
@@ -111,11 +116,11 @@ class OdePairsConfig:
     first_chunk: int = 0
     on_bad: str = "stop"  # stop | skip a pair that cannot be used
 
-    def check(self):
-        check_on_bad(self.on_bad)
-        chunks(self.frames, self.chunk, self.first_chunk or None)
+    def problems(self) -> Iterator[str]:
+        yield from collect_error(check_on_bad, self.on_bad)
+        yield from collect_error(chunks, self.frames, self.chunk, self.first_chunk or None)
         if self.batch < 1 or not self.path:
-            raise ValueError("write path (the folder that scripts/make_ode_pairs.py filled) and a batch of at least 1")
+            yield "write path (the folder that scripts/make_ode_pairs.py filled) and a batch of at least 1"
 
     def build(self) -> OdePairs:
         """Returns the source."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,12 +15,13 @@ from pipeline.sampler import RandomExit
 from pipeline.track import Fixed
 from trainer.sources.latents import Source, check_length, epoch_row
 from trainer.sources.window import loss_window
+from utils.config.field import collect_error
 from utils.data.prompts import read_prompts
 from utils.data.records import check_on_bad
 from utils.data.store import open_clips
 from wan.condition import Condition
 from wan.geometry import Geometry, chunks
-from wan.ledger import CacheConfig, Ledger
+from wan.ledger import CacheConfig
 from wan.spec import spec_for
 
 
@@ -52,32 +54,29 @@ class RolloutConfig:
     on_bad: str = "stop"  # stop | skip a clip that cannot be used
 
     def __post_init__(self):
-        ranged = isinstance(self.frames, dict) and self.frames.keys() == {"min", "max"} and not self.frames_max
-        if ranged:
+        if isinstance(self.frames, dict) and self.frames.keys() == {"min", "max"} and not self.frames_max:
             self.frames, self.frames_max = self.frames["min"], self.frames["max"]
-        numbers = all(type(frames) is int for frames in (self.frames, self.frames_max))
-        if not numbers or (ranged and self.frames_max < self.frames):
-            message = f"frames is {self.frames!r} and frames_max {self.frames_max!r}"
-            raise ValueError(f"{message}; write frames: 21, or frames: {{min: 21, max: 60}} alone (latent frames)")
 
-    def check(self):
-        check_on_bad(self.on_bad)
+    def problems(self) -> Iterator[str]:
+        if any(type(frames) is not int for frames in (self.frames, self.frames_max)):
+            message = f"frames is {self.frames!r} and frames_max {self.frames_max!r}"
+            yield f"{message}; write frames: 21, or frames: {{min: 21, max: 60}} alone (latent frames)"
+            return
+        yield from collect_error(check_on_bad, self.on_bad)
         if self.batch < 1:
-            raise ValueError("batch must be at least 1")
+            yield "batch must be at least 1"
         if bool(self.prompts) == bool(self.clips):
-            raise ValueError("write either prompts (a text file) or clips (a folder of encoded clips)")
+            yield "write either prompts (a text file) or clips (a folder of encoded clips)"
         for length in {self.frames, self.frames_max or self.frames, self.loss_frames}:
-            chunks(length, self.chunk, self.given or self.first_chunk or None)
+            yield from collect_error(chunks, length, self.chunk, self.given or self.first_chunk or None)
         if self.given and not self.clips:
-            raise ValueError("given frames come from clips; write clips (a folder of encoded clips) instead of prompts")
+            yield "given frames come from clips; write clips (a folder of encoded clips) instead of prompts"
         if self.frames_max and self.frames_max < self.frames:
-            raise ValueError(f"frames_max {self.frames_max} is smaller than frames {self.frames}")
+            yield f"frames_max {self.frames_max} is smaller than frames {self.frames}; write {{min: 21, max: 60}}"
         longest = self.frames_max or self.frames
         if self.loss_frames > longest:
-            raise ValueError(
-                f"loss_frames {self.loss_frames} is more than a rollout's {longest} frames; write at most that"
-            )
-        Ledger(self.cache, max(self.chunk, self.first_chunk), longest)  # raises for a window that holds no chunk
+            yield f"loss_frames {self.loss_frames} is more than a rollout's {longest} frames; write at most that"
+        yield from self.cache.chunk_problems(max(self.chunk, self.first_chunk))
 
     def build(self) -> RolloutSource:
         """Returns the source."""

@@ -10,7 +10,7 @@ Source: LongLive (arXiv 2509.22622) section 3.3; LongLive, model/streaming_train
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
@@ -26,11 +26,12 @@ from trainer.sources.latents import epoch_row, read_pairs
 from trainer.sources.rollout import Generating
 from trainer.sources.running import RunningVideos
 from trainer.sources.window import loss_window
+from utils.config.field import collect_error
 from utils.config.text import to_dict
 from utils.data.schedules import frame_list
 from wan.condition import Condition
 from wan.geometry import chunks
-from wan.ledger import CacheConfig, Ledger
+from wan.ledger import CacheConfig
 
 logger = logging.getLogger(__name__)
 
@@ -84,41 +85,36 @@ class StreamConfig:
             return tuple(range(self.switch_range[0], self.switch_range[1] + 1, self.chunk))
         return frame_list("switch_frames", self.switch_frames)
 
-    def check(self):
+    def problems(self) -> Iterator[str]:
         if not self.prompts:
-            raise ValueError("prompts is empty; write a text file with one prompt per line")
+            yield "prompts is empty; write a text file with one prompt per line"
         if self.batch < 1:
-            raise ValueError("batch must be at least 1")
+            yield "batch must be at least 1"
         named = [("loss_frames", self.loss_frames), ("min_new_frames", self.min_new_frames)]
         for name, length in [*named, *(("max_frames", length) for length in self.lengths)]:
-            try:
-                chunks(length, self.chunk)
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from error
+            yield from (f"{name}: {text}" for text in collect_error(chunks, length, self.chunk))
         if self.min_new_frames >= self.loss_frames:
-            raise ValueError(
+            yield (
                 f"min_new_frames {self.min_new_frames} leaves no overlap in a loss window of {self.loss_frames}; write "
                 f"at most {self.loss_frames - self.chunk}"
             )
         shortest = self.loss_frames + (0 if self.train_first_chunk else self.min_new_frames)
         if min(self.lengths, default=0) < shortest:
-            raise ValueError(
-                f"max_frames is {self.max_frames}; write at least {shortest}, the first scored stretch's end"
-            )
-        self._check_switches()
-        Ledger(self.cache, self.chunk, self.frames)  # raises for a window that holds no chunk
+            yield f"max_frames is {self.max_frames}; write at least {shortest}, the first scored stretch's end"
+        yield from self._switch_problems()
+        yield from self.cache.chunk_problems(self.chunk)
 
-    def _check_switches(self) -> None:
+    def _switch_problems(self) -> Iterator[str]:
         given = bool(self.switch_frames) + bool(self.switch_range)
         if given != bool(self.switch_prompts):
-            raise ValueError(
+            yield (
                 "a switch needs switch_prompts (a text file, line by line with prompts) and one of switch_frames and "
                 "switch_range; write these two, or none of the three"
             )
         if self.switch_range and (len(self.switch_range) != 2 or self.switch_range[0] > self.switch_range[1]):
-            raise ValueError(f"switch_range is {list(self.switch_range)}; write [first, last], e.g. [21, 201]")
-        if given and not 1 <= min(self.switches) <= self.frames - self.chunk:
-            raise ValueError(
+            yield f"switch_range is {list(self.switch_range)}; write [first, last], e.g. [21, 201]"
+        elif given and not 1 <= min(self.switches) <= self.frames - self.chunk:
+            yield (
                 f"no video reaches a switch: the first is asked for at frame {min(self.switches)}; write frames from 1 "
                 f"to {self.frames - self.chunk}, where the last chunk of {self.frames} frames starts"
             )

@@ -17,7 +17,7 @@ In YAML the node of a union holds `name` beside the fields of that arm, and its 
 import dataclasses
 import difflib
 import importlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 MISSING = "???"  # OmegaConf's mark of a mandatory value; not imported, since `--help` needs no OmegaConf
@@ -77,7 +77,7 @@ def values(config: Any) -> dict[str, Any]:
 
 
 def find_problems(config: Any, path: tuple = ()) -> Iterator[tuple[tuple, str]]:
-    """Yields (path, text) of what the methods `problems()` of a configuration tell, inner ones first."""
+    """Yields (path, text) of what the methods `problems()` of a configuration yield or raise, inner ones first."""
     inner: dict = {}
     if dataclasses.is_dataclass(config):
         inner = values(config)
@@ -86,12 +86,23 @@ def find_problems(config: Any, path: tuple = ()) -> Iterator[tuple[tuple, str]]:
     for key, value in inner.items():
         yield from find_problems(value, (*path, key))
     if dataclasses.is_dataclass(config) and hasattr(config, "problems"):
-        yield from ((path, text) for text in config.problems())
+        try:
+            yield from ((path, text) for text in config.problems())
+        except ValueError as error:
+            yield path, str(error)
 
 
 def check(config: Any) -> None:
     """Raises ValueError with all problems of a configuration, e.g. of one that was made in Python."""
     raise_all("configuration", [f"{dotted(path)}: {text}" if path else text for path, text in find_problems(config)])
+
+
+def collect_error(call: Callable, *args) -> Iterator[str]:
+    """Yields the text of the ValueError that a call raises, if it raises one."""
+    try:
+        call(*args)
+    except ValueError as error:
+        yield str(error)
 
 
 def raise_all(what: str, problems: list[str]) -> None:

@@ -82,10 +82,11 @@ def read_yaml(path: str | Path) -> Layer:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text ({error.reason}); save the recipe as UTF-8") from error
     lines: dict[tuple, int] = {}
-    tree = _parse(text, str(path), lines)
+    source = os.path.relpath(path) if Path.cwd() in path.parents else str(path)
+    tree = _parse(text, source, lines)
     if not isinstance(tree, dict | None):
-        raise ValueError(f"{path}: the top level is a {type(tree).__name__}; write `key: value` lines")
-    return Layer(str(path), tree or {}, lines)
+        raise ValueError(f"{source}: the top level is a {type(tree).__name__}; write `key: value` lines")
+    return Layer(source, tree or {}, lines)
 
 
 def read_recipe(path: str | Path) -> list[Layer]:

@@ -11,9 +11,12 @@ from __future__ import annotations
 import functools
 import itertools
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+
+from utils.config.field import check
 
 COLOURS = {
     "red": (1.0, 0.15, 0.15),
@@ -41,17 +44,17 @@ class DigitsConfig:
     num_digits: int = 1
     exemplars: int = 8  # handwritings per digit, nearest to the class mean; 0 = all but the judge's half
 
-    def check(self):
+    def problems(self) -> Iterator[str]:
         if self.motion not in ("torus", "bounce"):
-            raise ValueError(f"motion is {self.motion!r}; write 'torus' or 'bounce'")
+            yield f"motion is {self.motion!r}; write 'torus' or 'bounce'"
         if self.num_digits not in (1, 2):
-            raise ValueError(f"num_digits is {self.num_digits}; write 1 or 2 (a prompt holds at most two)")
+            yield f"num_digits is {self.num_digits}; write 1 or 2 (a prompt holds at most two)"
         if self.grid < 1 or self.canvas <= SPRITE or self.canvas % self.grid:
-            raise ValueError(f"canvas {self.canvas} must be above {SPRITE} and a multiple of grid {self.grid} >= 1")
+            yield f"canvas {self.canvas} must be above {SPRITE} and a multiple of grid {self.grid} >= 1"
         if not 0 <= self.exemplars <= MAX_EXEMPLARS:
-            raise ValueError(f"exemplars is {self.exemplars}; write 1 to {MAX_EXEMPLARS}, or 0 for half of all scans")
+            yield f"exemplars is {self.exemplars}; write 1 to {MAX_EXEMPLARS}, or 0 for half of all scans"
         if self.speed < 1:
-            raise ValueError(f"speed is {self.speed} pixels per frame; write 1 or more")
+            yield f"speed is {self.speed} pixels per frame; write 1 or more"
 
 
 @dataclass(frozen=True)
@@ -173,7 +176,7 @@ def enlarge(scan: np.ndarray) -> np.ndarray:
 def render(subjects, num_frames: int, rng: np.random.Generator, config: DigitsConfig | None = None) -> np.ndarray:
     """Draws one clip [P, H, W, 3] float32 in [0, 1] of the given subjects at random start cells."""
     config = config or DigitsConfig()
-    config.check()
+    check(config)
     cells = (config.canvas if config.motion == "torus" else config.canvas - SPRITE + config.grid) // config.grid
     clip = np.zeros((num_frames, config.canvas, config.canvas, 3), np.float32)
     for subject in subjects:

@@ -6,6 +6,7 @@ shard group (one copy of the weights, FSDP); with 8 GPUs a node both then stay i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -25,9 +26,9 @@ class LayoutConfig:
     keep_gathered: bool = False
     shard_text: bool = False
 
-    def check(self):
+    def problems(self) -> Iterator[str]:
         if self.shard < 0 or self.sequence < 1:
-            raise ValueError("layout.shard must be 0 (all ranks) or more, layout.sequence 1 or more")
+            yield "layout.shard must be 0 (all ranks) or more, layout.sequence 1 or more"
 
     def build(self, device: torch.device) -> ParallelLayout:
         """Returns the layout of this process. Errors: ValueError if the ranks do not divide."""

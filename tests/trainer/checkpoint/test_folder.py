@@ -18,6 +18,7 @@ from tests.architecture.source import ROOT
 from trainer.checkpoint import dcp
 from trainer.checkpoint import folder as module
 from trainer.checkpoint.folder import Checkpoint, CheckpointConfig
+from utils.config.field import check
 
 
 def saver(run, keep=2, **options) -> Checkpoint:
@@ -280,4 +281,4 @@ def test_nothing_is_executed_by_loading(tmp_path):
 )
 def test_wrong_knobs(wrong, words):
     with pytest.raises(ValueError, match=words):
-        CheckpointConfig(**wrong).check()
+        check(CheckpointConfig(**wrong))

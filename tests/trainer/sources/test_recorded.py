@@ -17,6 +17,7 @@ from tests.digits_fixture import DIGITS
 from trainer.sources.latents import LatentsConfig, epoch_row
 from trainer.sources.recorded import NoisedDataConfig, OdePairsConfig
 from trainer.sources.rollout import RolloutConfig
+from utils.config.field import check
 from utils.data.latents import LatentFolder
 from utils.data.lmdb_store import write_lmdb
 from utils.data.pairs import PairFolder, write_pairs
@@ -166,7 +167,7 @@ def test_a_rollout_on_clips_keeps_prompt_and_clip_together(clips):
 )
 def test_wrong_knobs_are_refused(clips, changes, why):
     with pytest.raises(ValueError, match=why):
-        noised(clips, **changes).check()
+        check(noised(clips, **changes))
 
 
 def test_clips_that_are_too_short_are_refused(clips, pairs):

@@ -18,6 +18,7 @@ from tests.trainer import stream_fixture
 from tests.trainer.stream_fixture import SECOND
 from trainer.sources.latents import epoch_row
 from trainer.sources.stream import StreamConfig, StreamSource
+from utils.config.field import check
 from utils.digits.schedules import VALUES, changed
 from utils.digits.world import parse_prompt
 from utils.rng import Rng
@@ -198,7 +199,7 @@ def test_an_unscored_first_stretch_is_followed_by_a_scored_one(source, method):
     count = int(sample.frame_mask.sum())
     assert video.length == 6 + count and sample.latents.requires_grad
     with pytest.raises(ValueError, match="max_frames is 6; write at least 8"):
-        source(**plain(train_first_chunk=False, max_frames=6)).config.check()
+        check(source(**plain(train_first_chunk=False, max_frames=6)).config)
 
 
 def held(video) -> tuple[int, bool]:

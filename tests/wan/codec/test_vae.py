@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan
 
+from utils.config.field import check
 from wan.checkpoint.library import VAE_CONFIGS, build_vae
 from wan.codec.vae import StreamingVAE, own_device
 from wan.options import VAEConfig
@@ -148,7 +149,7 @@ def test_its_own_device_must_be_there(model, tmp_path):
         own_device(VAEConfig(device=f"cuda:{have}"), "cpu")
     for name in ("cuda", "gpu", "cuda:x", ""):
         with pytest.raises(ValueError, match="write auto, cpu, or a GPU of its own"):
-            VAEConfig(device=name).check()
+            check(VAEConfig(device=name))
 
 
 def test_bad_lengths_and_settings(model):
@@ -157,7 +158,7 @@ def test_bad_lengths_and_settings(model):
         vae.encode(torch.zeros(1, 8, 3, 32, 32))
     for config, message in ((VAEConfig(dtype="fp8"), "fp32 or bf16"), (VAEConfig(frames_per_pass=0), "1 or more")):
         with pytest.raises(ValueError, match=message):
-            config.check()
+            check(config)
     tiled = StreamingVAE(model, VAEConfig(tiling=True))
     with pytest.raises(ValueError, match="set vae.tiling=false"):
         tiled.decode_stream(torch.zeros(1, 1, model.config.z_dim, 4, 4))

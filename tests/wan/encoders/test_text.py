@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.parity.case import load_case
+from utils.config.field import check
 from wan.checkpoint.encoder_maps import text_to_official
 from wan.checkpoint.library import TEXT_CONFIG, build_text_model, load_text_model
 from wan.checkpoint.parts import find_parts
@@ -76,7 +77,7 @@ def test_bad_input(encoder, tmp_path):
     with pytest.raises(ValueError, match="is no tokenizer folder"):
         load_tokenizer(tmp_path)
     with pytest.raises(ValueError, match="text.dtype is 'fp8'; write fp32 or bf16"):
-        TextConfig(dtype="fp8").check()
+        check(TextConfig(dtype="fp8"))
 
 
 @pytest.mark.parametrize("layout", ["official", "transformers"])
