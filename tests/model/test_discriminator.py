@@ -10,6 +10,7 @@ import torch
 from model.discriminator import Discriminator, DiscriminatorConfig
 from tests import tiny
 from tests.model.stand_in import BOUND, DIFFERENT
+from utils.config.field import check
 from wan.context import Full
 
 LAYERS = (1, 0)  # not in order, so that a mixed up pair shows
@@ -121,4 +122,4 @@ def test_discriminator_block_that_is_not_there_is_refused():
 
 def test_discriminator_rate_must_be_positive():
     with pytest.raises(ValueError, match="lr_scale is 0"):
-        DiscriminatorConfig(lr_scale=0).check()
+        check(DiscriminatorConfig(lr_scale=0))

@@ -12,6 +12,7 @@ from model.gan import GanConfig
 from model.score import ScoreConfig
 from tests import tiny
 from tests.model.stand_in import BOUND, DIFFERENT, SIGMAS, draws, gradients, normal, rows, sample, text_mean
+from utils.config.field import check
 
 CURVE = 0.3
 WIDTHS = {"r1_sigma": 0.1, "r2_sigma": 0.2}
@@ -136,4 +137,4 @@ def test_gan_asks_for_fake_and_real_in_one_forward():
 
 def test_gan_wrong_width_is_refused():
     with pytest.raises(ValueError, match="r1_sigma and r2_sigma"):
-        GanConfig(r2_sigma=0.0).check()
+        check(GanConfig(r2_sigma=0.0))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from model.score import Score, ScoreConfig, per_sample_scale
 from tests import tiny
 from tests.model.stand_in import BOUND, DIFFERENT, SIGMAS, Affine, draws, normal, rows, sample, text_mean
+from utils.config.field import check
 from utils.rng import Recording, Rng
 from wan.schedule import sigma_table
 
@@ -130,6 +131,6 @@ def test_score_scale_is_of_each_sample():
     ],
 )
 def test_score_wrong_knobs_are_refused(wrong, words):
-    ScoreConfig().check()
+    check(ScoreConfig())
     with pytest.raises(ValueError, match=words):
-        ScoreConfig(**wrong).check()
+        check(ScoreConfig(**wrong))
