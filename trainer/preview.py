@@ -36,7 +36,7 @@ from trainer.checkpoint.folder import set_aside
 from trainer.trackers import SHEET
 from utils.config.field import one_of
 from utils.data.prompts import file_stem, read_prompts
-from utils.media.media_io import contact_sheet
+from utils.media.image import contact_sheet
 from utils.parallel import ranks
 from utils.rng import Rng
 from wan.checkpoint.parts import find_parts

@@ -24,7 +24,8 @@ from pipeline.rollout import Chunk
 from pipeline.track import PromptSchedule
 from utils.digest import file_hash
 from utils.log import VideoProgress
-from utils.media.media_io import contact_sheet, read_strip
+from utils.media.image import contact_sheet
+from utils.media.video import read_strip
 from utils.parallel import ranks
 from utils.rng import Rng
 from wan.condition import Condition

@@ -20,7 +20,7 @@ from pipeline.decoder import Ahead
 from pipeline.rollout import Chunk
 from utils.atomic import GrowingFile, write_json
 from utils.media.gif import GifWriter
-from utils.media.media_io import evenly_spaced, to_uint8
+from utils.media.image import evenly_spaced, to_uint8
 from utils.media.mp4 import VideoWriter
 from wan.checkpoint.tensor_file import safetensors_head
 

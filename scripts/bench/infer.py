@@ -22,7 +22,7 @@ from pipeline.batch.request import KeyedNoise, Request
 from pipeline.bundle import ModelBundle, load_bundle
 from pipeline.rollout import Rollout
 from utils.counter import OTHER, CopiedBytes, count_allocations
-from utils.media.media_io import to_uint8
+from utils.media.image import to_uint8
 from utils.rng import Rng
 from wan.attention import BACKENDS
 from wan.cache import Ring

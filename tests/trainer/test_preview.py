@@ -19,7 +19,7 @@ from trainer.build import build
 from trainer.config import load_recipe
 from trainer.preview import first_prompts
 from trainer.sources.latents import LatentsConfig
-from utils.media.media_io import read_video
+from utils.media.video import read_video
 from utils.rng import Rng
 from wan.ledger import CacheConfig
 

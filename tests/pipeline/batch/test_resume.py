@@ -41,8 +41,8 @@ from tests.pipeline.killed_videos import (
 )
 from utils import atomic
 from utils.log import VideoProgress
-from utils.media.media_io import read_video
 from utils.media.mp4 import VideoWriter
+from utils.media.video import read_video
 from wan.geometry import Geometry, Span
 from wan.spec import SPECS
 

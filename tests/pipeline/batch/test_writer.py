@@ -13,8 +13,8 @@ from pipeline.batch.writer import DECODED_TOGETHER, VideoBatchWriter, finished
 from pipeline.config import OutputConfig
 from pipeline.rollout import Chunk
 from tests.digits_fixture import files
-from utils.media.media_io import read_video
 from utils.media.mp4 import VideoWriter
+from utils.media.video import read_video
 from wan.geometry import Geometry, Span
 
 GEOMETRY = Geometry(32, 32, latent_channels=2)
