@@ -13,6 +13,7 @@ from utils.config.field import one_of
 from utils.config.layer import parse_overrides, read_defaults, read_recipe
 from utils.config.load import load
 from utils.data.schedules import LARGEST, LARGEST_SEED, SUFFIX, parse_switch_frames
+from wan.codec import DECODERS
 from wan.options import TextConfig, VAEConfig
 
 DEFAULTS = Path(__file__).parent.parent / "configs" / "default_config.yaml"
@@ -104,6 +105,7 @@ class InferConfig:
     data: DataConfig = field(default_factory=DataConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
     vae: VAEConfig = field(default_factory=VAEConfig)
+    decoder: object = one_of(DECODERS, default="vae")  # what makes the pixels; the VAE still encodes starts
     text: TextConfig = field(default_factory=TextConfig)
     negative_prompt: str = ""
     height: int = 0
