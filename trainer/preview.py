@@ -170,7 +170,7 @@ class Preview(Callback):
         for group, chunks in videos:
             output, total = OutputConfig(folder=str(partial)), self.requested.num_output_frames
             batch = VideoBatchWriter(
-                self.bundle.vae, group, [True] * len(group), output, self.bundle.spec.fps, self.geometry, total
+                self.bundle.decoder, group, [True] * len(group), output, self.bundle.spec.fps, self.geometry, total
             )
             batch.write(chunks)
             batch.sidecars({"latent_frames": total, **facts})
