@@ -14,6 +14,7 @@ from utils.config.layer import parse_overrides, read_defaults, read_recipe
 from utils.config.load import load
 from utils.data.schedules import LARGEST, LARGEST_SEED, SUFFIX, parse_switch_frames
 from wan.codec import DECODERS
+from wan.codec.config import VAEDecoderConfig
 from wan.options import TextConfig, VAEConfig
 
 DEFAULTS = Path(__file__).parent.parent / "configs" / "default_config.yaml"
@@ -121,6 +122,8 @@ class InferConfig:
         for name, (least, most) in LIMITS.items():
             if not least <= vars(self)[name] <= most:
                 raise ValueError(f"{name} is {vars(self)[name]}; write {least} to {most}")
+        if self.vae.tiling and isinstance(self.decoder, VAEDecoderConfig):
+            raise ValueError("vae.tiling decodes whole clips and a generation decodes a stream; write vae.tiling=false")
         self.pipeline.check_with(self)
 
 

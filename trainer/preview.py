@@ -86,6 +86,7 @@ class PreviewConfig:
         config.pipeline = self.pipeline or trained_pipeline(trainer.source, trainer.loss)
         config.sampler = self.sampler or trained_sampler(trainer.source, trainer.loss)
         config.height, config.width, config.batch = self.height, self.width, self.batch
+        config.vae = vars(trainer).get("vae") or self.vae
         config.check()
         return config
 
