@@ -106,7 +106,7 @@ class InferConfig:
     data: DataConfig = field(default_factory=DataConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
     vae: VAEConfig = field(default_factory=VAEConfig)
-    decoder: object = one_of(DECODERS, default="vae")  # what makes the pixels; the VAE still encodes starts
+    decoder: Any = one_of(DECODERS, default="vae")  # what makes the pixels; the VAE still encodes starts
     text: TextConfig = field(default_factory=TextConfig)
     negative_prompt: str = ""
     height: int = 0
