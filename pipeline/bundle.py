@@ -15,7 +15,8 @@ from utils.lora import inject_pairs
 from utils.parallel import ranks
 from wan.checkpoint.parts import Parts, find_parts
 from wan.checkpoint.weights import load_lora, load_strict, load_transformer, merge_lora
-from wan.codec.vae import StreamingVAE, VAEConfig, open_vae, own_device
+from wan.codec.base import Codec, StreamingDecoder, check_fit, resolve_device
+from wan.codec.vae import StreamingVAE, VAEConfig, open_vae
 from wan.condition import Condition
 from wan.denoiser import Denoiser, ExpertDenoiser
 from wan.encoders.image import load_image_encoder
@@ -29,21 +30,29 @@ CACHED_PROMPTS = 64  # whose embeddings are kept, the latest used; a conversatio
 
 @dataclass
 class ModelBundle:
-    """A loaded model. `weights_hash` tells two sets of weights apart."""
+    """A loaded model. `weights_hash` tells two sets of weights apart.
+
+    vae: encodes what a video starts from. decoder: makes the pixels; by default the VAE.
+    """
 
     spec: ModelSpec
     denoiser: Denoiser | ExpertDenoiser
-    vae: StreamingVAE
+    vae: Codec
     text: object
     image: object | None
     device: torch.device
     dtype: torch.dtype
     weights_hash: str
+    decoder: StreamingDecoder | None = None
     _kept: dict = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
+    def __post_init__(self):
+        if self.decoder is None:
+            self.decoder = self.vae
+
     @classmethod
-    def of(cls, denoiser: Denoiser, vae: StreamingVAE, text, device: torch.device, dtype: torch.dtype) -> ModelBundle:
+    def of(cls, denoiser: Denoiser, vae: Codec, text, device: torch.device, dtype: torch.dtype) -> ModelBundle:
         """Returns the kit of parts that are loaded already (a training's), for text to video."""
         return cls(spec_for(denoiser.spec, vae.strides), denoiser, vae, text, None, device, dtype, "")
 
@@ -92,10 +101,13 @@ class ModelBundle:
         return torch.stack(rows)
 
 
-def load_bundle(config: ModelConfig, vae: VAEConfig, text: TextConfig) -> ModelBundle:
-    """Returns the model that `config` names. Errors: ValueError naming what is missing."""
+def load_bundle(config: ModelConfig, vae: VAEConfig, text: TextConfig, decoder=None) -> ModelBundle:
+    """Returns the model that `config` names. decoder: an arm of `DECODERS`; None: the VAE decodes.
+
+    Errors: ValueError naming what is missing, or for a decoder of another model.
+    """
     device = torch.device("cuda", ranks.local_rank()) if torch.cuda.is_available() else torch.device("cpu")
-    own_device(vae, device)  # is it there? asked before any weight is read
+    resolve_device("vae.device", vae.device, device)  # checked before any weight is read
     parts = find_parts(hub.resolve(config.path))
     networks, digest = [], hashlib.sha256()
     experts = sorted(parts.transformers, key=lambda name: name.startswith("high"))
@@ -106,6 +118,7 @@ def load_bundle(config: ModelConfig, vae: VAEConfig, text: TextConfig) -> ModelB
     if not networks:
         raise ValueError(f"{config.path} has no transformer; give one with --checkpoint_path")
     face = open_vae(parts.need("vae"), vae, device)
+    pixels = build_decoder(decoder, face, device)
     spec = _spec(config, networks[0], len(networks), face)
     if len(networks) == 2:
         denoiser = ExpertDenoiser(networks[0], networks[1], spec.boundary)
@@ -114,7 +127,16 @@ def load_bundle(config: ModelConfig, vae: VAEConfig, text: TextConfig) -> ModelB
     dtype = DTYPES[config.dtype]
     image = load_image_encoder(parts.need("image_encoder"), dtype, device) if spec.transformer.image_dim else None
     encoder = load_text_encoder(parts, spec.transformer.text_len, text, device)
-    return ModelBundle(spec, denoiser, face, encoder, image, device, dtype, digest.hexdigest()[:12])
+    return ModelBundle(spec, denoiser, face, encoder, image, device, dtype, digest.hexdigest()[:12], pixels)
+
+
+def build_decoder(config, vae: Codec, device: torch.device) -> StreamingDecoder:
+    """Returns what makes the pixels: the arm of `DECODERS`, or the VAE for None. Errors: ValueError if it cannot."""
+    if config is None:
+        return vae
+    decoder = config.build(vae, device)
+    check_fit(config.name, decoder, vae)
+    return decoder
 
 
 def _network(config: ModelConfig, parts: Parts, expert: str, digest, device) -> Denoiser:

@@ -14,6 +14,8 @@ from utils.config.field import collect_error, one_of
 from utils.config.layer import parse_overrides, read_defaults, read_recipe
 from utils.config.load import load
 from utils.data.schedules import LARGEST, LARGEST_SEED, SUFFIX, parse_switch_frames
+from wan.codec import DECODERS
+from wan.codec.config import VAEDecoderConfig
 from wan.options import TextConfig, VAEConfig
 
 DEFAULTS = Path(__file__).parent.parent / "configs" / "default_config.yaml"
@@ -101,6 +103,7 @@ class InferConfig:
     data: DataConfig = field(default_factory=DataConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
     vae: VAEConfig = field(default_factory=VAEConfig)
+    decoder: Any = one_of(DECODERS, default="vae")  # what makes the pixels; the VAE still encodes starts
     text: TextConfig = field(default_factory=TextConfig)
     negative_prompt: str = ""
     height: int = 0
@@ -116,6 +119,8 @@ class InferConfig:
         for name, (least, most) in LIMITS.items():
             if not least <= getattr(self, name) <= most:
                 yield f"{name} is {getattr(self, name)}; write {least} to {most}"
+        if self.vae.tiling and isinstance(self.decoder, VAEDecoderConfig):
+            yield "vae.tiling decodes whole clips and a generation decodes a stream; write vae.tiling=false"
         yield from self.pipeline.problems_with(self)
 
 

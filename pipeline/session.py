@@ -5,8 +5,10 @@
     chunk = session.step()                                    latents and pixels of the next chunk
     session.switch_prompt("a green three moves right")        from another thread, if you like
     before = session.snapshot(); session.step(); session.restore(before)
+    chunk, pixels = session.step_ahead()                      does not wait for the pixels: `pixels.result()` does
 
 Every method may be called from any thread. `switch_prompt` never waits for a running `step`; the others do.
+Where the decoder has a device of its own (`vae.device`), it decodes there while the next chunk is generated.
 A video is a function of its prompts, the chunks at which they came, and the seed: a fork that goes on is bit by bit
 the video that was never forked, where equal forwards give equal bits (on one machine, at one batch size). So is one
 whose `step` failed (out of memory, say) and was called again.
@@ -15,6 +17,8 @@ whose `step` failed (out of memory, say) and was called again.
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
+from concurrent.futures import Future, wait
 from dataclasses import replace
 from numbers import Integral
 
@@ -22,12 +26,13 @@ import torch
 
 from pipeline.batch.request import KeyedNoise, Request, check_words
 from pipeline.batch.resume import describe_changes, pack, pipeline_facts, shapes, unpack
-from pipeline.batch.writer import DECODED_TOGETHER
 from pipeline.causal import Causal
+from pipeline.decoder import Decoder
 from pipeline.rollout import Chunk, Rollout
 from pipeline.track import Live
 from utils.data.prompts import check_prompt
 from utils.rng import Rng
+from wan.codec.base import DecoderState
 from wan.condition import Condition
 from wan.geometry import Span
 from wan.ledger import Ledger
@@ -44,6 +49,8 @@ class Session:
         self._busy = threading.RLock()
         self._rollout = replace(pipeline.rollout)  # the same knobs, caches of its own
         self._track: Live | None = None
+        self._decoder: Decoder | None = None
+        self._pending: tuple[tuple[Chunk, Future | None], ...] = ()  # generated, not known to be decoded; None: failed
         self._closed = False
 
     @torch.no_grad()
@@ -72,15 +79,15 @@ class Session:
             knobs, condition = self.pipeline.config, self._condition(name, negative)
             largest = max(knobs.chunk, knobs.first_chunk)
             Ledger(knobs.cache, largest, max_frames)  # raises for a cache that needs a length
-            self._track, self._made, self._stream = None, None, None  # the running video ends: its cache is let go of
+            self._end()  # the running video's cache is freed before this one's is made
             self._rollout = rollout = replace(self._rollout)
             rollout.start(1, largest, max_frames)
-            noise, stream, chunks = self._make_noise(name, keys), None, []
+            noise, decoder, made = self._make_noise(name, keys), self._open_decoder(), []
             for span in self.pipeline.given_spans(latents.shape[1]):
                 chunk = rollout.commit_given(condition, Chunk(span, latents[:, span.start : span.stop], True), noise)
-                chunk, stream = self._decoded(chunk, stream)
-                chunks.append(chunk)
-            self._begin(rollout, Live(name, condition), keys, latents.shape[1], stream)
+                made.append((chunk, decoder.submit(chunk.latents) if decoder else None))
+            chunks = [replace(chunk, pixels=pixels and pixels.result()) for chunk, pixels in made]
+            self._begin(rollout, Live(name, condition), keys, latents.shape[1], decoder)
             return chunks
 
     @property
@@ -90,9 +97,10 @@ class Session:
 
     @property
     def next_frame(self) -> int:
-        """The latent frame at which the next chunk starts."""
+        """The latent frame at which the next chunk starts; one that could not be decoded comes again."""
         self._running()
-        return self._next
+        undecoded = self._undecoded()
+        return undecoded[0].span.start if undecoded else self._next
 
     def switch_prompt(self, text: str, when: str = "next") -> None:
         """Changes the prompt, with the cache policy's recache.
@@ -115,12 +123,35 @@ class Session:
         Errors: ValueError without a running video, or beyond its `max_frames`.
         """
         with self._busy:
-            track = self._running()
-            if self._made is None:
-                self._made = self._rollout.generate_chunk(track, self._next_span(), self._noise)
-            chunk, self._stream = self._decoded(self._made, self._stream)
-            self._made, self._next = None, chunk.span.stop
+            chunk, pixels = self.step_ahead()
+            chunk = replace(chunk, pixels=pixels and pixels.result())
+            self._settle()
             return chunk
+
+    @torch.no_grad()
+    def step_ahead(self) -> tuple[Chunk, Future | None]:
+        """Returns the next chunk without waiting for its pixels, and their future (None for a session without pixels).
+
+        A reader that does not ask for pixels holds nothing up; a decoder that is slower than the generation does: it
+        is at most `pipeline.decoder.WAITING` chunks behind. Without a device of its own it decodes before this returns.
+        Where decoding failed, that chunk and those behind it come again, from the next call on.
+        Errors: as `step`.
+        """
+        with self._busy:
+            track = self._running()
+            self._settle()
+            if undecoded := self._undecoded():
+                chunk = undecoded[0]
+            else:
+                chunk = self._rollout.generate_chunk(track, self._next_span(), self._noise)
+                self._next = chunk.span.stop
+                if self._decoder is None:
+                    return chunk, None
+                self._pending += ((chunk, None),)
+            pixels = self._decoder.submit(chunk.latents)
+            self._pending = tuple((made, pixels if made is chunk else other) for made, other in self._pending)
+            self._settle()
+            return chunk, pixels
 
     def snapshot(self) -> dict:
         """Returns the video so far: {"tensors": name -> copy, "book": numbers and texts that JSON can hold}.
@@ -129,7 +160,12 @@ class Session:
         """
         with self._busy:
             track = self._running()
-            snapshot = pack(self._rollout, self._stream, self._next)
+            wait([pixels for _, pixels in self._pending if pixels])
+            undecoded = self._undecoded()
+            border = undecoded[0].span.start if undecoded else self._next
+            snapshot = pack(self._rollout, self._decoder and self._decoder.state, border)
+            snapshot["tensors"] |= {f"undecoded.{n}": chunk.latents.clone() for n, chunk in enumerate(undecoded)}
+            snapshot["book"]["undecoded"] = [[chunk.span.start, chunk.span.stop] for chunk in undecoded]
             facts = self._facts(snapshot["tensors"])
             snapshot["book"] |= {"facts": facts, "keys": dict(self._keys), "prompt": track.name}
             snapshot["book"]["waiting"] = [list(pair) for pair in track.waiting()]
@@ -167,8 +203,15 @@ class Session:
     def close(self) -> None:
         """Ends the video and lets go of its memory; every later call but this one raises ValueError."""
         with self._busy:
-            self._closed, self._track, self._made, self._stream = True, None, None, None
+            self._closed = True
+            self._end()
             self._rollout = replace(self.pipeline.rollout)
+
+    def _end(self) -> None:
+        """Ends the running video."""
+        if self._decoder is not None:
+            self._decoder.close()
+        self._track, self._decoder, self._pending = None, None, ()
 
     def _next_span(self) -> Span:
         """Returns where the next chunk lies. Errors: ValueError beyond the video's `max_frames`."""
@@ -181,38 +224,53 @@ class Session:
             )
         return span
 
-    def _decoded(self, chunk: Chunk, stream: list | None) -> tuple[Chunk, list | None]:
-        """Returns (the chunk with its pixels, the decoder's state behind it); stream: the state before."""
-        if not self.decode:
-            return chunk, None
-        parts = []
-        for latents in chunk.latents.split(DECODED_TOGETHER, 1):
-            part, stream = self.pipeline.bundle.vae.decode_stream(latents, stream)
-            parts.append(part)
-        return replace(chunk, pixels=torch.cat(parts, 1)), stream
+    def _open_decoder(self, state: DecoderState | None = None) -> Decoder | None:
+        """Returns the decoder of a video that stands at this state, or None for a session without pixels."""
+        model = self.pipeline.bundle.decoder
+        return Decoder(model, model.own_device, state) if self.decode else None
+
+    def _undecoded(self) -> list[Chunk]:
+        """Returns the chunks that were generated and must be given to the decoder again, since it failed."""
+        decoder, pending = self._decoder, self._pending
+        failed = decoder is not None and decoder.failed
+        return [chunk for chunk, pixels in pending if pixels is None or (failed and not _succeeded(pixels))]
+
+    def _settle(self) -> None:
+        """Lets go of chunks that are decoded; if one could not be, opens the decoder anew in front of it."""
+        if self._decoder is not None and self._decoder.failed:
+            self._decoder.close()
+            undecoded = self._undecoded()
+            self._decoder, self._pending = self._open_decoder(self._decoder.state), tuple((c, None) for c in undecoded)
+        self._pending = tuple((chunk, pixels) for chunk, pixels in self._pending if not (pixels and _succeeded(pixels)))
 
     def _facts(self, tensors: dict[str, torch.Tensor]) -> dict:
         """Returns what a snapshot of these tensors must have in common with a session that takes it."""
-        return pipeline_facts(self.pipeline) | {"decode": self.decode, "tensors": shapes(tensors)}
+        decoder = type(self.pipeline.bundle.decoder).__name__ if self.decode else None
+        return pipeline_facts(self.pipeline) | {"decode": self.decode, "decoder": decoder, "tensors": shapes(tensors)}
 
     def _unpacked(self, snapshot: dict) -> tuple:
         """Returns the video of a snapshot as `_begin` takes it."""
         book, keys = snapshot["book"], _keys(**snapshot["book"]["keys"])
         names = [book["prompt"], *(name for name, _ in book["waiting"])]
         condition, *later = [self._condition(self._checked(name), keys["negative"]) for name in names]
-        track = Live(book["prompt"], condition, book["next_frame"] if book["tried"] else -1)
+        spans = [Span(start, stop) for start, stop in book["undecoded"]]
+        border = spans[-1].stop if spans else book["next_frame"]
+        track = Live(book["prompt"], condition, border if book["tried"] else -1)
         for (name, now), other in zip(book["waiting"], later, strict=True):
             track.switch(name, other, now)
         rollout = replace(self._rollout)
-        stream = unpack(snapshot, rollout, condition, self.pipeline.bundle.device)
+        device = self.pipeline.bundle.device
+        state = unpack(snapshot, rollout, condition, device)
         last = rollout.latest[-1][0] if rollout.latest else Span(0, 0)
-        if book["next_frame"] not in (last.start, last.stop):
+        if [book["next_frame"], *(span.stop for span in spans)] != [*(span.start for span in spans), last.stop]:
             raise KeyError("next_frame")
+        undecoded = [
+            Chunk(span, snapshot["tensors"][f"undecoded.{n}"].to(device, copy=True)) for n, span in enumerate(spans)
+        ]
         kept = sum(name.startswith("vae.") for name in snapshot["tensors"])
         if kept != (book["vae"] or []).count("tensor"):
             raise KeyError("vae")
-        ahead = last.stop > book["next_frame"]  # made, but its decoding failed
-        return rollout, track, keys, book["next_frame"], stream, Chunk(*rollout.latest[-1]) if ahead else None
+        return rollout, track, keys, border, self._open_decoder(state), undecoded
 
     def _fitting(self, given: torch.Tensor | None, max_frames: int | None) -> torch.Tensor:
         """Returns the given latents on the model's device, [1, 0, C, h, w] for none."""
@@ -243,12 +301,14 @@ class Session:
         track: Live,
         keys: dict,
         next_frame: int,
-        stream: list | None,
-        made: Chunk | None = None,
+        decoder: Decoder | None,
+        undecoded: Sequence[Chunk] = (),
     ) -> None:
-        """Makes a video the running one. stream: the decoder's state; made: a chunk that it has not decoded yet."""
+        """Makes a video the running one. next_frame: behind all that is generated; undecoded: the end of that."""
+        self._end()
         self._noise = self._make_noise(track.name, keys)
-        self._rollout, self._keys, self._next, self._stream, self._made = rollout, keys, next_frame, stream, made
+        self._rollout, self._keys, self._next, self._decoder = rollout, keys, next_frame, decoder
+        self._pending = tuple((chunk, None) for chunk in undecoded)
         self._track = track  # last: from here on prompts can be switched
 
     def _condition(self, prompt: str, negative: str) -> Condition:
@@ -276,6 +336,10 @@ class Session:
     def _check_open(self) -> None:
         if self._closed:
             raise ValueError("this session is closed; make a new one")
+
+
+def _succeeded(pixels: Future) -> bool:
+    return pixels.done() and not pixels.cancelled() and pixels.exception() is None
 
 
 def _keys(seed: int, index: int, negative: str) -> dict:

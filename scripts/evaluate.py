@@ -207,7 +207,7 @@ def roundtrip(codec, clip):
     """Returns the uint8 clip [P, H, W, 3] encoded and decoded, one clip at a time."""
     import torch
 
-    from utils.media.media_io import to_uint8
+    from utils.media.image import to_uint8
 
     pixels = torch.from_numpy(clip).permute(0, 3, 1, 2).float()[None] / 127.5 - 1
     with torch.no_grad():

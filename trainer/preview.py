@@ -36,7 +36,7 @@ from trainer.checkpoint.folder import set_aside
 from trainer.trackers import SHEET
 from utils.config.field import check, one_of, values
 from utils.data.prompts import file_stem, read_prompts
-from utils.media.media_io import contact_sheet
+from utils.media.image import contact_sheet
 from utils.parallel import ranks
 from utils.rng import Rng
 from wan.checkpoint.parts import find_parts
@@ -86,6 +86,7 @@ class PreviewConfig:
         config.pipeline = self.pipeline or trained_pipeline(trainer.source, trainer.loss)
         config.sampler = self.sampler or trained_sampler(trainer.source, trainer.loss)
         config.height, config.width, config.batch = self.height, self.width, self.batch
+        config.vae = getattr(trainer, "vae", None) or self.vae
         check(config)
         return config
 
@@ -170,7 +171,7 @@ class Preview(Callback):
         for group, chunks in videos:
             output, total = OutputConfig(folder=str(partial)), self.requested.num_output_frames
             batch = VideoBatchWriter(
-                self.bundle.vae, group, [True] * len(group), output, self.bundle.spec.fps, self.geometry, total
+                self.bundle.decoder, group, [True] * len(group), output, self.bundle.spec.fps, self.geometry, total
             )
             batch.write(chunks)
             batch.sidecars({"latent_frames": total, **facts})

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from wan.codec.base import StreamingDecoder
 from wan.codec.vae import StreamingVAE
 from wan.spec import CLIP_TOKENS, TransformerSpec
 
@@ -48,15 +49,17 @@ def pass_flops(spec: TransformerSpec, query_tokens: int, key_tokens: int, batch:
 
 
 @torch.no_grad()
-def decode_flops(vae: StreamingVAE, latent_shape: tuple[int, ...]) -> int:
+def decode_flops(decoder: StreamingDecoder, latent_shape: tuple[int, ...]) -> int:
     """Returns the operations of decoding latents [B, F, C, h, w] of a running stream (not its first chunk).
 
-    Counted by torch on a twin without storage, so nothing is computed.
+    Counted by torch; for a VAE on a twin without storage, so that nothing is computed.
     """
-    with torch.device("meta"):
-        twin = StreamingVAE(type(vae.model).from_config(vae.model.config), vae.config).to("meta")
-        latents = torch.empty(latent_shape)
-    _, state = twin.decode_stream(latents)
+    latents = torch.zeros(latent_shape)
+    if isinstance(decoder, StreamingVAE):
+        model, latents = decoder.model, latents.to("meta")
+        with torch.device("meta"):
+            decoder = StreamingVAE(type(model).from_config(model.config), decoder.config).to("meta")
+    _, state = decoder.decode_stream(latents)
     with FlopCounterMode(display=False) as counter:
-        twin.decode_stream(latents, state)
+        decoder.decode_stream(latents, state)
     return counter.get_total_flops()

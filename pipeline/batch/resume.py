@@ -26,6 +26,7 @@ from pipeline.track import Fixed, Track
 from utils.config.text import config_hash, to_dict
 from utils.digest import file_hash
 from wan.checkpoint.tensor_file import metadata, read, write_safetensors
+from wan.codec.base import DecoderState
 from wan.condition import Condition
 from wan.geometry import Span
 
@@ -33,7 +34,7 @@ logger = logging.getLogger(__name__)
 SUFFIX = ".partial.safetensors"
 
 
-def pack(rollout: Rollout, stream: list | None, next_frame: int, device=None) -> dict:
+def pack(rollout: Rollout, stream: DecoderState | None, next_frame: int, device=None) -> dict:
     """Returns the video so far: {"tensors": name -> copy, "book": numbers and texts that JSON can hold}.
 
     stream: the decoder's state. device: where the copies lie; by default where the tensors do.
@@ -48,13 +49,13 @@ def pack(rollout: Rollout, stream: list | None, next_frame: int, device=None) ->
     return {"tensors": tensors, "book": {"rollout": book, "vae": kinds, "next_frame": next_frame}}
 
 
-def unpack(snapshot: dict, rollout: Rollout, condition: Condition, device) -> list | None:
+def unpack(snapshot: dict, rollout: Rollout, condition: Condition, device) -> DecoderState | None:
     """Puts the rollout where it was packed, under the condition of then; returns the decoder's state on `device`."""
     tensors, book = snapshot["tensors"], snapshot["book"]
     rollout.restore(book["rollout"], tensors, condition)
     if book["vae"] is None:
         return None
-    return [tensors[f"vae.{n}"].to(device) if kind == "tensor" else kind for n, kind in enumerate(book["vae"])]
+    return tuple(tensors[f"vae.{n}"].to(device) if kind == "tensor" else kind for n, kind in enumerate(book["vae"]))
 
 
 def pipeline_facts(pipeline: Causal) -> dict:
@@ -117,7 +118,7 @@ class ResumeState:
     def write(self, rollout: Rollout, videos: VideoBatchWriter, extra: dict) -> None:
         """Replaces the snapshot by one of this moment; `extra` comes back with `find`, in the book."""
         files, shown = videos.state()  # all that was written is on the disk before the snapshot speaks of it
-        snapshot = pack(rollout, videos.stream, videos.next_frame, "cpu")
+        snapshot = pack(rollout, videos.decoder.state, videos.next_frame, "cpu")
         book = snapshot["book"] | {"facts": self.facts, "films": files, "extra": extra}
         write_safetensors(self.path, snapshot["tensors"] | shown, {"book": json.dumps(book)})
 
@@ -143,7 +144,7 @@ class ResumeState:
         done = [span for span in spans if span.stop <= book["next_frame"]]
         for span in done:  # a script is where its chunks have brought it
             condition = track.at(span)
-        videos.stream = unpack(snapshot, rollout, condition, "cpu")  # the decoder brings it to its device
+        videos.decoder.state = unpack(snapshot, rollout, condition, "cpu")  # the decoder moves it to its device
         seconds = book["films"]["frames"] / videos.fps
         logger.info("%s goes on at %.1f s", video_path(self.group[0], self.folder), seconds)
         return _chunks(rollout, track, spans[len(done) :], noise), book["extra"]
@@ -203,6 +204,7 @@ def settings_hash(config: InferConfig) -> str:
 def video_settings(config: InferConfig) -> dict:
     """Returns the configuration as a plain tree, without what changes no video."""
     tree = to_dict(settings(config))
+    tree["decoder"].pop("device", None)
     places = (("vae", "device"), ("text", "device"))
     for section, name in (("output", "folder"), ("output", "sheet"), ("data", "keep_going"), *places):
         del tree[section][name]

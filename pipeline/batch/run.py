@@ -24,7 +24,8 @@ from pipeline.rollout import Chunk
 from pipeline.track import PromptSchedule
 from utils.digest import file_hash
 from utils.log import VideoProgress
-from utils.media.media_io import contact_sheet, read_strip
+from utils.media.image import contact_sheet
+from utils.media.video import read_strip
 from utils.parallel import ranks
 from utils.rng import Rng
 from wan.condition import Condition
@@ -32,7 +33,7 @@ from wan.geometry import Geometry
 
 logger = logging.getLogger(__name__)
 SHEET_CLIPS = 16
-MAKING = ("model", "pipeline", "sampler", "vae", "text")  # sections that make a video what it is,
+MAKING = ("model", "pipeline", "sampler", "vae", "decoder", "text")  # sections that make a video what it is,
 MAKING_KNOBS = {"output": ("fps", "crf"), "data": ("i2v", "noise", "initial_latents")}  # and knobs of the others
 
 
@@ -59,7 +60,7 @@ def run(config: InferConfig) -> list[Path]:
     if not any(wanted):
         paths = [video_path(r, folder) for r in videos]
     else:
-        made = Run(config, load_bundle(config.model, config.vae, config.text))
+        made = Run(config, load_bundle(config.model, config.vae, config.text, config.decoder))
         paths = made.writer(made.usable(groups, mine, refused))
     if refused:
         lines = "\n".join(refused)
@@ -213,7 +214,7 @@ class Run:
         )
         output = self.config.output
         writer = VideoBatchWriter(
-            self.bundle.vae, group, wanted, output, self.bundle.spec.fps, take.geometry, take.total
+            self.bundle.decoder, group, wanted, output, self.bundle.spec.fps, take.geometry, take.total
         )
         facts = provenance(self.config, self.bundle.weights_hash, group, take.requested, take.total, self._content)
         resume_state = ResumeState(group, output.folder, facts)
@@ -230,9 +231,8 @@ class Run:
             spent = {"seconds": time.perf_counter() - begin, "recaches": recaches}
             resume_state.write(take.pipeline.rollout, writer, spent)
 
-        vae = self.bundle.vae
         with resume_state:
-            writer.write(_noted(chunks, recaches), bar.chunk, save, vae.device if vae.config.apart else None)
+            writer.write(_noted(chunks, recaches), bar.chunk, save)
         self.report(writer, take, time.perf_counter() - begin, track, recaches)
         resume_state.remove()
         return writer
@@ -246,8 +246,8 @@ class Run:
         recaches: list[float],
     ):
         """Writes the JSON beside each video; seconds: that it took."""
-        # The time of a decoder beside the loop is no part of the loop's.
-        beside, group = 0.0 if self.bundle.vae.config.apart else sum(writer.seconds.values()), writer.requests
+        # Decoding on a thread of its own takes no time of the loop.
+        inline, group = writer.seconds if self.bundle.decoder.own_device is None else {}, writer.requests
         each = [{"seed": get_seed(r, self.config), "asked": requested_facts(r, self.config)} for r in group]
         for own, request in zip(each, group, strict=True):
             own |= {"start": str(request.start)} if request.start else {}
@@ -259,7 +259,11 @@ class Run:
                 "weights_hash": self.bundle.weights_hash,
                 "latent_frames": take.total,
                 "given_frames": take.given,
-                "seconds": {"total": seconds, **writer.seconds, "denoise": seconds - beside},
+                "seconds": {
+                    "total": seconds,
+                    **writer.seconds,
+                    "denoise": seconds - sum(inline.values()),
+                },
             },
             each,
         )

@@ -15,7 +15,7 @@ from pipeline.causal import Causal
 from pipeline.config import LONGEST
 from utils.data.media_folder import read_end
 from utils.data.prompts import IMAGE_SUFFIXES
-from utils.media.media_io import read_image
+from utils.media.image import read_image
 from wan.geometry import Geometry
 
 

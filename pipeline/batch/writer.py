@@ -16,15 +16,17 @@ import numpy as np
 import torch
 
 from pipeline.batch.request import Request
-from pipeline.decoder import Ahead
+from pipeline.config import OutputConfig
+from pipeline.decoder import Decoder, Parts
 from pipeline.rollout import Chunk
 from utils.atomic import GrowingFile, write_json
 from utils.media.gif import GifWriter
-from utils.media.media_io import evenly_spaced, to_uint8
+from utils.media.image import evenly_spaced, to_uint8
 from utils.media.mp4 import VideoWriter
 from wan.checkpoint.tensor_file import safetensors_head
+from wan.codec.base import StreamingDecoder
+from wan.geometry import Geometry
 
-DECODED_TOGETHER = 4  # latent frames of a long chunk, so that a whole clip needs no more memory than a stream
 SHEET_FRAMES = 8  # of each video
 
 
@@ -32,7 +34,7 @@ class VideoFiles:
     """The growing files of one video: its MP4, and its latents and GIF where they are asked for."""
 
     def __init__(self, path: Path, output, fps: float, latents: tuple[int, ...], mark: dict | None = None):
-        """path: without a suffix. latents: (F, C, h, w) of the video. mark: what `mark` of an earlier reel returned.
+        """path: without a suffix. latents: (F, C, h, w) of the video. mark: what `mark` returned earlier.
 
         Errors: ValueError if the files are not the marked ones.
         """
@@ -66,7 +68,7 @@ class VideoFiles:
             self.gif.write(frames_PHWC)
 
     def mark(self) -> dict:
-        """Brings all to the disk; returns what `Reel(..., mark=...)` takes. From here on `give_up` leaves the files."""
+        """Brings all to the disk; returns what `mark=...` takes. From here on `give_up` leaves the files."""
         parts = {"video": self.video, "gif": self.gif, "latents": self.latents}
         marks = {name: part.mark() for name, part in parts.items() if part is not None}
         self.keep = True
@@ -94,16 +96,26 @@ class VideoBatchWriter:
     """Writes a batch of videos chunk by chunk; files of the `wanted` rows only, whole or not at all.
 
     `shown`: of each wanted row the frames [<= 8, H, W, 3] of a contact sheet. `num_frames`: pixel frames so far.
-    `stream`: the decoder's state; `next_frame`: the latent frame that comes next.
+    `decoder`: where its model has a device of its own, it decodes and writes there while the next chunk is generated.
+    `next_frame`: the latent frame that comes next.
     """
 
-    def __init__(self, vae, requests: Sequence[Request], wanted: Sequence[bool], output, fps, geometry, total):
+    def __init__(
+        self,
+        model: StreamingDecoder,
+        requests: Sequence[Request],
+        wanted: Sequence[bool],
+        output: OutputConfig,
+        fps: float,
+        geometry: Geometry,
+        total: int,
+    ):
         """fps: of the model, where `output` has none. geometry, total: size and latent frames of the videos."""
-        self.vae, self.requests, self.wanted, self.output = vae, list(requests), list(wanted), output
+        self.decoder = Decoder(model, model.own_device)
+        self.requests, self.wanted, self.output = list(requests), list(wanted), output
         self.fps, self.geometry, self.total = output.fps or fps, geometry, total
         self.rows = [row for row, wanted in enumerate(self.wanted) if wanted]
-        self.seconds = {"decode": 0.0, "write": 0.0}
-        self.stream, self.num_frames, self.next_frame = None, 0, 0
+        self._write_seconds, self.num_frames, self.next_frame = 0.0, 0, 0
         self._picks = set(evenly_spaced(geometry.pixel_frames(total), SHEET_FRAMES))
         self._shown: dict[int, list[np.ndarray]] = {row: [] for row in self.rows}
         self._files: dict[int, VideoFiles] = {}
@@ -113,24 +125,28 @@ class VideoBatchWriter:
         """The picked frames of each wanted row."""
         return {row: np.stack(frames) for row, frames in self._shown.items()}
 
-    def write(self, chunks: Iterable[Chunk], on_chunk=lambda count: None, save=None, device=None) -> None:
+    @property
+    def seconds(self) -> dict[str, float]:
+        """The time spent decoding and writing so far."""
+        return {"decode": self.decoder.seconds, "write": self._write_seconds}
+
+    def write(self, chunks: Iterable[Chunk], on_chunk=lambda count: None, save=None) -> None:
         """Decodes and writes all chunks; `on_chunk(pixel frames)` after each generated one.
 
         save: called without arguments every `save_every_seconds` of the videos, where `state` can be taken.
-        device: where a decoder of its own runs, on a thread of its own; None: in turn.
         An exception (Ctrl-C too) leaves no file of these videos, unless a state was taken.
         """
         with contextlib.ExitStack() as stack:
             for row in self.rows:
-                reel = self._files[row] if row in self._files else self._open_files(row)
-                self._files[row] = reel
-                stack.callback(reel.give_up)
-            with Ahead(device) as ahead:
+                if row not in self._files:
+                    self._files[row] = self._open_files(row)
+                stack.callback(self._files[row].give_up)
+            with self.decoder:
                 for chunk in chunks:
-                    ahead(partial(self._take_in, on_chunk=None if chunk.given else on_chunk), chunk.latents)
+                    self.decoder.submit(chunk.latents, partial(self._add, on_chunk=None if chunk.given else on_chunk))
                     self.next_frame = chunk.span.stop
                     if save is not None and self._due(chunk):
-                        ahead.drain()
+                        self.decoder.drain()
                         save()
             assert self.next_frame == self.total, f"{self.total} latent frames were announced, {self.next_frame} came"
             for row in self.rows:  # a video that is replaced is unfinished until its own JSON is there
@@ -140,12 +156,12 @@ class VideoBatchWriter:
 
     def state(self) -> tuple[dict, dict[str, torch.Tensor]]:
         """Brings all to the disk; returns (plain book, tensors) for `resume`."""
-        marks = {str(row): reel.mark() for row, reel in self._files.items()}
+        marks = {str(row): files.mark() for row, files in self._files.items()}
         tensors = {f"shown.{row}": torch.from_numpy(frames) for row, frames in self.shown.items()}
-        return {"files": marks, "frames": self.num_frames, "seconds": dict(self.seconds)}, tensors
+        return {"files": marks, "frames": self.num_frames, "seconds": self.seconds}, tensors
 
     def resume(self, book: dict, tensors: dict[str, torch.Tensor], next_frame: int) -> None:
-        """Cuts the files where `state` was taken, and goes on from there; `stream` must be set to what it was then.
+        """Cuts the files where `state` was taken, and goes on from there; the decoder's state must be that of then.
 
         Errors: ValueError if they are not those files, or a wanted video was not among them.
         """
@@ -155,12 +171,13 @@ class VideoBatchWriter:
                     raise ValueError(f"the snapshot does not hold {self.requests[row].stem}")
                 self._files[row] = self._open_files(row, book["files"][str(row)])
         except BaseException:
-            for reel in self._files.values():
-                reel.give_up()
+            for files in self._files.values():
+                files.give_up()
             self._files = {}
             raise
         self._shown = {row: list(tensors[f"shown.{row}"].numpy()) for row in self.rows}
-        self.next_frame, self.num_frames, self.seconds = next_frame, book["frames"], dict(book["seconds"])
+        self.next_frame, self.num_frames = next_frame, book["frames"]
+        self.decoder.seconds, self._write_seconds = book["seconds"]["decode"], book["seconds"]["write"]
 
     def sidecars(self, facts: dict, each: Sequence[dict] = ()) -> None:
         """Writes `<name>.json` of each wanted video: its prompt and keys, the run's facts, and its own of `each`."""
@@ -175,9 +192,9 @@ class VideoBatchWriter:
         return VideoFiles(path, self.output, self.fps, self.geometry.latent_shape(self.total), mark)
 
     def _due(self, chunk: Chunk) -> bool:
-        """True if a multiple of `save_every_seconds` lies in the chunk and the video goes on: whoever runs, and when.
+        """True if a save is due after this chunk; depends on the frame number only.
 
-        Not after a given chunk: others may follow, which whoever goes on has to be given, too.
+        Never after a conditioning chunk: a resumed run would need the remaining ones.
         """
         period = self.output.save_every_seconds * self.fps
         if not period or chunk.given or chunk.span.stop >= self.total:
@@ -185,34 +202,23 @@ class VideoBatchWriter:
         begin, end = (self.geometry.pixel_frames(frame) for frame in (chunk.span.start, chunk.span.stop))
         return begin // period < end // period
 
-    def _take_in(self, latents: torch.Tensor, on_chunk: Callable | None) -> None:
-        """Writes the latents of a chunk, decodes them and writes its frames."""
+    def _add(self, parts: Parts, on_chunk: Callable | None) -> None:
+        """Writes the latents and the frames of a chunk as they are decoded."""
         before = self.num_frames
-        for row, reel in self._files.items():
-            reel.add_latents(latents[row])
-        for part in latents.split(DECODED_TOGETHER, 1):
-            pixels, self.stream = self._timed("decode", self._decode, part)
-            self._timed("write", self._append, pixels)
+        for latents, pixels in parts:
+            begin = time.perf_counter()
+            for row, files in self._files.items():
+                files.add_latents(latents[row])
+                self._append(row, files, to_uint8(pixels[row]))
+            self.num_frames += pixels.shape[1]
+            self._write_seconds += time.perf_counter() - begin
         if on_chunk is not None:
             on_chunk((self.num_frames - before) * len(self.rows))
 
-    def _decode(self, latents: torch.Tensor):
-        with torch.no_grad():
-            return self.vae.decode_stream(latents, self.stream)
-
-    def _append(self, pixels_BPCHW: torch.Tensor) -> None:
-        for row, reel in self._files.items():
-            levels = to_uint8(pixels_BPCHW[row])
-            reel.add(levels)
-            shown = [n for n in range(len(levels)) if self.num_frames + n in self._picks]
-            self._shown[row] += [levels[n].copy() for n in shown]
-        self.num_frames += pixels_BPCHW.shape[1]
-
-    def _timed(self, name: str, call, *arguments):
-        begin = time.perf_counter()
-        result = call(*arguments)
-        self.seconds[name] += time.perf_counter() - begin
-        return result
+    def _append(self, row: int, files: VideoFiles, levels_PHWC: np.ndarray) -> None:
+        files.add(levels_PHWC)
+        picked = [n for n in range(len(levels_PHWC)) if self.num_frames + n in self._picks]
+        self._shown[row] += [levels_PHWC[n].copy() for n in picked]
 
 
 def video_path(request: Request, folder: str | Path) -> Path:

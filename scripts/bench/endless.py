@@ -19,7 +19,7 @@ from pipeline.bundle import ModelBundle
 from pipeline.session import Session
 from utils.counter import CopiedBytes, count_allocations
 from utils.log import memory, progress
-from utils.media.media_io import to_uint8
+from utils.media.image import to_uint8
 from utils.rng import Rng
 from wan.geometry import Geometry
 

@@ -19,10 +19,10 @@ import torch
 
 import wan.context
 from pipeline.batch.request import KeyedNoise, Request
-from pipeline.bundle import ModelBundle, load_bundle
+from pipeline.bundle import ModelBundle, build_decoder, load_bundle
 from pipeline.rollout import Rollout
 from utils.counter import OTHER, CopiedBytes, count_allocations
-from utils.media.media_io import to_uint8
+from utils.media.image import to_uint8
 from utils.rng import Rng
 from wan.attention import BACKENDS
 from wan.cache import Ring
@@ -49,7 +49,7 @@ def build_kit(config, random_weights: bool, layers: int | None, device: torch.de
     layers: keep only so many blocks. The VAE is that of the model's folder if it has one, random otherwise.
     """
     if not random_weights:
-        bundle = load_bundle(config.model, config.vae, config.text)
+        bundle = load_bundle(config.model, config.vae, config.text, config.decoder)
         return bundle, f"{config.model.checkpoint or config.model.path} ({bundle.weights_hash})"
     spec = SPECS[config.model.spec]
     spec = replace(spec, transformer=replace(spec.transformer, num_layers=layers or spec.transformer.num_layers))
@@ -67,7 +67,9 @@ def build_kit(config, random_weights: bool, layers: int | None, device: torch.de
     model = load_vae(path) if path else build_vae(VAE_CONFIGS[VAE_FAMILY[spec.vae_file]], device)
     torch.nn.Module.to(model, DTYPES[config.vae.dtype])  # diffusers' own `to` warns about a list that is empty
     vae = StreamingVAE(model.requires_grad_(False), config.vae).eval().to(device)
-    return ModelBundle(spec, denoiser, vae, None, None, device, dtype, "random"), f"random, VAE {path or 'random'}"
+    decoder = build_decoder(config.decoder, vae, device)
+    bundle = ModelBundle(spec, denoiser, vae, None, None, device, dtype, "random", decoder)
+    return bundle, f"random, VAE {path or 'random'}"
 
 
 def attention_backend(config, bundle: ModelBundle) -> str:
@@ -166,7 +168,7 @@ class MeasuredVideo:
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> np.ndarray:
         """Returns the chunk's pixels, uint8 [B, P, H, W, 3] on the host."""
-        pixels, self._state = self.bundle.vae.decode_stream(latents, self._state)
+        pixels, self._state = self.bundle.decoder.decode_stream(latents, self._state)
         return to_uint8(pixels)
 
     def advance(self) -> tuple[dict[str, float], int]:
@@ -195,7 +197,7 @@ class MeasuredVideo:
             "pass": one,
             "denoise": self.sampler.num_steps * self.branches * one.total,
             "context": self.branches * one.total,
-            "decode": decode_flops(self.bundle.vae, shape),
+            "decode": decode_flops(self.bundle.decoder, shape),
         }
 
 

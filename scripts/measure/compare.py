@@ -81,7 +81,7 @@ def compare_pair(a: Path, b: Path, num_frames: int | None = None, any_fps: bool 
     mean squared error of all frames, infinite for equal videos. flicker of the first frame is None.
     Errors: ValueError for different sizes, frame rates or lengths, each with what to do.
     """
-    from utils.media.media_io import open_video
+    from utils.media.video import open_video
 
     with contextlib.ExitStack() as stack:
         (frames_a, fps_a), (frames_b, fps_b) = (stack.enter_context(open_video(path)) for path in (a, b))

@@ -93,7 +93,7 @@ def video_responses(path: Path, cues, chunk: int) -> list[dict]:
     Errors: ValueError naming the video for a script whose changes cannot be told apart or stand too close.
     """
     from utils.digits.switch import find_switches, respond
-    from utils.media.media_io import read_video
+    from utils.media.video import read_video
     from wan.geometry import Geometry
     from wan.spec import SPECS
 

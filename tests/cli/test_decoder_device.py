@@ -57,6 +57,14 @@ def test_a_device_that_is_not_there_is_named(door, device, words, tmp_path):
     assert words in said and videos(tmp_path / "out") == {}
 
 
+def test_decoder_tiling_is_refused_when_the_recipe_is_read(door, monkeypatch, tmp_path):
+    """A stream is decoded chunk by chunk; the error came when the first one had been generated."""
+    monkeypatch.setattr("pipeline.batch.run.read_requests", None)  # no prompt is read, no model loaded
+    said = door.fails("--prompt", PROMPTS[0], "--output_folder", tmp_path / "out", "vae.tiling=true")
+    assert "vae.tiling decodes whole clips and a generation decodes a stream; write vae.tiling=false" in said
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.gpu
 def test_a_gpu_of_its_own_makes_the_same_video(door, tmp_path):
     """The last GPU, which may be the model's own: a stream beside it."""

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.digits_fixture import PROMPTS, videos
-from utils.media.media_io import read_image
+from utils.media.image import read_image
 from wan.checkpoint.library import load_vae
 from wan.codec.vae import StreamingVAE
 

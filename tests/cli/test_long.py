@@ -14,7 +14,7 @@ import pytest
 from tests.architecture.source import ROOT
 from tests.cli.test_flags import load_config
 from tests.digits_fixture import PROMPTS, files
-from utils.media.media_io import read_video
+from utils.media.video import read_video
 
 QUICK = ("sampler.num_steps=1", "sampler.guidance=1.0", "output.latents=true", "output.fps=8")
 SNAPSHOT = "*.partial.safetensors"

@@ -8,7 +8,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.digits_fixture import PROMPTS, files, videos
-from utils.media.media_io import read_video
+from utils.media.video import read_video
 
 
 def test_video_json_and_sheet(door, prompts, tmp_path):

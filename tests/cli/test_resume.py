@@ -15,7 +15,8 @@ import pytest
 
 from tests.architecture.source import ROOT
 from tests.digits_fixture import PROMPTS, files, videos
-from utils.media.media_io import contact_sheet, read_video
+from utils.media.image import contact_sheet
+from utils.media.video import read_video
 
 
 def test_finished_videos_are_skipped_and_the_rest_is_made(door, prompts, tmp_path):

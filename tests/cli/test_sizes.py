@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from tests import tiny
 from tests.digits_fixture import PROMPTS, videos
-from utils.media.media_io import read_video
+from utils.media.video import read_video
 
 
 @pytest.mark.parametrize(

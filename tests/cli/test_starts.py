@@ -15,8 +15,9 @@ from tests.cli.test_images import picture
 from tests.digits_fixture import PROMPTS, Door, files, videos
 from utils.digits.metrics import measure_frames
 from utils.digits.world import all_prompts, prompt_clip
-from utils.media.media_io import read_image, read_video
+from utils.media.image import read_image
 from utils.media.mp4 import VideoWriter
+from utils.media.video import read_video
 from utils.metrics.video import psnr
 from wan.codec.vae import open_vae
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,17 +18,17 @@ from tests import tiny
 from tests.digits_fixture import files
 from utils.data.schedules import FRAME, Cue, Moment, ScheduleLine
 from utils.log import VideoProgress
+from wan.codec.base import StreamingDecoder
 from wan.ledger import CacheConfig
 
 FPS, FRAMES = 8, 24
 PIXELS = 4 * FRAMES - 3
 
 
-class Codec:
+class Codec(StreamingDecoder):
     """A stream whose pixels depend on all latents before; its state has the kinds of entries that diffusers has."""
 
-    strides = (4, 8, 8)
-    config, device = SimpleNamespace(apart=False), torch.device("cpu")
+    strides, latent_channels = (4, 8, 8), 4
 
     def decode_stream(self, latents, state=None):
         """Returns (pixels, state)."""
@@ -38,7 +37,7 @@ class Codec:
         counts = [1 if state is None and f == 0 else 4 for f in range(latents.shape[1])]
         parts = [(0.3 * running[:, f : f + 1, :3] + 0.1 * n).tanh() for f, c in enumerate(counts) for n in range(c)]
         pixels = torch.cat(parts, 1).repeat_interleave(8, 3).repeat_interleave(8, 4)
-        return pixels, [running[:, -1:], None, "Rep"]
+        return pixels, (running[:, -1:], None, "Rep")
 
 
 def encode(prompts):

@@ -18,6 +18,7 @@ from pipeline.session import Session
 from pipeline.track import PromptSchedule
 from tests import tiny
 from utils.rng import Rng
+from wan.codec.base import StreamingDecoder
 from wan.geometry import Span
 from wan.ledger import CacheConfig
 from wan.schedule import Schedule
@@ -25,16 +26,16 @@ from wan.schedule import Schedule
 SIGMAS = (1.0, 0.8, 0.5)
 
 
-class StreamedMean:
+class StreamedMean(StreamingDecoder):
     """A VAE whose pixels depend on all latents before; its state has the three kinds of entries that diffusers has."""
 
-    strides = (4, 8, 8)
+    strides, latent_channels = (4, 8, 8), 4
 
     def decode_stream(self, latents, state=None):
         """Returns (pixels, state)."""
         before = torch.zeros_like(latents[:, :1]) if state is None else state[0]
         running = before + latents.cumsum(1)
-        return running, [running[:, -1:], None, "Rep"]
+        return running, (running[:, -1:], None, "Rep")
 
 
 def encode(prompts):

@@ -11,7 +11,7 @@ from pipeline.options import ContextConfig
 from pipeline.session import Session
 from pipeline.track import Fixed, Live
 from tests import tiny
-from tests.pipeline.test_session import StreamedMean, equal, make_pipeline, started, watch
+from tests.pipeline.test_session import equal, make_pipeline, started, watch
 from wan.geometry import Geometry, Span
 from wan.ledger import CacheConfig
 
@@ -134,34 +134,6 @@ def test_the_condition_of_a_chunk_stays_where_it_is_asked_for_again():
         live.at(requested)
         names.append(live.name)
     assert names == ["b", "b", "d", "d", "e"]
-
-
-class Mean(StreamedMean):
-    """A VAE that fails when it is told to."""
-
-    fail = False
-
-    def decode_stream(self, latents, state=None):
-        """Returns (pixels, state)."""
-        if self.fail:
-            self.fail = False
-            raise OutOfMemory
-        return super().decode_stream(latents, state)
-
-
-def test_a_chunk_whose_decoding_failed_comes_with_the_next_step():
-    sessions = [half_way(make_pipeline()) for _ in range(2)]
-    sessions[1].pipeline.bundle.vae = vae = Mean()
-    for session in sessions:
-        session.switch_prompt("two")
-    wanted = [sessions[0].step() for _ in range(3)]
-    vae.fail = True
-    with pytest.raises(OutOfMemory):
-        sessions[1].step()
-    assert sessions[1].next_frame == 9, "the chunk has not been seen yet"
-    other = sessions[1].fork()
-    for session in (sessions[1], other):
-        assert all(equal(session.step(), chunk) for chunk in wanted)
 
 
 FOREIGN = {

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from scripts import evaluate
-from utils.media.media_io import read_video
 from utils.media.mp4 import VideoWriter
+from utils.media.video import read_video
 
 
 def save_video(path, shift=0, num_frames=5, size=(32, 48), fps=8, blink=0):
@@ -110,14 +110,14 @@ def test_a_video_is_read_frame_by_frame(tmp_path, monkeypatch):
     import weakref
 
     from scripts.measure import compare as evaluate_compare
-    from utils.media import media_io
+    from utils.media import video
 
     alive, most = weakref.WeakSet(), []
 
     class Frame(np.ndarray):
         __hash__ = object.__hash__
 
-    decode = media_io._decode
+    decode = video._decode
 
     def watched(*args):
         for frame in decode(*args):
@@ -127,7 +127,7 @@ def test_a_video_is_read_frame_by_frame(tmp_path, monkeypatch):
             yield frame
             del frame
 
-    monkeypatch.setattr(media_io, "_decode", watched)
+    monkeypatch.setattr(video, "_decode", watched)
     a = save_video(tmp_path / "a.mp4", num_frames=12)
     evaluate_compare.compare_pair(a, a)
     assert len(most) == 24 and max(most) <= 8  # of each: the first, one shown, one before, one being decoded

@@ -19,7 +19,7 @@ from trainer.build import build
 from trainer.config import load_recipe
 from trainer.preview import first_prompts
 from trainer.sources.latents import LatentsConfig
-from utils.media.media_io import read_video
+from utils.media.video import read_video
 from utils.rng import Rng
 from wan.ledger import CacheConfig
 
@@ -207,6 +207,7 @@ def test_prompts_from_a_file_and_from_the_source(loop, tmp_path):
         (["preview.sampler.name=fewstep"], "did you mean few_step"),
         (["preview.every=-1"], "must not be negative"),
         (["preview.prompts=no/such.txt"], "preview.prompts: no/such.txt is not there"),
+        (["preview.vae.tiling=true"], "preview: vae.tiling decodes whole clips .* write vae.tiling=false"),
         (["trainer={name: codec}"], "trains no generator of videos; write preview.every=0"),
     ],
 )

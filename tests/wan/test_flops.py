@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests import tiny
 from wan.checkpoint.library import VAE_CONFIGS, build_vae
+from wan.codec.base import StreamingDecoder
 from wan.codec.vae import StreamingVAE
 from wan.context import Full
 from wan.flops import decode_flops, pass_flops
@@ -61,3 +62,20 @@ def test_a_decoded_chunk_costs_what_is_known(together):
     vae = StreamingVAE(build_vae(VAE_CONFIGS["vae 2.1"], "meta"), VAEConfig(frames_per_pass=together))
     shape = (1, *Geometry.of(SPECS["t2v-1.3B"]).latent_shape(CHUNK))
     assert decode_flops(vae, shape) / 1e12 == pytest.approx(40.65, abs=5e-3)
+
+
+class Projected(StreamingDecoder):
+    """A decoder that is one matrix over the channels; its first call costs more than the others."""
+
+    strides, latent_channels = (1, 1, 1), 16
+
+    def decode_stream(self, latents, state=None):
+        """Returns (pixels, state)."""
+        times = 1 if state else 2
+        for _ in range(times):
+            pixels = latents.movedim(2, -1) @ torch.ones(16, 3)
+        return pixels.movedim(-1, 2), ("running",)
+
+
+def test_decode_flops_of_any_decoder_are_those_of_a_running_stream():
+    assert decode_flops(Projected(), (2, 5, 16, 4, 6)) == 2 * (2 * 5 * 4 * 6) * 16 * 3

@@ -10,7 +10,8 @@ import torch
 
 from utils.data.prompts import IMAGE_SUFFIXES, VIDEO_SUFFIXES, check_prompt
 from utils.data.records import BadRecord
-from utils.media.media_io import open_video, read_image, read_video
+from utils.media.image import read_image
+from utils.media.video import open_video, read_video
 
 MODES = ("crop", "stretch")
 

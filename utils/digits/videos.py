@@ -13,7 +13,7 @@ import numpy as np
 from utils.data.prompts import read_prompts
 from utils.data.schedules import read_schedules
 from utils.digits.world import Subject, all_prompts, parse_prompt
-from utils.media.media_io import read_video
+from utils.media.video import read_video
 
 
 @dataclass

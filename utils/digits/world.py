@@ -235,7 +235,7 @@ def random_clip(index: int, num_frames: int, seed: int = 0, config: DigitsConfig
 def preview(count: int, output, num_frames: int = 33):
     """Writes `digits.gif` (clips side by side) and `digits.png` (contact sheet) into folder `output`."""
     from utils.media.gif import write_gif
-    from utils.media.media_io import contact_sheet
+    from utils.media.image import contact_sheet
 
     if not 1 <= count <= 60:
         raise ValueError(f"--preview {count}: write 1 to 60 clips")

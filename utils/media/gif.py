@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.atomic import GrowingFile
-from utils.media.media_io import check_frames
+from utils.media.image import check_frames
 
 GIF_FPS = 50  # at most
 

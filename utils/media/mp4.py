@@ -16,7 +16,7 @@ import numpy as np
 
 from utils.atomic import GrowingFile, explain_full_disk
 from utils.media.fragments import boxes, fragments, index
-from utils.media.media_io import check_frames
+from utils.media.image import check_frames
 
 # An MP4 that is cut off stays playable, and stretches of one video can be put one behind the other.
 FRAGMENTED = "frag_keyframe+empty_moov+default_base_moof+frag_discont+skip_trailer"

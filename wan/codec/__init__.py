@@ -1,0 +1,3 @@
+DECODERS = {
+    "vae": "wan.codec.config:VAEDecoderConfig",
+}

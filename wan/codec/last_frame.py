@@ -1,7 +1,8 @@
-"""The last pixel frame of a clip without decoding all of it: what the loss window of a long rollout asks for.
+"""The last pixel frame of a clip without decoding the whole clip.
 
-The blocks at the full frame rate are most of a decoder's work and look few frames back: they run on the last latents
-only, what comes before them on every latent. The frame is that of the whole decode.
+The loss window of a long rollout needs it. The blocks at the full frame rate are most of a decoder's work and look few
+frames back: they run on the last latents only, the blocks before them on every latent. The frame equals that of the
+whole decode.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch import nn
 
 
 class Pass(nn.Module):
-    """Stands in a part of a decoder where another part does the work."""
+    """Identity placeholder for blocks that this part skips."""
 
     def forward(self, x, *_, **__):
         return x
@@ -27,16 +28,16 @@ def last_frame_features(model, x_BCFHW: torch.Tensor) -> torch.Tensor:
     frames = x_BCFHW.split(1, 2)
     for part, needed in decoder_parts(model.decoder, model.config.scale_factor_temporal):
         cache = [None] * len(list(part.modules()))  # at least one place for each convolution
-        seen = frames[-needed:] if needed else frames
-        frames = [part(x, feat_cache=cache, feat_idx=[0], first_chunk=n == 0) for n, x in enumerate(seen)]
+        last = frames[-needed:] if needed else frames
+        frames = [part(x, feat_cache=cache, feat_idx=[0], first_chunk=n == 0) for n, x in enumerate(last)]
     return frames[-1][:, :, -1:]
 
 
 def decoder_parts(decoder, stride: int) -> list[tuple[nn.Module, int]]:
-    """Returns the decoder in parts that share its weights, each with how many last latents it must see (0: all).
+    """Returns the decoder in parts that share its weights, each with the number of last latents it needs (0: all).
 
-    stride: frames per latent at the full rate. A part that begins late knows no past, so that its first frames are
-    wrong: as many as its convolutions and those of the parts after it look back.
+    stride: frames per latent at the full rate. A part that begins late has no past, so its first
+    frames are wrong: as many as its convolutions and those of the parts after it look back.
     """
     blocks = len(decoder.up_blocks)
     doubling = [n for n, block in enumerate(decoder.up_blocks) if any(hasattr(m, "time_conv") for m in block.modules())]
@@ -51,7 +52,7 @@ def decoder_parts(decoder, stride: int) -> list[tuple[nn.Module, int]]:
 
 
 def _part(decoder, begin: int, end: int) -> nn.Module:
-    """Returns the decoder with these of its upsampling blocks; its entry is in the first part, its exit in the last."""
+    """Returns the decoder with some of its upsampling blocks; the first part has its entry, the last its exit."""
     part = copy.copy(decoder)
     part._modules = dict(decoder._modules)  # a copy of the module shares them with the decoder
     part.up_blocks = decoder.up_blocks[begin:end]

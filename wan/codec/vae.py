@@ -1,8 +1,8 @@
 """The streaming face over diffusers' `AutoencoderKLWan` (Wan 2.1 and 2.2 alike).
 
-The first latent frame holds one pixel frame, every later one four. Decoding is causal: the state
-between two calls is the list of what each causal convolution last saw. Its entries are never
-written in place, so a snapshot of a stream is the list itself.
+The first latent frame holds one pixel frame, every later one four. Decoding is causal: the state between two calls
+holds the last inputs of each causal convolution. They are never written in place, so a snapshot of a stream is the
+state itself.
 
 Source: Wan2.1 causal VAE (arXiv 2503.20314, section 4.1); `tests/parity` kind J.
 """
@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from wan.checkpoint.library import load_vae
+from wan.codec.base import DecoderState, resolve_device
 from wan.codec.last_frame import last_frame_features
 from wan.encoders.text import DTYPES
 from wan.options import VAEConfig
@@ -25,8 +26,10 @@ TEMPORAL_STRIDE = 4  # pixel frames per later latent frame, fixed by the archite
 class StreamingVAE(nn.Module):
     """Encodes and decodes normalised latents [B, F, C, h, w] <-> pixels [B, P, 3, H, W] in [-1, 1].
 
-    What it is given it brings to its own device; results lie where the argument lay. Several threads may use it.
+    Inputs are moved to the VAE's device; results are returned on the input's device. Several threads may use it.
     """
+
+    first_pixel_frames = 1
 
     def __init__(self, model: nn.Module, config: VAEConfig | None = None):
         super().__init__()
@@ -44,6 +47,21 @@ class StreamingVAE(nn.Module):
     def strides(self) -> tuple[int, int, int]:
         """Pixel frames, rows and columns per later latent frame and cell."""
         return TEMPORAL_STRIDE, self.spatial_stride, self.spatial_stride
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latents."""
+        return self.model.config.z_dim
+
+    @property
+    def frames_per_pass(self) -> int:
+        """Latent frames that the decoder takes together after a stream's first."""
+        return self.config.frames_per_pass
+
+    @property
+    def own_device(self) -> torch.device | None:
+        """Where it decodes on a thread of its own, or None: in line, with the model."""
+        return self.device if self.config.apart else None
 
     @property
     def spatial_stride(self) -> int:
@@ -98,7 +116,9 @@ class StreamingVAE(nn.Module):
         x = self.model.post_quant_conv(self.denormalise(latents_BFCHW.to(self.device)))
         return _pixels(self.model, last_frame_features(self.model, x)).clamp(-1, 1).float().transpose(1, 2)
 
-    def decode_stream(self, latents_BFCHW, state: list | None = None):
+    def decode_stream(
+        self, latents_BFCHW: torch.Tensor, state: DecoderState | None = None
+    ) -> tuple[torch.Tensor, DecoderState]:
         """Decodes the next latents of a stream; `state` None starts one.
 
         Returns (pixels [B, P, 3, H, W] fp32 in [-1, 1], the state to go on with).
@@ -107,7 +127,7 @@ class StreamingVAE(nn.Module):
             raise ValueError("tiling decodes whole clips; a stream holds few frames at a time: set vae.tiling=false")
         device = self.device
         if state is not None:  # a snapshot's may come from elsewhere
-            state = [e.to(device) if isinstance(e, torch.Tensor) else e for e in state]
+            state = tuple(e.to(device) if isinstance(e, torch.Tensor) else e for e in state)
         x = self.model.post_quant_conv(self.denormalise(latents_BFCHW.to(device)))
         pixels, state = decode_features(self.model, x, state, self.config.frames_per_pass)
         return pixels.clamp(-1, 1).float().transpose(1, 2).to(latents_BFCHW.device), state
@@ -128,10 +148,10 @@ def encode_features(model, x_BCPHW) -> torch.Tensor:
     return model.quant_conv(torch.cat(parts, 2)).chunk(2, 1)[0]
 
 
-def decode_features(model, x_BCFHW, state=None, frames_per_pass: int = 1):
+def decode_features(model, x_BCFHW, state: DecoderState | None = None, frames_per_pass: int = 1):
     """Runs the decoder over a stream, unclamped (training a codec needs the gradient there).
 
-    Returns (pixels [B, 3, P, H, W], state).
+    Returns (pixels [B, 3, P, H, W], the state to go on with).
     """
     from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
 
@@ -143,7 +163,7 @@ def decode_features(model, x_BCFHW, state=None, frames_per_pass: int = 1):
     for begin, end in zip(borders[:-1], borders[1:], strict=True):
         x = x_BCFHW[:, :, begin:end]
         pixels.append(model.decoder(x, feat_cache=cache, feat_idx=[0], first_chunk=first and begin == 0))
-    return _pixels(model, torch.cat(pixels, 2)), cache
+    return _pixels(model, torch.cat(pixels, 2)), tuple(cache)
 
 
 def _pixels(model, x_BCPHW) -> torch.Tensor:
@@ -167,15 +187,6 @@ def open_vae(path: str | Path, config: VAEConfig | None = None, device: torch.de
     device: where the rest of the model runs; `config.device` may name another. Errors: ValueError if it is not there.
     """
     config = config or VAEConfig()
-    device = own_device(config, device)
+    device = resolve_device("vae.device", config.device, device)
     vae = StreamingVAE(load_vae(path, DTYPES[config.dtype]), config)
     return vae.eval().requires_grad_(False).to(device)
-
-
-def own_device(config: VAEConfig, device: torch.device | str) -> torch.device:
-    """Returns the device that `config` names, or `device` for auto. Errors: ValueError if this machine lacks it."""
-    wanted, have = torch.device(config.device if config.apart else device), torch.cuda.device_count()
-    if config.apart and wanted.type == "cuda" and wanted.index >= have:
-        names = ", ".join(["auto", "cpu", *(f"cuda:{n}" for n in range(have))])
-        raise ValueError(f"vae.device is {config.device} and this machine has {have} CUDA devices; write {names}")
-    return wanted

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 
 def patch_vae_for_speed(model: nn.Module) -> nn.Module:
-    """Gives the causal convolutions and norms of a built model the passes below, in place; returns it."""
+    """Replaces the forward of a built model's causal convolutions and norms by those below, in place; returns it."""
     from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, WanRMS_norm
 
     for module in model.modules():
@@ -22,7 +22,7 @@ def patch_vae_for_speed(model: nn.Module) -> nn.Module:
 
 
 def causal_conv3d(layer, x_BCFHW: torch.Tensor, cache_x: torch.Tensor | None = None) -> torch.Tensor:
-    """Pads rows and columns within the convolution: theirs copies the whole input into a larger one before it."""
+    """Pads rows and columns within the convolution; the library's layer copies the input into a larger one first."""
     left, _, top, _, past, _ = layer._padding
     if past and cache_x is not None:
         x_BCFHW = torch.cat([cache_x.to(x_BCFHW.device), x_BCFHW], 2)

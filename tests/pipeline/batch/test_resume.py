@@ -41,8 +41,8 @@ from tests.pipeline.killed_videos import (
 )
 from utils import atomic
 from utils.log import VideoProgress
-from utils.media.media_io import read_video
 from utils.media.mp4 import VideoWriter
+from utils.media.video import read_video
 from wan.geometry import Geometry, Span
 from wan.spec import SPECS
 
@@ -227,7 +227,7 @@ def test_files_that_are_not_the_snapshots_are_refused_and_kept(tmp_path, name):
 
 def test_no_snapshot_is_taken_before_all_given_frames_are_there(tmp_path):
     geometry = Geometry.of(SPECS["digits"])
-    videos = decode.VideoBatchWriter(None, [], [], OutputConfig(save_every_seconds=1), FPS, geometry, 24)
+    videos = decode.VideoBatchWriter(Codec(), [], [], OutputConfig(save_every_seconds=1), FPS, geometry, 24)
     due = [videos._due(Chunk(Span(3, 6), torch.zeros(0), given=given)) for given in (True, False)]
     assert due == [False, True]
 

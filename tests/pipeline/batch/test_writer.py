@@ -9,20 +9,24 @@ import pytest
 import torch
 
 from pipeline.batch.request import Request
-from pipeline.batch.writer import DECODED_TOGETHER, VideoBatchWriter, finished
+from pipeline.batch.writer import VideoBatchWriter, finished
 from pipeline.config import OutputConfig
+from pipeline.decoder import DECODED_TOGETHER
 from pipeline.rollout import Chunk
 from tests.digits_fixture import files
-from utils.media.media_io import read_video
 from utils.media.mp4 import VideoWriter
+from utils.media.video import read_video
+from wan.codec.base import StreamingDecoder
 from wan.geometry import Geometry, Span
 
 GEOMETRY = Geometry(32, 32, latent_channels=2)
 REQUESTS = [Request("x", 0, 0, "x-0"), Request("y", 1, 0, "y-0")]
 
 
-class Codec:
-    """A codec that shows each latent frame as its first channel's value; notes what it decodes together."""
+class Codec(StreamingDecoder):
+    """A decoder that shows each latent frame as its first channel's value; notes what it decodes together."""
+
+    strides, latent_channels = (4, 8, 8), 2
 
     def __init__(self):
         self.lengths = []
@@ -32,7 +36,7 @@ class Codec:
         first = 1 if state is None else 4
         counts = [first] + [4] * (latents.shape[1] - 1)
         pixels = torch.cat([latents[:, f : f + 1, :1].repeat(1, n, 3, 8, 8) for f, n in enumerate(counts)], 1)
-        return pixels.clamp(-1, 1), "running"
+        return pixels.clamp(-1, 1), ("running",)
 
 
 def chunks(*lengths, given=0):
@@ -52,7 +56,7 @@ def videos(tmp_path, total, wanted=(True, True), **output):
 def test_frames_arrive_in_order_and_long_chunks_are_cut(tmp_path):
     made, message = videos(tmp_path, 9), []
     made.write(chunks(6, 1, 2, given=1), message.append)
-    assert made.vae.lengths == [DECODED_TOGETHER, 2, 1, 2]
+    assert made.decoder.model.lengths == [DECODED_TOGETHER, 2, 1, 2]
     assert message == [2 * 4, 2 * 8]  # the given chunk is no progress; two videos
     frames, fps = read_video(tmp_path / "x-0.mp4")
     assert frames.shape == (33, 32, 32, 3) and fps == 8

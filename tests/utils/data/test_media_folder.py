@@ -9,8 +9,8 @@ from PIL import Image
 
 from utils.data.media_folder import list_media, read_caption, read_clip, read_end, resize
 from utils.data.records import BadRecord
-from utils.media.media_io import read_video
 from utils.media.mp4 import VideoWriter
+from utils.media.video import read_video
 
 SIZE = (16, 32)
 

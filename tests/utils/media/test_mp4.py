@@ -18,8 +18,9 @@ from PIL import Image
 from utils.atomic import GrowingFile
 from utils.media.fragments import boxes, fragments, index
 from utils.media.gif import GifWriter
-from utils.media.media_io import evenly_spaced, read_strip, read_video
+from utils.media.image import evenly_spaced
 from utils.media.mp4 import VideoWriter
+from utils.media.video import read_strip, read_video
 
 RATES = [8, 16, 12.5, 29.97, 30000 / 1001]
 

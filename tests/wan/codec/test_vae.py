@@ -10,7 +10,8 @@ from diffusers import AutoencoderKLWan
 
 from utils.config.field import check
 from wan.checkpoint.library import VAE_CONFIGS, build_vae
-from wan.codec.vae import StreamingVAE, own_device
+from wan.codec.base import Codec, resolve_device
+from wan.codec.vae import StreamingVAE
 from wan.options import VAEConfig
 
 TOLERANCE = 5e-6
@@ -39,6 +40,25 @@ def stream(vae, latents, sizes):
         pixels, state = vae.decode_stream(part, state)
         pieces.append(pixels)
     return torch.cat(pieces, 1)
+
+
+def test_vae_has_the_face_of_a_codec(model, latents):
+    vae, apart = StreamingVAE(model, VAEConfig(frames_per_pass=3)), StreamingVAE(model, VAEConfig(device="cpu"))
+    assert isinstance(vae, Codec)
+    assert (vae.frames_per_pass, vae.own_device, apart.own_device) == (3, None, torch.device("cpu"))
+    frames = [vae.decode_stream(latents[:, :count])[0] for count in (1, 3)]
+    assert [x.shape[1] for x in frames] == [vae.first_pixel_frames, vae.first_pixel_frames + 2 * vae.strides[0]]
+    assert latents.shape[2] == vae.latent_channels and frames[0].shape[3] == latents.shape[3] * vae.strides[1]
+
+
+def test_vae_state_is_not_written_to(model, latents):
+    vae = StreamingVAE(model)
+    _, state = vae.decode_stream(latents[:, :2])
+    before = [x.clone() if isinstance(x, torch.Tensor) else x for x in state]
+    vae.decode_stream(latents[:, 2:], state)
+    assert isinstance(state, tuple) and any(isinstance(x, torch.Tensor) for x in state)
+    for was, now in zip(before, state, strict=True):
+        assert torch.equal(was, now) if isinstance(was, torch.Tensor) else was == now
 
 
 def test_streams_equal_the_librarys_decode(model, latents):
@@ -142,11 +162,11 @@ def test_an_encoding_within_another_disturbs_neither(model):
 
 def test_its_own_device_must_be_there(model, tmp_path):
     assert StreamingVAE(model).device == torch.device("cpu")
-    assert own_device(VAEConfig(), "meta") == torch.device("meta")
-    assert own_device(VAEConfig(device="cpu"), "meta") == torch.device("cpu")
+    assert resolve_device("vae.device", "auto", "meta") == torch.device("meta")
+    assert resolve_device("vae.device", "cpu", "meta") == torch.device("cpu")
     have = torch.cuda.device_count()
     with pytest.raises(ValueError, match=rf"vae.device is cuda:{have} and this machine has {have} .* write auto, cpu"):
-        own_device(VAEConfig(device=f"cuda:{have}"), "cpu")
+        resolve_device("vae.device", f"cuda:{have}", "cpu")
     for name in ("cuda", "gpu", "cuda:x", ""):
         with pytest.raises(ValueError, match="write auto, cpu, or a GPU of its own"):
             check(VAEConfig(device=name))

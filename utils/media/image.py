@@ -1,17 +1,10 @@
-"""Reads pictures and videos, writes contact sheets. Frames are uint8 arrays [P, H, W, 3] (RGB).
-
-`utils/media/mp4.py` writes videos.
-"""
+"""Reads pictures, writes contact sheets, turns pixels into bytes. Frames are uint8 arrays [P, H, W, 3] (RGB)."""
 
 from __future__ import annotations
 
-import contextlib
-import itertools
-import math
 import struct
 import textwrap
-from collections.abc import Iterator, Sequence
-from fractions import Fraction
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -47,72 +40,13 @@ def check_frames(frames) -> np.ndarray:
     return np.ascontiguousarray(frames)
 
 
-def read_video(path: str | Path, seconds: float | None = None, most: int = 0) -> tuple[np.ndarray, float]:
-    """Returns (uint8 frames [P, H, W, 3], frames per second); only the first `seconds` or `most` frames if given.
-
-    Errors: ValueError naming a file that is no video.
-    """
-    with open_video(path) as (frames, rate):
-        count = (most or None) if seconds is None else math.ceil(seconds * rate) + 1
-        return np.stack(list(itertools.islice(frames, count))), float(rate)
-
-
 def evenly_spaced(num_frames: int, count: int) -> list[int]:
     """Returns the numbers of `count` frames of a clip, or of all if there are fewer; first and last among them."""
     return np.linspace(0, num_frames - 1, min(count, num_frames)).round().astype(int).tolist()
 
 
-def read_strip(path: str | Path, count: int) -> np.ndarray:
-    """Returns `count` evenly spaced frames [<= count, H, W, 3] of a video of any length; errors: as `read_video`."""
-    import av
-
-    with _explain_damage(path), av.open(f"file:{_existing(path)}") as container:
-        total = sum(1 for packet in container.demux(video=0) if packet.size) if container.streams.video else 0
-    picks = set(evenly_spaced(total, count))
-    with open_video(path) as (frames, _):
-        return np.stack([frame for number, frame in enumerate(frames) if number in picks])
-
-
-@contextlib.contextmanager
-def open_video(path: str | Path) -> Iterator[tuple[Iterator[np.ndarray], Fraction]]:
-    """A context: (iterator over uint8 frames [H, W, 3], frames per second), for videos too long for the memory.
-
-    Errors: ValueError naming a file that is no video, also while the frames are taken.
-    """
-    import av
-
-    path = _existing(path)
-    with _explain_damage(path):
-        container = av.open(f"file:{path}")
-    with container:
-        if not container.streams.video:
-            raise ValueError(f"{path} holds no video stream")
-        stream = container.streams.video[0]
-        frames = _decode(path, container, stream)
-        if (first := next(frames, None)) is None:
-            raise ValueError(f"{path} holds a video stream without a frame")
-        yield itertools.chain([first], frames), stream.average_rate or stream.guessed_rate
-
-
-def _decode(path, container, stream) -> Iterator[np.ndarray]:
-    with _explain_damage(path):
-        for frame in container.decode(stream):
-            yield frame.to_ndarray(format="rgb24")
-
-
-@contextlib.contextmanager
-def _explain_damage(path: Path):
-    import av
-
-    try:
-        yield
-    except av.FFmpegError as error:
-        raise ValueError(
-            f"{path} cannot be read as a video ({error.strerror}); it is damaged or of another kind"
-        ) from error
-
-
-def _existing(path: str | Path) -> Path:
+def existing_file(path: str | Path) -> Path:
+    """Returns the path; errors: ValueError if it is not a file."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path} is not a file; check the path")
@@ -130,7 +64,7 @@ def read_image(path: str | Path, size: tuple[int, int], mode: str = "stretch"):
 
     if mode not in ("stretch", "crop"):
         raise ValueError(f"mode is {mode!r}; write 'stretch' or 'crop'")
-    path, (height, width) = _existing(path), size
+    path, (height, width) = existing_file(path), size
     try:
         with Image.open(path) as file:
             image = ImageOps.exif_transpose(file)
