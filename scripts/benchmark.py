@@ -210,7 +210,7 @@ def describe(config, bundle, weights: str, backend: str) -> dict:
 
 def infer_table(result: dict) -> list[str]:
     """Returns the markdown of one measurement."""
-    from scripts.markdown import head, line
+    from scripts.measure.markdown import head, line
 
     times, work, used = result["ms per chunk"], result["tera-operations"]["per chunk"], result["MFU"]
     lines = head(["per chunk", "p50 ms", "p95 ms", "tera-operations", "MFU"])
@@ -235,7 +235,7 @@ def infer_table(result: dict) -> list[str]:
 
 def copies_table(rows: dict[str, dict[str, int]]) -> list[str]:
     """Returns the markdown of bytes copied per chunk, a column for each scope."""
-    from scripts.markdown import head, line
+    from scripts.measure.markdown import head, line
 
     scopes = list(next(iter(rows.values())))
     lines = head(["bytes copied per chunk", *scopes])

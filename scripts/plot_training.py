@@ -6,14 +6,13 @@ Writes docs/images/<name>_training.png and docs/results/<name>_training.json.
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-SMOOTHED = 15  # recorded points per average
+from scripts.experiments.runs import read_metrics, smooth
 
 
 def main() -> int:
@@ -33,6 +32,8 @@ def main() -> int:
     from utils.atomic import write_json
 
     rows = read_metrics(flags.run)
+    if not rows:
+        parser.exit(2, f"plot_training.py: {flags.run} holds no metrics.jsonl; give a run folder of train.py\n")
     names = [k for k in rows[0] if k not in ("step", "seconds", "sigma", "grad_norm")]
     figure, axes = plt.subplots(1, len(names), figsize=(4 * len(names), 3), squeeze=False)
     final = {}
@@ -55,22 +56,6 @@ def main() -> int:
     facts |= {"hardware": f"1 CPU thread, {platform.machine()}", "torch": torch.__version__, "note": flags.note}
     write_json(f"docs/results/{flags.run.name}_training.json", facts)
     return 0
-
-
-def read_metrics(run: Path) -> list[dict]:
-    """Returns the lines of `<run>/metrics.jsonl` by step; a line that is being written is left out."""
-    latest = {}
-    for text in (run / "metrics.jsonl").read_text().splitlines():
-        if text.endswith("}"):
-            row = json.loads(text)
-            latest[row["step"]] = row  # a resumed run repeats what came after its checkpoint
-    return [latest[step] for step in sorted(latest)]
-
-
-def smooth(values: list[float]) -> list[float]:
-    """Returns the average of each value and those before it, SMOOTHED at most."""
-    starts = [max(0, i - SMOOTHED + 1) for i in range(len(values))]
-    return [sum(values[a : i + 1]) / (i + 1 - a) for i, a in enumerate(starts)]
 
 
 if __name__ == "__main__":

@@ -15,10 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.experiments.long_tables import long_table
-from scripts.experiments.plan import LENGTHS, RECORDS, ROWS
-from scripts.experiments.records import pooled, read_seeds
-from scripts.markdown import head, line, with_half
+from scripts.experiments import long_results, objectives_results
+from scripts.measure.markdown import head, line
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "docs/results.md", "docs/training.md", "docs/migrate.md")
@@ -46,9 +44,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def table(name: str) -> str:
     """Returns the markdown of one named table. Errors: ValueError for a name without a maker."""
+    if name in EXPERIMENTS:
+        return EXPERIMENTS[name](ROOT)
     kind = name.split("-")[0]
     if kind not in MAKERS:
-        raise ValueError(f"no table {name!r}; known kinds: {sorted(MAKERS)}")
+        raise ValueError(f"no table {name!r}; known kinds: {sorted({*MAKERS, *EXPERIMENTS})}")
     return MAKERS[kind](name)
 
 
@@ -139,62 +139,6 @@ def switches(name: str) -> str:
     return "\n".join(lines)
 
 
-def objectives(name: str) -> str:
-    """`objectives`: the digits table, every objective at one and ten times the training length; `objectives-cost`."""
-    cost, gated, frechet = name.endswith("-cost"), SHOWN[:3], {"1x": "first", "10x": "last"}
-    cells = ["model", "steps per chunk"]
-    for length in LENGTHS:
-        cells += [*(f"{metric} {length}" for metric in gated), f"Frechet {length}, {frechet[length]} 33 frames (real)"]
-    cells += ["drift at 10x: " + " / ".join(gated)]
-    if cost:
-        cells = ["model", "updates", "seeds", "videos", "training", "videos, measuring", "hardware"]
-    lines = head(cells)
-    for row, plan in ROWS.items():
-        if records := read_seeds(ROOT / RECORDS, row):
-            own = cost_cells(records) if cost else quality_cells(row, records, frechet)
-        else:
-            own = [f"not run: `python scripts/digits_table.py --rows {row}`", *[""] * (len(cells) - 2)]
-        lines.append(line([plan.title, *own]))
-    return "\n".join(lines)
-
-
-def quality_cells(row: str, records: list[dict], frechet: dict[str, str]) -> list:
-    """Returns steps per chunk, the metrics of each length, and what the videos lose from first to last quarter."""
-    measured = {length: [r[length] for r in records if length in r] for length in LENGTHS}
-    cells = [next(found[0]["sampler"]["steps"] for found in measured.values() if found)]
-    for length, found in measured.items():
-        if not found:
-            cells += ["not run" if length in ROWS[row].lengths else "does not apply", "", "", ""]
-            continue
-        distance, floor = seeds(found, "frechet", frechet[length]), seeds(found, "frechet", "floor")["mean"]
-        cells += [with_half(seeds(found, "metrics", metric)) for metric in SHOWN[:3]]
-        cells.append(with_half(distance, 1) + ("" if floor is None else f" ({floor:.1f})"))
-    changes = [seeds(measured["10x"], "drift", metric, "change") for metric in SHOWN[:3]] if measured["10x"] else []
-    return [*cells, " / ".join(with_half(change, sign="+") for change in changes)]
-
-
-def seeds(found: list[dict], *keys: str) -> dict:
-    """Returns one interval {mean, low, high} of measurements, over their seeds; all None where it was not measured."""
-    intervals = []
-    for interval in found:
-        for key in keys:
-            interval = interval.get(key, {})
-        intervals.append({"mean": None, "low": None, "high": None} | interval)
-    return pooled(intervals)
-
-
-def cost_cells(records: list[dict]) -> list:
-    """Returns updates, seeds, videos, times of training, videos and measurement (per seed), and the hardware."""
-    lengths = [r[length] for r in records for length in LENGTHS if length in r]
-    videos, measuring = (sum(x["seconds"][k] for x in lengths) / len(records) / 60 for k in ("films", "evaluate"))
-    training = records[0]["training"]
-    minutes = sum(r["training"]["minutes"] for r in records) / len(records)
-    trained = f"{minutes:.0f} min" + (" (shipped)" if "shipped" in training else "")
-    counts = " + ".join(str(records[0][length]["videos"]) for length in LENGTHS if length in records[0])
-    hardware = records[0]["hardware"]["name"]
-    return [training["updates"], len(records), counts, trained, f"{videos:.0f} + {measuring:.0f} min", hardware]
-
-
 def memory(name: str) -> str:
     """`memory`: GB of one GPU in a DMD training, part by part, as scripts/estimate_memory.py sums them."""
     rows = record("memory")["rows"]
@@ -211,16 +155,15 @@ COMMANDS = {
     "benchmark_endless_digits": "python scripts/benchmark.py endless --config_path configs/infer/digits_few_step.yaml "
     "--name digits pipeline.cache.window_frames=12 pipeline.cache.sink_frames=3"
 }
+EXPERIMENTS = {**objectives_results.TABLES, **long_results.TABLES}
 MAKERS = {
     "digits": digits,
     "codec": codec,
     "training": training,
     "benchmark": benchmark,
     "parity": parity,
-    "objectives": objectives,
     "memory": memory,
     "switches": switches,
-    "long": lambda name: long_table(name, ROOT),
     "keys": lambda name: import_module("scripts.migrate.table").keys(name),  # late: it loads torch
 }
 

@@ -145,7 +145,7 @@ def passed(result: dict) -> bool:
 
 def table(result: dict) -> list[str]:
     """Returns the markdown of one measurement."""
-    from scripts.markdown import head, line
+    from scripts.measure.markdown import head, line
 
     facts, runs = result["chunks"], result["runs"]
     lines = head(["criterion", "measured", "limit", ""])

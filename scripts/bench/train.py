@@ -109,7 +109,7 @@ def describe(config: TrainConfig, method: Distill, weights: str) -> dict:
 
 def table(result: dict) -> list[str]:
     """Returns the markdown of one measurement."""
-    from scripts.markdown import head, line
+    from scripts.measure.markdown import head, line
 
     lines = head(["", "seconds (mean)", "tera-operations", "MFU"])
     for name in PARTS:

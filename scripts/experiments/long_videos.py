@@ -1,138 +1,136 @@
-"""The long and the scripted videos of the proof: how a row is generated, measured and recorded; one JSON a row."""
+"""The plan of long videos and prompt switches: cache policies before and after they were tuned for, one JSON a row."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.experiments.jobs import Command, Job
-from scripts.experiments.long_plan import CHUNK, INFER, PROMPTS, ROWS, TRAINED, LongRow, ends_until, script_ends
-from scripts.experiments.plan import VideoSet
-from scripts.experiments.records import read_whole, video_seconds
-from scripts.experiments.training import Trainings
-from scripts.experiments.videos import VideoTable, matches, sampler_facts
-from utils.atomic import atomic_write, write_json
+from scripts.experiments.objectives import LENGTHS
+from scripts.experiments.plan import Case, Measure, Plan, Training, VideoSet
+from wan.geometry import Geometry
+from wan.ledger import RECACHES
+from wan.spec import SPECS
 
-BUDGETED = ("videos", "frames")  # facts of which more than asked is enough
+TRAINED = LENGTHS["1x"]  # latent frames of a training clip
+WINDOW, CHUNK = 9, 3  # latent frames: all that a query attends to, and a chunk
+LENGTH = 50  # training lengths of the longest videos
+ENDS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 40, 50)  # training lengths at which a video is measured
+PROMPTS, SCHEDULES = "prompts/digits_32.txt", "prompts/digits_switch_32.jsonl"
+COUNT = 32  # prompts, and schedules
+INFER = "configs/infer/digits_few_step.yaml"
+TUNING = "configs/train/digits_longlive_stream.yaml"
+STUDENT = "runs/table/sid/seed0/export/transformer"  # the best few-step row of scripts/digits_table.py
+STAGES = {"before": "not tuned", "after": "tuned"}
+HINT = "train them with `python scripts/digits_table.py --rows sid`, or name others with --weights"
 
 
 @dataclass(frozen=True)
-class LongCase:
-    """A row of the proof; `length` in training lengths, 0 for scripts, which tell their own."""
+class CachePolicy:
+    """Says what a cache of WINDOW latent frames keeps, and where keys are rotated. All policies cost the same."""
 
-    row: str
-    length: int
+    title: str
+    sink: int
+    rope: str
+
+    def words(self, prefix: str) -> tuple[str, ...]:
+        """Returns the key=value words of a recipe whose cache stands at `prefix`."""
+        knobs = {"window_frames": WINDOW, "sink_frames": self.sink, "rope": self.rope}
+        return tuple(f"{prefix}.{knob}={value}" for knob, value in knobs.items())
+
+
+CACHES = {
+    "no_sink": CachePolicy("no sink", 0, "write"),
+    "sink": CachePolicy("sink", 3, "write"),
+    "relative": CachePolicy("sink, relative positions", 3, "read"),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """Describes videos with one cache policy (`layout`) and the weights of one stage.
+
+    With a recache they are made of prompt schedules, whose prompts switch.
+    """
+
+    layout: str
+    stage: str
+    recache: str = ""
 
     @property
-    def plan(self) -> LongRow:
-        """What the row is made of."""
-        return ROWS[self.row]
-
-    @property
-    def name(self) -> str:
-        """Names the job of this case."""
-        return f"videos/{self.row}"
-
-    @property
-    def folder(self) -> str:
-        """Names the folder of its videos, but for their facts."""
-        return f"{self.row}/{f'{self.length}x' if self.length else 'scripts'}"
-
-    @property
-    def weights(self) -> tuple[str, int]:
-        """The training (name, seed) whose weights it runs."""
-        return self.plan.training, 0
+    def title(self) -> str:
+        """The row's name in a table."""
+        return self.recache or CACHES[self.layout].title
 
 
-class LongTable(VideoTable):
-    """Layouts of the cache before and after tuning, along long videos and across prompt switches."""
+ROWS = {f"{layout}_{stage}": Row(layout, stage) for layout in CACHES for stage in STAGES}
+ROWS |= {f"switch_{kind}_{stage}": Row("sink", stage, kind) for kind in RECACHES for stage in STAGES}
 
-    marked = (*VideoTable.marked, "cache")
 
-    def __init__(self, trainings: Trainings, length: int):
-        """length: of the videos, in training lengths. Errors: ValueError for one below 1, or prompt files not there."""
-        super().__init__(trainings, {INFER})
-        self.length, self.ends = length, ends_until(length)
-        self.frames = {
-            "films": length * TRAINED,
-            "switches": script_ends(self.budget.videos["switches"].prompts, self.root),
-        }
+def make_plan(student: str, updates: int | None, videos: int, length: int, root: Path) -> Plan:
+    """Returns the plan of `videos` a row, the first ones of the files, whose prompts are balanced at any number.
 
-    def check(self, jobs: list[Job]) -> None:
-        """Raises ValueError if there is something to do and the student's weights are not there."""
-        student = self.trainings.weights("student", 0)
-        if jobs and self.trainings.weights_hash("student", 0) is None:
-            raise ValueError(
-                f"the student's weights are not there ({self.folders.named(student)}); train them with "
-                "`python scripts/digits_table.py --rows sid`, or name others with --weights"
-            )
+    student: the weights to start from. updates: of the generator in each tuning; None: those of the recipe. length: of
+    the videos, in training lengths. Errors: ValueError for numbers out of range.
+    """
+    if updates is not None and updates < 1:
+        raise ValueError(f"--updates {updates}: write 1 or more")
+    if not 2 <= videos <= COUNT:
+        raise ValueError(f"--videos {videos}: write 2 to {COUNT}, the number of prompts and of schedules")
+    trainings = {"student": Training(shipped=student, hint=HINT)}
+    for name, cache in CACHES.items():
+        overrides = cache.words("trainer.source.cache")
+        trainings[name] = Training(TUNING, updates, overrides=overrides, start=student, hint=HINT)
+    frames = schedule_frames(root / SCHEDULES)
+    cases = tuple(make_case(name, videos, length, frames) for name in ROWS)
+    return Plan("long", trainings, cases, read)
 
-    def cases(self, rows: list[str]) -> list[LongCase]:
-        """Returns one case a row."""
-        return [LongCase(row, 0 if ROWS[row].recache else self.length) for row in rows]
 
-    def requested(self, case: LongCase) -> VideoSet:
-        """Returns the videos of a case."""
-        return self.budget.videos[case.plan.videos]
+def make_case(name: str, videos: int, length: int, schedule_frames: int) -> Case:
+    """Returns the videos of a row: of `length` training lengths, or, with a recache, of the schedules."""
+    row = ROWS[name]
+    overrides = [f"pipeline.chunk={CHUNK}", *CACHES[row.layout].words("pipeline.cache")]
+    if row.recache:
+        overrides.append(f"pipeline.cache.recache={row.recache}")
+        words = ("switches", "--scripts", "{prompts}", "--chunk", str(CHUNK))
+    else:
+        words = ("lengths", "--prompts", "{prompts}", "--ends", *map(str, get_ends(length).values()))
+    return Case(
+        row=name,
+        name=f"videos/{name}",
+        folder=f"{name}/{'scripts' if row.recache else f'{length}x'}",
+        training=row.layout if row.stage == "after" else "student",
+        recipe=INFER,
+        videos=VideoSet(SCHEDULES if row.recache else PROMPTS, videos),
+        frames=schedule_frames if row.recache else length * TRAINED,
+        measures=(Measure(("scripts/evaluate.py", *words, "--videos", "{videos}")),),
+        record=name,
+        overrides=tuple(overrides),
+        labels=vars(row),
+    )
 
-    def facts(self, case: LongCase) -> dict:
-        """Returns what tells one measurement from another; `weights` is None while there are none."""
-        kind, trained = case.plan.videos, self.trainings.facts(*case.weights)
-        if case.plan.training == "student":  # wherever they lie
-            trained = {"seed": 0}
-        return {
-            **trained,
-            "sampling": self.sampling[INFER],
-            "cache": list(case.plan.words),
-            "frames": self.frames[kind],
-            "prompts": self.prompts[kind],
-            "videos": self.requested(case).count,
-            "weights": self.trainings.weights_hash(*case.weights),
-        }
 
-    def is_recorded(self, case: LongCase) -> bool:
-        """True if the record tells of this very case, or of more or longer videos of it."""
-        known, now = (read_whole(self.records / f"{case.row}.json") or {}).get("facts"), self.facts(case)
-        enough = known is not None and all(known[fact] >= now[fact] for fact in BUDGETED)
-        return enough and matches(known, now | {fact: known[fact] for fact in BUDGETED})
+def get_ends(length: int) -> dict[int, int]:
+    """Returns {training lengths: the pixel frame at which they end} of a video of `length` training lengths.
 
-    def prompt_file(self, case: LongCase) -> Path:
-        """Returns the file with the prompts or scripts; of a smaller budget one with the first ones."""
-        videos, folder = self.requested(case), self.video_folder(case)
-        if videos.count == PROMPTS.count:
-            return Path(videos.prompts)
-        return folder.with_name(f"{folder.name}_{videos.count}{Path(videos.prompts).suffix}")
+    Errors: ValueError for a length below 1.
+    """
+    if length < 1:
+        raise ValueError(f"--length {length}: write how many training lengths the videos have, 1 or more")
+    geometry = Geometry.of(SPECS["digits"])
+    ends = {*(end for end in ENDS if end <= length), length}
+    return {end: geometry.pixel_frames(end * TRAINED) for end in sorted(ends)}
 
-    def write_prompts(self, case: LongCase) -> None:
-        """Writes `prompt_file` where it is not the project's."""
-        videos, path = self.requested(case), self.prompt_file(case)
-        if path != Path(videos.prompts):
-            lines = (self.root / videos.prompts).read_text().splitlines(keepends=True)
-            atomic_write(self.root / path, "".join(lines[: videos.count]).encode())
 
-    def commands(self, case: LongCase) -> list[Command]:
-        """The videos, then their measurement."""
-        folder, prompts, words = self.video_folder(case), str(self.prompt_file(case)), [*case.plan.words]
-        if case.plan.recache:
-            measure = ("switches", "--scripts", prompts, "--chunk", str(CHUNK))
-        else:
-            words.append(f"num_output_frames={self.frames['films']}")
-            measure = ("lengths", "--prompts", prompts, "--ends", *map(str, self.ends.values()))
-        videos = self.video_command(case, INFER, prompts, *words, "output.sheet=false")
-        return [videos, self.evaluate_command(folder.with_suffix(".json"), *measure, "--videos", str(folder))]
+def schedule_frames(path: Path) -> int:
+    """Returns the latent frames of the longest video of a file of prompt schedules."""
+    from utils.data.schedules import read_schedules
 
-    def record(self, case: LongCase) -> None:
-        """Writes the record of a row."""
-        folder = self.root / self.video_folder(case)
-        result = json.loads(folder.with_suffix(".json").read_text())
-        self.check_count(case, result["videos"]["videos"])
-        seconds = {"films": video_seconds(folder), "evaluate": result["seconds"]}
-        content = {"row": case.row, **vars(case.plan), **self.head(case), "facts": self.facts(case)}
-        content |= {"sampler": sampler_facts(self.root / INFER), "seconds": seconds}
-        content |= {"commands": [command.text for command in self.commands(case)]}
-        if case.plan.recache:
-            content |= {"chunk": CHUNK, "switches": result["rows"]}
-        else:
-            content["ends"] = {str(end): result["rows"][str(frame)] for end, frame in self.ends.items()}
-        write_json(self.records / f"{case.row}.json", content)
+    return int(max(line.cues[-1].end.value for line in read_schedules(path)))
+
+
+def read(case: Case, results: list[dict]) -> tuple[int, dict]:
+    """Returns the number of videos and {chunk, switches} or {ends: {training lengths: ...}} of scripts/evaluate.py."""
+    rows, count = results[0]["rows"], results[0]["videos"]["videos"]
+    if ROWS[case.row].recache:
+        return count, {"chunk": CHUNK, "switches": rows}
+    return count, {"ends": {str(end): rows[str(frame)] for end, frame in get_ends(case.frames // TRAINED).items()}}

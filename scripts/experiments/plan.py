@@ -1,119 +1,123 @@
-"""What the digits table holds: rows, the trainings behind them, budgets; and what a plan is made of. Starts nothing."""
+"""The nouns of an experiment: a plan is data, and scripts/experiments/experiment.py carries it out."""
 
 from __future__ import annotations
 
 import difflib
 import fnmatch
-import hashlib
-import json
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from utils.config.layer import read_recipe
-from utils.digest import file_hash
-
 ROOT = Path(__file__).resolve().parents[2]
-LENGTHS = {"1x": 9, "10x": 90}  # latent frames; the models were trained on those of 1x
-CURVE_WINDOWS = {"10x": 10}  # stretches of a video in the curves, each as long as a training clip
-RECORDS = Path("docs/results/table")
 
 
 @dataclass(frozen=True)
 class Training:
-    """Where weights come from: trained here by a recipe, or shipped (then `record` tells of their training).
+    """Says where weights come from: trained here by a recipe, or given (`shipped`).
 
-    updates: of the generator, by budget; None: those of the recipe. needs: the data that has to be made first.
+    updates: of the generator; None: those of the recipe. needs: names of data sets that have to be made first.
     overrides: key=value words of train.py. start: the weights that the generator starts from, if not the recipe's.
+    record: docs/results/<record>.json tells how shipped weights were trained; without it, records of videos name the
+    weights and nothing else. hint: what to do if the weights of `shipped` or `start` are missing.
     """
 
-    recipe: str
-    updates: dict[str, int] | None = None
+    recipe: str = ""
+    updates: int | None = None
     needs: tuple[str, ...] = ()
-    shipped: str = ""
-    record: str = ""
     overrides: tuple[str, ...] = ()
     start: str = ""
+    shipped: str = ""
+    record: str = ""
+    hint: str = ""
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line of the table: weights and how they are sampled. lengths: those that apply."""
+class Dataset:
+    """Names a folder that has to hold `shards` files shard_*.safetensors, and the command that makes them."""
 
-    title: str
-    training: str
-    infer: str = "configs/infer/digits_few_step.yaml"
-    lengths: tuple[str, ...] = ("1x", "10x")
+    folder: str
+    shards: int
+    words: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class VideoSet:
-    """The videos of one length: a prompt file, and how many of its prompts get a second video."""
+    """Names a file of prompts or prompt schedules, and how many videos are made of it.
+
+    second: how many prompts get a second video. A count that is below what the file holds takes its first lines.
+    """
 
     prompts: str
     count: int
     second: int = 0
 
+    @property
+    def scheduled(self) -> bool:
+        """True for prompt schedules, which say how long their videos are."""
+        return self.prompts.endswith(".jsonl")
+
 
 @dataclass(frozen=True)
-class Budget:
-    """What a run of the whole table spends. pairs: ODE pairs of the teacher."""
+class Measure:
+    """Holds one measuring command without its --output.
 
+    {videos} and {prompts} in its words stand for the folder and the prompt file. suffix: ends the result's file name.
+    """
+
+    words: tuple[str, ...]
+    suffix: str = ""
+
+
+@dataclass(frozen=True)
+class Case:
+    """Describes the videos of one training's weights: how they are made, how they are measured, where that is recorded.
+
+    row: its line in the tables; a row may have several cases. name: of its job. folder: of its videos, without the hash
+    of their facts. frames: latent frames of a video. overrides: key=value words of inference.py. sheet: draw a contact
+    sheet. record: stem of the JSON; `part` is its place in there, "" if the record holds nothing else. labels: facts
+    that the record shows and that decide nothing.
+    """
+
+    row: str
     name: str
-    seeds: int
-    pairs: int
-    videos: dict[str, VideoSet]
+    folder: str
+    training: str
+    recipe: str
+    videos: VideoSet
+    frames: int
+    measures: tuple[Measure, ...]
+    record: str
+    part: str = ""
+    seed: int = 0
+    overrides: tuple[str, ...] = ()
+    sheet: bool = False
+    labels: dict = field(default_factory=dict)
 
 
-LATENTS = "runs/digits_latents"
-PAIRS = "runs/digits_ode_pairs"
-CLIPS, SHARD = 8000, 32  # encoded clips; clips or pairs in a shard
+@dataclass(frozen=True)
+class Plan:
+    """Holds a whole experiment.
 
-_VIDEOS_256 = VideoSet("prompts/digits_all.txt", 256, second=16)
-BUDGETS = {
-    "cpu": Budget(
-        "cpu", 1, 960, {"1x": VideoSet("prompts/digits_128.txt", 128), "10x": VideoSet("prompts/digits_32.txt", 32)}
-    ),
-    "gpu": Budget("gpu", 3, 1920, {"1x": _VIDEOS_256, "10x": _VIDEOS_256}),
-}
+    budget: its name in the records. read(case, the JSON of each measure): returns the number of measured videos and
+    the fields that the record keeps.
+    """
 
-_DISTILLED = {"cpu": 600, "gpu": 2000}
-TRAININGS = {
-    "teacher": Training(
-        "configs/train/digits_teacher.yaml", shipped="assets/digits/teacher", record="digits_teacher_training"
-    ),
-    "diffusion_forcing": Training(
-        "configs/train/digits_diffusion_forcing.yaml",
-        shipped="assets/digits/transformer",
-        record="digits_causal_training",
-    ),
-    "teacher_forcing": Training("configs/train/digits_teacher_forcing.yaml", {"cpu": 3000, "gpu": 5000}, ("latents",)),
-    "ode": Training("configs/train/digits_ode_init.yaml", {"cpu": 3000, "gpu": 3000}, ("ode_pairs",)),
-    "dmd": Training("configs/train/digits_self_forcing_dmd.yaml", {"cpu": 1500, "gpu": 2000}),
-    "causvid": Training("configs/train/digits_causvid.yaml", _DISTILLED, ("latents",)),
-    "sid": Training("configs/train/digits_self_forcing_sid.yaml", _DISTILLED),
-    "gan": Training("configs/train/digits_self_forcing_gan.yaml", _DISTILLED, ("latents",)),
-}
+    budget: str
+    trainings: dict[str, Training]
+    cases: tuple[Case, ...]
+    read: Callable[[Case, list[dict]], tuple[int, dict]]
+    data: dict[str, Dataset] = field(default_factory=dict)
 
-_MANY = "configs/infer/digits.yaml"
-ROWS = {
-    "teacher": Row("teacher (bidirectional)", "teacher", "configs/infer/digits_teacher.yaml", ("1x",)),
-    "diffusion_forcing": Row("diffusion forcing", "diffusion_forcing", _MANY),
-    "teacher_forcing": Row("teacher forcing", "teacher_forcing", _MANY),
-    "diffusion_forcing_4": Row("diffusion forcing, 4 steps, not distilled", "diffusion_forcing"),
-    "teacher_forcing_4": Row("teacher forcing, 4 steps, not distilled", "teacher_forcing"),
-    "ode": Row("ODE regression", "ode"),
-    "causvid": Row("CausVid", "causvid"),
-    "dmd": Row("Self-Forcing, DMD", "dmd"),
-    "sid": Row("Self-Forcing, SiD", "sid"),
-    "gan": Row("Self-Forcing, GAN", "gan"),
-}
+    @property
+    def rows(self) -> list[str]:
+        """The names of the rows, in the order of the tables."""
+        return list(dict.fromkeys(case.row for case in self.cases))
 
 
-def choose_rows(names: str, rows: dict = ROWS) -> list[str]:
+def choose_rows(names: str, rows: Collection[str]) -> list[str]:
     """Returns row names of a comma-separated list, in table order; all of them for an empty one.
 
-    A name with * stands for all that fit it. Errors: ValueError for a name that is no row.
+    A name with * stands for all that fit it. Errors: ValueError for a name that fits none.
     """
     wanted = [name.strip() for name in names.split(",") if name.strip()] or ["*"]
     for name in wanted:
@@ -122,48 +126,9 @@ def choose_rows(names: str, rows: dict = ROWS) -> list[str]:
     return [row for row in rows if any(fnmatch.fnmatchcase(row, name) for name in wanted)]
 
 
-def check_name(name: str, table: Collection[str], what: str) -> None:
-    """Raises ValueError with the nearest name if `name` is not in the table."""
-    if name not in table:
-        near = difflib.get_close_matches(name, table, 1)
-        hint = f"did you mean {near[0]}?" if near else f"write one of {', '.join(table)}"
+def check_name(name: str, names: Iterable[str], what: str) -> None:
+    """Raises ValueError with the nearest name if `name` is none of `names`."""
+    if name not in (known := list(names)):
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f"did you mean {near[0]}?" if near else f"write one of {', '.join(known)}"
         raise ValueError(f"{what} {name!r} is unknown; {hint}")
-
-
-def get_steps(training: Training, budget: str, root: Path = ROOT) -> int:
-    """Returns the optimiser steps that make the budget's generator updates: the recipe's ratio times as many."""
-    if training.updates is None:
-        return int(_first(training, root, lambda tree: tree.get("steps")))
-    return training.updates[budget] * get_update_ratio(training, root)
-
-
-def get_update_ratio(training: Training, root: Path = ROOT) -> int:
-    """Returns how many steps there are to one generator update."""
-    return int(
-        _first(training, root, lambda tree: (tree.get("trainer") or {}).get("critic_updates_per_generator_update")) or 1
-    )
-
-
-def _first(training: Training, root: Path, value_in):
-    """Returns what the recipe, or the first of its bases that says it, holds; None if none does."""
-    values = (value_in(layer.tree) for layer in reversed(read_recipe(root / training.recipe)))
-    return next((value for value in values if value is not None), None)
-
-
-def recipe_hash(path: str | Path) -> str:
-    """Returns 12 hex digits of what a recipe says, with its bases, without comments and layout.
-
-    It stands for the recipe and not for the code: a new knob with a default must not throw away days of training.
-    """
-    trees = [layer.tree for layer in read_recipe(path)]
-    return hashlib.sha256(json.dumps(trees, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def content_hash(path: str | Path) -> str:
-    """Returns 12 hex digits of a file's content."""
-    return file_hash(path)[:12]
-
-
-def mark(facts: dict) -> str:
-    """Returns 8 hex digits of some facts, for a folder's name."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]

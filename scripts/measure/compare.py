@@ -8,7 +8,7 @@ import math
 import time
 from pathlib import Path
 
-from scripts.markdown import head, line
+from scripts.measure.markdown import head, line
 from scripts.measure.report import save
 
 SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif")

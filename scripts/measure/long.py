@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from scripts.markdown import head, line
+from scripts.measure.markdown import head, line
 from scripts.measure.report import GATED, cell, distance, save, signed_range
 
 

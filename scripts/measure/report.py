@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from scripts.markdown import head, line
+from scripts.measure.markdown import head, line
 
 GATED = ("digit", "colour", "direction")
 QUIET = ("noise", "black", "frozen", "shuffled")  # rows whose drift says nothing

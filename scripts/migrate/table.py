@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from scripts.markdown import head, line
+from scripts.measure.markdown import head, line
 from scripts.migrate.keys import DROPPED, PREFIXES, SUFFIXES, Old
 from scripts.migrate.recipe import infer_recipe, train_recipe
 

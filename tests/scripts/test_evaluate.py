@@ -8,7 +8,7 @@ import pytest
 
 from scripts import evaluate
 from tests.architecture.source import ROOT
-from tests.scripts.evaluation import refusal, run
+from tests.scripts.measure.evaluation import refusal, run
 from utils.digits.videos import prompt_numbers
 from utils.digits.world import COLOURS, DIRECTIONS, all_prompts, balanced_prompts, parse_prompt, prompt_clip
 from utils.media.mp4 import VideoWriter

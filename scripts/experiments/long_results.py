@@ -1,52 +1,52 @@
-"""The tables of long videos and prompt switches, from docs/results/long; rows that were not run say so.
+"""Shows the records of long videos and prompt switches (docs/results/long) as tables and curves.
 
 `long`: three lengths, for the README; `long-full`: every length with its interval and the Frechet distance;
 `long-switch`: what a change of the prompt takes, by kind of recache; `long-switch-full`: attribute by attribute;
-`long-cost`: what it took; `long-curves`: the pictures, if they are drawn.
+`long-cost`: what it took; `long-curves`: the pictures, if they are drawn:
+docs/images/digits_long_length.png: quality over the length, a line per cache policy, before and after tuning;
+docs/images/digits_long_switch.png: share of the frames that show the new value, around the change of the prompt.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 
-from scripts.experiments.long_plan import LENGTH, PROMPTS, RECORDS, ROWS, SHOWN, STAGES
-from scripts.experiments.records import read_whole
-from scripts.markdown import head, line, with_half
-from utils.digits.switch import ATTRIBUTES
+from scripts.experiments import figures
+from scripts.experiments.long_videos import COUNT, LENGTH, ROWS, STAGES
+from scripts.experiments.records import read_record
+from scripts.measure.markdown import with_half
+from utils.digits.switch import ATTRIBUTES, JUMP
 
 GATED = ("digit", "colour", "direction")
-SWITCH = ("recache", "weights", "reached", "chunks until then", "kept", "jump (usual), pixels", "flicker")
+LENGTHS = (1, 2, 5, 10, 20, 50)  # training lengths of the full table; the other ones are points of the curves
+CURVES = (*GATED, "consistency", "sharpness")
+SWITCH = ["recache", "weights", "reached", "chunks until then", "kept", "jump (usual), pixels", "flicker"]
 PICTURES = {
     "length": "Quality along the videos, a point a length",
     "switch": "Share of the frames that show the new value, chunk by chunk around the change",
 }
 
 
-def long_table(name: str, root: Path) -> str:
-    """Returns the markdown of one of `TABLES`. Errors: ValueError for a name without a maker."""
-    if name not in TABLES:
-        raise ValueError(f"no table {name!r}; known: {sorted(TABLES)}")
-    return TABLES[name](root)
-
-
 def read_rows(root: Path, switches: bool) -> dict[str, dict | None]:
-    """Returns {row: its record or None} of the long videos, or of the scripts."""
-    return {row: read_whole(root / RECORDS / f"{row}.json") for row, p in ROWS.items() if bool(p.recache) == switches}
+    """Returns {row: its record or None} of the long videos, or of the prompt schedules."""
+    rows = [name for name, row in ROWS.items() if bool(row.recache) == switches]
+    return {row: read_record(root / f"docs/results/long/{row}.json") for row in rows}
 
 
-def fill(cells: Sequence[str], rows: dict[str, dict | None], numbers) -> list[str]:
-    """Returns a table with the first cells cache (or recache) and weights; numbers(record) -> the other cells."""
-    lines = head(cells)
-    for row, record in rows.items():
-        command = f"not run: `python scripts/digits_long.py --rows {row}`"
-        own = [command, *[""] * (len(cells) - 3)] if record is None else numbers(record)
-        lines.append(line([ROWS[row].title, STAGES[ROWS[row].stage], *own]))
-    return lines
+def fill(header: list[str], rows: dict[str, dict | None], numbers: Callable[[dict], list]) -> list[str]:
+    """Returns a table whose first cells are cache (or recache) and weights; numbers(record) -> the other cells."""
+    command = "python scripts/digits_long.py --rows"
+    return figures.fill(header, rows, get_titles, command, lambda row, record: numbers(record))
+
+
+def get_titles(row: str) -> list[str]:
+    """Returns what a row is called: cache or recache, and stage."""
+    return [ROWS[row].title, STAGES[ROWS[row].stage]]
 
 
 def short(root: Path) -> str:
-    """The means at one, ten and fifty training lengths, and what is lost from the first to the last."""
+    """Returns the means at one, ten and fifty training lengths, and what is lost from the first to the last."""
     rows, shown = read_rows(root, False), ("1", "10", str(LENGTH))
 
     def numbers(record):
@@ -75,15 +75,15 @@ def mean(interval: dict, digits: int = 2) -> str:
 
 
 def full(root: Path) -> str:
-    """Every length: digit, colour, direction, Frechet distance with that of real clips."""
+    """Returns every length: digit, colour, direction, Frechet distance with that of real clips."""
     parts, rows = [], read_rows(root, False)
     for metric in (*GATED, "Frechet (real)"):
 
         def numbers(record, metric=metric):
-            ends = [record["ends"].get(str(end)) for end in SHOWN]
+            ends = [record["ends"].get(str(end)) for end in LENGTHS]
             return ["-" if end is None else measure(end, metric) for end in ends]
 
-        lines = fill(["cache", "weights", *(f"{end}x" for end in SHOWN)], rows, numbers)
+        lines = fill(["cache", "weights", *(f"{end}x" for end in LENGTHS)], rows, numbers)
         parts.append("\n".join([f"{metric}:", "", *lines]))
     return "\n\n".join(["\n\n".join(parts), *smaller(rows)])
 
@@ -99,14 +99,14 @@ def measure(end: dict, metric: str) -> str:
 
 
 def switch_short(root: Path) -> str:
-    """All changes together, by kind of recache."""
+    """Returns all changes together, by kind of recache."""
     rows = read_rows(root, True)
     lines = fill(SWITCH, rows, lambda record: switch_cells(record["switches"]["all"]))
     return "\n".join([*lines, *smaller(rows)])
 
 
 def switch_full(root: Path) -> str:
-    """A table an attribute."""
+    """Returns a table for each attribute."""
     parts, rows = [], read_rows(root, True)
     for attribute in ATTRIBUTES:
         lines = fill(SWITCH, rows, lambda record, of=attribute: switch_cells(record["switches"][of]))
@@ -128,13 +128,13 @@ def smaller(rows: dict[str, dict | None]) -> list[str]:
         if record is None:
             continue
         videos, frames = record["facts"]["videos"], record["facts"]["frames"]
-        if videos < PROMPTS.count or not ROWS[row].recache and str(LENGTH) not in record["ends"]:
+        if videos < COUNT or not ROWS[row].recache and str(LENGTH) not in record["ends"]:
             notes.append(f"`{row}`: {videos} videos of {frames} latent frames.")
     return ["", "A smaller budget: " + " ".join(notes)] if notes else []
 
 
 def cost(root: Path) -> str:
-    """Videos, updates of the tuning, times, hardware."""
+    """Returns videos, updates of the tuning, times and hardware of each row."""
     rows = read_rows(root, False) | read_rows(root, True)
     cells = ["cache or recache", "weights", "videos", "updates", "tuning", "videos, measuring", "hardware"]
     return "\n".join(fill(cells, rows, costs))
@@ -149,11 +149,51 @@ def costs(record: dict) -> list[str]:
     return [videos, *tuned, took, record["hardware"]["name"]]
 
 
-def curves(root: Path) -> str:
-    """The pictures that scripts/experiments/long_curves.py drew."""
+def link_pictures(root: Path) -> str:
+    """Returns links to the pictures that are drawn."""
     there = {n: text for n, text in PICTURES.items() if (root / f"docs/images/digits_long_{n}.png").exists()}
     links = [f"![{text}](images/digits_long_{name}.png)" for name, text in there.items()]
-    return "\n\n".join(links) or "not drawn: `python scripts/experiments/long_curves.py` draws the rows that were run"
+    return "\n\n".join(links) or "not drawn: `python scripts/digits_long.py` draws the rows that were run"
+
+
+def draw(root: Path) -> None:
+    """Draws both pictures from the records of a project; one for which nothing is recorded is left as it is."""
+    styles, images = {", ".join(get_titles(row)): get_style(row) for row in ROWS}, root / "docs/images"
+    lengths, switches = length_panels(read_rows(root, False)), switch_panels(read_rows(root, True))
+    figures.draw(lengths, images / "digits_long_length.png", "training lengths", 3, styles, scale="log")
+    figures.draw(switches, images / "digits_long_switch.png", "chunks since the change", 3, styles)
+
+
+def get_style(row: str) -> tuple[str, str]:
+    """Returns (colour, line style): a colour for both stages of a cache or recache; dashed before tuning."""
+    same = (other.title for other in ROWS.values() if bool(other.recache) == bool(ROWS[row].recache))
+    titles = list(dict.fromkeys(same))
+    return f"C{titles.index(ROWS[row].title)}", "--" if ROWS[row].stage == "before" else "-"
+
+
+def length_panels(records: dict[str, dict | None]) -> dict:
+    """Returns {metric: {line: (training lengths, means, None)}}."""
+    panels = {}
+    for metric in (*CURVES, "frechet"):
+        for row, record in records.items():
+            if record is not None:
+                ends = {int(end): content for end, content in record["ends"].items()}
+                means = [(c["frechet"] if metric == "frechet" else c["metrics"][metric]) for c in ends.values()]
+                values = [m and m["mean"] for m in means]
+                panels.setdefault(metric, {})[", ".join(get_titles(row))] = (list(ends), values, None)
+    return panels
+
+
+def switch_panels(records: dict[str, dict | None]) -> dict:
+    """Returns {attribute: {line: (chunks since the change, share of frames, None)}}; chunk 1 is the first after it."""
+    panels = {}
+    for attribute in ATTRIBUTES:
+        for row, record in records.items():
+            if record is not None and attribute in record["switches"]:
+                curve = record["switches"][attribute]["curve"]
+                x = [k - JUMP + 1 for k in range(len(curve))]
+                panels.setdefault(f"new {attribute}", {})[", ".join(get_titles(row))] = (x, curve, None)
+    return panels
 
 
 TABLES = {
@@ -162,5 +202,5 @@ TABLES = {
     "long-switch": switch_short,
     "long-switch-full": switch_full,
     "long-cost": cost,
-    "long-curves": curves,
+    "long-curves": link_pictures,
 }

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from tests.scripts.evaluation import refusal, run
+from tests.scripts.measure.evaluation import refusal, run
 from utils.digits.world import Subject, parse_prompt, prompt_clip, quantise, render
 from utils.media.mp4 import VideoWriter
 

@@ -1,4 +1,4 @@
-"""The trainings behind a table of videos: where they live, what they need, when they are finished."""
+"""Trains the weights behind an experiment's videos: where runs live, what they need, when they are finished."""
 
 from __future__ import annotations
 
@@ -6,22 +6,11 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from scripts.experiments import records
 from scripts.experiments.jobs import Command, Job
-from scripts.experiments.plan import (
-    CLIPS,
-    LATENTS,
-    PAIRS,
-    SHARD,
-    TRAININGS,
-    Budget,
-    Training,
-    content_hash,
-    get_steps,
-    get_update_ratio,
-    recipe_hash,
-)
-from scripts.experiments.records import WEIGHTS, hardware, training_story, unfinished, weights_file
-from scripts.plot_training import read_metrics
+from scripts.experiments.plan import Plan
+from scripts.experiments.recipes import content_hash, get_steps, get_update_ratio, recipe_hash
+from scripts.experiments.runs import WEIGHTS, read_curves, read_metrics, weights_file, why_unfinished
 from utils.atomic import write_json
 
 STAMP = "table.json"  # in a run folder: what was begun there
@@ -42,18 +31,15 @@ class Folders:
 
 
 class Trainings:
-    """The weights of a budget, by name and seed. runs_from: {name: run folder} that serves as its seed 0."""
+    """The weights of a plan, by name and seed. adopted: {name: run folder} that serves as its seed 0; only read."""
 
-    def __init__(
-        self, folders: Folders, budget: Budget, runs_from: dict[str, Path], plan: dict[str, Training] = TRAININGS
-    ):
-        """Recipes are read here, once: one that is edited while a table runs belongs to the next run."""
-        self.folders, self.root, self.budget, self.runs_from = folders, folders.root, budget, runs_from
-        self.plan, own = plan, {name: training for name, training in plan.items() if not training.shipped}
-        self.steps = {name: get_steps(training, budget.name, self.root) for name, training in own.items()}
-        self.updates = {
-            name: self.steps[name] // get_update_ratio(training, self.root) for name, training in own.items()
-        }
+    def __init__(self, folders: Folders, plan: Plan, adopted: dict[str, Path]):
+        """Reads the recipes once: one that is edited while an experiment runs belongs to the next run."""
+        self.folders, self.root, self.adopted = folders, folders.root, adopted
+        self.plan, self.data = plan.trainings, plan.data
+        own = {name: training for name, training in self.plan.items() if not training.shipped}
+        self.steps = {name: get_steps(training, self.root) for name, training in own.items()}
+        self.updates = {name: self.steps[name] // get_update_ratio(own[name], self.root) for name in own}
         self.hashes = {name: recipe_hash(self.root / training.recipe) for name, training in own.items()}
 
     def add(self, name: str, seed: int, jobs: dict[str, Job]) -> tuple[str, ...]:
@@ -63,10 +49,10 @@ class Trainings:
             return (job,) if job in jobs else ()
         run, steps = self.run(name, seed), self.steps[name]
         if self.is_adopted(name, seed):
-            if unfinished(run, steps):
+            if why_unfinished(run, steps):
                 jobs[job] = Job(job, tuple, finish=lambda: _check_trained(run, steps))
             return (job,) if job in jobs else ()
-        if not unfinished(run, steps) and not self.difference(name, seed):
+        if not why_unfinished(run, steps) and not self.difference(name, seed):
             return ()
         needs = tuple(f"data/{need}" for need in training.needs if self.add_data(need, jobs))
         jobs[job] = Job(
@@ -81,25 +67,10 @@ class Trainings:
 
     def add_data(self, need: str, jobs: dict[str, Job]) -> bool:
         """Adds the job that makes a data set, unless every shard is there; True if there is one to wait for."""
-        folder, count, command = {
-            "latents": (LATENTS, CLIPS, self.encode_command),
-            "ode_pairs": (PAIRS, self.budget.pairs, self.pairs_command),
-        }[need]
-        missing = -(-count // SHARD) - len(list((self.root / folder).glob("shard_*.safetensors")))
-        if missing > 0:
-            jobs.setdefault(f"data/{need}", Job(f"data/{need}", lambda: [command()]))
-        return f"data/{need}" in jobs
-
-    def encode_command(self) -> Command:
-        """The clips that codec-space objectives train on: those of scripts/build_digits.sh."""
-        words = f"--vae assets/digits/vae --clips {CLIPS} --batch 8 --shard_clips {SHARD} --output {LATENTS}"
-        return Command(("scripts/encode_latents.py", "digits", *words.split()))
-
-    def pairs_command(self) -> Command:
-        """The teacher's ODE pairs, as configs/train/digits_ode_init.yaml asks for them."""
-        recipes = ("--teacher", "configs/infer/digits_teacher.yaml", "--student", TRAININGS["ode"].recipe)
-        words = f"--prompts prompts/digits_all.txt --pairs {self.budget.pairs} --batch 8 --shard_pairs {SHARD}"
-        return Command(("scripts/make_ode_pairs.py", *recipes, *words.split(), "--shift", "3", "--guidance", "3"))
+        data, job = self.data[need], f"data/{need}"
+        if len(list((self.root / data.folder).glob("shard_*.safetensors"))) < data.shards:
+            jobs.setdefault(job, Job(job, lambda: [Command(data.words)]))
+        return job in jobs
 
     def train_command(self, name: str, seed: int) -> Command:
         """One call of train.py; it goes on from its last checkpoint by itself."""
@@ -110,36 +81,42 @@ class Trainings:
 
     def is_adopted(self, name: str, seed: int) -> bool:
         """True if a run folder was named to serve as this training."""
-        return seed == 0 and name in self.runs_from
+        return seed == 0 and name in self.adopted
 
     def run(self, name: str, seed: int) -> Path:
         """Returns the run folder of a training."""
         if self.is_adopted(name, seed):
-            return self.runs_from[name]
+            return self.adopted[name]
         return self.root / self.folders.runs / name / f"seed{seed}"
 
     def weights(self, name: str, seed: int) -> Path:
-        """Returns the folder of the trained transformer, or the file where such a one was given."""
+        """Returns the folder of the trained transformer, or the file that was given."""
         shipped = self.plan[name].shipped
         return self.root / shipped if shipped else (self.run(name, seed) / WEIGHTS[0]).parent
 
     def weights_hash(self, name: str, seed: int) -> str | None:
         """Returns the hash of the weights, or None while there are none."""
-        file = weights_file(self.weights(name, seed))
-        return content_hash(file) if file.exists() else None
+        return hash_if_there(self.weights(name, seed))
 
     def facts(self, name: str, seed: int) -> dict:
-        """Returns what tells one training from another; `start` is None where those weights are not at hand."""
+        """Returns what tells one training from another; `start` is None while those weights are missing."""
         training = self.plan[name]
         if training.shipped:
-            return {"shipped": training.shipped, "seed": seed}
+            return {"shipped": training.shipped, "seed": seed} if training.record else {"seed": seed}
         facts = {"recipe": training.recipe, "hash": self.hashes[name], "steps": self.steps[name], "seed": seed}
         if training.overrides:
             facts["overrides"] = list(training.overrides)
         if training.start:
-            file = weights_file(self.root / training.start)
-            facts["start"] = content_hash(file) if file.exists() else None
+            facts["start"] = hash_if_there(self.root / training.start)
         return facts
+
+    def check(self, name: str) -> None:
+        """Raises ValueError if weights that this training is given are missing."""
+        training = self.plan[name]
+        given = training.shipped or training.start
+        if given and hash_if_there(self.root / given) is None:
+            hint = f"; {training.hint}" if training.hint else ""
+            raise ValueError(f"the weights of {name} are missing ({self.folders.named(self.root / given)}){hint}")
 
     def difference(self, name: str, seed: int) -> list[str]:
         """Returns the facts in which a run folder of ours was begun otherwise."""
@@ -167,19 +144,25 @@ class Trainings:
             kept = {fact: saved_record[fact] for fact in ("recipe", "steps", "minutes", "hardware")}
             return {"shipped": training.shipped, "updates": saved_record["steps"], **kept}
         own = {**self.facts(name, seed), "updates": self.updates[name]}
-        own |= {"run": self.folders.named(run), "hardware": hardware()["name"]}
+        own |= {"run": self.folders.named(run), "hardware": records.hardware()["name"]}
         if self.is_adopted(name, seed):
             own["note"] = "the run folder was given on the command line; the command is the table's own"
-        return own | {"command": self.train_command(name, seed).text, **training_story(run)}
+        return own | {"command": self.train_command(name, seed).text, **read_curves(run)}
+
+
+def hash_if_there(weights: Path) -> str | None:
+    """Returns the hash of a transformer's weights (folder or file), or None if they are missing."""
+    file = weights_file(weights)
+    return content_hash(file) if file.exists() else None
 
 
 def _check_trained(run: Path, steps: int) -> None:
     """Raises ValueError for a training that ended before its last step (a signal, a full disk)."""
-    if reason := unfinished(run, steps):
+    if reason := why_unfinished(run, steps):
         raise ValueError(f"{reason}; start again to go on")
 
 
 def _reached(run: Path, steps: int) -> str:
-    """Returns how far a training is, in words for the bar."""
-    rows = read_metrics(run) if (run / "metrics.jsonl").exists() else []
+    """Returns how far a training is, for the progress bar."""
+    rows = read_metrics(run)
     return f"{rows[-1]['step'] if rows else 0}/{steps}"

@@ -1,4 +1,4 @@
-"""A project of stand-in scripts for the digits tables: train.py, inference.py and the others in milliseconds."""
+"""A project of stand-in scripts for experiments: train.py, inference.py and the others in milliseconds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from scripts import digits_long, digits_table
-from scripts.experiments import plan as digits_plan
+from scripts.experiments import long_videos, objectives
 from tests.architecture.source import ROOT
 
 COMMON = """
@@ -47,8 +47,8 @@ for line in filter(None, Path(flag("--data_path")).read_text().splitlines()):
     for sample in range(int(pair("num_samples", "1"))):
         stem = " then ".join(cue["text"] for cue in json.loads(line)["prompts"]) if line[0] == "{" else line
         (folder / f"{stem}-{sample}.mp4").touch()
-        told = {"prompt": line, "seed": flag("--seed"), "seconds": {"total": 60.0}}
-        (folder / f"{stem}-{sample}.json").write_text(json.dumps(told))
+        sidecar = {"prompt": line, "seed": flag("--seed"), "seconds": {"total": 60.0}}
+        (folder / f"{stem}-{sample}.json").write_text(json.dumps(sidecar))
 """
 EVALUATE = """
 interval = {"mean": 0.5, "low": 0.4, "high": 0.6}
@@ -60,8 +60,8 @@ row = {"clips": clips, "metrics": {name: interval for name in names}, "drift": d
 row["frechet"] = {"first": interval, "last": {**interval, "mean": 7.0}, "floor": {**interval, "mean": 2.0}}
 rows, videos = {"videos": row}, None
 if words[0] != "digits":
-    asked = Path(flag("--prompts" if words[0] == "lengths" else "--scripts")).read_text().splitlines()
-    videos = {"videos": min(clips, len(asked))}
+    requested = Path(flag("--prompts" if words[0] == "lengths" else "--scripts")).read_text().splitlines()
+    videos = {"videos": min(clips, len(requested))}
 if words[0] == "lengths":
     ends = words[words.index("--ends") + 1 : words.index("--videos")]
     row |= {"change": row["metrics"], "frechet": interval, "floor": row["frechet"]["floor"]}
@@ -90,6 +90,10 @@ SCRIPTS = {
 }
 
 
+STUDENT = "runs/student/export/transformer"
+STUDENT_FLAGS = ("--weights", STUDENT)  # of scripts/digits_long.py
+
+
 class Project:
     """The stand-in project in a folder. `table(*flags)` -> exit status of scripts/digits_table.py in it."""
 
@@ -100,11 +104,15 @@ class Project:
             (root / name).write_text(COMMON + text)
         shutil.copytree(ROOT / "configs", root / "configs")
         shutil.copytree(ROOT / "prompts", root / "prompts")
-        for training in digits_plan.TRAININGS.values():
+        for training in objectives.TRAININGS.values():
             if training.shipped:
-                message = {"recipe": training.recipe, "steps": 7, "minutes": 41.0, "hardware": "1 CPU thread"}
-                self.write(f"docs/results/{training.record}.json", json.dumps(message))
+                record = {"recipe": training.recipe, "steps": 7, "minutes": 41.0, "hardware": "1 CPU thread"}
+                self.write(f"docs/results/{training.record}.json", json.dumps(record))
                 self.write(f"{training.shipped}/diffusion_pytorch_model.safetensors", training.shipped)
+
+        tuning = "steps: 200\ntrainer: {name: distill, critic_updates_per_generator_update: 5}\n"
+        self.write(long_videos.TUNING, tuning)
+        self.write(f"{STUDENT}/diffusion_pytorch_model.safetensors", "a student")
 
     def write(self, name: str, text: str) -> Path:
         """Writes a file of the project."""
