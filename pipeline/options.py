@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from importlib import import_module
 
+from wan.family import published_specs
 from wan.geometry import chunks
 from wan.ledger import CacheConfig
 from wan.options import DTYPES, PRECISIONS, check_clock, check_steps
-from wan.spec import SPECS
 
 SOLVERS = ("unipc", "dpm++", "euler")
 SAMPLERS = {
@@ -76,8 +76,8 @@ class ModelConfig:
     def check(self):
         if self.dtype not in DTYPES or self.precision not in PRECISIONS:
             raise ValueError(f"model.dtype must be one of {DTYPES}, model.precision one of {PRECISIONS}")
-        if self.spec and self.spec not in SPECS:
-            raise ValueError(f"model.spec {self.spec!r} is unknown; write one of {sorted(SPECS)}")
+        if self.spec and self.spec not in published_specs():
+            raise ValueError(f"model.spec {self.spec!r} is unknown; write one of {sorted(published_specs())}")
         if self.lora and not self.checkpoint:
             raise ValueError("model.lora changes a base checkpoint: write model.checkpoint too")
 
