@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import threading
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -14,23 +12,23 @@ from utils import hub
 from utils.lora import inject_pairs
 from utils.parallel import ranks
 from wan.checkpoint.parts import Parts, find_parts
-from wan.checkpoint.weights import load_lora, load_strict, load_transformer, merge_lora
+from wan.checkpoint.weights import Sizes, load_lora, merge_lora, read_weights
 from wan.codec.base import Codec, StreamingDecoder, check_fit, resolve_device
-from wan.codec.vae import StreamingVAE, VAEConfig, open_vae
+from wan.codec.vae import StreamingVAE, VAEConfig
 from wan.condition import Condition
 from wan.denoiser import Denoiser, ExpertDenoiser
-from wan.encoders.image import load_image_encoder
-from wan.encoders.text import DTYPES, TextConfig, load_text_encoder
-from wan.spec import SPECS, ModelSpec, spec_for
-from wan.transformer import WanTransformer
+from wan.encoders.prompts import PromptCache
+from wan.encoders.text import DTYPES, TextConfig
+from wan.family import family_of, find_published, spec_for
+from wan.spec import ModelSpec
 
 HASHED_BYTES = 4096  # of each tensor; reading 28 GB for a name would take longer than a video
-CACHED_PROMPTS = 64  # whose embeddings are kept, the latest used; a conversation may never say the same thing twice
+CACHED_PROMPTS = 64  # whose embeddings are kept; a long session may use many prompts
 
 
 @dataclass
 class ModelBundle:
-    """A loaded model. `weights_hash` tells two sets of weights apart.
+    """A loaded model. `text`: prompts -> embeddings; `weights_hash` tells two sets of weights apart.
 
     vae: encodes what a video starts from. decoder: makes the pixels; by default the VAE.
     """
@@ -44,8 +42,6 @@ class ModelBundle:
     dtype: torch.dtype
     weights_hash: str
     decoder: StreamingDecoder | None = None
-    _kept: dict = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self):
         if self.decoder is None:
@@ -86,19 +82,11 @@ class ModelBundle:
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> torch.Tensor:
-        """Returns text embeddings [B, T, width] in the compute dtype; each prompt is encoded alone, and then kept."""
-        rows = []
-        for prompt in prompts:
-            with self._lock:  # sessions of several threads share a kit
-                row = self._kept.pop(prompt, None)
-            if row is None:
-                row = self.text([prompt])[0].to(self.device, self.dtype)
-            rows.append(row)
-            with self._lock:
-                self._kept[prompt] = row
-                while len(self._kept) > CACHED_PROMPTS:
-                    del self._kept[next(iter(self._kept))]
-        return torch.stack(rows)
+        """Returns text embeddings [B, T, width] in the compute dtype.
+
+        Each prompt is encoded alone, so that a video does not depend on those that share its batch.
+        """
+        return torch.stack([self.text([prompt])[0].to(self.device, self.dtype) for prompt in prompts])
 
 
 def load_bundle(config: ModelConfig, vae: VAEConfig, text: TextConfig, decoder=None) -> ModelBundle:
@@ -109,24 +97,18 @@ def load_bundle(config: ModelConfig, vae: VAEConfig, text: TextConfig, decoder=N
     device = torch.device("cuda", ranks.local_rank()) if torch.cuda.is_available() else torch.device("cpu")
     resolve_device("vae.device", vae.device, device)  # checked before any weight is read
     parts = find_parts(hub.resolve(config.path))
-    networks, digest = [], hashlib.sha256()
-    experts = sorted(parts.transformers, key=lambda name: name.startswith("high"))
-    if config.checkpoint and len(experts) > 1:
-        raise ValueError(f"{config.path} has two experts; model.checkpoint cannot say which it replaces")
-    for expert in [""] if config.checkpoint else experts:
-        networks.append(_network(config, parts, expert, digest, device))
-    if not networks:
-        raise ValueError(f"{config.path} has no transformer; give one with --checkpoint_path")
-    face = open_vae(parts.need("vae"), vae, device)
+    experts = _choose_experts(config, parts)
+    chosen = Sizes(find_published(config.spec).transformer, f"model.spec={config.spec}") if config.spec else None
+    digest, folder = hashlib.sha256(), _folder_sizes(parts) if config.checkpoint and not chosen else None
+    networks = [_network(config, parts, expert, digest, device, chosen, folder) for expert in experts]
+    sizes = networks[0].spec
+    family, dtype = family_of(sizes), DTYPES[config.dtype]
+    face = family.open_vae(parts.need("vae"), vae, device)
     pixels = build_decoder(decoder, face, device)
-    spec = _spec(config, networks[0], len(networks), face)
-    if len(networks) == 2:
-        denoiser = ExpertDenoiser(networks[0], networks[1], spec.boundary)
-    else:
-        denoiser = networks[0]
-    dtype = DTYPES[config.dtype]
-    image = load_image_encoder(parts.need("image_encoder"), dtype, device) if spec.transformer.image_dim else None
-    encoder = load_text_encoder(parts, spec.transformer.text_len, text, device)
+    spec = _spec(config, sizes, len(networks), face)
+    denoiser = networks[0] if len(networks) == 1 else family.experts(*networks, spec.boundary)
+    image = family.open_image(parts, sizes, dtype, device)
+    encoder = PromptCache(family.open_text(parts, sizes, text, device), CACHED_PROMPTS)
     return ModelBundle(spec, denoiser, face, encoder, image, device, dtype, digest.hexdigest()[:12], pixels)
 
 
@@ -139,26 +121,43 @@ def build_decoder(config, vae: Codec, device: torch.device) -> StreamingDecoder:
     return decoder
 
 
-def _network(config: ModelConfig, parts: Parts, expert: str, digest, device) -> Denoiser:
+def set_knobs(network: torch.nn.Module, config: ModelConfig) -> torch.nn.Module:
+    """Returns the network frozen, in evaluation mode, with the precision and attention that `config` names."""
+    network.precision = config.precision
+    for block in network.blocks:
+        block.self_attn.backend = block.cross_attn.backend = config.attention
+    return network.requires_grad_(False).eval()
+
+
+def _choose_experts(config: ModelConfig, parts: Parts) -> list[str]:
+    """Returns which transformers of the folder are loaded, low noise first; [""] for a checkpoint or a single one."""
+    experts = sorted(parts.transformers, key=lambda name: name.startswith("high"))
+    if config.checkpoint and len(experts) > 1:
+        raise ValueError(f"{config.path} has two experts; model.checkpoint cannot say which it replaces")
+    experts = [""] if config.checkpoint else experts
+    if not experts:
+        raise ValueError(f"{config.path} has no transformer; give one with --checkpoint_path")
+    if config.spec and len(find_published(config.spec).experts) != len(experts):
+        wanted = len(find_published(config.spec).experts)
+        raise ValueError(f"{config.spec} has {wanted} transformer(s), {config.path} holds {len(experts)}")
+    return experts
+
+
+def _network(config: ModelConfig, parts: Parts, expert: str, digest, device, chosen, folder) -> Denoiser:
     """Returns one transformer, its weights entered into the digest."""
     source = hub.resolve(config.checkpoint) if config.checkpoint else parts.transformers[expert]
-    sizes = _sizes(config, parts) if config.checkpoint else None
-    spec, state = load_transformer(source, use_ema=config.use_ema, spec=sizes)
+    weights = read_weights(source, use_ema=config.use_ema, chosen=chosen, folder=folder)
+    state = weights.state
     _enter(digest, state)
     pairs, alpha = load_lora(config.lora) if config.lora else {}, config.lora_alpha or None
     _enter(digest, {f"{name}.{half}": t for name, pair in pairs.items() for half, t in zip("AB", pair, strict=True)})
     if pairs and config.lora_merge:
         state = merge_lora(state, pairs, alpha)
-    with torch.device("meta"):
-        transformer = WanTransformer(spec)
     dtype = DTYPES[config.dtype]
-    load_strict(transformer, {k: v.to(dtype) for k, v in state.items()}, str(source), assign=True)
+    network = replace(weights, state={k: v.to(dtype) for k, v in state.items()}).build()
     if pairs and not config.lora_merge:
-        inject_pairs(transformer, pairs, alpha)
-    transformer.precision = config.precision
-    for block in transformer.blocks:
-        block.self_attn.backend = block.cross_attn.backend = config.attention
-    return Denoiser(transformer.requires_grad_(False).eval()).to(device)
+        inject_pairs(network, pairs, alpha)
+    return family_of(weights.spec).denoiser(set_knobs(network, config)).to(device)
 
 
 def _enter(digest, state: dict[str, torch.Tensor]) -> None:
@@ -169,21 +168,17 @@ def _enter(digest, state: dict[str, torch.Tensor]) -> None:
         digest.update(tensor.flatten()[: HASHED_BYTES // tensor.element_size()].contiguous().view(torch.uint8).numpy())
 
 
-def _sizes(config: ModelConfig, parts: Parts):
-    """Returns the transformer sizes that the model's folder or `spec` tells, for a bare checkpoint."""
-    if config.spec:
-        return SPECS[config.spec].transformer
+def _folder_sizes(parts: Parts) -> Sizes | None:
+    """Returns the sizes of the model folder's own transformer, if it has one, for a checkpoint that tells none."""
     folder = parts.transformers.get("")
-    return load_transformer(folder)[0] if folder is not None and Path(folder).is_dir() else None
+    return None if folder is None else read_weights(folder, shapes_only=True).sizes
 
 
-def _spec(config: ModelConfig, network: Denoiser, num_experts: int, vae: StreamingVAE) -> ModelSpec:
-    """Returns the published model that these networks are, or `custom` for sizes that the folder alone tells."""
+def _spec(config: ModelConfig, sizes, num_experts: int, vae: StreamingVAE) -> ModelSpec:
+    """Returns the published model that these networks are, or `custom`; with the sizes that they have."""
     if config.spec:
-        spec = SPECS[config.spec]
-    else:
-        same = [s for s in SPECS.values() if s.transformer == network.spec and len(s.experts) == num_experts]
-        spec = same[0] if same else spec_for(network.spec, vae.strides)
+        return replace(find_published(config.spec), transformer=sizes)
+    spec = spec_for(sizes, vae.strides, num_experts)
     if len(spec.experts) != num_experts:
         raise ValueError(f"{spec.name} has {len(spec.experts)} transformer(s), {config.path} holds {num_experts}")
     return spec

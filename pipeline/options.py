@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from importlib import import_module
 
 from utils.config.field import collect_error
+from wan.family import published_specs
 from wan.geometry import chunks
 from wan.ledger import CacheConfig
 from wan.options import DTYPES, PRECISIONS, clock_problems, step_problems
-from wan.spec import SPECS
 
 SOLVERS = ("unipc", "dpm++", "euler")
 SAMPLERS = {
@@ -78,8 +78,8 @@ class ModelConfig:
     def problems(self) -> Iterator[str]:
         if self.dtype not in DTYPES or self.precision not in PRECISIONS:
             yield f"model.dtype must be one of {DTYPES}, model.precision one of {PRECISIONS}"
-        if self.spec and self.spec not in SPECS:
-            yield f"model.spec {self.spec!r} is unknown; write one of {sorted(SPECS)}"
+        if self.spec and self.spec not in published_specs():
+            yield f"model.spec {self.spec!r} is unknown; write one of {sorted(published_specs())}"
         if self.lora and not self.checkpoint:
             yield "model.lora changes a base checkpoint: write model.checkpoint too"
 

@@ -161,13 +161,13 @@ def read_config(args):
 
 def cpu_excess(args, config) -> str:
     """Returns why a CPU should not try this, or '' if it may (or the sizes are known only after loading)."""
+    from wan.family import find_published
     from wan.flops import pass_flops
     from wan.geometry import Geometry
-    from wan.spec import SPECS
 
     if not config.model.spec:
         return ""
-    spec, sampler = SPECS[config.model.spec], config.sampler.build()
+    spec, sampler = find_published(config.model.spec), config.sampler.build()
     unit = Geometry.of(spec, config.height, config.width).frame_tokens
     window = max(args.windows or [config.pipeline.cache.window_frames])
     one = pass_flops(spec.transformer, config.pipeline.chunk * unit, window * unit, config.batch)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -107,7 +106,7 @@ def convert(args):
         said = identify(args.src)
         if said.refused:
             raise ValueError(f"{args.src} is refused: {said.refused}")
-        kind = said.family.split(",")[0]
+        kind = said.kind.split(",")[0]
         if kind in ENCODERS:
             return convert_encoder(args, kind)
         if said.lora_rank:
@@ -137,21 +136,21 @@ def convert_transformer(args, change=lambda state: state, notes: dict | None = N
         causal = identified.causal if identified else None
         export_transformer(args.dst, state, spec, {"causal": causal, "source": args.src.name, **(notes or {})})
     else:
-        write_folder(args.dst, state, asdict(spec), args.to)
+        write_folder(args.dst, state, spec, args.to)
     print(f"wrote {args.dst} ({len(state)} tensors, {args.to})")
 
 
-def write_folder(folder: Path, state, config: dict, to: str):
+def write_folder(folder: Path, state, spec, to: str):
     """Writes a transformer's folder; the weights first, so that a folder with config.json is whole."""
     from wan.checkpoint import tensor_file
-    from wan.checkpoint.key_maps import config_to_diffusers, config_to_official, transformer_to_diffusers
+    from wan.family import family_of
 
-    theirs = to == "diffusers"
-    if theirs and config["rope_theta"] != ROTARY_THETA:
-        print(f"note: diffusers itself always computes with rope_theta {ROTARY_THETA:g}, not {config['rope_theta']:g}")
-    state = transformer_to_diffusers(state) if theirs else state
-    tensor_file.write_safetensors(folder / f"{tensor_file.STEM}.safetensors", state)
-    write_config(folder, config_to_diffusers(config) if theirs else config_to_official(config))
+    names, config = family_of(spec).layout(to, state, spec)
+    theta = vars(spec).get("rope_theta", ROTARY_THETA)
+    if to == "diffusers" and theta != ROTARY_THETA:
+        print(f"note: diffusers itself always computes with rope_theta {ROTARY_THETA:g}, not {theta:g}")
+    tensor_file.write_safetensors(folder / f"{tensor_file.STEM}.safetensors", names)
+    write_config(folder, config)
 
 
 def write_config(folder: Path, config: dict):
@@ -159,7 +158,7 @@ def write_config(folder: Path, config: dict):
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-ENCODERS = {  # family -> (to the library's names, to official names, its configuration's builder, weights' name)
+ENCODERS = {  # kind -> (to the library's names, to official names, its configuration's builder, weights' name)
     "vae 2.1": ("vae_to_diffusers", "vae_to_official", "build_vae", "diffusion_pytorch_model"),
     "vae 2.2": ("vae_to_diffusers", "vae_to_official", "build_vae", "diffusion_pytorch_model"),
     "umt5": ("text_to_transformers", "text_to_official", "build_text_model", "model"),
@@ -170,7 +169,7 @@ ENCODERS = {  # family -> (to the library's names, to official names, its config
 def convert_encoder(args, kind: str):
     """Converts a VAE, text or image encoder."""
     from wan.checkpoint import encoder_maps, library, tensor_file
-    from wan.checkpoint.identify import find_family
+    from wan.checkpoint.identify import find_kind
     from wan.checkpoint.key_maps import clean_names
     from wan.checkpoint.weights import load_strict
 
@@ -178,7 +177,7 @@ def convert_encoder(args, kind: str):
     if args.to == "longtake":
         raise ValueError(f"{args.src} holds a {kind}; `--to longtake` is for transformers, write official or diffusers")
     state = clean_names(tensor_file.read(args.src))
-    official = find_family(state) == kind
+    official = find_kind(state) == kind
     if args.to == "official":
         state = state if official else vars(encoder_maps)[back](state)
         write_official_file(args.dst, state)

@@ -76,14 +76,15 @@ def load(flags: argparse.Namespace):
     """Returns the VAE on its device. Errors: ValueError for sizes that it does not take."""
     import torch
 
-    from wan.codec.vae import check_pixel_frames, open_vae
+    from wan.checkpoint.identify import family_of_vae
+    from wan.codec.vae import check_pixel_frames
     from wan.options import VAEConfig
 
     if min(flags.batch, flags.shard_clips) < 1:
         raise ValueError("--batch and --shard_clips must be at least 1")
     check_pixel_frames(flags.frames)
     device = torch.device("cuda", ranks.local_rank()) if torch.cuda.is_available() else torch.device("cpu")
-    vae = open_vae(flags.vae, VAEConfig(dtype=flags.dtype), device)
+    vae = family_of_vae(flags.vae).open_vae(flags.vae, VAEConfig(dtype=flags.dtype), device)
     if "height" in flags and (flags.height % vae.spatial_stride or flags.width % vae.spatial_stride):
         raise ValueError(f"--height and --width must be multiples of the VAE's stride {vae.spatial_stride}")
     return vae

@@ -83,15 +83,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def check(flags: argparse.Namespace) -> None:
     """Raises ValueError for models that are not there, and for ranks that cannot share a sample."""
+    from wan.family import find_published
     from wan.geometry import Geometry
-    from wan.spec import SPECS
 
     for name in filter(None, (flags.student, flags.teacher)):
-        if name not in SPECS:
-            raise ValueError(f"model {name!r} is unknown; write one of {', '.join(SPECS)}")
+        find_published(name)
     if min(flags.ranks, flags.sequence) < 1 or flags.ranks % flags.sequence:
         raise ValueError(f"{flags.sequence} of {flags.ranks} ranks cannot share a sample; write a divisor")
-    spec = SPECS[flags.student or flags.teacher]
+    spec = find_published(flags.student or flags.teacher)
     shared = {"heads": spec.transformer.num_heads, "tokens of a frame": Geometry.of(spec, 0, 0).frame_tokens}
     for what, number in shared.items():
         if number % flags.sequence:
@@ -103,11 +102,11 @@ def count(name: str) -> tuple[int, int]:
     """Returns (parameters of the transformer, parameters of one block)."""
     import torch
 
-    from wan.spec import SPECS
-    from wan.transformer import WanTransformer
+    from wan.family import family_of, find_published
 
+    spec = find_published(name).transformer
     with torch.device("meta"):
-        network = WanTransformer(SPECS[name].transformer)
+        network = family_of(spec).network(spec)
     return sum(p.numel() for p in network.parameters()), sum(p.numel() for p in network.blocks[0].parameters())
 
 
@@ -129,20 +128,20 @@ def estimate(case: Case) -> list[dict]:
 def kept_prompts(case: Case) -> dict:
     """Returns the embeddings that a rank with an encoder of its own keeps."""
     from trainer.roles import CACHED_PROMPTS
-    from wan.spec import SPECS
+    from wan.family import find_published
 
-    sizes = SPECS[case.student].transformer
+    sizes = find_published(case.student).transformer
     terms = f"{CACHED_PROMPTS} x {sizes.text_len} tokens x {sizes.text_dim} x {BF16}"
     return part("kept prompts", CACHED_PROMPTS * sizes.text_len * sizes.text_dim * BF16, terms)
 
 
 def trained_weights(case: Case, student: int) -> list[dict]:
     """Returns what student and critic hold: gradients are there for one of the two at a time."""
-    from wan.spec import SPECS
+    from wan.family import find_published
 
     number, parts = student, []
     if case.lora:
-        sizes = SPECS[case.student].transformer
+        sizes = find_published(case.student).transformer
         attention, feed = 8 * 2 * sizes.dim, 2 * (sizes.dim + sizes.ffn_dim)
         number = sizes.num_layers * LORA_RANK * (attention + feed)
         base = 2 * student * BF16 / case.ranks
@@ -162,10 +161,10 @@ def gathered(network: int, block: int, teacher_block: int) -> float:
 
 def activations(case: Case) -> list[dict]:
     """Returns keys and values of the rollout, and the larger of the two backwards (generator, critic)."""
+    from wan.family import find_published
     from wan.geometry import Geometry
-    from wan.spec import SPECS
 
-    spec = SPECS[case.student]
+    spec = find_published(case.student)
     sizes, unit = spec.transformer, Geometry.of(spec, 0, 0).frame_tokens
     video, chunk = case.frames * unit // case.sequence, case.chunk * unit // case.sequence
     kept = 2 * video * sizes.dim * BF16 * sizes.num_layers

@@ -198,9 +198,10 @@ def load_codec(folder: Path):
     """Returns the StreamingVAE of a diffusers VAE folder, fp32, frozen."""
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} holds no config.json; give the folder of an AutoencoderKLWan (diffusers layout)")
-    from wan.codec.vae import open_vae
+    from wan.checkpoint.identify import family_of_vae
+    from wan.options import VAEConfig
 
-    return open_vae(folder)
+    return family_of_vae(folder).open_vae(folder, VAEConfig(), "cpu")
 
 
 def roundtrip(codec, clip):

@@ -45,7 +45,7 @@ def export(flags: argparse.Namespace) -> None:
     from wan.checkpoint.tensor_file import write_safetensors
     from wan.checkpoint.weights import export_transformer, load_transformer
     from wan.encoders.text import DTYPES
-    from wan.spec import TransformerSpec
+    from wan.family import read_spec
 
     saved = find(flags.run, flags.step)
     weights = read(saved, "generator")
@@ -65,7 +65,7 @@ def export(flags: argparse.Namespace) -> None:
     state = {k: v.to(DTYPES[flags.dtype]).contiguous() for k, v in state.items()}
     if lora["rank"] and not flags.merge:
         return write_safetensors(flags.output, state)
-    spec = TransformerSpec(**saved.metadata("method", "spec"))
+    spec = read_spec(saved.metadata("method", "spec"))
     export_transformer(flags.output, state, spec, {"step": saved.step, "ema": bool(average)})
 
 

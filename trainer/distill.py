@@ -8,7 +8,7 @@ Source: DMD2 (arXiv 2405.14867) section 4; Self-Forcing, trainer/distillation.py
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from trainer.roles import RoleConfig, Roles
 from utils.config.field import one_of
 from utils.parallel.layout import ParallelLayout
 from utils.rng import Rng
+from wan.family import write_config
 from wan.options import TextConfig, VAEConfig
 
 
@@ -103,7 +104,7 @@ class Distill:
     def state_dict(self) -> dict:
         """Returns the trained weights, their average, both optimisers, and what the source keeps between steps."""
         return {
-            "spec": asdict(self.roles.generator.spec),
+            "spec": write_config(self.roles.generator.spec),
             "generator": self.optim.weights(),
             "judges": self.critic_optim.weights(),
             "ema": self.ema.state_dict(),

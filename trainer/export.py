@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -11,6 +10,7 @@ from trainer.lora import LoraConfig
 from utils.atomic import write_json
 from utils.parallel import fsdp, ranks
 from wan.checkpoint.tensor_file import write_safetensors
+from wan.family import write_config
 from wan.spec import TransformerSpec
 
 
@@ -35,7 +35,7 @@ def write_transformer(folder: str | Path, spec: TransformerSpec, state: dict, dt
     """Writes `transformer/config.json` and its weights with official names: a part of a model folder."""
     folder = Path(folder) / "transformer"
     write_tensors(folder / "diffusion_pytorch_model.safetensors", state, dtype)
-    write_json(folder / "config.json", {"_class_name": "WanTransformer", **asdict(spec)})
+    write_json(folder / "config.json", write_config(spec))
     return folder
 
 

@@ -16,12 +16,11 @@ from utils.config.text import DEFAULT_ORIGIN
 from utils.data.store import open_clips, open_pairs
 from utils.lora import BLOCK_LINEARS, match_linears
 from wan.checkpoint import tensor_file
-from wan.checkpoint.library import TEXT_CONFIG
 from wan.checkpoint.parts import Parts, find_parts
-from wan.checkpoint.weights import load_transformer
+from wan.checkpoint.weights import read_weights
+from wan.family import family_of, find_published, published_specs
 from wan.geometry import Geometry
-from wan.spec import SPECS, TransformerSpec
-from wan.transformer import WanTransformer
+from wan.spec import TransformerSpec
 
 ROLES = ("generator", "teacher", "critic")
 DATA = {
@@ -123,16 +122,16 @@ def read_sizes(where: str, role) -> tuple[TransformerSpec | None, list[Problem]]
     else:
         lost = []
     if role.spec:
-        return SPECS[role.spec].transformer, lost
+        return find_published(role.spec).transformer, lost
     try:
-        return load_transformer(role.weights, use_ema=role.use_ema, shapes_only=True)[0], lost
+        return read_weights(role.weights, use_ema=role.use_ema, shapes_only=True).spec, lost
     except ValueError as error:
         return None, [*lost, (f"{where}.weights", f"{error}; {fetch(role.weights, 'a weight file or its folder')}")]
 
 
 def fetch(path: str, what: str) -> str:
     """Returns the command that fetches a published model of this folder name, or else what to write."""
-    published = {spec.hub_name.split("/")[-1]: spec.hub_name for spec in SPECS.values() if spec.hub_name}
+    published = {spec.hub_name.split("/")[-1]: spec.hub_name for spec in published_specs().values() if spec.hub_name}
     name = published.get(Path(path).name)
     return f"fetch it: {hub.command(name)}" if name else f"write {what}"
 
@@ -156,28 +155,16 @@ def find_misfits(sizes: Mapping[str, TransformerSpec], parts: Parts | None) -> I
     """Yields the roles whose latent channels or text width are not those of the model folder and of the generator."""
     channels = {f"trainer.{name}": s.out_dim for name, s in sizes.items()}
     widths = {f"trainer.{name}": s.text_dim for name, s in sizes.items()}
-    channels |= {"model (its VAE)": vae_channels(parts)} if parts and parts.vae else {}
-    widths |= {"model (its text encoder)": text_width(parts)} if parts and parts.text_encoder else {}
+    family = family_of(next(iter(sizes.values()))) if sizes else None
+    if family and parts and parts.vae:
+        channels["model (its VAE)"] = family.latent_channels(parts.vae)
+    if family and parts and parts.text_encoder:
+        widths["model (its text encoder)"] = family.text_width(parts.text_encoder)
     for what, found in (("latent channels", channels), ("text widths", widths)):
         known = {name: value for name, value in found.items() if value}
         if len(set(known.values())) > 1:
             listed = ", ".join(f"{name} {value}" for name, value in known.items())
             yield next(iter(known)), f"the {what} differ: {listed}; take weights and a model folder of one family"
-
-
-def vae_channels(parts: Parts) -> int | None:
-    """Returns the latent channels of a model folder's VAE, by its config.json or its published file name."""
-    config = tensor_file.read_config(parts.vae) if parts.vae.is_dir() else None
-    published = {spec.vae_file: spec.latent_channels for spec in SPECS.values()}
-    return config.get("z_dim") if config else published.get(parts.vae.name)
-
-
-def text_width(parts: Parts) -> int | None:
-    """Returns the width of a model folder's text encoder; a bare file is the published umT5."""
-    if not parts.text_encoder.is_dir():
-        return TEXT_CONFIG["dim"]
-    config = tensor_file.read_config(parts.text_encoder)
-    return config.get("d_model") if config else None
 
 
 def find_wrong_size(where: str, source, sizes: TransformerSpec) -> Iterator[Problem]:
@@ -193,7 +180,7 @@ def get_geometry(source, sizes: TransformerSpec) -> Geometry | None:
 
     Errors: ValueError for a size that the generator cannot make.
     """
-    published = [spec for spec in SPECS.values() if spec.transformer == sizes]
+    published = [spec for spec in published_specs().values() if spec.transformer == sizes]
     return Geometry.of(published[0], source.height, source.width) if published else None
 
 
@@ -227,7 +214,7 @@ def find_lost_targets(where: str, lora, sizes: TransformerSpec) -> Iterator[Prob
     """Yields a pattern for adapters that fits no layer."""
     if lora.rank:
         with torch.device("meta"):
-            network = WanTransformer(sizes)
+            network = family_of(sizes).network(sizes)
         try:
             match_linears(network, lora.targets)
         except ValueError as error:

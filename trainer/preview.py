@@ -40,8 +40,8 @@ from utils.media.image import contact_sheet
 from utils.parallel import ranks
 from utils.rng import Rng
 from wan.checkpoint.parts import find_parts
-from wan.codec.vae import open_vae
 from wan.encoders.text import DTYPES
+from wan.family import family_of
 from wan.geometry import Geometry
 from wan.options import VAEConfig
 
@@ -118,7 +118,8 @@ class Preview(Callback):
         self.requested = config.requested(method.config)
         vae = roles.vae
         if vae is None:
-            vae = open_vae(find_parts(model).need("vae"), config.vae, roles.device)
+            path = find_parts(model).need("vae")
+            vae = family_of(roles.generator.spec).open_vae(path, config.vae, roles.device)
         dtype = DTYPES[method.config.generator.dtype]
         self.bundle = ModelBundle.of(roles.generator, vae, lambda prompts: roles.text(prompts), roles.device, dtype)
         self.geometry = Geometry.of(self.bundle.spec, config.height, config.width)

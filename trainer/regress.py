@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from trainer.roles import RoleConfig, Roles
 from utils.config.field import one_of
 from utils.parallel.layout import ParallelLayout
 from utils.rng import Rng
+from wan.family import write_config
 from wan.options import TextConfig
 
 
@@ -71,7 +72,7 @@ class Regress:
     def state_dict(self) -> dict:
         """Returns the trained weights, their average and the optimiser."""
         return {
-            "spec": asdict(self.roles.generator.spec),
+            "spec": write_config(self.roles.generator.spec),
             "generator": self.optim.weights(),
             "ema": self.ema.state_dict(),
             "optim": self.optim.state_dict(),

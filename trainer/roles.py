@@ -13,13 +13,12 @@ from utils.parallel import fsdp
 from utils.parallel.layout import ParallelLayout
 from utils.rng import Rng, seed_libraries
 from wan.checkpoint.parts import find_parts
-from wan.checkpoint.weights import load_strict, load_transformer
-from wan.codec.vae import open_vae
+from wan.checkpoint.weights import read_weights
 from wan.denoiser import Denoiser
-from wan.encoders.text import DTYPES, load_text_encoder
+from wan.encoders.prompts import PromptCache
+from wan.encoders.text import DTYPES
+from wan.family import family_of, find_published, published_specs
 from wan.options import PRECISIONS
-from wan.spec import SPECS
-from wan.transformer import WanTransformer
 
 CACHED_PROMPTS = 256  # whose embeddings are kept: 1.1 GB of umT5's
 
@@ -46,8 +45,8 @@ class RoleConfig:
     def problems(self) -> Iterator[str]:
         if bool(self.spec) == bool(self.weights):
             yield "write either spec (start from nothing) or weights (a file or folder), one of the two"
-        if self.spec and self.spec not in SPECS:
-            yield f"spec {self.spec!r} is unknown; write one of {sorted(SPECS)}"
+        if self.spec and self.spec not in published_specs():
+            yield f"spec {self.spec!r} is unknown; write one of {sorted(published_specs())}"
         if self.dtype not in DTYPES or self.precision not in PRECISIONS:
             yield f"dtype must be one of {tuple(DTYPES)} and precision one of {PRECISIONS}"
 
@@ -59,27 +58,21 @@ class RoleConfig:
 
     def build(self, rng: Rng, device: torch.device, layout: ParallelLayout, trained: bool) -> Denoiser:
         """Returns the network, freshly drawn or loaded, in its place on this rank."""
-        transformer = self._loaded() if self.weights else self._drawn(rng)
+        transformer = read_weights(self.weights, use_ema=self.use_ema).build() if self.weights else self._draw(rng)
         transformer.requires_grad_(trained)
         if self.lora.rank:
             self.lora.apply(transformer, rng.at("init", "lora"), trained)
         transformer.precision, transformer.checkpointing = self.precision, self.checkpointing
         self._place(transformer, device, layout, trained)
-        return Denoiser(transformer)
+        return family_of(transformer.spec).denoiser(transformer)
 
-    def _loaded(self) -> WanTransformer:
-        """Returns the network with the file's own tensors: mapped from disk, read when a block is placed."""
-        spec, state = load_transformer(self.weights, use_ema=self.use_ema)
-        with torch.device("meta"):
-            transformer = WanTransformer(spec)
-        load_strict(transformer, state, self.weights, assign=True)
-        return transformer
-
-    def _drawn(self, rng: Rng) -> WanTransformer:
+    def _draw(self, rng: Rng) -> torch.nn.Module:
+        """Returns a fresh network."""
+        spec = find_published(self.spec).transformer
         seed_libraries(rng.at("init", self.spec))
-        return WanTransformer(SPECS[self.spec].transformer)
+        return family_of(spec).network(spec)
 
-    def _place(self, transformer: WanTransformer, device: torch.device, layout: ParallelLayout, trained: bool) -> None:
+    def _place(self, transformer, device: torch.device, layout: ParallelLayout, trained: bool) -> None:
         """Joins the sample's ranks, compiles, casts, shards or moves."""
         if layout.sequence > 1:
             from utils.parallel import ulysses as sequence_parallel
@@ -116,11 +109,12 @@ class Roles:
         """Returns the generator and text encoder of a `RegressConfig`; `model` is the encoder's directory."""
         network = config.generator.build(rng, device, layout, trained=True)
         sharded = layout.world > 1 and layout.config.shard_text
-        encoder = load_text_encoder(find_parts(model), network.spec.text_len, config.text, device)
+        encoder = family_of(network.spec).open_text(find_parts(model), network.spec, config.text, device)
         if sharded:
             dtype = next(encoder.parameters()).dtype
             fsdp.shard(encoder.model.requires_grad_(False), encoder.model.encoder.block, layout, dtype)
-        return cls(network, PromptCache(encoder, keep=not sharded), device, layout)
+        # Ranks that share the encoder run it together: each call encodes all its prompts.
+        return cls(network, PromptCache(encoder, 0 if sharded else CACHED_PROMPTS), device, layout)
 
     @classmethod
     def for_distillation(cls, model: str, config, rng: Rng, device: torch.device, layout: ParallelLayout) -> Roles:
@@ -136,7 +130,7 @@ class Roles:
             discriminator = Discriminator(critic.spec, config.loss.discriminator).to(device)
             if layout.world > 1 or config.critic.dtype != "fp32":
                 fsdp.shard(discriminator, discriminator.readers, layout, DTYPES[config.critic.dtype])
-        vae = open_vae(find_parts(model).need("vae"), config.vae, device)
+        vae = family_of(roles.generator.spec).open_vae(find_parts(model).need("vae"), config.vae, device)
         return replace(
             roles,
             teacher=teacher,
@@ -145,28 +139,3 @@ class Roles:
             vae=vae,
             negative_prompt=config.negative_prompt,
         )
-
-
-class PromptCache:
-    """Encodes a prompt that was used lately only once: a few lines of prompts fit, of many the negative one stays.
-
-    keep=False: encodes every time, as ranks that share the encoder must together.
-    """
-
-    def __init__(self, encoder, keep: bool = True):
-        self.encoder, self.keep, self._kept = encoder, keep, {}
-
-    @torch.no_grad()
-    def __call__(self, prompts) -> torch.Tensor:
-        """Returns the embeddings [B, T, width] of the prompts."""
-        if not self.keep:
-            return self.encoder(list(prompts))
-        distinct = list(dict.fromkeys(prompts))
-        known = {p: self._kept.pop(p) for p in distinct if p in self._kept}
-        new = [p for p in distinct if p not in known]
-        if new:
-            known.update(zip(new, (row.clone() for row in self.encoder(new)), strict=True))  # not views of a batch
-        self._kept.update(known)
-        while len(self._kept) > CACHED_PROMPTS:
-            del self._kept[next(iter(self._kept))]
-        return torch.stack([known[p] for p in prompts])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
+from typing import ClassVar
 
 CLIP_WIDTH = 1280  # ViT-H/14 of Wan 2.1 i2v
 CLIP_TOKENS = 257
@@ -13,7 +14,11 @@ class TransformerSpec:
     """Sizes of one Wan transformer; field names are those of the official `config.json`.
 
     `image_dim` > 0: Wan 2.1 i2v, CLIP tokens with their own keys and values in cross-attention.
+    `family`: who builds and loads a network of these sizes, a name of `wan.FAMILIES`.
     """
+
+    family: ClassVar[str] = "wan"
+    unmeasured: ClassVar[tuple[str, ...]] = ("model_type", "num_heads", "text_len", "eps", "rope_theta")
 
     model_type: str = "t2v"  # t2v | i2v | ti2v
     dim: int = 2048
@@ -43,18 +48,25 @@ class TransformerSpec:
         """Width of one head."""
         return self.dim // self.num_heads
 
+    def same_shapes(self, other: TransformerSpec) -> bool:
+        """Returns whether weights of these sizes have the shapes of the other's: equal but for `unmeasured`."""
+        names = [f.name for f in fields(self) if f.name not in self.unmeasured]
+        return type(self) is type(other) and all(vars(self)[name] == vars(other)[name] for name in names)
+
+    @classmethod
+    def select_fields(cls, config: dict) -> dict:
+        """Returns the sizes that a config.json (official or ours) tells; its other keys are left out."""
+        known = {f.name for f in fields(cls)}
+        told = {k: v for k, v in config.items() if k in known}
+        return told | ({"patch_size": tuple(told["patch_size"])} if "patch_size" in told else {})
+
     @classmethod
     def from_config(cls, config: dict) -> TransformerSpec:
-        """Reads an official `config.json` (or ours); keys that describe no size are left aside.
+        """Returns the sizes of an official `config.json` (or ours); what it does not tell has the usual value.
 
-        An official Wan 2.1 i2v config does not name the CLIP width: pass `image_dim` or let
-        `wan.checkpoint.weights` take it from the shapes.
+        An official Wan 2.1 i2v config does not tell the CLIP width: add `image_dim`, which the shapes tell.
         """
-        known = {f.name for f in fields(cls)}
-        kept = {k: v for k, v in config.items() if k in known}
-        if "patch_size" in kept:
-            kept["patch_size"] = tuple(kept["patch_size"])
-        return cls(**kept)
+        return cls(**cls.select_fields(config))
 
 
 @dataclass(frozen=True)
@@ -142,23 +154,3 @@ SPECS = {
         ),
     )
 }
-
-
-def find_spec(transformer: TransformerSpec) -> ModelSpec:
-    """Returns the published model whose transformer has these sizes.
-
-    Errors: ValueError listing the known models. Experts of a pair look alike; the first match wins
-    unless the folder layout says otherwise (`wan.checkpoint.weights`).
-    """
-    for spec in SPECS.values():
-        if replace(spec.transformer, rope_theta=transformer.rope_theta) == transformer:
-            return spec
-    raise ValueError(f"no published model has the sizes {transformer}; known: {sorted(SPECS)}")
-
-
-def spec_for(transformer: TransformerSpec, strides: tuple[int, int, int]) -> ModelSpec:
-    """Returns the published model of these sizes, or a model of its own with the strides of its VAE."""
-    try:
-        return find_spec(transformer)
-    except ValueError:
-        return ModelSpec("custom", transformer, strides=strides)

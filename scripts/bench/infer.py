@@ -19,7 +19,7 @@ import torch
 
 import wan.context
 from pipeline.batch.request import KeyedNoise, Request
-from pipeline.bundle import ModelBundle, build_decoder, load_bundle
+from pipeline.bundle import ModelBundle, build_decoder, load_bundle, set_knobs
 from pipeline.rollout import Rollout
 from utils.counter import OTHER, CopiedBytes, count_allocations
 from utils.media.image import to_uint8
@@ -30,13 +30,11 @@ from wan.checkpoint.library import VAE_CONFIGS, build_vae, load_vae
 from wan.checkpoint.parts import find_parts
 from wan.codec.vae import StreamingVAE
 from wan.condition import Condition
-from wan.denoiser import Denoiser
 from wan.encoders.text import DTYPES
+from wan.family import family_of, find_published
 from wan.flops import PassFlops, decode_flops, pass_flops
 from wan.geometry import Geometry
 from wan.rope import RotaryTable
-from wan.spec import SPECS
-from wan.transformer import WanTransformer
 
 VAE_FAMILY = {"Wan2.1_VAE.pth": "vae 2.1", "Wan2.2_VAE.pth": "vae 2.2"}
 TIMED = ("denoise", "context", "decode", "end to end")
@@ -51,17 +49,13 @@ def build_kit(config, random_weights: bool, layers: int | None, device: torch.de
     if not random_weights:
         bundle = load_bundle(config.model, config.vae, config.text, config.decoder)
         return bundle, f"{config.model.checkpoint or config.model.path} ({bundle.weights_hash})"
-    spec = SPECS[config.model.spec]
+    spec = find_published(config.model.spec)
     spec = replace(spec, transformer=replace(spec.transformer, num_layers=layers or spec.transformer.num_layers))
     dtype = DTYPES[config.model.dtype]
     torch.manual_seed(config.seed)
     with torch.device(device):
-        transformer = WanTransformer(spec.transformer)
-    torch.nn.init.xavier_uniform_(transformer.head.head.weight)  # zero in a fresh model
-    transformer.precision = config.model.precision
-    for block in transformer.blocks:
-        block.self_attn.backend = block.cross_attn.backend = config.model.attention
-    denoiser = Denoiser(transformer.to(dtype).requires_grad_(False).eval())
+        network = draw_zeros(family_of(spec.transformer).network(spec.transformer))
+    denoiser = family_of(spec.transformer).denoiser(set_knobs(network.to(dtype), config.model))
     folder = Path(config.model.path)
     path = find_parts(folder).vae if folder.is_dir() else None
     model = load_vae(path) if path else build_vae(VAE_CONFIGS[VAE_FAMILY[spec.vae_file]], device)
@@ -70,6 +64,14 @@ def build_kit(config, random_weights: bool, layers: int | None, device: torch.de
     decoder = build_decoder(config.decoder, vae, device)
     bundle = ModelBundle(spec, denoiser, vae, None, None, device, dtype, "random", decoder)
     return bundle, f"random, VAE {path or 'random'}"
+
+
+def draw_zeros(network: torch.nn.Module) -> torch.nn.Module:
+    """Draws the weights that are zero in a fresh network (its last projection): zeros would be measured otherwise."""
+    for weight in network.parameters():
+        if weight.ndim > 1 and not weight.any():
+            torch.nn.init.xavier_uniform_(weight)
+    return network
 
 
 def attention_backend(config, bundle: ModelBundle) -> str:

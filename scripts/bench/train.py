@@ -14,13 +14,14 @@ from types import SimpleNamespace
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from scripts.bench.infer import draw_zeros
 from trainer.config import TrainConfig
 from trainer.distill import Distill
 from trainer.roles import Roles
 from utils.log import memory
 from utils.parallel.layout import ParallelLayout
 from utils.rng import Rng
-from wan.spec import SPECS
+from wan.family import find_published
 
 ROLES = ("generator", "teacher", "critic")
 PARTS = {"generator update": "generator_step", "critic update": "critic_step"}
@@ -34,8 +35,8 @@ def build_method(config: TrainConfig, random_weights: bool, device: torch.device
     knobs = config.trainer
     networks = {name: vars(knobs)[name].build(rng, device, layout, name != "teacher") for name in ROLES}
     for network in networks.values():
-        torch.nn.init.xavier_uniform_(network.transformer.head.head.weight)  # zero in a fresh model
-    spec = SPECS[knobs.generator.spec]
+        draw_zeros(network.transformer)
+    spec = find_published(knobs.generator.spec)
     text, vae = partial(draw_text, spec.transformer, device), SimpleNamespace(strides=spec.strides)
     roles = Roles(text=text, device=device, layout=layout, vae=vae, **networks)
     return Distill(knobs, roles, knobs.source.build(), knobs.loss.build(), config.steps, rng)

@@ -24,6 +24,8 @@ DISTRIBUTED_HOMES = {
     "pipeline/tpp.py",
     "trainer/checkpoint/dcp.py",
 }
+OF_A_FAMILY = {"open_vae", "load_text_encoder", "load_image_encoder"}  # and each class that ends in one of:
+NETWORKS = ("Transformer", "Denoiser")
 REGISTRY_ENTRY = re.compile(r"([a-z]\w*(?:\.\w+)*):[A-Za-z_]\w*")
 
 
@@ -81,6 +83,23 @@ def check_distributed(source: Source) -> list[str]:
     return [f"{source.path}:{line} touches torch.distributed" for line in sorted(hits)]
 
 
+def check_families(source: Source) -> list[str]:
+    """Returns what builds a network, or opens a VAE or an encoder, without a family of wan/family.py."""
+    if source.room in {"wan", "cogvideox", "tests"}:
+        return []
+    found = []
+    for node in ast.walk(source.tree):
+        for name in imported_names(source, node):
+            room, _, last = name.rpartition(".")
+            if room.split(".")[0] in MODEL_ROOMS and (last in OF_A_FAMILY or last.endswith(NETWORKS[0])):
+                found.append(f"{source.path}:{node.lineno} imports {name}; ask wan.family")
+        if isinstance(node, ast.Call) and dotted(node.func).rpartition(".")[2].endswith(NETWORKS):
+            found.append(f"{source.path}:{node.lineno} calls {dotted(node.func)}; ask wan.family")
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.endswith(NETWORKS[0]):
+            found.append(f"{source.path}:{node.lineno} names {node.value!r}; ask wan.family")
+    return found
+
+
 def check_heavy(source: Source) -> list[str]:
     """Returns the imports of heavy packages and kernels that run when the module is imported."""
     if source.room == "tests":
@@ -122,7 +141,7 @@ def find_circle(sources) -> list[str]:
     return next((c for m in sorted(modules) if (c := visit(m, []))), [])
 
 
-@pytest.mark.parametrize("check", [check_floors, check_model_code, check_distributed, check_heavy])
+@pytest.mark.parametrize("check", [check_floors, check_model_code, check_distributed, check_families, check_heavy])
 def test_project_obeys(check):
     assert [line for source in python_sources(with_tests=True) for line in check(source)] == []
 
@@ -200,6 +219,25 @@ def test_distribution_outside_its_homes_is_caught(text):
     assert len(check_distributed(Source("wan/a.py", text))) == 1
     assert len(check_distributed(Source("trainer/loop.py", text))) == 1
     assert check_distributed(Source("utils/parallel/ranks.py", text)) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from wan.transformer import WanTransformer",
+        "def f():\n    from wan.codec.vae import open_vae",
+        "import wan.denoiser\nx = wan.denoiser.ExpertDenoiser(1, 2, 0.9)",
+        "config = {'_class_name': 'WanTransformer'}",
+    ],
+)
+def test_networks_that_no_family_built_are_caught(text):
+    assert len(check_families(Source("trainer/a.py", text))) == 1
+    assert check_families(Source("wan/a.py", text)) == []
+
+
+def test_networks_of_a_family_pass():
+    text = "from wan.denoiser import Denoiser\nx: Denoiser = family_of(spec).denoiser(network)\nfamily.open_vae(path)"
+    assert check_families(Source("trainer/a.py", text)) == []
 
 
 def test_heavy_imports_are_caught():

@@ -54,7 +54,7 @@ def test_missing_parts_are_named(door, copy, tmp_path, part):
 def test_another_family_is_named(door, copy, model, tmp_path):
     shutil.rmtree(copy / "transformer")
     (copy / "transformer").symlink_to(model / "vae")
-    assert "no Wan transformer" in refused(door, copy, tmp_path)
+    assert "not a transformer" in refused(door, copy, tmp_path)
     (copy / "vae").unlink()
     (copy / "vae").symlink_to(model / "text_encoder")
     shutil.copytree(model / "transformer", tmp_path / "fine")
@@ -66,7 +66,8 @@ def test_another_family_is_named(door, copy, model, tmp_path):
 def test_weights_that_contradict_the_configuration(door, copy, tmp_path):
     config = json.loads((copy / "transformer/config.json").read_text())
     (copy / "transformer/config.json").write_text(json.dumps({**config, "num_layers": 5}))
-    assert "num_layers 5 but weights of 4" in refused(door, copy, tmp_path)
+    said = refused(door, copy, tmp_path)
+    assert f"{copy / WEIGHTS.split('/')[0]}: num_layers 4" in said and "config.json: num_layers 5" in said
 
 
 def test_a_missing_key_is_named(door, copy, tmp_path):
@@ -130,4 +131,13 @@ def test_a_bare_checkpoint_of_no_published_size_takes_the_folders_sizes(custom_d
     lone = tmp_path / "lone.safetensors"
     shutil.copy(wide, lone)
     said = custom_door.fails(*arguments, tmp_path / "c", "--checkpoint_path", lone)
-    assert "ffn_dim 64 but weights of 32" in said and str(lone) in said
+    assert f"{lone}: ffn_dim 32; {custom_model}/transformer/config.json: ffn_dim 64" in said
+
+
+def test_a_checkpoint_folder_runs_with_its_own_configuration(door, tmp_path):
+    own = model_folder(tmp_path / "own", rope_theta=10000.0, num_heads=4, text_len=20)
+    arguments = ["--prompt", PROMPTS[0], "--output_folder"]
+    assert door(*arguments, tmp_path / "a", "--model", own) == 0, door.error
+    assert door(*arguments, tmp_path / "b", "--checkpoint_path", own / "transformer") == 0, door.error
+    assert door(*arguments, tmp_path / "c") == 0
+    assert videos(tmp_path / "a") == videos(tmp_path / "b") != videos(tmp_path / "c")

@@ -13,7 +13,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import pipeline.bundle
 from pipeline.batch.request import KeyedNoise, Request
 from pipeline.bundle import ModelBundle
 from pipeline.causal import Causal
@@ -26,6 +25,7 @@ from utils.rng import Rng
 from wan.cache import Ring
 from wan.checkpoint.library import VAE_CONFIGS, build_vae
 from wan.codec.vae import StreamingVAE
+from wan.encoders.prompts import PromptCache
 from wan.ledger import CacheConfig
 from wan.rope import RotaryTable
 from wan.schedule import Schedule
@@ -132,10 +132,11 @@ def test_no_object_outlives_its_chunk(video, cache):
 
 
 @pytest.mark.parametrize("recache", ["causal", "bidirectional"])
-def test_a_conversation_may_go_on_for_ever(recache, monkeypatch):
+def test_a_conversation_may_go_on_for_ever(recache):
     """A new prompt in every chunk, none of them said before."""
-    monkeypatch.setattr(pipeline.bundle, "CACHED_PROMPTS", 5)
-    session, words = Session(make_pipeline(CacheConfig(9, 2, recache=recache)), decode=False), itertools.count()
+    made = make_pipeline(CacheConfig(9, 2, recache=recache))
+    made.bundle.text = PromptCache(encode, 5)
+    session, words = Session(made, decode=False), itertools.count()
     session.start("one")
 
     def answer():
@@ -145,7 +146,7 @@ def test_a_conversation_may_go_on_for_ever(recache, monkeypatch):
     assert grown(fill(answer, 12), 6) <= 0
     bundle = session.pipeline.bundle
     last = next(words)
-    assert list(bundle._kept) == [f"prompt {n}" for n in range(last - 5, last)], "the latest are kept"
+    assert bundle.text.prompts == [f"prompt {n}" for n in range(last - 5, last)], "the latest are kept"
     again = torch.cat([bundle.encode([prompt]) for prompt in ("prompt 0", session.prompt)])
     assert torch.equal(again, encode(["prompt 0", session.prompt])), "what was dropped is made again"
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from pipeline.bundle import DTYPES, load_bundle
 from pipeline.options import ModelConfig
@@ -28,7 +30,7 @@ def test_the_digits_model_is_recognised(folder):
     loaded = bundle(folder)
     assert loaded.spec.name == "digits" and not loaded.joins_image and loaded.image is None
     assert loaded.vae.spatial_stride == loaded.spec.strides[1] == loaded.spec.strides[2]
-    weights = [*loaded.denoiser.parameters(), *loaded.vae.parameters(), *loaded.text.parameters()]
+    weights = [*loaded.denoiser.parameters(), *loaded.vae.parameters(), *loaded.text.encoder.parameters()]
     assert not any(w.requires_grad or w.is_meta for w in weights)
     assert not loaded.denoiser.transformer.training and not loaded.vae.training
 
@@ -51,8 +53,6 @@ def test_the_hash_tells_weights_apart_and_nothing_else(folder, tmp_path):
     other = digits_fixture.model_folder(tmp_path / "other", rope_theta=50.0)
     path = other / "transformer/diffusion_pytorch_model.safetensors"
     assert bundle(other).weights_hash == first.weights_hash
-    from safetensors.torch import load_file, save_file
-
     state = load_file(path)
     state["blocks.2.ffn.0.bias"][0] += 1
     save_file(state, path)
@@ -61,8 +61,8 @@ def test_the_hash_tells_weights_apart_and_nothing_else(folder, tmp_path):
 
 def test_each_prompt_is_encoded_alone_and_once(folder):
     loaded, calls = bundle(folder), []
-    encode = loaded.text
-    loaded.text = lambda prompts: calls.append(prompts) or encode(prompts)
+    encode = loaded.text.encoder
+    loaded.text.encoder = lambda prompts: calls.append(prompts) or encode(prompts)
     a, b = digits_fixture.PROMPTS[:2]
     both = loaded.condition([a, b, a], "")
     assert calls == [[""], [a], [b]]
@@ -70,6 +70,57 @@ def test_each_prompt_is_encoded_alone_and_once(folder):
     assert torch.equal(both.text[0], both.text[2]) and not torch.equal(both.text[0], both.text[1])
     alone = loaded.condition([b], None)
     assert torch.equal(alone.text[0], both.text[1]) and alone.null_text is None and len(calls) == 3
+
+
+def bare(folder, path):
+    """Returns a copy of a model's weights without its config.json."""
+    shutil.copy(folder / "transformer/diffusion_pytorch_model.safetensors", path)
+    return path
+
+
+@pytest.mark.parametrize(("name", "value"), [("rope_theta", 10000.0), ("num_heads", 4), ("text_len", 20)])
+def test_a_checkpoints_own_sizes_win_over_the_model_folders(folder, tmp_path, name, value):
+    other = digits_fixture.model_folder(tmp_path / "other", **{name: value})
+    loaded = bundle(folder, checkpoint=str(other / "transformer"))
+    sizes = dataclasses.replace(digits_fixture.DIGITS, **{name: value})
+    assert loaded.denoiser.spec == loaded.spec.transformer == sizes
+    assert loaded.spec.name == "digits" and loaded.text.encoder.text_len == sizes.text_len
+    without = bundle(folder, checkpoint=str(bare(other, tmp_path / "bare.safetensors")))
+    assert without.denoiser.spec == digits_fixture.DIGITS, "a file that tells nothing takes the folder's sizes"
+
+
+def test_a_contradiction_names_both_files_and_the_keys(folder, tmp_path):
+    other = digits_fixture.model_folder(tmp_path / "other", num_layers=2, rope_theta=50.0) / "transformer"
+    with pytest.raises(ValueError) as said:
+        bundle(folder, checkpoint=str(other))
+    words = f"{other}/config.json: num_layers 2; {folder}/transformer/config.json: num_layers 4. They contradict"
+    assert words in str(said.value) and "or one without a transformer" in str(said.value)
+    lone = bare(other.parent, tmp_path / "lone.safetensors")
+    with pytest.raises(ValueError, match=f"the weights of {lone}: num_layers 2; {folder}/transformer/config.json"):
+        bundle(folder, checkpoint=str(lone))
+    parts = digits_fixture.link_parts(tmp_path / "parts")
+    assert bundle(parts, checkpoint=str(other)).denoiser.spec.num_layers == 2, (
+        "a folder without transformer says nothing"
+    )
+
+
+def test_a_named_spec_must_be_that_of_the_configuration(tmp_path):
+    other = digits_fixture.model_folder(tmp_path / "other", rope_theta=50.0)
+    words = f"{other}/transformer/config.json: rope_theta 50.0; model.spec=digits: rope_theta 100.0. They contradict"
+    with pytest.raises(ValueError, match=words):
+        bundle(other, spec="digits")
+    with pytest.raises(ValueError, match=words):
+        bundle(other, spec="digits", checkpoint=str(other / "transformer"))
+    named = bundle(other, spec="digits", checkpoint=str(bare(other, tmp_path / "bare.safetensors")))
+    assert named.denoiser.spec == digits_fixture.DIGITS, "model.spec tells the sizes of a file that tells none"
+
+
+def test_keys_that_do_not_fit_name_the_configuration_that_was_used(folder, tmp_path):
+    state = load_file(folder / "transformer/diffusion_pytorch_model.safetensors")
+    path = tmp_path / "more.safetensors"
+    save_file(state | {"gains.0": torch.ones(1)}, path)
+    with pytest.raises(ValueError, match=rf"more.safetensors \(sizes of {folder}/transformer/config.json\).*gains.0"):
+        bundle(folder, checkpoint=str(path))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -42,8 +42,8 @@ WRONG = [
 
 @pytest.mark.parametrize(("overrides", "words"), WRONG, ids=lambda v: " ".join(v) if isinstance(v, list) else "")
 def test_wrong_configurations_fail_before_a_model_is_built(recipe, tmp_path, monkeypatch, overrides, words):
-    monkeypatch.setattr("trainer.roles.WanTransformer", None)
-    monkeypatch.setattr("trainer.roles.load_text_encoder", None)
+    monkeypatch.setattr("wan.backbone.Wan.denoiser", None)
+    monkeypatch.setattr("wan.backbone.Wan.open_text", None)
     overrides = [o.replace("trainer.generator={", "trainer.generator={weights: '', ") for o in overrides]
     with pytest.raises(ValueError, match=words):
         build(load_recipe(recipe, overrides)[0], tmp_path)

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from tests.trainer.test_ranks import GAN
-from trainer import roles
 from trainer.build import build
 from trainer.config import load_recipe
 from trainer.sources.rollout import RolloutConfig
@@ -75,19 +74,3 @@ def test_a_range_of_lengths_is_drawn_in_whole_chunks(tmp_path):
     source = RolloutConfig(frames={"min": 4, "max": 8}, **knobs).build()
     assert {source.length(step, Rng(0)) for step in range(40)} == {4, 6, 8}
     assert source.config == RolloutConfig(frames=4, frames_max=8, **knobs)
-
-
-def test_embeddings_of_the_latest_prompts_are_kept(monkeypatch):
-    monkeypatch.setattr(roles, "CACHED_PROMPTS", 3)
-    requested = []
-
-    def encode(prompts):
-        requested.extend(prompts)
-        return torch.stack([torch.full((2, 3), float(len(p))) for p in prompts])
-
-    text = roles.PromptCache(encode)
-    for prompts in (["", "a"], ["", "bb"], ["ccc", "", "ccc"], ["a", ""]):
-        rows = text(prompts)
-        assert [row[0, 0].item() for row in rows] == [len(p) for p in prompts]
-    assert requested == ["", "a", "bb", "ccc", "a"], "the negative prompt stays, what is long ago is made again"
-    assert len(text._kept) == 3 and all(row.untyped_storage().nbytes() == 24 for row in text._kept.values())

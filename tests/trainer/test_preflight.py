@@ -49,9 +49,8 @@ def refused(recipe, tmp_path, capsys, monkeypatch):
     def built(*arguments, **options):
         raise AssertionError("a part of a model was built")
 
-    for place in ("trainer.roles.WanTransformer", "trainer.roles.load_text_encoder", "trainer.roles.open_vae"):
-        monkeypatch.setattr(place, built)
-    monkeypatch.setattr("trainer.preview.open_vae", built)
+    for part in ("denoiser", "open_vae", "open_text"):
+        monkeypatch.setattr(f"wan.backbone.Wan.{part}", built)
 
     def run(*overrides: str) -> str:
         begin = time.process_time()
@@ -110,7 +109,7 @@ WRONG = {
     "trainer.teacher.weights=no/t": ["trainer.teacher.weights: no/t is missing", "write a weight file"],
     "trainer.critic.weights=models/Wan2.1-T2V-1.3B": ["trainer.critic.weights", "hf download Wan-AI/Wan2.1-T2V-1.3B"],
     "trainer.generator.use_ema=true": ["trainer.generator.weights", "no averaged ones", "leave use_ema out"],
-    "trainer.generator.weights=%text": ["trainer.generator.weights", "umt5", "no Wan transformer"],
+    "trainer.generator.weights=%text": ["trainer.generator.weights", "umt5", "not a transformer"],
     "trainer.generator.lora={rank: 2, weights: no/lora.pt}": ["trainer.generator.lora.weights: no/lora.pt"],
     "trainer.teacher={weights: '', spec: digit}": ["trainer.teacher", "spec 'digit' is unknown", "write one of"],
     "trainer.teacher.spec=digits": ["trainer.teacher", "either spec", "or weights"],

@@ -212,7 +212,7 @@ def test_prompts_from_a_file_and_from_the_source(loop, tmp_path):
     ],
 )
 def test_wrong_previews_are_refused_before_a_model_is_built(loop, monkeypatch, overrides, words):
-    monkeypatch.setattr("trainer.roles.WanTransformer", None)
+    monkeypatch.setattr("wan.backbone.Wan.denoiser", None)
     with pytest.raises(ValueError, match=words):
         loop(*overrides)
 

@@ -20,9 +20,9 @@ from utils.data.prompts import read_prompts
 from utils.data.records import check_on_bad
 from utils.data.store import open_clips
 from wan.condition import Condition
+from wan.family import spec_for
 from wan.geometry import Geometry, chunks
 from wan.ledger import CacheConfig
-from wan.spec import spec_for
 
 
 @dataclass

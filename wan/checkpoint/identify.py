@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from wan.checkpoint import tensor_file
-from wan.checkpoint.key_maps import WRAPPERS, State, clean_names, lora_pairs, transformer_to_official
-from wan.spec import SPECS, TransformerSpec
+from wan.checkpoint.key_maps import WRAPPERS, State, clean_names, lora_pairs
+from wan.family import Family, families, family_of_kind
+from wan.spec import TransformerSpec
 
 METADATA_KEY = "longtake"  # field of our exports' safetensors header
 EDUCATIONAL = (
@@ -20,22 +21,19 @@ EDUCATIONAL = (
     "sine-first time embedding, head modulated by the block's shift, scrambled unpatchify), no Wan transformer"
 )
 
-# family -> names that must all occur in the cleaned state dict; the first that fits wins
-FAMILIES = {
+# Kinds of files that belong to no family of `wan.FAMILIES`: kind -> names that must all occur, cleaned.
+# A family knows those of its networks and VAEs. The first that fits wins: KNOWN, the families, SHARED.
+KNOWN = {
     "wan s2v transformer, official": ("patch_embedding.weight", "blocks.0.self_attn.q.weight", "casual_audio_encoder."),
-    "wan transformer, official": ("patch_embedding.weight", "blocks.0.self_attn.q.weight", "head.head.weight"),
-    "wan transformer, diffusers": ("patch_embedding.weight", "blocks.0.attn1.to_q.weight", "proj_out.weight"),
-    "vae 2.2": ("encoder.downsamples.0.downsamples.", "decoder.upsamples.0.upsamples."),
-    "vae 2.1": ("encoder.downsamples.0.", "decoder.upsamples.0.", "conv1.weight"),
-    "vae 2.2, diffusers": ("encoder.down_blocks.0.resnets.", "decoder.up_blocks.0.", "quant_conv.weight"),
-    "vae 2.1, diffusers": ("encoder.down_blocks.0.", "decoder.up_blocks.0.", "quant_conv.weight"),
+}
+SHARED = {
     "umt5": ("token_embedding.weight", "blocks.0.pos_embedding.embedding.weight", "blocks.0.ffn.gate.0.weight"),
     "umt5, transformers": ("encoder.block.0.layer.0.SelfAttention.q.weight", "encoder.final_layer_norm.weight"),
     "clip": ("visual.patch_embedding.weight", "visual.transformer.0."),
     "clip, transformers": ("vision_model.embeddings.class_embedding", "vision_model.encoder.layers.0."),
     "lora over a wan transformer": (".lora_A.",),
 }
-NO_FAMILY = "unknown"
+NO_KIND = "unknown"
 
 
 @dataclass
@@ -43,9 +41,10 @@ class Description:
     """What `identify` found. `refused` holds the reason why such a file is not loaded."""
 
     path: str
-    family: str
+    kind: str
     size: str = ""
     spec: TransformerSpec | None = None
+    is_network: bool = False  # of a backbone family
     causal: bool | None = None
     lora_rank: int | None = None
     has_ema: bool = False
@@ -59,8 +58,8 @@ class Description:
     def lines(self) -> list[str]:
         """Returns `name: value` lines for people."""
         words = {True: "yes", False: "no", None: "not told by the keys (both use the same names)"}
-        rows = {"file": self.path, "family": self.family, "size": self.size or "-"}
-        if self.family.startswith(("wan", "self-forcing", "longtake", "longlive")):
+        rows = {"file": self.path, "kind": self.kind, "size": self.size or "-"}
+        if self.is_network or self.kind.startswith(("wan", "longlive")):
             rows["causal"] = words[self.causal]
             rows["ema"] = "yes" if self.has_ema else "no"
         if self.lora_rank:
@@ -72,15 +71,23 @@ class Description:
         return [f"{k + ':':11s} {v}" for k, v in rows.items()]
 
 
-def find_family(names: Iterable[str]) -> str:
-    """Returns the family that has such (cleaned) names; `NO_FAMILY` if none has."""
+def find_kind(names: Iterable[str]) -> str:
+    """Returns which kind of file has such (cleaned) names; `NO_KIND` if none has."""
     text = "\n".join(["", *names, ""])
-    for family, needed in FAMILIES.items():
+    for kind, needed in _kinds():
         # A name that ends in a dot is a prefix; one that begins with a dot may stand anywhere.
         marks = (n if n[0] == "." else f"\n{n}" if n[-1] == "." else f"\n{n}\n" for n in needed)
         if all(mark in text for mark in marks):
-            return family
-    return NO_FAMILY
+            return kind
+    return NO_KIND
+
+
+def _kinds() -> Iterator[tuple[str, tuple[str, ...]]]:
+    yield from KNOWN.items()
+    for family in families():
+        yield from family.transformers.items()
+        yield from family.codecs.items()
+    yield from SHARED.items()
 
 
 def is_state(value) -> bool:
@@ -92,9 +99,9 @@ def identify(path: str | Path) -> Description:
     """Returns what a file, or a folder of shards, holds. Errors: ValueError if it is nothing we know."""
     path = Path(path)
     content = tensor_file.read(path, shapes_only=True)
-    found = Description(str(path), NO_FAMILY)
+    found = Description(str(path), NO_KIND)
     if "generator_state_dict" in content:
-        found.family, found.refused = "educational (refused)", EDUCATIONAL
+        found.kind, found.refused = "educational (refused)", EDUCATIONAL
         return _count(found, content["generator_state_dict"], content)
     if is_state(content):
         state, found.holds = content, ()
@@ -103,47 +110,32 @@ def identify(path: str | Path) -> Description:
     found.has_ema = "generator_ema" in found.holds
     state = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
     clean = clean_names(state) if not any(".lora_A." in k for k in state) else state
-    found.family = find_family(clean)
-    if found.family == NO_FAMILY:
+    found.kind = find_kind(clean)
+    if found.kind == NO_KIND:
         raise ValueError(f"{path} is no model we know; its first keys: {', '.join(list(state)[:5])}")
     _measure(found, clean, path)
     if notes := tensor_file.metadata(path).get(METADATA_KEY):
-        found.family, found.notes = "longtake export", json.loads(notes)
+        found.kind, found.notes = "longtake export", json.loads(notes)
         found.causal = found.notes.get("causal")
-    elif found.family == "wan transformer, official" and (found.holds or any(k.startswith("model.") for k in state)):
+    elif found.kind == "wan transformer, official" and (found.holds or any(k.startswith("model.") for k in state)):
         # Only Self-Forcing and LongLive wrap the network like this, and both train causal students.
-        found.family, found.causal = "self-forcing / longlive transformer", True
+        found.kind, found.causal = "self-forcing / longlive transformer", True
     return _count(found, state, content)
 
 
-def sizes(state: State) -> dict:
-    """Returns the fields of `TransformerSpec` that the shapes of an official state dict tell."""
-    patch = state["patch_embedding.weight"].shape
-    cells = patch[2] * patch[3] * patch[4]
-    image = state.get("img_emb.proj.1.weight")
-    return {
-        "dim": patch[0],
-        "in_dim": patch[1],
-        "patch_size": tuple(patch[2:]),
-        "out_dim": state["head.head.weight"].shape[0] // cells,
-        "ffn_dim": state["blocks.0.ffn.0.weight"].shape[0],
-        "freq_dim": state["time_embedding.0.weight"].shape[1],
-        "text_dim": state["text_embedding.0.weight"].shape[1],
-        "num_layers": 1 + max(int(n.split(".")[1]) for n in state if n.startswith("blocks.")),
-        "qk_norm": "blocks.0.self_attn.norm_q.weight" in state,
-        "cross_attn_norm": "blocks.0.norm3.weight" in state,
-        "image_dim": 0 if image is None else image.shape[1],
-    }
+def family_of_vae(path: str | Path) -> Family:
+    """Returns the family whose VAE a file or folder holds. Errors: ValueError for anything else."""
+    kind = find_kind(clean_names(tensor_file.read(path, shapes_only=True)))
+    family = family_of_kind(kind)
+    if family is None or kind not in family.codecs:
+        raise ValueError(f"{path} holds {kind} weights, not the VAE of a backbone family")
+    return family
 
 
-def matching_specs(measured: dict) -> list[str]:
+def matching_specs(family: Family, measured: dict) -> list[str]:
     """Returns the published models whose transformer has these sizes (experts of a pair look alike)."""
-    names = []
-    for name, spec in SPECS.items():
-        fields = asdict(spec.transformer)
-        if all(fields[k] == v for k, v in measured.items()):
-            names.append(name)
-    return names
+    specs = family.specs.items()
+    return [name for name, spec in specs if all(vars(spec.transformer)[k] == v for k, v in measured.items())]
 
 
 def _main_part(path: Path, content: dict) -> dict:
@@ -156,21 +148,22 @@ def _main_part(path: Path, content: dict) -> dict:
 
 def _measure(found: Description, state: State, path: Path):
     """Fills size, spec and LoRA rank."""
-    if found.family.startswith("lora"):
+    if found.kind.startswith("lora"):
         pairs = lora_pairs(state)
         ranks = {a.shape[0] for a, _ in pairs.values()}
         found.lora_rank = max(ranks)
         if any(k.endswith("_lora") for k in found.holds):
-            found.family, found.causal = "longlive lora", True
+            found.kind, found.causal = "longlive lora", True
         layers = {m.split(".")[1] for m in pairs if m.startswith("blocks.")}
         dims = {a.shape[1] for m, (a, _) in pairs.items() if m.endswith("self_attn.q")}
         found.size = f"{len(pairs)} pairs over {len(layers)} blocks of width {', '.join(map(str, sorted(dims))) or '?'}"
         return
-    if found.family.startswith("wan transformer"):
-        official = transformer_to_official(state) if found.family.endswith("diffusers") else state
-        measured = sizes(official)
-        names = matching_specs(measured)
-        found.spec = SPECS[names[0]].transformer if names else None
+    family = family_of_kind(found.kind)
+    if family and found.kind in family.transformers:
+        found.is_network = True
+        measured = family.measure(family.rename(state, found.kind))
+        names = matching_specs(family, measured)
+        found.spec = family.specs[names[0]].transformer if names else None
         rest = {k: v for k, v in measured.items() if k in ("dim", "ffn_dim", "num_layers", "in_dim", "out_dim")}
         found.size = " or ".join(names) or "no published size: " + ", ".join(f"{k} {v}" for k, v in rest.items())
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from wan.checkpoint import tensor_file
 from wan.checkpoint.encoder_maps import T5_TIED, image_to_transformers, text_to_transformers, vae_to_diffusers
-from wan.checkpoint.identify import find_family
+from wan.checkpoint.identify import find_kind
 from wan.checkpoint.key_maps import State, clean_names
 from wan.checkpoint.weights import load_strict
 
@@ -138,16 +138,16 @@ def load_vae(path: str | Path, dtype: torch.dtype | None = torch.float32) -> nn.
 
     path = Path(path)
     state = clean_names(tensor_file.read(path))
-    family = find_family(state)
-    if not family.startswith("vae"):
-        raise ValueError(f"{path} holds {family} weights, no Wan VAE: {', '.join(list(state)[:5])}")
+    kind = find_kind(state)
+    if not kind.startswith("vae"):
+        raise ValueError(f"{path} holds {kind} weights, no Wan VAE: {', '.join(list(state)[:5])}")
     config = tensor_file.read_config(path if path.is_dir() else path.parent)
-    if family.endswith("diffusers") and config and "base_dim" in config:
+    if kind.endswith("diffusers") and config and "base_dim" in config:
         with torch.device("meta"):
             model = patch_vae_for_speed(AutoencoderKLWan.from_config(config))
     else:
-        model = build_vae(VAE_CONFIGS[family.removesuffix(", diffusers")], "meta")
-    if not family.endswith("diffusers"):
+        model = build_vae(VAE_CONFIGS[kind.removesuffix(", diffusers")], "meta")
+    if not kind.endswith("diffusers"):
         state = vae_to_diffusers(state)
     load_strict(model, _cast(state, dtype), f"the VAE {path}", assign=True)
     return _finished(model, path)
@@ -160,18 +160,18 @@ def load_text_model(path: str | Path, dtype: torch.dtype | None = None) -> nn.Mo
     """
     path = Path(path)
     state = clean_names(tensor_file.read(path))
-    family = find_family(state)
+    kind = find_kind(state)
     config = tensor_file.read_config(path if path.is_dir() else path.parent)
-    if family == "umt5, transformers" and config and "d_model" in config:
+    if kind == "umt5, transformers" and config and "d_model" in config:
         from transformers import UMT5Config, UMT5EncoderModel
 
         with torch.device("meta"):
             model = UMT5EncoderModel(UMT5Config.from_dict(config))
-    elif family.startswith("umt5"):
+    elif kind.startswith("umt5"):
         model = build_text_model(TEXT_CONFIG, "meta")
     else:
-        raise ValueError(f"{path} holds {family} weights, no umT5 encoder: {', '.join(list(state)[:5])}")
-    state = _cast(text_to_transformers(state) if family == "umt5" else state, dtype)
+        raise ValueError(f"{path} holds {kind} weights, no umT5 encoder: {', '.join(list(state)[:5])}")
+    state = _cast(text_to_transformers(state) if kind == "umt5" else state, dtype)
     load_strict(model, state, f"the text encoder {path}", assign=True)
     # Assigning gave the two names of the embedding a tensor each (or one of them none).
     embedding = state.get("shared.weight", state.get(T5_TIED))
@@ -189,11 +189,11 @@ def load_image_model(path: str | Path, dtype: torch.dtype | None = None) -> nn.M
     if config is not None:
         return _image_from_folder(path, config, dtype)
     state = clean_names(tensor_file.read(path))
-    family = find_family(state)
-    if not family.startswith("clip"):
-        raise ValueError(f"{path} holds {family} weights, no CLIP: {', '.join(list(state)[:5])}")
+    kind = find_kind(state)
+    if not kind.startswith("clip"):
+        raise ValueError(f"{path} holds {kind} weights, no CLIP: {', '.join(list(state)[:5])}")
     model = build_image_model(IMAGE_CONFIG)  # not on meta: its position numbers are a buffer in no file
-    state = image_to_transformers(state) if family == "clip" else state
+    state = image_to_transformers(state) if kind == "clip" else state
     load_strict(model, _cast(state, dtype), f"the image encoder {path}", assign=True)
     return _finished(model, path)
 

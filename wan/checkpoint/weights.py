@@ -6,54 +6,88 @@ Inside the project a transformer's state dict always carries the official names.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from wan.checkpoint import tensor_file
-from wan.checkpoint.identify import EDUCATIONAL, METADATA_KEY, NO_FAMILY, find_family, is_state, matching_specs, sizes
-from wan.checkpoint.key_maps import (
-    State,
-    clean_names,
-    config_from_diffusers,
-    lora_pairs,
-    transformer_to_official,
-)
+from wan.checkpoint.identify import EDUCATIONAL, METADATA_KEY, NO_KIND, find_kind, is_state, matching_specs
+from wan.checkpoint.key_maps import State, clean_names, lora_pairs
 from wan.checkpoint.parts import find_parts
-from wan.spec import SPECS, TransformerSpec
+from wan.family import Family, families, family_of, family_of_kind, read_config, write_config
+from wan.spec import TransformerSpec
 
 LoraPairs = dict[str, tuple[torch.Tensor, torch.Tensor]]
 
 
-def load_transformer(
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes of a network, and which file or setting told them (for error messages)."""
+
+    spec: TransformerSpec
+    origin: str
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights of a network under official names, in the dtype of their file."""
+
+    path: Path
+    sizes: Sizes
+    state: State
+
+    @property
+    def spec(self) -> TransformerSpec:
+        """The sizes of the network."""
+        return self.sizes.spec
+
+    def build(self) -> nn.Module:
+        """Returns the network with these tensors (not copies). Errors: ValueError unless every tensor fits."""
+        with torch.device("meta"):
+            network = family_of(self.spec).network(self.spec)
+        load_strict(network, self.state, f"{self.path} (sizes of {self.sizes.origin})", assign=True)
+        return network
+
+
+def read_weights(
     path: str | Path,
     *,
     use_ema: bool = False,
     role: str = "generator",
     expert: str = "",
-    spec: TransformerSpec | None = None,
+    chosen: Sizes | None = None,
+    folder: Sizes | None = None,
     shapes_only: bool = False,
-) -> tuple[TransformerSpec, State]:
-    """Returns (spec, state dict with official names, in the dtype of the file).
+) -> Weights:
+    """Returns the weights of a network of any family.
 
     path: a weight file, a transformer's folder, or a model's folder. use_ema: take the averaged
     weights of a training checkpoint. role: `generator` or `critic` of a checkpoint that holds both.
-    expert: which transformer of a model that has two. spec: its sizes if neither the file nor a
-    config.json beside it nor the published sizes tell them. shapes_only: no weight is read (see `tensor_file.read`).
+    expert: which transformer of a model that has two. chosen, folder: see `find_sizes`.
+    shapes_only: no weight is read (see `tensor_file.read`).
     Errors: ValueError, naming the file, for anything else or if sizes contradict each other.
     """
     path = Path(path)
     if path.is_dir():
         path = _transformer_folder(path, expert)
     state = clean_names(_select(path, tensor_file.read(path, shapes_only), use_ema, role))
-    family = find_family(state)
-    if family == "wan transformer, diffusers":
-        state = transformer_to_official(state)
-    elif family != "wan transformer, official":
-        raise ValueError(f"{path} holds {_article(family)}, no Wan transformer: {', '.join(list(state)[:5])}")
-    return resolve_spec(path, state, spec), state
+    kind = find_kind(state)
+    family = family_of_kind(kind)
+    if family is None or kind not in family.transformers:
+        raise ValueError(
+            f"{path} holds {_article(kind)}, not a transformer of the families {', '.join(_names())}: "
+            f"{', '.join(list(state)[:5])}"
+        )
+    state = family.rename(state, kind)
+    return Weights(path, find_sizes(path, state, family, chosen, folder), state)
+
+
+def load_transformer(path: str | Path, **options) -> tuple[TransformerSpec, State]:
+    """Returns (spec, state dict with official names); arguments and errors are those of `read_weights`."""
+    weights = read_weights(path, **options)
+    return weights.spec, weights.state
 
 
 def load_lora(path: str | Path, *, role: str = "generator") -> LoraPairs:
@@ -67,7 +101,7 @@ def load_lora(path: str | Path, *, role: str = "generator") -> LoraPairs:
             raise ValueError(f"{path} holds no {role}_lora; it has: {', '.join(map(str, content))}")
         content = content[f"{role}_lora"]
     if not any(".lora_A." in name for name in content):
-        raise ValueError(f"{path} holds no LoRA but {_article(find_family(clean_names(content)))}")
+        raise ValueError(f"{path} holds no LoRA but {_article(find_kind(clean_names(content)))}")
     return lora_pairs(content)
 
 
@@ -95,7 +129,7 @@ def export_transformer(path: str | Path, state: State, spec: TransformerSpec, me
 
     metadata: JSON values to keep beside the sizes, e.g. `causal`, `step`.
     """
-    notes = {**(metadata or {}), "config": asdict(spec)}
+    notes = {**(metadata or {}), "config": write_config(spec)}
     tensor_file.write_safetensors(path, state, {METADATA_KEY: json.dumps(notes)})
 
 
@@ -121,9 +155,9 @@ def load_strict(module: nn.Module, state: State, what: str, assign: bool = False
 
 
 def _hint(own, state: State, shaped: list[str]) -> str:
-    given = find_family(clean_names(state) if not any(".lora_A." in n for n in state) else state)
-    wanted = find_family(own)
-    if given != wanted and given != NO_FAMILY:
+    given = find_kind(clean_names(state) if not any(".lora_A." in n for n in state) else state)
+    wanted = find_kind(own)
+    if given != wanted and given != NO_KIND:
         return f". Hint: these look like {given} keys; `python scripts/convert_weights.py inspect` describes the file"
     if given == wanted and set(state) != set(clean_names(state)):
         return ". Hint: the keys carry prefixes of a training framework; load them with load_transformer"
@@ -132,8 +166,8 @@ def _hint(own, state: State, shaped: list[str]) -> str:
     return ""
 
 
-def _article(family: str) -> str:
-    return "no model we know" if family == NO_FAMILY else f"weights of the family '{family}'"
+def _article(kind: str) -> str:
+    return "no model we know" if kind == NO_KIND else f"weights of the kind '{kind}'"
 
 
 def _transformer_folder(folder: Path, expert: str) -> Path:
@@ -170,38 +204,66 @@ def _select(path: Path, content: dict, use_ema: bool, role: str) -> State:
     raise ValueError(f"{path} holds no {' or '.join(wanted)}; it has: {', '.join(map(str, content))}{advice}")
 
 
-def resolve_spec(path: Path, state: State, spec: TransformerSpec | None = None) -> TransformerSpec:
-    """Returns the sizes: as given, or of the file's header, the config.json beside it, or a published model.
+def find_sizes(path: Path, state: State, family: Family, chosen: Sizes | None, folder: Sizes | None) -> Sizes:
+    """Returns the sizes of official weights: of their own configuration (the file's header, or the config.json next to
+    it), else `chosen` (the user's), else `folder` (the model folder that they are used with), else a published model.
 
-    Errors: ValueError if they contradict the shapes, or nothing tells the number of heads.
+    Errors: ValueError if two of these contradict each other or the shapes, or nothing tells the number of heads.
     """
-    measured = sizes(state)
-    if spec is None and (config := _read_config(path)) is not None:
-        # Official configs leave out what their class fixes, and the CLIP width; the shapes know both.
-        spec = TransformerSpec.from_config({**measured, **config, "image_dim": measured["image_dim"]})
-    if spec is not None:
-        wrong = {k: v for k, v in measured.items() if asdict(spec)[k] != v}
-        if wrong:
-            listed = ", ".join(f"{k} {asdict(spec)[k]} but weights of {v}" for k, v in wrong.items())
-            raise ValueError(f"{path} contradicts its configuration: {listed}")
-        return spec
-    names = matching_specs(measured)
+    measured = family.measure(state)
+    own, told = _own_sizes(path, family, measured)
+    if folder is not None and type(folder.spec) is not family.spec_class:
+        folder = None  # another family's folder lends its VAE and text encoder
+    if chosen is not None and type(chosen.spec) is not family.spec_class:
+        theirs = family_of(chosen.spec).class_name
+        raise ValueError(f"{path} holds weights of a {family.class_name}, and {chosen.origin} is a {theirs}")
+    mine = f"the weights of {path}"
+    if own is not None:
+        _compare(mine, measured, own, "the two do not belong together")
+        mine = own.origin
+    if chosen is not None:
+        _compare(mine, measured | told, chosen, "leave it out, or name the model of these weights")
+    if folder is not None:
+        _compare(mine, measured, folder, "take the model folder of these weights, or one without a transformer")
+    if found := own or chosen or folder:
+        return found
+    names = matching_specs(family, measured)
     if not names:
-        listed = ", ".join(f"{k} {v}" for k, v in measured.items())
         raise ValueError(
-            f"{path} has the sizes of no published model ({listed}); known: {', '.join(SPECS)}. "
-            "Put a config.json beside it (it must tell num_heads)"
+            f"{path} has the sizes of no published model ({_listed(measured)}); known: {', '.join(family.specs)}. "
+            "Put a config.json next to it (it must tell num_heads)"
         )
-    return replace(SPECS[names[0]].transformer)
+    return Sizes(family.specs[names[0]].transformer, f"the published {names[0]}")
 
 
-def _read_config(path: Path) -> dict | None:
+def _own_sizes(path: Path, family: Family, measured: dict) -> tuple[Sizes | None, dict]:
+    """Returns (sizes, the fields told) of the weights' own configuration; (None, {}) if they have none."""
+    folder = path if path.is_dir() else path.parent
     notes = tensor_file.metadata(path).get(METADATA_KEY)
-    if notes:
-        return json.loads(notes)["config"]
-    config = tensor_file.read_config(path if path.is_dir() else path.parent)
-    if config is None:
-        return None
-    config = config_from_diffusers(config) if "num_attention_heads" in config else config
-    # A stray config.json of something else beside a checkpoint tells nothing.
-    return config if "num_heads" in config else None
+    config = json.loads(notes)["config"] if notes else tensor_file.read_config(folder)
+    found = read_config(config, family) if config is not None else None
+    if found is None:
+        return None, {}
+    origin = f"the header of {path}" if notes else str(folder / "config.json")
+    if found[0] is not family:
+        raise ValueError(
+            f"{path} holds weights of a {family.class_name}, and {origin} is of a {found[0].class_name}; "
+            "the two do not belong together"
+        )
+    return Sizes(family.spec(found[1], measured), origin), found[1]
+
+
+def _compare(what: str, known: dict, other: Sizes, advice: str) -> None:
+    """Raises ValueError if sizes that `what` tells are others in `other`."""
+    wrong = {name: value for name, value in known.items() if name != "model_type" and vars(other.spec)[name] != value}
+    if wrong:
+        others = _listed({name: vars(other.spec)[name] for name in wrong})
+        raise ValueError(f"{what}: {_listed(wrong)}; {other.origin}: {others}. They contradict each other: {advice}")
+
+
+def _listed(sizes: dict) -> str:
+    return ", ".join(f"{name} {value}" for name, value in sizes.items())
+
+
+def _names() -> list[str]:
+    return sorted(family.class_name for family in families())

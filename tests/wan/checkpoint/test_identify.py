@@ -8,7 +8,7 @@ from tests.wan.checkpoint.manifest import manifest
 from wan.checkpoint import tensor_file
 from wan.checkpoint.identify import identify
 
-FAMILIES = {
+KINDS = {
     "wan2.1_t2v_1.3B": ("wan transformer, official", "t2v-1.3B"),
     "wan2.1_t2v_14B": ("wan transformer, official", "t2v-14B or t2v-A14B"),
     "wan2.1_i2v_14B": ("wan transformer, official", "i2v-14B"),
@@ -22,13 +22,13 @@ FAMILIES = {
 }
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", KINDS)
 def test_published_files_are_recognised(tmp_path, monkeypatch, name):
     _, state = manifest(name)
     monkeypatch.setattr(tensor_file, "read", lambda path, shapes_only=False: state)
     monkeypatch.setattr(tensor_file, "metadata", lambda path: {})
     said = identify(tmp_path / "x.safetensors")
-    assert (said.family, said.size, said.causal) == (*FAMILIES[name], None)
+    assert (said.kind, said.size, said.causal) == (*KINDS[name], None)
     assert said.num_tensors == len(state)
     assert said.num_parameters == sum(t.numel() for t in state.values())
-    assert any(line.startswith("family:") and line.endswith(said.family) for line in said.lines())
+    assert any(line.startswith("kind:") and line.endswith(said.kind) for line in said.lines())

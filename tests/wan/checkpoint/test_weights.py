@@ -14,7 +14,7 @@ from torch import nn
 from tests.wan.checkpoint.manifest import same, tiny_transformer
 from wan.checkpoint.identify import identify
 from wan.checkpoint.key_maps import config_to_diffusers, config_to_official, lora_state, transformer_to_diffusers
-from wan.checkpoint.weights import export_transformer, load_lora, load_strict, load_transformer, merge_lora
+from wan.checkpoint.weights import Sizes, export_transformer, load_lora, load_strict, load_transformer, merge_lora
 from wan.spec import SPECS
 
 
@@ -73,7 +73,7 @@ def test_diffusers_folder(tmp_path, image_dim, in_dim):
     write_folder(tmp_path / "transformer", transformer_to_diffusers(state), config_to_diffusers(asdict(spec)))
     found_spec, found = load_transformer(tmp_path)
     assert found_spec == spec and same(found, state)
-    assert identify(tmp_path / "transformer").family == "wan transformer, diffusers"
+    assert identify(tmp_path / "transformer").kind == "wan transformer, diffusers"
 
 
 @pytest.mark.parametrize("layout", ["official", "diffusers"])
@@ -137,7 +137,7 @@ def test_the_educational_ancestor_is_refused_with_the_reason(tmp_path):
     content = {"step": 3, "generator_state_dict": {"patch_embedding.weight": torch.zeros(4, 3, 1, 4, 4)}}
     torch.save(content, tmp_path / "checkpoint_final.pt")
     said = identify(tmp_path / "checkpoint_final.pt")
-    assert said.family == "educational (refused)" and "another architecture" in said.refused
+    assert said.kind == "educational (refused)" and "another architecture" in said.refused
     with pytest.raises(ValueError, match="another architecture"):
         load_transformer(tmp_path / "checkpoint_final.pt")
 
@@ -147,11 +147,11 @@ def test_other_sizes_need_a_configuration(tmp_path, tiny):
     save_file(state, tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match="sizes of no published model .dim 48.*config.json.*num_heads"):
         load_transformer(tmp_path / "a.safetensors")
-    assert load_transformer(tmp_path / "a.safetensors", spec=spec)[0] == spec
-    with pytest.raises(ValueError, match="ffn_dim 81 but weights of 80"):
-        load_transformer(tmp_path / "a.safetensors", spec=replace(spec, ffn_dim=81))
+    assert load_transformer(tmp_path / "a.safetensors", chosen=Sizes(spec, "a recipe"))[0] == spec
+    with pytest.raises(ValueError, match=r"the weights of .*a.safetensors: ffn_dim 80; a recipe: ffn_dim 81"):
+        load_transformer(tmp_path / "a.safetensors", chosen=Sizes(replace(spec, ffn_dim=81), "a recipe"))
     (tmp_path / "config.json").write_text(json.dumps(config_to_official(asdict(replace(spec, num_layers=3)))))
-    with pytest.raises(ValueError, match="num_layers 3 but weights of 2"):
+    with pytest.raises(ValueError, match=r"the weights of .*a.safetensors: num_layers 2; .*config.json: num_layers 3"):
         load_transformer(tmp_path / "a.safetensors")
 
 
@@ -182,14 +182,14 @@ def test_longlive_lora(tmp_path, tiny):
         load_lora(tmp_path / "lora.pt", role="critic")["blocks.0.ffn.0"][0], pairs["blocks.0.ffn.0"][0]
     )
     said = identify(tmp_path / "lora.pt")
-    assert (said.family, said.lora_rank, said.causal) == ("longlive lora", 4, True)
+    assert (said.kind, said.lora_rank, said.causal) == ("longlive lora", 4, True)
     assert said.size == "20 pairs over 2 blocks of width 48"
     with pytest.raises(ValueError, match="it is a LoRA"):
         load_transformer(tmp_path / "lora.pt")
     save_file(lora_state(pairs), tmp_path / "bare.safetensors")
     assert load_lora(tmp_path / "bare.safetensors").keys() == pairs.keys()
     save_file(state, tmp_path / "base.safetensors")
-    with pytest.raises(ValueError, match="holds no LoRA but weights of the family 'wan transformer, official'"):
+    with pytest.raises(ValueError, match="holds no LoRA but weights of the kind 'wan transformer, official'"):
         load_lora(tmp_path / "base.safetensors")
 
 
@@ -220,7 +220,7 @@ def test_export_returns_with_its_sizes(tmp_path, tiny):
     found_spec, found = load_transformer(tmp_path / "out" / "x.safetensors")
     assert found_spec == spec and same(found, state)
     said = identify(tmp_path / "out" / "x.safetensors")
-    assert (said.family, said.causal, said.notes["step"], said.dtype) == ("longtake export", True, 5, "bfloat16")
+    assert (said.kind, said.causal, said.notes["step"], said.dtype) == ("longtake export", True, 5, "bfloat16")
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["x.safetensors"]
 
 
