@@ -89,7 +89,7 @@ def read(saved, part: str):
     """Returns name -> tensor of one part of the method's state, whole, on the CPU."""
     import torch
 
-    from trainer.checkpoint.folder import dcp
+    from trainer.checkpoint import dcp
 
     prefix = f"method/{part}/"
     index = {name: entry for name, entry in dcp.read_index(saved.folder).items() if name.startswith(prefix)}

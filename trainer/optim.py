@@ -92,13 +92,13 @@ class Optim:
 
     def state_dict(self) -> dict[str, dict]:
         """Returns what the optimisers know of each weight, by the weight's name; rates and betas are the recipe's."""
-        from trainer.checkpoint.folder import dcp  # late: costs a second
+        from trainer.checkpoint import dcp  # late: costs a second
 
         return dcp.optimizer_state(self.module, self.parts)
 
     def load_state_dict(self, state: dict[str, dict]) -> None:
         """Takes back what `state_dict` returned, on any number of ranks."""
-        from trainer.checkpoint.folder import dcp
+        from trainer.checkpoint import dcp
 
         dcp.load_optimizer_state(self.module, self.parts, state)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from trainer.build import build
-from trainer.checkpoint.folder import dcp
+from trainer.checkpoint import dcp
 from trainer.config import load_recipe
 from utils.parallel import ranks
 from utils.parallel.layout import LayoutConfig

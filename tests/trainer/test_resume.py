@@ -16,7 +16,7 @@ import pytest
 from tests.architecture.source import ROOT
 from tests.trainer.resume_ranks import fit, losses, state_hash
 from trainer.build import build
-from trainer.checkpoint.folder import dcp
+from trainer.checkpoint import dcp
 from trainer.config import load_recipe
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -66,7 +66,7 @@ class Checkpoint:
         state: nested dicts, lists and tuples of (sharded) tensors, `dcp.Own` tensors, numbers, text and None.
         Errors: what the save before this one ran into, as `wait` does; ValueError for another kind of value.
         """
-        from trainer.checkpoint.folder import dcp
+        from trainer.checkpoint import dcp
 
         self.wait()
         final = self.folder / f"step_{step:07d}"
@@ -166,7 +166,7 @@ class Checkpoint:
 
     def _finish(self, upload: Future, partial: Path, final: Path, metadata: dict) -> str | None:
         """In the thread: waits for all ranks' tensors, then seals on rank 0; returns what went wrong."""
-        from trainer.checkpoint.folder import dcp
+        from trainer.checkpoint import dcp
 
         try:
             upload.result()
@@ -181,7 +181,7 @@ class Checkpoint:
 
     def _seal(self, partial: Path, final: Path, metadata: dict) -> None:
         """Writes state and manifest, brings all to the disk, gives the folder its name and prunes."""
-        from trainer.checkpoint.folder import dcp
+        from trainer.checkpoint import dcp
 
         dcp.write_json(partial / STATE, metadata)
         if lost := sorted(name for name in dcp.named_files(partial) if not (partial / name).exists()):
@@ -219,7 +219,7 @@ class Saved:
         are made as they were, on as many ranks as wrote them, and None on another number. Errors: ValueError
         naming the tensor that is not there or does not fit.
         """
-        from trainer.checkpoint.folder import dcp
+        from trainer.checkpoint import dcp
 
         wanted = [name for name in dcp.read_index(self.folder) if not dcp.is_own(name)]
         here = {name: tensor for name, tensor in dcp.split(like)[1].items() if not dcp.is_own(name)}
@@ -231,7 +231,7 @@ class Saved:
 
     def metadata(self, *path: str):
         """Returns the part of the state at `path`, which must hold no tensors."""
-        from trainer.checkpoint.folder import dcp
+        from trainer.checkpoint import dcp
 
         tree = self._tree
         for key in path:

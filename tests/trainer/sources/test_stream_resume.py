@@ -18,7 +18,7 @@ from tests.architecture.source import ROOT
 from tests.trainer import stream_fixture
 from tests.trainer.resume_ranks import fit, losses, state_hash
 from tests.trainer.test_resume import ENVIRONMENT, TORCHRUN
-from trainer.checkpoint.folder import dcp
+from trainer.checkpoint import dcp
 from trainer.config import load_recipe
 
 LORA = ["trainer.generator.lora.rank=2", "trainer.critic.lora.rank=2"]
