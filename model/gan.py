@@ -115,9 +115,5 @@ def penalty(roles, sample: Sample, noised: Noised, logit, source, weight: float,
 
 def logits(roles, sample: Sample, fake: Noised, real: Noised) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the logits of fake and real from one forward of both, fake first."""
-    condition = sample.condition
-    both = replace(
-        condition, text=torch.cat((condition.text, condition.text)), null_text=None, key=(condition.key, "twice")
-    )
     x, sigma = torch.cat((fake.x, real.x)), torch.cat((fake.sigma, real.sigma))
-    return roles.discriminator(roles.critic, x, sigma, both).chunk(2)
+    return roles.discriminator(roles.critic, x, sigma, sample.condition.repeat(2)).chunk(2)

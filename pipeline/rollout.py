@@ -18,7 +18,7 @@ from pipeline.options import ContextConfig
 from pipeline.sampler import iterate_steps
 from pipeline.track import Track
 from wan.cache import CacheShape, Chunks, Ring
-from wan.condition import Condition
+from wan.condition import Condition, select_frames
 from wan.context import Cached, Recached
 from wan.denoiser import sigma_rows
 from wan.geometry import Geometry, Span
@@ -137,7 +137,7 @@ class Rollout:
     def predictor(self, condition: Condition, span: Span):
         """Returns predict(x, sigma) -> velocity over the span, guided if the sampler asks for it."""
         contexts = [Cached(cache, span) for cache in self.branches]
-        return guided(self.denoiser, condition, contexts, self.sampler.guidance)
+        return guided(self.denoiser, condition.cut(span), contexts, self.sampler.guidance)
 
     @torch.no_grad()
     def commit(self, condition: Condition, span: Span, latents: torch.Tensor, noise) -> None:
@@ -146,7 +146,7 @@ class Rollout:
         if knobs.renoise:
             sigma = sigma_rows(knobs.sigma, x).to(torch.promote_types(x.dtype, torch.float32))
             x = Schedule(knobs.shift, knobs.rounding).diffuse(x, noise(span, -1).to(x), sigma)
-        self.context_pass(x, condition, [Cached(cache, span) for cache in self.branches])
+        self.context_pass(x, condition.cut(span), [Cached(cache, span) for cache in self.branches])
         self._remember(span, latents.detach())
 
     @torch.no_grad()
@@ -161,14 +161,15 @@ class Rollout:
                 cache.reset()
         elif kind == "bidirectional":
             contexts = [Recached(cache) for cache in self.branches]
-            self.context_pass(self._clean(contexts[0].plan.frames), condition, contexts)
+            frames = contexts[0].plan.frames
+            self.context_pass(self._clean(frames), condition.cut(frames), contexts)
         elif kind == "causal":
             end = self.latest[-1][0].stop
             first = [cache.rewind(end).start for cache in self.branches][0]
             for span in [s for s, _ in self.latest if s.stop > first]:
                 part = Span(max(span.start, first), span.stop)
                 contexts = [Cached(cache, part) for cache in self.branches]
-                self.context_pass(self._clean(range(part.start, part.stop)), condition, contexts)
+                self.context_pass(self._clean(range(part.start, part.stop)), condition.cut(part), contexts)
 
     def snapshot(self, device=None) -> tuple[dict, dict[str, torch.Tensor]]:
         """Returns (plain book, tensors) of the video so far; copies, on `device` or where the video is."""
@@ -215,7 +216,7 @@ class Rollout:
     def _clean(self, frames: Sequence[int]) -> torch.Tensor:
         """Returns the latents of frames that are remembered."""
         first = self.latest[0][0].start
-        return torch.cat([x for _, x in self.latest], 1)[:, [frame - first for frame in frames]]
+        return select_frames(torch.cat([x for _, x in self.latest], 1), [frame - first for frame in frames])
 
     def _open(self, batch: int, chunk_frames: int, max_frames: int | None) -> list:
         """Returns one empty cache per guidance branch."""

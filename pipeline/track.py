@@ -1,4 +1,7 @@
-"""Which condition holds at a span of the video. A prompt switch is only a changed condition."""
+"""Which condition holds at a span of the video. A prompt switch is only a changed condition.
+
+A track returns the condition of the whole video; the rollout cuts it for the frames of each pass.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,11 @@ class Track:
     """The conditions of a video; asked once for each chunk, in order."""
 
     def at(self, span: Span) -> Condition:
-        """Returns the condition of the chunk over `span`."""
+        """Returns the condition in force at the chunk over `span`: that of the whole video."""
         raise NotImplementedError
 
     def preempt_requested(self) -> bool:
-        """True if the chunk in the making should be begun anew: asked between two of its steps."""
+        """Returns True if the running chunk should be restarted: asked between two of its steps."""
         return False
 
 
@@ -29,8 +32,8 @@ class Fixed(Track):
         self.condition = condition
 
     def at(self, span: Span) -> Condition:
-        """Returns the condition, its joined channels cut to the span."""
-        return self.condition.at(span)
+        """Returns the condition."""
+        return self.condition
 
 
 class PromptSchedule(Track):
@@ -62,8 +65,8 @@ class PromptSchedule(Track):
         return self.cursor
 
     def at(self, span: Span) -> Condition:
-        """Returns the condition in force, its joined channels cut to the span."""
-        return self.cues[self.advance(span)][1].at(span)
+        """Returns the condition in force."""
+        return self.cues[self.advance(span)][1]
 
 
 class Live(Track):
@@ -91,10 +94,10 @@ class Live(Track):
             if self._waiting and (span.start > self.latest_start or self._waiting[0][2]):
                 self.name, self.condition, _ = self._waiting.popleft()
             self.latest_start = span.start
-            return self.condition.at(span)
+            return self.condition
 
     def preempt_requested(self) -> bool:
-        """True if a condition waits that was asked for now."""
+        """Returns True if a condition waits that was requested with `now`."""
         with self._lock:
             return any(now for _, _, now in self._waiting)
 

@@ -14,6 +14,7 @@ from utils.parallel.layout import ParallelLayout
 from utils.rng import Rng, seed_libraries
 from wan.checkpoint.parts import find_parts
 from wan.checkpoint.weights import read_weights
+from wan.condition import Condition
 from wan.denoiser import Denoiser
 from wan.encoders.prompts import PromptCache
 from wan.encoders.text import DTYPES
@@ -103,6 +104,11 @@ class Roles:
     discriminator: torch.nn.Module | None = None
     vae: object | None = None
     negative_prompt: str = ""
+
+    def condition(self, prompts: list[str], null: bool = True) -> Condition:
+        """Returns the text condition of a batch; null: whether with that of the unconditional branch, for guidance."""
+        negative = self.text([self.negative_prompt]).expand(len(prompts), -1, -1) if null else None
+        return Condition(self.text(prompts), negative).to(self.device)
 
     @classmethod
     def build(cls, model: str, config, rng: Rng, device: torch.device, layout: ParallelLayout) -> Roles:

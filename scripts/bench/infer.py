@@ -211,11 +211,11 @@ def cache_scopes(copies: CopiedBytes):
     turning keys that lie in the cache writes (`rope: read`). angle tables: cosines and sines of a forward.
     decode: VAE and pixels to the host. other: activations, noise, casts.
     """
-    put, rotate, stores = Ring.put, wan.context.rotate, set()
+    write, rotate, stores = Ring.write, wan.context.rotate, set()
 
-    def noted_put(self, *args):
+    def noted_write(self, *args):
         stores.add(self.keys.untyped_storage().data_ptr())
-        return put(self, *args)
+        return write(self, *args)
 
     def noted_rotate(x, *angles):
         in_cache = x.untyped_storage().data_ptr() in stores
@@ -223,7 +223,7 @@ def cache_scopes(copies: CopiedBytes):
 
     with contextlib.ExitStack() as stack:
         for owner, name, wrapped in (
-            (Ring, "put", copies.scoped("cache write", noted_put)),
+            (Ring, "write", copies.scoped("cache write", noted_write)),
             (Ring, "commit", copies.scoped("commit", Ring.commit)),
             (RotaryTable, "__call__", copies.scoped("angle tables", RotaryTable.__call__)),
             (wan.context, "rotate", noted_rotate),

@@ -2,12 +2,14 @@
 
 Shares no line with wan/ledger.py, wan/cache.py, wan/context.py and wan/rope.py: which frames a chunk
 sees is read off the definition of the window, angles are complex numbers in float64, and the text is
-projected anew in every pass. After a switch of prompts the frames of a recache replace those of their number.
+projected again in every pass. After a switch of prompts the frames of a recache replace those of their number. What a
+condition holds for each frame is read for the frames of the pass, whichever they are.
 """
 
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import torch
 
@@ -61,12 +63,15 @@ class Window:
         self.there += range(span.start, span.stop)
         self.end = span.stop
 
-    def again(self, keep_sink: bool) -> tuple[list[int], list[int]]:
-        """Returns (kept sink, frames that a recache makes anew): the window's last ones, never before the first."""
+    def again(self, keep_sink: bool, reach: int = 0) -> tuple[list[int], list[int]]:
+        """Returns (kept sink, frames that a recache computes again): the last ones, never before the first.
+
+        reach: how far back it goes, if further than the window.
+        """
         window, sink = self.book.window, self.book.sink
-        latest = [f for f in range(self.first, self.end) if window == -1 or f >= self.end - window]
+        latest = [f for f in range(self.first, self.end) if window == -1 or f >= self.end - max(window, reach)]
         if keep_sink and sink and latest[0] > self.first:
-            return list(range(self.first, self.first + sink)), latest[sink:]
+            return list(range(self.first, self.first + sink)), latest[-(window - sink) :]
         return [], latest
 
     def replace(self, kept: list[int], made: list[int]) -> None:
@@ -111,10 +116,10 @@ class ForgetfulText:
 
 
 class Oracle:
-    """The context of one forward over a span that sees the frames `seen`; `commit` keeps its frames for good."""
+    """The context of one forward over `frames` that sees the frames `seen`; `commit` keeps its frames for good."""
 
-    def __init__(self, store: list[dict], seen, rope: str, span, theta: float):
-        self.store, self.rope, self.span, self.theta = store, rope, span, theta
+    def __init__(self, store: list[dict], seen, rope: str, frames, theta: float):
+        self.store, self.rope, self.frames, self.theta = store, rope, list(frames), theta
         self.seen, self.text, self.own = list(seen), ForgetfulText(), {}
 
     def open(self, num_frames, num_segments, table, grid, device, dtype):
@@ -124,8 +129,7 @@ class Oracle:
 
     def extend(self, layer: int, q, k, v):
         """Gathers the frames that the book names and rotates everything by its place."""
-        own = list(range(self.span.start, self.span.stop))
-        places = self.seen + own
+        places = self.seen + self.frames
         if self.rope == "read":
             places = list(range(len(places)))
         self.own[layer] = (k, v)
@@ -137,26 +141,37 @@ class Oracle:
     def commit(self) -> None:
         """Enters the frames of the last forward."""
         for layer, (k, v) in self.own.items():
-            count = len(self.span)
+            count = len(self.frames)
             pairs = zip(k.chunk(count, 1), v.chunk(count, 1), strict=True)
-            self.store[layer].update(zip(range(self.span.start, self.span.stop), pairs, strict=True))
+            self.store[layer].update(zip(self.frames, pairs, strict=True))
+
+
+def at(condition, frames):
+    """Returns the condition of some frames: what it holds for each frame is read for these."""
+    if condition.channels is None:
+        return condition
+    return replace(condition, channels=condition.channels[:, list(frames)])
 
 
 @torch.no_grad()
-def play(model, condition, spans, noise, sigmas, book: Book, rope: str, given=None, switches=None, recache="none,keep"):
+def play(
+    model, condition, spans, noise, sigmas, book: Book, rope: str, given=None, switches=None, recache="none,keep,0"
+):
     """Returns the video [B, F, C, h, w] of a few-step rollout, written out; `given` is the first chunk's latents.
 
-    switches: number of a chunk -> the condition from it on; recache: its kind, and `keep` or `drop` for the sink.
+    switches: number of a chunk -> the condition from it on; recache: its kind, `keep` or `drop` for the sink, and how
+    far back it goes if further than the window.
     """
     store = [{} for _ in range(model.spec.num_layers)]
     window, video, switches = Window(book), [], switches or {}
 
-    def show(x0, span, seen):
-        last = Oracle(store, seen, rope, span, model.spec.rope_theta)
-        model(x0, 0.0, condition, last)
+    def show(x0, frames, seen):
+        last = Oracle(store, seen, rope, frames, model.spec.rope_theta)
+        model(x0, 0.0, at(condition, frames), last)
         last.commit()
 
     for number, span in enumerate(spans):
+        frames = range(span.start, span.stop)
         if number in switches:
             condition = switches[number]
             again(window, torch.cat(video, 1), spans[:number], *recache.split(","), show)
@@ -165,27 +180,30 @@ def play(model, condition, spans, noise, sigmas, book: Book, rope: str, given=No
         else:
             x = noise(span, 0)
             for k, sigma in enumerate(sigmas):
-                context = Oracle(store, window.seen(), rope, span, model.spec.rope_theta)
-                x0 = x - sigma * model(x, sigma, condition, context)
+                context = Oracle(store, window.seen(), rope, frames, model.spec.rope_theta)
+                x0 = x - sigma * model(x, sigma, at(condition, frames), context)
                 if k + 1 < len(sigmas):
                     x = (1 - sigmas[k + 1]) * x0 + sigmas[k + 1] * noise(span, k + 1)
-        show(x0, span, window.seen())
+        show(x0, frames, window.seen())
         window.add(span)
         video.append(x0)
     return torch.cat(video, 1)
 
 
-def again(window: Window, video, spans, kind: str, sink: str, show) -> None:
-    """Makes the frames of a recache anew: at once, or chunk by chunk, or none."""
+def again(window: Window, video, spans, kind: str, sink: str, reach: str, show) -> None:
+    """Computes the frames of a recache again: at once, or chunk by chunk, or none."""
     if kind == "none":
         return
     if kind == "reset":
         window.reset(sink == "keep")
         return
-    kept, frames = window.again(sink == "keep")
-    end = window.end
+    kept, frames = window.again(sink == "keep", int(reach))
     if kind == "bidirectional":
-        show(video[:, frames[0] : end], Span(frames[0], end), kept)
+        if not kept and window.book.window != -1:  # what no later chunk sees is left out
+            sink = frames[: window.book.sink]
+            rest = frames[len(sink) :][-(window.book.window - window.book.sink) :]
+            frames = sink + rest
+        show(video[:, frames], frames, kept)
         window.replace(kept, frames)
         return
     window.replace(kept, frames[:1])  # the sink begins here if it is not kept
@@ -193,5 +211,5 @@ def again(window: Window, video, spans, kind: str, sink: str, show) -> None:
     for span in spans:
         part = Span(max(span.start, frames[0]), span.stop)
         if part.stop > part.start:
-            show(video[:, part.start : part.stop], part, window.seen())
+            show(video[:, part.start : part.stop], range(part.start, part.stop), window.seen())
             window.add(part)

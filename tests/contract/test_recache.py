@@ -17,6 +17,7 @@ from wan.ledger import RECACHES, CacheConfig
 
 KINDS = RECACHES
 FP64 = tiny.denoiser(dtype=torch.float64)
+BY_FRAME = tiny.denoiser(dtype=torch.float64, in_dim=8)
 
 
 @st.composite
@@ -30,17 +31,23 @@ def videos(draw):
     return CacheConfig(window, sink, rope, kind, draw(st.booleans())), list(lengths), sorted(switches)
 
 
-def both_videos(config, lengths, switches, batch=1, guidance=1.0, **fields):
-    """Returns the video over the project's cache, and the oracle's, in float64."""
-    borders, noise = tiny.spans(*lengths), tiny.noise(batch, dtype=torch.float64)
+def both_videos(config, lengths, switches, batch=1, guidance=1.0, by_frame=False, **fields):
+    """Returns the video over the project's cache, and the oracle's, in float64.
+
+    by_frame: the conditions differ from frame to frame too, by channels that are joined to the latents.
+    """
+    borders, noise, model = tiny.spans(*lengths), tiny.noise(batch, dtype=torch.float64), BY_FRAME if by_frame else FP64
     texts = [tiny.condition(batch, seed, torch.float64) for seed in range(len(switches) + 1)]
+    if by_frame:
+        channels = [tiny.latents(sum(lengths), batch, 50 + n, torch.float64) for n in range(len(texts))]
+        texts = [replace(text, channels=own) for text, own in zip(texts, channels, strict=True)]
     book = Book(config.window_frames, config.sink_frames, max(lengths))
-    kind = f"{config.recache},{'keep' if config.keep_sink else 'drop'}"
+    kind = f"{config.recache},{'keep' if config.keep_sink else 'drop'},{config.recache_frames}"
     later = dict(zip(switches, texts[1:], strict=True))
-    wanted = play(FP64, texts[0], borders, noise, tiny.SIGMAS, book, config.rope, switches=later, recache=kind)
+    wanted = play(model, texts[0], borders, noise, tiny.SIGMAS, book, config.rope, switches=later, recache=kind)
     cues = [(0, texts[0]), *((borders[n].start, text) for n, text in later.items())]
     with torch.no_grad():
-        rolls = tiny.rollout(FP64, config, guidance=guidance, **fields)
+        rolls = tiny.rollout(model, config, guidance=guidance, **fields)
         made = list(rolls(PromptSchedule(cues), borders, noise, batch))
     assert [c.recache_seconds is not None for c in made] == [n in later for n in range(len(borders))]
     return torch.cat([c.latents for c in made], 1), tiny.healthy(wanted)
@@ -54,6 +61,28 @@ def test_a_video_with_switches_equals_the_oracle(video, batch, training):
 
 
 LENGTHS, SWITCHES = [3, 3, 2, 3, 3, 1, 3], [3, 5]
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(video=videos(), beyond=st.integers(0, 4), training=st.booleans())
+def test_recache_reads_condition_of_its_frames(video, beyond, training):
+    """With a condition that differs in each frame, and a recache that reaches beyond the window too."""
+    config, lengths, switches = video
+    if config.window_frames != -1:
+        config = replace(config, recache_frames=config.window_frames + beyond)
+    made, wanted = both_videos(config, lengths, switches, by_frame=True, training=training)
+    assert tiny.error(made, wanted) < tiny.EXACT
+
+
+@pytest.mark.parametrize("kind", ["causal", "bidirectional"])
+def test_recache_with_other_frames_condition_shows(kind, monkeypatch):
+    """The twin: a recache that reads the condition one frame beside, while the chunks read their own."""
+    config = CacheConfig(9, 2, "write", kind)
+    assert tiny.error(*both_videos(config, LENGTHS, SWITCHES, by_frame=True)) < tiny.EXACT
+    recache = Rollout.recache
+    beside = lambda self, text: recache(self, replace(text, channels=text.channels.roll(1, 1)))  # noqa: E731
+    monkeypatch.setattr(Rollout, "recache", beside)
+    assert tiny.error(*both_videos(config, LENGTHS, SWITCHES, by_frame=True)) > 1e-3
 
 
 @pytest.mark.parametrize("rope", ["write", "read"])

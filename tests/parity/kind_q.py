@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from pipeline.rollout import Rollout
 from tests.parity import kind_h
 from tests.parity.case import Case, NotATarget
 from tests.parity.leak import Leak
+from trainer.roles import Roles
 from trainer.sources.stream import StreamConfig, StreamSource
 from utils.parallel.layout import ParallelLayout
 from utils.rng import Recording
@@ -146,6 +148,7 @@ def play(case: Case, leak: Leak | None = None):
     texts = {FIRST: "prompt_embeds_cond", SECOND: "prompt_embeds_switch", "": "prompt_embeds_uncond"}
     roles.text = lambda prompts: torch.cat([case.inputs[texts[p]] for p in prompts])
     roles.vae, roles.negative_prompt, roles.device, roles.layout = TextVae(), "", "cpu", ParallelLayout.single()
+    roles.condition = partial(Roles.condition, roles)
     roles.generator.transformer.requires_grad_(True).checkpointing = leak is None
     roles.critic.transformer.requires_grad_(True)
     with tempfile.TemporaryDirectory() as folder:

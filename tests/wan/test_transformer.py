@@ -136,12 +136,12 @@ def image_condition(frames: int = 6) -> Condition:
     return tiny.condition(2, image=image, channels=tiny.draw("channels", shape=(2, frames, 5, 4, 6)))
 
 
-def test_image_conditions_are_seen_and_cut_to_the_span():
+def test_transformer_sees_image_condition_of_the_span():
     model, whole = image_model(), image_condition()
-    given = whole.at(Span(2, 6))
+    given = whole.cut(Span(2, 6))
     assert given.key == whole.key and torch.equal(given.channels, whole.channels[:, 2:6])
     wanted = velocity(condition=given, model=model)
-    for other in (replace(given, image=given.image.flip(1), key=1), whole.at(Span(0, 4))):
+    for other in (replace(given, image=given.image.flip(1), key=1), whole.cut(Span(0, 4))):
         moved = tiny.error(velocity(condition=other, model=model), wanted)
         assert (moved > 1e-2) == (other.key == whole.key), "attention forgets the order of tokens, channels do not"
     assert tiny.error(velocity(condition=replace(given, image=-given.image, key=2), model=model), wanted) > 1e-2

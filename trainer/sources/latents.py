@@ -19,7 +19,6 @@ from utils.config.field import collect_error
 from utils.data.prompts import read_prompts
 from utils.data.records import check_on_bad
 from utils.data.store import open_clips
-from wan.condition import Condition
 from wan.geometry import chunks
 
 
@@ -104,8 +103,7 @@ class Latents(Source):
         drop = rng.at("sample", step, "dropout").uniform_batch((), index) < config.dropout
         prompts = ["" if dropped else prompt for (_, prompt), dropped in zip(rows, drop.tolist(), strict=True)]
         latents = torch.stack([clip[: config.frames] for clip, _ in rows]).float().to(roles.device)
-        condition = Condition(roles.text(prompts).to(roles.device))
-        return Sample(step, latents, condition, index, self.spans, prompts)
+        return Sample(step, latents, roles.condition(prompts, null=False), index, self.spans, prompts)
 
 
 def check_length(path: str, shortest: int, frames: int) -> None:

@@ -15,7 +15,6 @@ from trainer.sources.latents import Source, check_length, epoch_row
 from utils.config.field import collect_error
 from utils.data.records import check_on_bad
 from utils.data.store import open_clips, open_pairs
-from wan.condition import Condition
 from wan.geometry import chunks
 from wan.ledger import CacheConfig
 from wan.options import clock_problems, step_problems
@@ -80,8 +79,7 @@ class NoisedData(Source):
         rows = [self.clips[epoch_row(i, len(self.clips), rng)] for i in index]
         prompts = [prompt for _, prompt in rows]
         clean = torch.stack([clip[: config.frames] for clip, _ in rows]).float().to(roles.device)
-        null = roles.text([roles.negative_prompt]).expand(len(prompts), -1, -1)
-        condition = Condition(roles.text(prompts), null)
+        condition = roles.condition(prompts)
         noise = rng.at("sample", step, "data noise").normal_batch(clean.shape[1:], index).to(clean)
         sigma = self.draw_sigma(step, rng, index).to(clean.device)
         with torch.set_grad_enabled(with_grad):
@@ -155,5 +153,5 @@ class OdePairs(Source):
         rows = [self.pairs[epoch_row(i, len(self.pairs), rng)] for i in index]
         prompts = [prompt for _, prompt in rows]
         trajectory = torch.stack([states[:, : config.frames] for states, _ in rows]).float().to(roles.device)
-        condition = Condition(roles.text(prompts).to(roles.device))
+        condition = roles.condition(prompts, null=False)
         return Sample(step, None, condition, index, self.spans, prompts, trajectory=trajectory)

@@ -19,9 +19,8 @@ from utils.config.field import collect_error
 from utils.data.prompts import read_prompts
 from utils.data.records import check_on_bad
 from utils.data.store import open_clips
-from wan.condition import Condition
 from wan.family import spec_for
-from wan.geometry import Geometry, chunks
+from wan.geometry import Geometry, Span, chunks
 from wan.ledger import CacheConfig
 
 
@@ -124,7 +123,7 @@ class RolloutSource(Generating):
         """Rolls out one batch; `step` counts samples, so that generator and critic never share one."""
         config, index = self.config, self.index(step) if index is None else index
         clips, prompts = self.rows(index, rng)
-        condition = Condition(roles.text(prompts), roles.text([roles.negative_prompt]).expand(len(prompts), -1, -1))
+        condition = roles.condition(prompts)
         spans = chunks(self.length(step, rng), config.chunk, config.given or config.first_chunk or None)
         given = [Chunk(spans[0], _cut(clips, config.given).to(roles.device), given=True)] if config.given else []
         made_spans = spans[len(given) :]
@@ -139,7 +138,8 @@ class RolloutSource(Generating):
         if given and mask is None:
             mask = torch.arange(made.shape[1], device=made.device) >= config.given
         real = _cut(clips, latents.shape[1]).to(latents) if self.clips else None
-        return Sample(step, latents, condition, index, spans, prompts, mask, self.exit_range(exits), real=real)
+        scored = condition.cut(Span(made.shape[1] - latents.shape[1], made.shape[1]))
+        return Sample(step, latents, scored, index, spans, prompts, mask, self.exit_range(exits), real=real)
 
     def rows(self, index, rng) -> tuple[list[torch.Tensor], list[str]]:
         """Returns (real clips, prompts) of samples by their numbers in the run; no clips without a folder of them."""

@@ -29,8 +29,7 @@ from trainer.sources.window import loss_window
 from utils.config.field import collect_error
 from utils.config.text import to_dict
 from utils.data.schedules import frame_list
-from wan.condition import Condition
-from wan.geometry import chunks
+from wan.geometry import Span, chunks
 from wan.ledger import CacheConfig
 
 logger = logging.getLogger(__name__)
@@ -166,8 +165,7 @@ class StreamSource(Generating):
         """Returns a video at its start, of these lines of the prompt files."""
         config = self.config
         prompts = [[self.lines[row][cue] for row in rows] for cue in range(1 if switch is None else 2)]
-        null = roles.text([roles.negative_prompt]).expand(len(rows), -1, -1)
-        cues = zip((0, switch), (Condition(roles.text(texts), null) for texts in prompts), strict=False)
+        cues = zip((0, switch), map(roles.condition, prompts), strict=False)
         few, size = config.sampler.build(), self.geometry(roles)
         rollout = Rollout(roles.generator, few, size, config.cache, config.context, training=True, device=roles.device)
         rollout.start(len(rows), config.chunk, max_frames)
@@ -198,7 +196,8 @@ class StreamSource(Generating):
         video.previous, video.length = whole[:, -config.loss_frames :].detach().clone(), video.length + count
         prompts = video.prompts[video.track.cursor]
         seen = chunks(latents.shape[1], config.chunk)
-        return Sample(step, latents, video.condition, index, seen, prompts, mask, self.exit_range(exits))
+        scored = video.condition.cut(Span(video.length - latents.shape[1], video.length))
+        return Sample(step, latents, scored, index, seen, prompts, mask, self.exit_range(exits))
 
     def state_dict(self) -> dict:
         """Returns the running videos, each rank's own, with what they fit."""

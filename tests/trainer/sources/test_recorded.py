@@ -14,6 +14,7 @@ import train
 from model.regression import OdeConfig
 from tests import digits_fixture, tiny
 from tests.digits_fixture import DIGITS
+from trainer.roles import Roles
 from trainer.sources.latents import LatentsConfig, epoch_row
 from trainer.sources.recorded import NoisedDataConfig, OdePairsConfig
 from trainer.sources.rollout import RolloutConfig
@@ -52,11 +53,11 @@ def pairs(tmp_path_factory):
     return folder
 
 
-def roles(**sizes) -> SimpleNamespace:
+def roles(**sizes) -> Roles:
     """A tiny generator for latents of 16 channels, and a text encoder of zeros."""
     network = tiny.denoiser(0, in_dim=16, out_dim=16, **sizes)
     text = lambda prompts: torch.zeros(len(prompts), 4, tiny.SPEC.text_dim)  # noqa: E731
-    return SimpleNamespace(generator=network, text=text, device=torch.device("cpu"), negative_prompt="")
+    return Roles(network, text, torch.device("cpu"))
 
 
 def noised(clips, **changes) -> NoisedDataConfig:
@@ -146,7 +147,7 @@ def test_a_rollout_on_clips_keeps_prompt_and_clip_together(clips):
     network = Denoiser(tiny.transformer(0, **asdict(DIGITS)))
     text = lambda prompts: torch.zeros(len(prompts), 4, DIGITS.text_dim)  # noqa: E731
     vae = SimpleNamespace(strides=(4, 8, 8))
-    stand_in = SimpleNamespace(generator=network, text=text, device=torch.device("cpu"), negative_prompt="", vae=vae)
+    stand_in = Roles(network, text, torch.device("cpu"), vae=vae)
     sample, stored = config.build().next(1, stand_in, RNG), LatentFolder(clips)
     rows = [stored[epoch_row(i, len(stored), RNG)] for i in (2, 3)]
     assert sample.prompts == [prompt for _, prompt in rows]
