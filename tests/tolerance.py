@@ -14,12 +14,12 @@ DIFFERENT = 1e-4  # what a mutation must reach, in float64 as well
 
 
 def rounding(terms: int, sums: int, magnitude: float = 1.0, dtype: torch.dtype = torch.float32) -> float:
-    """Returns the largest difference of two right results that pass through `sums` sums of `terms` terms in series.
+    """Returns the largest difference of two right results behind `sums` sums of `terms` terms, one after the other.
 
-    An addition rounds its partial sum by at most eps / 2; as errors they are independent and uniform, of standard
-    deviation eps / sqrt(12) of it. A sum of n terms adds up n of them: sqrt(n / 12) eps, relative to the size
-    `magnitude` of its values. Two orders of the sum differ by sqrt(2) of that, and the largest of thousands of such
-    differences lies some five standard deviations out: 5 sqrt(n / 6) eps, so 2 sqrt(n) eps. What one sum errs the next
-    takes in, so in series they add up: 2 sqrt(n) eps sums magnitude. Kernels that keep wider partial sums err less.
+    An addition rounds its partial sum by at most eps / 2; as errors these are independent and uniform, of standard
+    deviation eps / sqrt(12) relative to the values' size `magnitude`. n terms add up n such errors, m sums in series
+    m n of them (what one errs the next takes in): sqrt(m n / 12) eps. Two orders differ by sqrt(2) of that, and the
+    largest of thousands of such differences lies some five standard deviations out: 5 sqrt(m n / 6) eps, that is
+    2 sqrt(m n) eps magnitude. Kernels that keep wider partial sums (bf16: in fp32) round once a sum: terms = 1.
     """
-    return 2 * terms**0.5 * torch.finfo(dtype).eps * sums * magnitude
+    return 2 * (terms * sums) ** 0.5 * torch.finfo(dtype).eps * magnitude

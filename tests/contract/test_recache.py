@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.rollout import Rollout
 from pipeline.track import Script
-from tests import tiny
+from tests import tiny, tolerance
 from tests.contract.oracle import Book, play
 from wan.ledger import RECACHES, CacheConfig
 
@@ -50,7 +50,7 @@ def both_films(config, lengths, switches, batch=1, guidance=1.0, **fields):
 @given(film=films(), batch=st.integers(1, 2), training=st.booleans())
 def test_a_film_with_switches_equals_the_oracle(film, batch, training):
     given_film, wanted = both_films(*film, batch, training=training)
-    assert tiny.error(given_film, wanted) < tiny.EXACT
+    assert tiny.error(given_film, wanted) < tolerance.EXACT
 
 
 LENGTHS, SWITCHES = [3, 3, 2, 3, 3, 1, 3], [3, 5]
@@ -117,7 +117,7 @@ def test_each_guidance_branch_is_recached(kind):
             )
             for w in (1.0, 3.0)
         ]
-    assert tiny.error(*films) < tiny.EXACT
+    assert tiny.error(*films) < tolerance.EXACT
 
 
 @pytest.mark.parametrize("rope", ["write", "read"])
@@ -131,7 +131,7 @@ def test_both_storages_recache_a_sink_that_lies_apart(rope):
             noise = tiny.noise(dtype=torch.float64)
             made = [c.latents for c in rolls(Script(cues.cues), tiny.spans(*[3] * 8), noise, 1)]
         films[reach, training] = torch.cat(made, 1)
-    assert tiny.error(films[14, True], films[14, False]) < tiny.EXACT
+    assert tiny.error(films[14, True], films[14, False]) < tolerance.EXACT
     assert tiny.error(films[14, False], films[0, False]) > 1e-3
 
 
