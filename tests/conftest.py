@@ -21,3 +21,25 @@ def pytest_collection_modifyitems(items):
     if not torch.cuda.is_available():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture
+def float64(monkeypatch):
+    """What `tests/tiny.py` makes is float64."""
+    import torch
+
+    from tests import tiny
+
+    monkeypatch.setattr(tiny, "DTYPE", torch.float64)
+
+
+@pytest.fixture(params=["float64", "fp32"])
+def bound(request, monkeypatch):
+    """Runs a test in float64 and in fp32. bound(passes): how far two right results of the tiny model may be apart."""
+    import torch
+
+    from tests import tiny, tolerance
+
+    wide = request.param == "float64"
+    monkeypatch.setattr(tiny, "DTYPE", torch.float64 if wide else torch.float32)
+    return (lambda passes=1: tolerance.EXACT) if wide else tiny.rounding

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.rollout import Rollout
 from pipeline.track import PromptSchedule
-from tests import tiny
+from tests import tiny, tolerance
 from tests.contract.oracle import Book, play
 from wan.ledger import RECACHES, CacheConfig
 
@@ -57,7 +57,7 @@ def both_videos(config, lengths, switches, batch=1, guidance=1.0, by_frame=False
 @given(video=videos(), batch=st.integers(1, 2), training=st.booleans())
 def test_a_video_with_switches_equals_the_oracle(video, batch, training):
     given_video, wanted = both_videos(*video, batch, training=training)
-    assert tiny.error(given_video, wanted) < tiny.EXACT
+    assert tiny.error(given_video, wanted) < tolerance.EXACT
 
 
 LENGTHS, SWITCHES = [3, 3, 2, 3, 3, 1, 3], [3, 5]
@@ -149,7 +149,7 @@ def test_each_guidance_branch_is_recached(kind):
             )
             for w in (1.0, 3.0)
         ]
-    assert tiny.error(*videos) < tiny.EXACT
+    assert tiny.error(*videos) < tolerance.EXACT
 
 
 @pytest.mark.parametrize("rope", ["write", "read"])
@@ -166,7 +166,7 @@ def test_both_storages_recache_a_sink_that_lies_apart(rope):
             noise = tiny.noise(dtype=torch.float64)
             made = [c.latents for c in rolls(PromptSchedule(cues.cues), tiny.spans(*[3] * 8), noise, 1)]
         videos[reach, training] = torch.cat(made, 1)
-    assert tiny.error(videos[14, True], videos[14, False]) < tiny.EXACT
+    assert tiny.error(videos[14, True], videos[14, False]) < tolerance.EXACT
     assert tiny.error(videos[14, False], videos[0, False]) > 1e-3
 
 

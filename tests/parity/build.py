@@ -8,6 +8,7 @@ from tests.parity.case import Case
 from wan.cache import CacheShape, Ring
 from wan.condition import Condition
 from wan.ledger import CacheConfig, Ledger
+from wan.schedule import NUM_TRAIN_TIMESTEPS
 from wan.spec import TransformerSpec
 from wan.transformer import WanTransformer
 
@@ -18,7 +19,20 @@ def transformer(config: dict, weights: dict) -> WanTransformer:
     spec = TransformerSpec.from_config({**config, "image_dim": 0 if image is None else image.shape[1]})
     model = WanTransformer(spec).to(next(iter(weights.values())).dtype)
     model.load_state_dict(weights)
+    if model.dtype == torch.float64:
+        _round_times(model)
     return model.eval().requires_grad_(False)
+
+
+def _round_times(model: WanTransformer) -> None:
+    """Gives the network its timesteps rounded to fp32, as the recordings do in float64 too."""
+    embed = model.embed_time
+
+    def embed_rounded(sigma_BF):
+        times = (sigma_BF.double() * NUM_TRAIN_TIMESTEPS).to(torch.float32)
+        return embed(times.double() / NUM_TRAIN_TIMESTEPS)
+
+    model.embed_time = embed_rounded
 
 
 def text(case: Case, batch: int) -> torch.Tensor:

@@ -51,6 +51,11 @@ class Case:
         return [self.inputs[k] for k in sorted(k for k in self.inputs if k.startswith("draw_")) if "randn" in k]
 
 
+def recorded_dtype(folder: Path) -> torch.dtype:
+    """Returns float64 if the case was recorded in it too, else float32."""
+    return torch.float64 if (folder / "outputs_float64.safetensors").exists() else torch.float32
+
+
 def load_case(folder: str | Path, dtype: torch.dtype = torch.float32) -> Case:
     """Reads one case folder; floating tensors are converted to `dtype`."""
     folder = Path(folder)

@@ -1,10 +1,9 @@
-"""The committed cases of kind J, and twins that must fail."""
+"""Twins of the committed cases of kind J, which must fail."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 import torch
 
 from tests.parity import kind_j
@@ -12,13 +11,6 @@ from tests.parity.__main__ import compare
 from tests.parity.case import load_case
 
 CASES = Path(__file__).parent / "cases"
-
-
-@pytest.mark.parametrize("name", ["J_umt5_encoder", "J_wan21_vae", "J_wan22_vae"])
-def test_recorded_numbers(name):
-    case = load_case(CASES / name)
-    error, tolerance, passed = compare(kind_j.run(case), case.outputs(), case)
-    assert passed, f"{name}: {error:.1e} > {tolerance:.1e}"
 
 
 def test_padding_seen_by_the_text_encoder_is_noticed():

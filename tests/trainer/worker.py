@@ -2,17 +2,20 @@
 
     torchrun --nproc_per_node=2 -m tests.trainer.worker JOBS.json OUT.pt
 
-JOBS: {name: [recipe, steps, [overrides]]}. OUT: {name: {"metrics": [{name: float}], "weights": {name: tensor}}}.
+JOBS: {name: [recipe, steps, [overrides], in float64]}.
+OUT: {name: {"metrics": [{name: float}], "weights": {name: tensor}}}.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 
+from tests.float64 import fp32_is_float64
 from trainer.config import load_recipe
 from utils.parallel import ranks
 from utils.parallel.fsdp import whole
@@ -23,17 +26,20 @@ def main(jobs: str, out: str) -> None:
     """Runs all jobs; rank 0 writes."""
     torch.set_num_threads(1)
     ranks.init()
-    results = {
-        name: run(recipe, steps, overrides)
-        for name, (recipe, steps, overrides) in json.loads(Path(jobs).read_text()).items()
-    }
+    results = {name: run(*job) for name, job in json.loads(Path(jobs).read_text()).items()}
     if ranks.rank() == 0:
         torch.save(results, out)
     ranks.shutdown()
 
 
-def run(recipe: str, steps: int, overrides: list[str]) -> dict:
-    """Returns metrics of each step and the whole weights after the last."""
+def run(recipe: str, steps: int, overrides: list[str], wide: bool) -> dict:
+    """Returns metrics of each step and the whole weights after the last; all in float64 if `wide`."""
+    with fp32_is_float64() if wide else nullcontext():
+        return train(recipe, steps, overrides)
+
+
+def train(recipe: str, steps: int, overrides: list[str]) -> dict:
+    """Returns what `run` does, in the recipe's own dtypes."""
     config, _ = load_recipe(recipe, overrides)
     device = torch.device("cpu")
     layout = config.layout.build(device)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from tests import tiny
+from tests import tiny, tolerance
 from tests.contract.oracle import rotate as rotate_slowly
 from wan.rope import RotaryTable, rotate
 
@@ -42,7 +42,7 @@ def test_angles_are_exact_at_frame_5000(theta):
     for given, function in ((cos, math.cos), (sin, math.sin)):
         wanted = torch.tensor([[function(a) for a in row] for row in angles], dtype=torch.float64)
         assert given.dtype == torch.float32
-        assert tiny.error(given, wanted) < 7e-8, "half a unit in the last place of fp32"
+        assert tiny.error(given, wanted) < 2**-24, "half a unit in the last place of fp32"
     narrow = torch.tensor(positions, dtype=torch.float32)[:, None]
     narrow = narrow * torch.pow(torch.tensor(theta), -torch.arange(0, 44, 2, dtype=torch.float32) / 44)
     wide = cos.unflatten(0, (2, 6))[:, 0, :22]
@@ -74,23 +74,23 @@ def test_grids_do_not_mix():
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_rotation_is_that_of_complex_numbers(width):
-    x = tiny.draw("x", shape=(2, 2 * 6, 3, width))
-    given = rotate(x, *RotaryTable(width)([2, 9], GRID, "cpu"))
+    x = tiny.draw("x", shape=(2, 2 * 6, 3, width), dtype=torch.float64)
+    given = rotate(x, *RotaryTable(width)([2, 9], GRID, "cpu", torch.float64))
     wanted = rotate_slowly(x, (2, 9), GRID, 10000.0)
-    assert tiny.error(given, wanted) < 1e-6
-    assert tiny.error(given.norm(dim=-1), x.norm(dim=-1)) < 1e-5
+    assert tiny.error(given, wanted) < tolerance.EXACT
+    assert tiny.error(given.norm(dim=-1), x.norm(dim=-1)) < tolerance.EXACT
     assert tiny.error(given, rotate_slowly(x, (2, 10), GRID, 10000.0)) > 1e-4
 
 
 def test_scores_depend_on_distances_alone():
-    q, k = (tiny.draw(name, shape=(1, 6, 2, 16)) for name in "qk")
+    q, k = (tiny.draw(name, shape=(1, 6, 2, 16), dtype=torch.float64) for name in "qk")
     table = RotaryTable(16)
 
     def scores(query: int, key: int) -> torch.Tensor:
-        a, b = (rotate(x, *table([p], GRID, "cpu")) for x, p in ((q, query), (k, key)))
+        a, b = (rotate(x, *table([p], GRID, "cpu", torch.float64)) for x, p in ((q, query), (k, key)))
         return torch.einsum("blne,bsne->bnls", a, b)
 
-    assert tiny.error(scores(3, 1), scores(103, 101)) < tiny.TOLERANCE
+    assert tiny.error(scores(3, 1), scores(103, 101)) < tolerance.EXACT
     assert tiny.error(scores(3, 1), scores(3, 2)) > 0.1
 
 

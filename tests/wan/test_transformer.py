@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests import tiny
+from tests import tiny, tolerance
 from wan.attention.masks import causal
 from wan.condition import Condition
 from wan.context import Cached, Full, Masked
@@ -18,9 +18,9 @@ from wan.ledger import CacheConfig
 from wan.spec import CLIP_TOKENS, SPECS, TransformerSpec
 from wan.transformer import Segment, WanTransformer
 
-MODEL = tiny.denoiser()
-TEXT = tiny.condition(2)
-X = tiny.latents(4, 2)
+pytestmark = pytest.mark.usefixtures("float64")
+WIDE = torch.float64
+MODEL, TEXT, X = tiny.denoiser(dtype=WIDE), tiny.condition(2, dtype=WIDE), tiny.latents(4, 2, dtype=WIDE)
 
 
 @torch.no_grad()
@@ -57,21 +57,21 @@ def test_patches_see_their_own_pixels():
 
 @pytest.mark.parametrize(
     "sigma",
-    [torch.tensor([0.7, 0.7]), torch.full((2, 4), 0.7), torch.full((2, 1), 0.7, dtype=torch.float64)],
-    ids=["per sample", "per frame", "double"],
+    [torch.tensor([0.7, 0.7], dtype=WIDE), torch.full((2, 4), 0.7, dtype=WIDE), torch.full((2, 1), 0.7, dtype=WIDE)],
+    ids=["per sample", "per frame", "one per sample"],
 )
 def test_one_sigma_in_every_form(sigma):
-    assert tiny.error(velocity(sigma=sigma), velocity()) < tiny.TOLERANCE
+    assert tiny.error(velocity(sigma=sigma), velocity()) < tolerance.EXACT
 
 
 def test_sigma_is_per_sample_and_per_frame():
-    given = velocity(sigma=torch.tensor([0.7, 0.2]))
-    assert tiny.error(given[0], velocity()[0]) < tiny.TOLERANCE
-    assert tiny.error(given[1], velocity(sigma=0.2)[1]) < tiny.TOLERANCE
-    mask, frames = causal(tiny.spans(1, 1, 1, 1)), torch.full((2, 4), 0.7)
+    given = velocity(sigma=torch.tensor([0.7, 0.2], dtype=WIDE))
+    assert tiny.error(given[0], velocity()[0]) < tolerance.EXACT
+    assert tiny.error(given[1], velocity(sigma=0.2)[1]) < tolerance.EXACT
+    mask, frames = causal(tiny.spans(1, 1, 1, 1)), torch.full((2, 4), 0.7, dtype=WIDE)
     frames[:, 2] = 0.3
     moved = (velocity(sigma=frames, context=Masked(mask)) - velocity(context=Masked(mask))).abs().amax((0, 2, 3, 4))
-    assert moved[:2].max() < tiny.TOLERANCE and moved[2:].min() > 1e-2, "a frame's sigma reaches those that see it"
+    assert moved[:2].max() < tolerance.EXACT and moved[2:].min() > 1e-2, "a frame's sigma reaches those that see it"
 
 
 def test_frames_see_no_future():
@@ -83,18 +83,18 @@ def test_frames_see_no_future():
 
 
 def test_positions_shift_freely_together():
-    assert tiny.error(velocity(context=Full(range(7, 11))), velocity()) < tiny.TOLERANCE
-    assert tiny.error(velocity(context=Full([0, 1, 2, 9])), velocity()) > 10 * tiny.TOLERANCE
+    assert tiny.error(velocity(context=Full(range(7, 11))), velocity()) < tolerance.EXACT
+    assert tiny.error(velocity(context=Full([0, 1, 2, 9])), velocity()) > tolerance.DIFFERENT
 
 
 def test_the_last_segment_is_predicted():
-    clean = Segment(tiny.latents(4, 2, seed=5), torch.zeros(2, 4))
-    given = velocity(sigma=torch.full((2, 4), 0.7), clean=clean)
+    clean = Segment(tiny.latents(4, 2, seed=5), torch.zeros(2, 4, dtype=WIDE))
+    given = velocity(sigma=torch.full((2, 4), 0.7, dtype=WIDE), clean=clean)
     assert given.shape == X.shape
     assert tiny.error(given, velocity()) > 1e-2, "the clean half is seen"
     other = replace(clean, sigma=torch.full((2, 4), 0.5))
     assert tiny.error(given, velocity(sigma=torch.full((2, 4), 0.7), clean=other)) > 1e-2, "with its own sigma"
-    assert tiny.error(given, velocity(clean=clean)) < tiny.TOLERANCE, "one sigma for the noisy half"
+    assert tiny.error(given, velocity(clean=clean)) < tolerance.EXACT, "one sigma for the noisy half"
 
 
 def test_sinusoid_is_exact():

@@ -1,13 +1,15 @@
 """What four ranks find out about shared sequences; started by torchrun from test_sequence_parallel.py.
 
-Each check computes the same thing alone and shared, and returns errors relative to the largest value. A twin
-repeats it with one thing left out, and must be far off. Everything is written to `rank<r>.json` in argv[1].
+Each check computes the same thing alone and shared, in float64 and some in fp32 too, and returns errors relative to
+the largest value. A twin repeats it with one thing left out, and must be far off. Everything is written to
+`rank<r>.json` in argv[1].
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from unittest import mock
 
@@ -16,6 +18,7 @@ import torch.distributed as dist
 
 from model.discriminator import Discriminator, DiscriminatorConfig
 from tests import tiny
+from tests.float64 import fp32_is_float64
 from utils.parallel import fsdp, ranks
 from utils.parallel import ulysses as sequence_parallel
 from utils.parallel.layout import LayoutConfig
@@ -29,6 +32,7 @@ GEOMETRY = Geometry(32, 64, latent_channels=4)  # 2 x 4 tokens a frame
 HEADS = 4
 LENGTHS = (1, 3, 2, 3)
 CHECKS = {}
+IN_FP32 = ("whole_clip", "training_rollout", "half_precision", "sharded_weights")
 
 
 def check(function):
@@ -86,7 +90,7 @@ def compare(run, group) -> dict[str, float]:
 def forward(group, checkpointing: bool = False):
     """A whole clip with one sigma per frame."""
     model, x = network(group, checkpointing), tiny.latents(3, 2, geometry=GEOMETRY).requires_grad_()
-    sigma = torch.tensor([[0.2, 0.9, 0.5], [0.7, 0.7, 0.1]])
+    sigma = torch.tensor([[0.2, 0.9, 0.5], [0.7, 0.7, 0.1]], dtype=tiny.DTYPE)
     return model(x, sigma, tiny.condition(2), Full()), {"x": x}, {"model": model}
 
 
@@ -192,7 +196,7 @@ def half_precision(by_size) -> dict:
 def classified(group):
     model, x = network(group, checkpointing=True), tiny.latents(3, 2, geometry=GEOMETRY).requires_grad_()
     torch.manual_seed(0)
-    judge = Discriminator(model.spec, DiscriminatorConfig((0, 1), ffn_dim=24, num_class=3))
+    judge = Discriminator(model.spec, DiscriminatorConfig((0, 1), ffn_dim=24, num_class=3)).to(tiny.DTYPE)
     out = judge(model, x, torch.full((2, 3), 0.4), tiny.condition(2))
     return 4 * out, {"x": x}, {"critic": model, "judge": judge}
 
@@ -216,7 +220,7 @@ def twin_of_the_discriminator(by_size) -> dict:
 
 def one_sample(model, sample: int) -> torch.Tensor:
     """Returns a rollout of one sample, after backward."""
-    rolls = tiny.rollout(model, CacheConfig(6, 2), training=True, geometry=GEOMETRY, dtype=torch.float32)
+    rolls = tiny.rollout(model, CacheConfig(6, 2), training=True, geometry=GEOMETRY, dtype=tiny.DTYPE)
     noise = tiny.noise(1, seed=sample, geometry=GEOMETRY)
     video = tiny.video(rolls, tiny.condition(1, seed=sample), tiny.spans(3, 3, 3), noise)
     (tiny.healthy(video) * tiny.draw("loss", sample, shape=video.shape)).sum().backward()
@@ -231,7 +235,8 @@ def sharded_weights(by_size) -> dict:
     wanted = {n: w.grad / 2 for n, w in alone.named_parameters()}
     layout = LayoutConfig(sequence=2).build(torch.device("cpu"))
     model = network(layout.sequence_group, checkpointing=True)
-    fsdp.shard(model.transformer, model.transformer.blocks, layout, torch.float32)
+    with fp32_is_float64() if tiny.DTYPE == torch.float64 else nullcontext():
+        fsdp.shard(model.transformer, model.transformer.blocks, layout, tiny.DTYPE)
     video = one_sample(model, dist.get_rank() // 2)
     given = {n: fsdp.whole(w.grad) for n, w in model.named_parameters()}
     return {"output": errors({"": video}, {"": videos[dist.get_rank() // 2]}), "weights": errors(given, wanted)}
@@ -240,7 +245,10 @@ def sharded_weights(by_size) -> dict:
 def main(folder: str) -> None:
     ranks.init("gloo")
     by_size = groups()
-    found = {name: function(by_size) for name, function in CHECKS.items()}
+    found = {}
+    for tiny.DTYPE, names in ((torch.float64, CHECKS.keys() - {"half_precision"}), (torch.float32, IN_FP32)):
+        wide = tiny.DTYPE == torch.float64
+        found |= {name if wide else f"{name} fp32": CHECKS[name](by_size) for name in sorted(names)}
     Path(folder, f"rank{dist.get_rank()}.json").write_text(json.dumps(found))
     ranks.shutdown()
 
