@@ -33,6 +33,15 @@ def float64(monkeypatch):
     monkeypatch.setattr(tiny, "DTYPE", torch.float64)
 
 
+@pytest.fixture
+def wide(float64):
+    """As `float64`, and `tensor.float()` leaves float64 as it is."""
+    from tests.float64 import wide_kept
+
+    with wide_kept():
+        yield
+
+
 @pytest.fixture(params=["float64", "fp32"])
 def bound(request, monkeypatch):
     """Runs a test in float64 and in fp32. bound(passes): how far two right results of the tiny model may be apart."""

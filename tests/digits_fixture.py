@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 import inference
-from tests import tiny
+from tests import tiny, tolerance
 from tests.architecture.source import ROOT
 from trainer.export import write_transformer
 from utils.data.latents import write_shard
@@ -28,6 +28,11 @@ width: 32
 num_output_frames: 3
 threads: 1
 """
+
+
+def rounding(passes: int, guidance: float = 3.0) -> float:
+    """Returns `tolerance.rounding` of latents behind so many passes in series, each mixed as guidance mixes two."""
+    return tolerance.rounding(DIGITS.ffn_dim, (15 * DIGITS.num_layers + 6) * passes, magnitude=2 * guidance - 1)
 
 
 def link_parts(folder: Path, parts=("vae", "text_encoder", "tokenizer")) -> Path:

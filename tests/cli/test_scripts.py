@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from tests import digits_fixture
 from tests.digits_fixture import PROMPTS, files, videos
 
 
@@ -73,7 +74,8 @@ def test_videos_do_not_depend_on_what_is_made_with_them(door, script, tmp_path):
         from safetensors.torch import load_file
 
         made.append([load_file(out / f"{n}-0.safetensors")["latents"] for n in range(4)])
-    assert all((a - b).abs().max() < 1e-4 for a, b in zip(*made, strict=True))
+    bound = digits_fixture.rounding(passes=12)
+    assert all((a - b).abs().max() < bound for a, b in zip(*made, strict=True))
     a = made[0]
     assert all((a[i] - a[j]).abs().max() > 1e-3 for i in range(4) for j in range(i))
 

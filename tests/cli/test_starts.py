@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from tests import tolerance
 from tests.architecture.source import ROOT
 from tests.cli.test_images import picture
 from tests.digits_fixture import PROMPTS, Door, files, videos
@@ -20,6 +21,8 @@ from utils.media.mp4 import VideoWriter
 from utils.media.video import read_video
 from utils.metrics.video import psnr
 from wan.codec.vae import open_vae
+
+ENCODED = tolerance.rounding(terms=27 * 32, sums=40)  # 40 convolutions and norms over 27 cells of 32 channels
 
 FPS = 8  # of the digits model
 
@@ -65,7 +68,7 @@ def test_one_video_serves_all_prompts(door, text, tmp_path):
     wanted = read_end(start, 9)
     for prompt in PROMPTS[:2]:
         made = latents(out, f"{prompt}-0")
-        assert made.shape[0] == 5 and (made[:3] - wanted).abs().max() < 1e-5
+        assert made.shape[0] == 5 and (made[:3] - wanted).abs().max() < ENCODED
         message = facts(out, f"{prompt}-0")
         assert (message["given_frames"], message["latent_frames"], message["start"]) == (3, 5, str(start))
         frames = read_video(out / f"{prompt}-0.mp4")[0]
@@ -103,7 +106,7 @@ def test_a_short_video_gives_the_chunks_it_has(door, tmp_path):
     arguments = ["--prompt", PROMPTS[0], "--start_video", start, "--output_folder", out, "output.latents=true"]
     assert door(*arguments, "--seconds", 2) == 0, door.error
     assert facts(out, f"{PROMPTS[0]}-0")["given_frames"] == 2
-    assert (latents(out, f"{PROMPTS[0]}-0")[:2] - read_end(start, 5)).abs().max() < 1e-5, "the end, not the beginning"
+    assert (latents(out, f"{PROMPTS[0]}-0")[:2] - read_end(start, 5)).abs().max() < ENCODED, "the last frames"
 
 
 def test_a_folder_holds_one_for_each_line(door, text, tmp_path):
@@ -114,7 +117,7 @@ def test_a_folder_holds_one_for_each_line(door, text, tmp_path):
     assert door(*arguments, "--start_video", starts, "--output_folder", tmp_path / "out") == 0, door.error
     for prompt, path in ((PROMPTS[0], paths[0]), (PROMPTS[1], paths[2])):
         assert facts(tmp_path / "out", f"{prompt}-0")["start"] == str(path)
-        assert (latents(tmp_path / "out", f"{prompt}-0")[:3] - read_end(path, 9)).abs().max() < 1e-5
+        assert (latents(tmp_path / "out", f"{prompt}-0")[:3] - read_end(path, 9)).abs().max() < ENCODED
     images = tmp_path / "images"
     for n in range(3):
         picture(images / f"{n}.png", n)
@@ -124,7 +127,7 @@ def test_a_folder_holds_one_for_each_line(door, text, tmp_path):
     for n, made in zip((0, 2), first, strict=True):
         with torch.no_grad():
             wanted = vae.encode(read_image(images / f"{n}.png", (32, 32), "crop")[None, None])[0, 0]
-        assert (made - wanted).abs().max() < 1e-5
+        assert (made - wanted).abs().max() < ENCODED
     assert facts(tmp_path / "image", f"{PROMPTS[0]}-0")["given_frames"] == 1
 
 
@@ -168,7 +171,7 @@ def test_lines_of_a_script_have_their_own(door, tmp_path):
     assert [t["start"] for t in message] == [str(tmp_path / f"in/{name}") for name in ("a.mp4", "b.png", "a.mp4")]
     for n, pixel_frames in ((0, 5), (2, 9)):
         made, given = latents(tmp_path / "out", f"f{n}-0"), message[n]["given_frames"]
-        assert (made[:given] - read_end(tmp_path / "in/a.mp4", pixel_frames)).abs().max() < 1e-5
+        assert (made[:given] - read_end(tmp_path / "in/a.mp4", pixel_frames)).abs().max() < ENCODED
 
 
 def test_what_does_not_fit_is_refused_before_any_video(door, text, prompts, tmp_path):
@@ -229,7 +232,7 @@ def test_a_bidirectional_model_starts_from_one_image(door, tmp_path):
     with torch.no_grad():
         vae = open_vae(ROOT / "assets/digits/vae")
         wanted = vae.encode(read_image(tmp_path / "a.png", (32, 32), "crop")[None, None])[0, 0]
-    assert (latents(tmp_path / "out", f"{PROMPTS[0]}-0")[0] - wanted).abs().max() < 1e-5
+    assert (latents(tmp_path / "out", f"{PROMPTS[0]}-0")[0] - wanted).abs().max() < ENCODED
 
 
 def test_the_digits_model_goes_on_with_a_clip_it_has_never_seen(model, tmp_path, capsys):

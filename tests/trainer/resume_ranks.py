@@ -1,7 +1,7 @@
 """What two ranks do in `test_resume.py`: `torchrun -m tests.trainer.resume_ranks JOBS.json FOLDER`.
 
 JOBS: {name: [recipe, [overrides]]}. Each scene is a function of (configs, folder, rank) that returns what the test
-compares; all are played in one start.
+compares; all are played in one start, in float64.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from tests.float64 import fp32_is_float64
 from trainer.build import build
 from trainer.checkpoint import dcp
 from trainer.config import load_recipe
@@ -117,9 +118,10 @@ def main() -> None:
     configs = {name: load_recipe(*job)[0] for name, job in jobs.items()}
     ranks.init()
     rank, message = ranks.rank(), {}
-    for scene in (exact, other_ranks, not_a_number, full_disk, damaged):
-        message[scene.__name__] = scene(configs, folder, rank)
-        ranks.barrier()
+    with fp32_is_float64():
+        for scene in (exact, other_ranks, not_a_number, full_disk, damaged):
+            message[scene.__name__] = scene(configs, folder, rank)
+            ranks.barrier()
     (folder / f"{rank}.json").write_text(json.dumps(message))
     ranks.barrier()
     ranks.shutdown()

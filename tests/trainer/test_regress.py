@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import train
+from tests import tolerance
 from tests.architecture.source import ROOT
 from trainer.build import build
 from trainer.ema import Ema
@@ -177,7 +178,7 @@ def test_the_average_against_a_plain_one(config, tmp_path, start):
     loop.method.step = watched
     loop.fit()
     for name, weight in loop.method.ema.weights().items():
-        assert (weight.double() - shadow[name]).abs().max() < 1e-6, name
+        assert (weight.double() - shadow[name]).abs().max() < tolerance.rounding(terms=6, sums=2, magnitude=2), name
 
 
 def test_no_average(config, tmp_path):

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from tests import tolerance
 from tests.architecture.source import ROOT
+from tests.float64 import fp32_is_float64
 from tests.trainer.resume_ranks import fit, losses, state_hash
 from trainer.build import build
 from trainer.checkpoint import dcp
@@ -43,7 +45,8 @@ def played(recipe, distill_recipe, tmp_path_factory):
         "gan": [str(distill), ["steps=4", "checkpoint.every=3", *gan, f"trainer.source.clips={clips}"]],
     }
     (folder / "jobs.json").write_text(json.dumps(jobs))
-    fit(load_recipe(*jobs["flow"])[0], folder / "one")
+    with fp32_is_float64():
+        fit(load_recipe(*jobs["flow"])[0], folder / "one")
     for name in ("from_one", "from_one_copies"):
         give_checkpoint(folder / "one", folder / name, 3)
     command = [*TORCHRUN, "-m", "tests.trainer.resume_ranks", str(folder / "jobs.json"), str(folder)]
@@ -67,10 +70,11 @@ def test_two_ranks_resume_to_the_bit(played, job):
 @pytest.mark.dist
 def test_twice_and_half_the_ranks_go_on_alike(played, config):
     folder, _ = played
-    fit(config(*KNOBS), give_checkpoint(folder / "flow/whole", folder / "from_two", 3))
+    with fp32_is_float64():
+        fit(config(*KNOBS), give_checkpoint(folder / "flow/whole", folder / "from_two", 3))
     for before, after in (("one", "from_one"), ("one", "from_one_copies"), ("flow/whole", "from_two")):
         expected = losses(folder / before)[3:6]
-        assert losses(folder / after)[:3] == pytest.approx(expected, rel=1e-6), (before, after)
+        assert losses(folder / after)[:3] == pytest.approx(expected, rel=tolerance.EXACT), (before, after)
         assert len({round(loss, 4) for loss in expected}) == 3
 
 

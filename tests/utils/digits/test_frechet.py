@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from tests import tolerance
 from utils.digest import file_hash
 from utils.digits import features
 from utils.digits import frechet as digits_frechet
@@ -22,6 +23,8 @@ from utils.digits.world import (
     render,
 )
 from utils.metrics.frechet import Gaussian, fit, frechet_distance, interval
+
+ROUNDED = tolerance.rounding(terms=9 * 64, sums=10)  # of features: a few convolutions
 
 
 def gaussian(mean, covariance):
@@ -94,8 +97,8 @@ def test_windows_cover_a_clip():
     grid, last = features.clip_features(net, clip)
     assert grid.shape == (2, 64)
     for start, row in ((0, grid[0]), (32, grid[1]), (44, last)):
-        np.testing.assert_allclose(row, features.clip_features(net, clip[start : start + 33])[1], atol=1e-5)
-    np.testing.assert_allclose(grid[0], grid[1], atol=1e-5)  # once around the canvas: the claim behind the floor
+        np.testing.assert_allclose(row, features.clip_features(net, clip[start : start + 33])[1], atol=ROUNDED)
+    np.testing.assert_allclose(grid[0], grid[1], atol=ROUNDED)  # once around the canvas: the claim behind the floor
     assert np.abs(grid[0] - features.clip_features(net, prompt_clip(8, 33, 5)[0])[1]).max() > 0.01
     for wrong in (clip[:20], clip[:, :32], clip.astype(np.float32)):
         with pytest.raises(ValueError, match="features need uint8"):
@@ -218,4 +221,4 @@ def test_floor_draws_other_clips_for_a_prompt_asked_twice():
     seed = digits_frechet.FLOOR_SEED
     list(looker.watch(prompt_clip(5, 33, seed + n)[0] for n in range(4)))
     seen = looker.row([prompt_clip(5, 1)[1]] * 4)["all"]["mean"]
-    assert twice == pytest.approx(seen, rel=1e-6)
+    assert twice == pytest.approx(seen, rel=10 * ROUNDED)

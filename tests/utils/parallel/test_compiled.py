@@ -103,11 +103,11 @@ def test_adapters_before_and_shards_after(group_of_one, float64):
 
 
 @pytest.mark.skipif(COMPILER is None, reason="inductor needs a C++ compiler")
-def test_inductor_computes_the_same(monkeypatch, bound):
+def test_inductor_computes_the_same(monkeypatch, float64):
     monkeypatch.setattr("torch._inductor.config.compile_threads", 1)  # more would start processes first
     model = trained(num_layers=1)
     compile_blocks(model.transformer)
-    assert worst(clip(model), clip(trained(num_layers=1))) < bound(passes=2)
+    assert worst(clip(model), clip(trained(num_layers=1))) < tolerance.EXACT
 
 
 def test_a_region_must_be_one_graph(monkeypatch):
