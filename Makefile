@@ -23,7 +23,7 @@ ifneq ($(shell cat $(STAMP) 2>/dev/null),$(TORCH_INDEX))
 endif
 endif
 
-.PHONY: help demo digits-table digits-long test lint clean
+.PHONY: help demo digits-table digits-long test test-cpus lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -31,6 +31,7 @@ help:
 	@echo "make digits-table   train and measure every objective on the digits world; resumes (ARGS=--help)"
 	@echo "make digits-long    long videos and prompt switches, before and after long tuning; resumes (ARGS=--help)"
 	@echo "make test           lint and run the whole test suite"
+	@echo "make test-cpus      run the numeric tests once for each way in which CPUs sum: instruction sets, kernels, threads"
 	@echo "make lint           ruff: check and format check"
 	@echo "make clean          remove .venv and caches; outputs/ and runs/ stay"
 	@echo "make help           this list"
@@ -51,6 +52,24 @@ digits-long: $(STAMP)
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
+
+# Numbers must hold on any CPU. Each line is one environment; the last is this machine's own with two threads.
+define CPUS
+OMP_NUM_THREADS=1
+OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=default
+OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=avx2
+OMP_NUM_THREADS=1 ONEDNN_MAX_CPU_ISA=SSE41
+OMP_NUM_THREADS=1 ONEDNN_MAX_CPU_ISA=AVX2
+OMP_NUM_THREADS=1 MKL_CBWR=COMPATIBLE
+OMP_NUM_THREADS=2
+endef
+export CPUS
+NUMERIC := tests/contract tests/parity tests/model tests/wan tests/trainer/test_ranks.py tests/trainer/test_resume.py \
+	tests/utils/parallel tests/pipeline/test_rollout.py tests/pipeline/test_sampler.py
+
+test-cpus: $(STAMP)
+	@echo "$$CPUS" | while read -r cpu; do echo "== $$cpu"; \
+		env $$cpu $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile $(NUMERIC) < /dev/null || exit 1; done
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -209,7 +209,10 @@ class StreamSource(Generating):
         return state | {"fits": fits, "films": [video.state_dict() for video in videos]}
 
     def load_state_dict(self, state: dict, shares: list[range], roles) -> None:
-        """Goes on with the saved videos to the bit; on another number of ranks or with other knobs they begin anew."""
+        """Goes on with the saved videos, to the bit on the same machine.
+
+        On another number of ranks or with other knobs they begin anew.
+        """
         self.videos, self.first = {}, state.get("number", 0)
         saved = state.get("films", [])
         if saved and saved[0]["rows"] is None:
