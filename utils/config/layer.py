@@ -59,6 +59,7 @@ class Layer:
     source: str
     tree: dict[str, Any]
     lines: dict[tuple, int] = field(default_factory=dict)
+    is_default: bool = False  # what it says like the dataclasses is nobody's choice
 
     def where(self, path: tuple) -> str:
         """Returns `file:line` of the key path, or of its nearest parent; only the source's name without lines."""
@@ -123,7 +124,9 @@ def read_defaults(path: str | Path, section: str) -> list[Layer]:
         if not isinstance(tree, dict | None):
             raise ValueError(f"{where}: {key}: got {tree!r}; write `key: value` lines below the section")
     lines = {part: {path[1:]: n for path, n in whole.lines.items() if path[0] == part} for part in SECTIONS}
-    return [Layer(whole.source, whole.tree.get(part) or {}, lines[part]) for part in ("common", section)]
+    return [
+        Layer(whole.source, whole.tree.get(part) or {}, lines[part], is_default=True) for part in ("common", section)
+    ]
 
 
 def parse_overrides(overrides: list[str]) -> list[Layer]:

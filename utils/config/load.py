@@ -105,7 +105,8 @@ class _Loading:
         for layer, tree in pieces:
             if tree.get("name", chosen) != chosen:
                 chosen, arm, kept = tree["name"], None, []
-            place = layer.where((*path, "name")) if "name" in tree else place
+            if "name" in tree and not (layer.is_default and chosen == union.default):
+                place = layer.where((*path, "name"))
             kept.append((layer, {key: value for key, value in tree.items() if key != "name"}))
         if place:
             self.origins[dotted((*path, "name"))] = place
@@ -125,6 +126,8 @@ class _Loading:
 
         What was written would be lost: 1.10 as text is 1.1.
         """
+        if all(layer.is_default and _is_equal(value, node[name]) for layer, value in pieces):
+            return
         for layer, value in pieces:
             self.note(layer, value, path)
         if value == MISSING:
@@ -237,6 +240,12 @@ def _type_name(tp: Any) -> str:
 
 def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0]
+
+
+def _is_equal(value: Any, old: Any) -> bool:
+    plain = OmegaConf.to_container(old) if OmegaConf.is_config(old) else old
+    plain = list(plain) if isinstance(plain, tuple) else plain
+    return value == plain and isinstance(value, bool) == isinstance(plain, bool)
 
 
 def _keeps_kind(before: Any, after: Any) -> bool:

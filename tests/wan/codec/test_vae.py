@@ -12,7 +12,7 @@ from utils.config.field import check
 from wan.checkpoint.library import VAE_CONFIGS, build_vae
 from wan.codec.base import Codec, resolve_device
 from wan.codec.vae import StreamingVAE
-from wan.options import VAEConfig
+from wan.config import VAEConfig
 
 TOLERANCE = 5e-6
 
