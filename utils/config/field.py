@@ -73,7 +73,7 @@ def make_arm(union: Union, name: str) -> Any:
 
 def values(config: Any) -> dict[str, Any]:
     """Returns the fields of a config dataclass and their values, in order; nested ones stay objects."""
-    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.init}
+    return {field.name: vars(config)[field.name] for field in dataclasses.fields(config) if field.init}
 
 
 def find_problems(config: Any, path: tuple = ()) -> Iterator[tuple[tuple, str]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from utils.config.field import Union
+from utils.config.field import Union, values
 from utils.config.layer import is_bare
 
 DEFAULT_ORIGIN = "default"
@@ -20,12 +20,13 @@ _COMMENT_COLUMN = 40
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Returns a config dataclass as a plain tree (dicts, lists, scalars) that `load` turns back into an equal object.
+    """Returns a config dataclass as a plain tree (dicts, lists, scalars) that `load` turns back into an equal object,
+    unless a text holds `${`, which `load` would resolve.
 
     A union's node begins with its `name`; paths become text, enum members their name.
     """
-    fields = [field for field in dataclasses.fields(config) if field.init]
-    return {field.name: _plain(getattr(config, field.name), field.metadata.get("one_of")) for field in fields}
+    unions = {field.name: field.metadata.get("one_of") for field in dataclasses.fields(config)}
+    return {name: _plain(value, unions[name]) for name, value in values(config).items()}
 
 
 def config_hash(config: Any) -> str:
