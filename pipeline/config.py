@@ -200,7 +200,7 @@ class OutputConfig:
     """What is written, and where. fps 0 = the model's own."""
 
     folder: str = "outputs"
-    fps: float = 0
+    fps: float = 0.0
     crf: int = 18  # quality of the MP4: 0 lossless .. 51
     gif: bool = False
     sheet: bool = True  # a contact sheet of the whole run

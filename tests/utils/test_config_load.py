@@ -1,10 +1,8 @@
 """`utils.config.load`: types, unions, layers and their errors on small dataclasses, and round trips on random ones."""
 
-import enum
 import subprocess
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -12,11 +10,6 @@ import pytest
 from utils.config.field import MISSING, one_of
 from utils.config.layer import Layer, parse_overrides
 from utils.config.load import load
-
-
-class Motion(enum.Enum):
-    torus = 1
-    bounce = 2
 
 
 @dataclass
@@ -60,9 +53,7 @@ class RootConfig:
     model: str = MISSING
     seed: int = 0
     label: str | None = None
-    motion: Motion = Motion.torus
     rope: Literal["write", "read"] = "write"
-    folder: Path = Path("outputs")
     sizes: list[list[int]] = field(default_factory=lambda: [[64, 64]])
     weights: dict[str, float] = field(default_factory=lambda: {"flow": 1.0})
     extra: Any = None
@@ -103,9 +94,7 @@ def test_later_layers_win_and_groups_merge_key_by_key():
     [
         ("seed", "3", 3),
         ("label", None, None),
-        ("motion", "bounce", Motion.bounce),
         ("rope", "read", "read"),
-        ("folder", "a/b", Path("a/b")),
         ("sizes", [[1, 2], [3, 4]], [[1, 2], [3, 4]]),
         ("extra", {"a": [1, None]}, {"a": [1, None]}),
         ("optims", [{"lr": 1, "betas": [0, 1]}, {}], [OptimConfig(1.0, (0.0, 1.0)), OptimConfig()]),
@@ -126,8 +115,7 @@ def test_values_are_converted_to_their_types(key, given, want):
         ("seed", True, ["seed", "bool", "int"]),
         ("seed", None, ["seed", "None"]),
         ("label", 1.10, ["label", "1.1", "quotes"]),
-        ("rope", "raed", ["rope", "write, read", "did you mean read?"]),
-        ("motion", "bouncy", ["motion", "torus, bounce", "did you mean bounce?"]),
+        ("rope", "raed", ["rope", "raed", "write", "read"]),
         ("sizes", [[1, "x"]], ["sizes", "list[list[int]]"]),
         ("extra", "${oc.env:NO_SUCH_NAME}", ["extra", "NO_SUCH_NAME"]),
         ("extra", {"a": "${sed}"}, ["extra", "sed"]),
@@ -290,15 +278,14 @@ def test_problems_are_told_of_nested_objects_with_key_and_origin():
 
 
 def test_origins_of_values():
-    file = Layer("a.yaml", {"model": "m", "weights": {"dmd": 2.0}, "optims": [{"lr": 1.0}]}, {("optims", 0, "lr"): 7})
+    file = Layer("a.yaml", {"model": "m", "weights": {"dmd": 2.0}, "optims": [{"lr": 1.0}]})
     _, origins = load(RootConfig, [file, *parse_overrides(["solver.name=unipc", "window.sink_frames=1"])])
     want = {
         "model": "a.yaml",
         "seed": "default",
         "weights.flow": "default",
         "weights.dmd": "a.yaml",
-        "optims.0.lr": "a.yaml:7",
-        "optims.0.betas": "default",
+        "optims": "a.yaml",
         "solver.name": "command line",
         "solver.order": "default",
         "window.sink_frames": "command line",

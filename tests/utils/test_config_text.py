@@ -1,7 +1,6 @@
 """`utils.config.text`: the text, tree and hash of a configuration, and round trips of random ones."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from hypothesis import Phase, given, settings
@@ -10,7 +9,6 @@ from hypothesis import strategies as st
 from tests.utils.test_config_load import (
     EulerConfig,
     FewStepConfig,
-    Motion,
     OptimConfig,
     RootConfig,
     UniPCConfig,
@@ -29,7 +27,7 @@ def test_render_shows_every_value_with_its_origin():
     text = render(*load(RootConfig, [file, *parse_overrides(["solver.num_steps=8"])]))
     lines = [" ".join(line.split()) for line in text.splitlines()]
     assert "model: m # a.yaml:3" in lines and "num_steps: 8 # command line" in lines
-    assert "- lr: 1.0 # a.yaml" in lines and "b: 1 # a.yaml:5" in lines
+    assert "optims: [{lr: 1.0, betas: [0.9, 0.999]}] # a.yaml" in lines and "b: 1 # a.yaml:5" in lines
     assert "critic: null # default" in lines
     assert {line.index("#") for line in text.splitlines() if "#" in line} == {42}
     assert all("#" in line or line.endswith(":") for line in lines)
@@ -65,9 +63,7 @@ roots = st.builds(
     model=texts,
     seed=st.integers(),
     label=st.none() | texts,
-    motion=st.sampled_from(Motion),
     rope=st.sampled_from(["write", "read"]),
-    folder=names.map(Path),
     sizes=st.lists(st.lists(st.integers(), max_size=2), max_size=3),
     weights=st.dictionaries(texts.filter(bool), finite, max_size=2).map(lambda extra: {"flow": 1.0, **extra}),
     extra=plain,

@@ -61,14 +61,13 @@ def one_of(table: dict[str, Any], default: str | None = MISSING) -> Any:
         return dataclasses.field(default=default, metadata={"one_of": union})
     if default not in table:
         raise ValueError(f"one_of: got the default {default!r}, {allowed(default, table)}")
-    return dataclasses.field(default_factory=lambda: make_arm(union, default), metadata={"one_of": union})
 
+    def make_arm() -> Any:
+        arm = union.resolve(default)()
+        arm.name = default
+        return arm
 
-def make_arm(union: Union, name: str) -> Any:
-    """Returns the object of an arm with its defaults and its attribute `name`."""
-    arm = union.resolve(name)()
-    arm.name = name
-    return arm
+    return dataclasses.field(default_factory=make_arm, metadata={"one_of": union})
 
 
 def values(config: Any) -> dict[str, Any]:
