@@ -1,9 +1,9 @@
 LOSSES = {
-    "flow": "model.flow:FlowConfig",
-    "ode": "model.regression:OdeConfig",
+    "flow": "model.config:FlowConfig",
+    "ode": "model.config:OdeConfig",
 }
 OBJECTIVES = {
-    "dmd": "model.dmd:DmdConfig",
-    "sid": "model.sid:SidConfig",
-    "gan": "model.gan:GanConfig",
+    "dmd": "model.config:DmdConfig",
+    "sid": "model.config:SidConfig",
+    "gan": "model.config:GanConfig",
 }

@@ -5,12 +5,12 @@ Source: Self-Forcing, wan/modules/model.py (classify mode); registers: arXiv 230
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
+from model.config import DiscriminatorConfig
 from wan.adapters import tap
 from wan.attention.dispatch import attend
 from wan.blocks import Attention
@@ -18,23 +18,6 @@ from wan.condition import Condition
 from wan.context import Full
 from wan.layers import RMSNorm, layer_norm
 from wan.spec import TransformerSpec
-
-
-@dataclass
-class DiscriminatorConfig:
-    """layers: the tapped blocks (13, 21, 29 of a 1.3B). ffn_dim: width inside a reader. num_class: logits.
-
-    lr_scale: the discriminator's learning rate as a multiple of the critic's (Self-Forcing trains both at one rate).
-    """
-
-    layers: tuple[int, ...] = (13, 21, 29)
-    ffn_dim: int = 8192
-    num_class: int = 1
-    lr_scale: float = 1.0
-
-    def problems(self) -> Iterator[str]:
-        if self.lr_scale <= 0:
-            yield f"lr_scale is {self.lr_scale}; write a positive number, 1 = the critic's rate"
 
 
 class Reader(Attention):

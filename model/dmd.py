@@ -11,24 +11,12 @@ Source: DMD2 (arXiv 2405.14867) equation 8; Self-Forcing, model/dmd.py; CausVid 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import torch
 
 from model.base import Sample
+from model.config import DmdConfig
 from model.critic import CriticLoss
-from model.score import Score, ScoreConfig, per_sample_scale
-
-
-@dataclass
-class DmdConfig:
-    """Knobs of DMD: those of its scores."""
-
-    score: ScoreConfig = field(default_factory=ScoreConfig)
-
-    def build(self) -> DmdLoss:
-        """Returns the generator's objective; its `critic` is the critic's."""
-        return DmdLoss(self)
+from model.score import Score, per_sample_scale
 
 
 class DmdLoss:

@@ -12,47 +12,19 @@ where their augmentation index 0 is the noisiest entry of its table.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 import torch
 
 from model.base import Sample, count_frames, draw_noise, wide
+from model.config import FlowConfig, mask_problems
 from wan.attention import masks
+from wan.config import raise_first
 from wan.context import Full, Masked
 from wan.geometry import Span
 from wan.ledger import CacheConfig
-from wan.options import raise_first
 from wan.schedule import Schedule, shift_sigma
 from wan.transformer import Segment
-
-MODES = ("bidirectional", "diffusion_forcing", "teacher_forcing")
-
-
-@dataclass
-class FlowConfig:
-    """Knobs of the flow objective."""
-
-    mode: str = "bidirectional"  # bidirectional | diffusion_forcing | teacher_forcing
-    shift: float = 5.0  # of the drawn sigma
-    rounding: str = "none"  # table: as the ancestors look sigma up
-    weight: str = "uniform"  # uniform | bell (the ancestors' training weight)
-    clean_chunks: float = 0.0  # diffusion forcing: share of chunks shown clean (the last one never is)
-    context_sigma: float = 0.0  # teacher forcing: noise of the clean half
-    cache: CacheConfig = field(default_factory=CacheConfig)
-
-    def problems(self) -> Iterator[str]:
-        if self.mode not in MODES:
-            yield f"mode is {self.mode!r}; write one of {MODES}"
-        if self.weight not in ("uniform", "bell"):
-            yield f"weight is {self.weight!r}; write uniform or bell"
-        if not 0 <= self.clean_chunks < 1 or not 0 <= self.context_sigma <= 1:
-            yield "clean_chunks must lie in [0, 1) and context_sigma in [0, 1]"
-        yield from mask_problems(self.cache)
-
-    def build(self) -> FlowLoss:
-        """Returns the objective."""
-        return FlowLoss(self)
 
 
 class FlowLoss:
@@ -121,14 +93,6 @@ class FlowLoss:
 def diffuse_noisy(schedule: Schedule, x0: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
     """Mixes frames with noise at sigma [B, F]; frames at 0 stay x0, also under a table, which has no 0."""
     return torch.where((sigma > 0)[..., None, None, None], schedule.diffuse(x0, noise, sigma), x0)
-
-
-def mask_problems(cache: CacheConfig, spans: Sequence[Span] = ()) -> Iterator[str]:
-    """Yields a cache that no single masked forward stands for, or too small for a chunk of `spans`."""
-    if cache.rope == "read":
-        yield "rope: read is no single masked forward; train it by rollouts, or write rope: write"
-    if spans:
-        yield from cache.chunk_problems(max(map(len, spans)))
 
 
 def masked_context(mode: str, spans, cache: CacheConfig) -> Masked:

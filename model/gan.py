@@ -10,38 +10,14 @@ Source: Self-Forcing, model/gan.py (which never starts); R1/R2 by finite differe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import torch
 from torch.nn.functional import softplus
 
 from model.base import Sample, wide
-from model.discriminator import DiscriminatorConfig
-from model.score import Noised, Score, ScoreConfig
-
-
-@dataclass
-class GanConfig:
-    """Weights of the two losses and of the penalties; sigma: width of the penalties' perturbation."""
-
-    generator_weight: float = 1e-2
-    discriminator_weight: float = 1e-2
-    relativistic: bool = False
-    r1_weight: float = 0.0
-    r2_weight: float = 0.0
-    r1_sigma: float = 0.01
-    r2_sigma: float = 0.01
-    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
-    score: ScoreConfig = field(default_factory=ScoreConfig)
-
-    def problems(self) -> Iterator[str]:
-        if min(self.r1_sigma, self.r2_sigma) <= 0:
-            yield "r1_sigma and r2_sigma are divided by; write positive numbers"
-
-    def build(self) -> GanLoss:
-        """Returns the generator's objective; its `critic` is the discriminator's."""
-        return GanLoss(self)
+from model.config import GanConfig
+from model.score import Noised, Score
 
 
 class GanLoss:

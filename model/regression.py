@@ -8,39 +8,18 @@ Source: CausVid (arXiv 2412.07772) equation 7; Self-Forcing, model/ode_regressio
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 import torch
 
 from model.base import Sample, count_frames, wide
-from model.flow import mask_problems, masked_context
+from model.config import OdeConfig, mask_problems
+from model.flow import masked_context
+from wan.config import raise_first
 from wan.geometry import Span
-from wan.ledger import CacheConfig
-from wan.options import clock_problems, raise_first, step_problems
 from wan.schedule import Schedule, step_sigmas
 
 SAME_SIGMA = 1e-5  # noise levels nearer than this are one
-
-
-@dataclass
-class OdeConfig:
-    """steps: the noise levels of the trajectory, noisiest first, on the 1000-grid; its clean end comes after them."""
-
-    steps: tuple[float, ...] = (1000.0, 750.0, 500.0, 250.0)
-    shift: float = 5.0
-    warp: bool = True
-    rounding: str = "none"
-    cache: CacheConfig = field(default_factory=CacheConfig)
-
-    def problems(self) -> Iterator[str]:
-        yield from step_problems(self.steps)
-        yield from clock_problems(self.shift, self.rounding)
-        yield from mask_problems(self.cache)
-
-    def build(self) -> OdeLoss:
-        """Returns the objective."""
-        return OdeLoss(self)
 
 
 class OdeLoss:

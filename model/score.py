@@ -7,44 +7,15 @@ one by which the networks' velocities become x0; the ancestors have different ta
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
 
 from model.base import Sample
+from model.config import ScoreConfig
 from wan.condition import Condition
 from wan.context import Full
-from wan.options import ROUNDINGS
 from wan.schedule import NUM_TRAIN_TIMESTEPS, Schedule, shift_sigma
-
-
-@dataclass
-class ScoreConfig:
-    """Guidance and noise levels of the scores; w is `uncond + w (cond - uncond)`, 1 = none."""
-
-    real_guidance: float = 4.0
-    fake_guidance: float = 1.0
-    shift: float = 5.0  # of the drawn times
-    low: float = 0.02  # sigma is clamped to [low, high]
-    high: float = 0.98
-    first: int = 0  # times are drawn from [first, last) of the 1000-grid, before the shift
-    last: int = 1000
-    from_exit: bool = False  # draw above the noise level at which the generator stopped (ancestors' ts_schedule)
-    to_exit: bool = False  # and below the one it came from (ts_schedule_max)
-    rounding: str = "none"  # none | table (published trainings)
-    noise_shift: float = 5.0  # tables of rounding=table: of the mixing, of the networks' x0
-    score_shift: float = 8.0
-
-    def problems(self) -> Iterator[str]:
-        if not 0 <= self.first < self.last <= NUM_TRAIN_TIMESTEPS:
-            yield f"first {self.first} and last {self.last} must rise within 0..{NUM_TRAIN_TIMESTEPS}"
-        if min(self.shift, self.noise_shift, self.score_shift) <= 0:
-            yield "shift, noise_shift and score_shift must be positive; 1 = none"
-        if not 0 <= self.low < self.high <= 1:
-            yield f"low {self.low} and high {self.high} must rise within 0..1"
-        if self.rounding not in ROUNDINGS:
-            yield f"rounding is {self.rounding!r}; write one of {ROUNDINGS}"
 
 
 @dataclass

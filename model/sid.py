@@ -8,25 +8,12 @@ Source: SiD (arXiv 2404.04057) equation 23; Self-Forcing, model/sid.py (which ne
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import torch
 
 from model.base import Sample
+from model.config import SidConfig
 from model.critic import CriticLoss
-from model.score import Score, ScoreConfig, per_sample_scale
-
-
-@dataclass
-class SidConfig:
-    """alpha: weight of the critic's own error; 1.0 in the published runs."""
-
-    alpha: float = 1.0
-    score: ScoreConfig = field(default_factory=ScoreConfig)
-
-    def build(self) -> SidLoss:
-        """Returns the generator's objective; its `critic` is the critic's."""
-        return SidLoss(self)
+from model.score import Score, per_sample_scale
 
 
 class SidLoss:

@@ -1,4 +1,8 @@
 PIPELINES = {
-    "causal": "pipeline.options:CausalConfig",
-    "bidirectional": "pipeline.options:BidirectionalConfig",
+    "causal": "pipeline.config:CausalConfig",
+    "bidirectional": "pipeline.config:BidirectionalConfig",
+}
+SAMPLERS = {
+    "few_step": "pipeline.config:FewStepConfig",
+    "multi_step": "pipeline.config:MultiStepConfig",
 }

@@ -7,11 +7,17 @@ from collections.abc import Iterator
 import torch
 
 from pipeline.bundle import ModelBundle
+from pipeline.config import BidirectionalConfig
 from pipeline.rollout import Chunk, guided
 from pipeline.sampler import sample
 from wan.condition import Condition
 from wan.context import Full
 from wan.geometry import Span
+
+
+def bidirectional(config: BidirectionalConfig, bundle: ModelBundle, sampler, geometry) -> Bidirectional:
+    """Returns the pipeline of a `BidirectionalConfig`, which needs no geometry."""
+    return Bidirectional(bundle, sampler)
 
 
 class Bidirectional:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from pipeline.options import ModelConfig
+from pipeline.config import ModelConfig
 from utils import hub
 from utils.lora import inject_pairs
 from utils.parallel import ranks

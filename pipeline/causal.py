@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from pipeline.bundle import ModelBundle
-from pipeline.options import CausalConfig
+from pipeline.config import CausalConfig
 from pipeline.rollout import Chunk, Rollout
 from pipeline.track import Fixed, Track
 from wan.condition import Condition

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from pipeline.options import ContextConfig
+from pipeline.config import ContextConfig
 from pipeline.sampler import iterate_steps
 from pipeline.track import Track
 from wan.cache import CacheShape, Chunks, Ring

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import torch
 
-from pipeline.options import FewStepConfig, MultiStepConfig
+from pipeline.config import FewStepConfig, MultiStepConfig
 from pipeline.solver import Solver
 from wan.schedule import Schedule, step_sigmas
 

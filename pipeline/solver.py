@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
-from pipeline.options import solver_problems
-from wan.options import raise_first
+from pipeline.config import solver_problems
+from wan.config import raise_first
 from wan.schedule import NUM_TRAIN_TIMESTEPS, shift_sigma
 
 FIRST_SIGMA = 0.999  # UniPC's grid starts at the second entry of a 1000-step schedule

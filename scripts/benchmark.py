@@ -143,10 +143,11 @@ def read_config(args):
     if args.layers and not args.random_weights:
         raise ValueError("--layers cuts a model to pieces that no weights fit; write --random_weights too")
     from pipeline.config import load_recipe
+    from utils.config.field import values
 
     sizes = [f"{side}={vars(args)[side]}" for side in ("height", "width") if vars(args)[side] is not None]
     config, _ = load_recipe(args.config_path, args.overrides + sizes)
-    if "cache" not in vars(config.pipeline):
+    if "cache" not in values(config.pipeline):
         raise ValueError("only causal generation is measured; write pipeline.name=causal or another recipe")
     if config.pipeline.cache.window_frames == -1 and not args.windows:
         raise ValueError("without a window no two chunks cost the same; write pipeline.cache.window_frames=12")
@@ -189,6 +190,7 @@ def default_chunks(config, fps: float) -> int:
 
 def describe(config, bundle, weights: str, backend: str) -> dict:
     """Returns what was run."""
+    from utils.config.field import values
     from wan.geometry import Geometry
 
     geometry, sampler = Geometry.of(bundle.spec, config.height, config.width), config.sampler.build()
@@ -198,7 +200,7 @@ def describe(config, bundle, weights: str, backend: str) -> dict:
         "size": f"{geometry.height}x{geometry.width}",
         "frame tokens": geometry.frame_tokens,
         "chunk": config.pipeline.chunk,
-        **vars(config.pipeline.cache),
+        **values(config.pipeline.cache),
         "passes": f"{sampler.num_steps} + 1 context" + ("" if sampler.guidance == 1 else ", twice (guidance)"),
         "batch": config.batch,
         "dtype": config.model.dtype,

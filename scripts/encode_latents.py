@@ -78,7 +78,7 @@ def load(flags: argparse.Namespace):
 
     from wan.checkpoint.identify import family_of_vae
     from wan.codec.vae import check_pixel_frames
-    from wan.options import VAEConfig
+    from wan.config import VAEConfig
 
     if min(flags.batch, flags.shard_clips) < 1:
         raise ValueError("--batch and --shard_clips must be at least 1")

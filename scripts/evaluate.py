@@ -199,7 +199,7 @@ def load_codec(folder: Path):
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} holds no config.json; give the folder of an AutoencoderKLWan (diffusers layout)")
     from wan.checkpoint.identify import family_of_vae
-    from wan.options import VAEConfig
+    from wan.config import VAEConfig
 
     return family_of_vae(folder).open_vae(folder, VAEConfig(), "cpu")
 

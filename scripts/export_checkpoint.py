@@ -41,7 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def export(flags: argparse.Namespace) -> None:
     """Reads the weights and writes the file."""
-    from trainer.lora import LoraConfig
+    from trainer.config import LoraConfig
+    from trainer.lora import export_lora
     from wan.checkpoint.tensor_file import write_safetensors
     from wan.checkpoint.weights import export_transformer, load_transformer
     from wan.encoders.text import DTYPES
@@ -61,7 +62,7 @@ def export(flags: argparse.Namespace) -> None:
         _, base = load_transformer(role["weights"], use_ema=role["use_ema"])
         state = {k: v.float() for k, v in base.items()} | state
     if lora["rank"]:
-        state = LoraConfig(rank=lora["rank"], alpha=lora["alpha"], merged=flags.merge).export(state)
+        state = export_lora(LoraConfig(rank=lora["rank"], alpha=lora["alpha"], merged=flags.merge), state)
     state = {k: v.to(DTYPES[flags.dtype]).contiguous() for k, v in state.items()}
     if lora["rank"] and not flags.merge:
         return write_safetensors(flags.output, state)

@@ -1,12 +1,12 @@
 TRAINERS = {
-    "regress": "trainer.regress:RegressConfig",
-    "codec": "trainer.codec:CodecConfig",
-    "distill": "trainer.distill:DistillConfig",
+    "regress": "trainer.config:RegressConfig",
+    "codec": "trainer.config:CodecConfig",
+    "distill": "trainer.config:DistillConfig",
 }
 SOURCES = {
-    "latents": "trainer.sources.latents:LatentsConfig",
-    "rollout": "trainer.sources.rollout:RolloutConfig",
-    "stream": "trainer.sources.stream:StreamConfig",
-    "noised_data": "trainer.sources.recorded:NoisedDataConfig",
-    "ode_pairs": "trainer.sources.recorded:OdePairsConfig",
+    "latents": "trainer.sources.config:LatentsConfig",
+    "rollout": "trainer.sources.config:RolloutConfig",
+    "stream": "trainer.sources.config:StreamConfig",
+    "noised_data": "trainer.sources.config:NoisedDataConfig",
+    "ode_pairs": "trainer.sources.config:OdePairsConfig",
 }

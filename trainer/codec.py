@@ -8,14 +8,13 @@ because a codec trained on 9 frames drifts in colour after frame 12.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from trainer.optim import Optim, OptimConfig
+from trainer.config import CodecConfig
+from trainer.optim import Optim
 from utils.digits.world import DigitsConfig, random_clip
 from utils.parallel.layout import ParallelLayout
 from utils.rng import Rng, seed_libraries
@@ -26,45 +25,13 @@ STATISTICS_CLIPS = 48
 STATISTICS_FRAMES = 33
 
 
-@dataclass
-class Stage:
-    """Part of a training: from `start` (fraction of all steps) on, clips of `frames`, `batch` at a time."""
-
-    start: float = 0.0
-    frames: int = 17
-    batch: int = 2
-
-
-@dataclass
-class CodecConfig:
-    """The codec's size, its objective and its clips.
-
-    base_dim, dim_mult, z_dim: of AutoencoderKLWan, residual, patches of 2, strides 4 x 8 x 8.
-    kl_ramp: fractions of training between which beta rises. foreground: extra weight of pixels
-    that hold ink, 3 % of all.
-    """
-
-    base_dim: int = 12
-    dim_mult: tuple[int, ...] = (1, 4, 4)
-    z_dim: int = 16
-    beta: float = 3e-4
-    kl_ramp: tuple[float, float] = (0.15, 0.5)
-    foreground: float = 5.0
-    stages: list[Stage] = field(default_factory=lambda: [Stage(0.0, 9, 4), Stage(0.4, 17, 2), Stage(0.8, 33, 1)])
-    digits: DigitsConfig = field(default_factory=DigitsConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-
-    def problems(self) -> Iterator[str]:
-        if not self.stages or self.stages[0].start != 0:
-            yield "the first stage must start at 0"
-        if not 0 <= self.kl_ramp[0] < self.kl_ramp[1] <= 1:
-            yield f"kl_ramp {self.kl_ramp} must be two rising fractions in [0, 1]"
-
-    def build(self, model: str, total: int, rng: Rng, device: torch.device, layout: ParallelLayout) -> Codec:
-        """Returns the method; `model` is not used, a codec starts from nothing."""
-        if layout.world > 1:
-            raise ValueError("a codec is trained by one process; start train.py without torchrun")
-        return Codec(self, total, rng, device)
+def build_codec(
+    config: CodecConfig, model: str, total: int, rng: Rng, device: torch.device, layout: ParallelLayout
+) -> Codec:
+    """Returns the method; `model` is not used, a codec starts from nothing."""
+    if layout.world > 1:
+        raise ValueError("a codec is trained by one process; start train.py without torchrun")
+    return Codec(config, total, rng, device)
 
 
 class Codec:

@@ -1,4 +1,4 @@
-"""The typed configuration of a training; composes the knobs that stand beside their consumers."""
+"""The typed configuration of a training, without torch: it is read and checked before anything heavy loads."""
 
 from __future__ import annotations
 
@@ -7,16 +7,269 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trainer import TRAINERS
+from model import LOSSES, OBJECTIVES
+from pipeline import PIPELINES, SAMPLERS
+from pipeline.config import (
+    BidirectionalConfig,
+    CausalConfig,
+    ContextConfig,
+    FewStepConfig,
+    InferConfig,
+    MultiStepConfig,
+)
+from trainer import SOURCES, TRAINERS
 from trainer.checkpoint.folder import CheckpointConfig
-from trainer.preview import PreviewConfig
 from trainer.trackers import TrackConfig
-from utils.config.field import collect_error, find_problems, one_of, values
+from utils.config.field import check, collect_error, find_problems, one_of, values
 from utils.config.layer import parse_overrides, read_defaults, read_recipe
 from utils.config.load import load
+from utils.digits.world import DigitsConfig
 from utils.parallel.layout import LayoutConfig
+from wan.config import DTYPES, PRECISIONS, Buildable, TextConfig, VAEConfig
+from wan.family import published_specs
 
 DEFAULTS = Path(__file__).parent.parent / "configs" / "default_config.yaml"
+
+
+@dataclass
+class OptimConfig:
+    """One optimiser and its schedule. With `muon`, weights of two or more axes whose names start with
+    `matrices` take `lr`, all others AdamW at `lr_rest`; with `adamw` all take `lr`."""
+
+    name: str = "adamw"  # adamw | muon
+    lr: float = 2e-6
+    lr_rest: float = 1.5e-3
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.01
+    matrices: str = "blocks."
+    warmup: int = 0
+    decay: float = 0.0  # share of the training over which the rate falls linearly to 0
+    clip: float = 10.0  # largest gradient norm
+
+    def problems(self) -> Iterator[str]:
+        if self.name not in ("adamw", "muon"):
+            yield f"optimiser {self.name!r} is unknown; write adamw or muon"
+        if self.lr <= 0 or self.clip <= 0 or not 0 <= self.decay <= 1:
+            yield "lr and clip must be positive, decay must lie in [0, 1]"
+        if not all(0 <= beta < 1 for beta in self.betas):
+            yield f"betas is {list(self.betas)}; write two numbers in [0, 1), e.g. [0.9, 0.999]"
+        if min(self.weight_decay, self.warmup, self.lr_rest) < 0:
+            yield "weight_decay, warmup and lr_rest must not be negative"
+
+
+@dataclass
+class EmaConfig:
+    """decay 0 = no average; updates begin at `start_step` from the weights of then."""
+
+    decay: float = 0.99
+    start_step: int = 0
+
+    def problems(self) -> Iterator[str]:
+        if not 0 <= self.decay < 1:
+            yield f"ema.decay is {self.decay}; write a number in [0, 1), 0 = none"
+        if self.start_step < 0:
+            yield f"ema.start_step is {self.start_step}; write 0 (from the first step) or more"
+
+
+@dataclass
+class LoraConfig:
+    """Adapters beside the linears whose names match `targets`; rank 0 = none, the whole network is trained.
+
+    alpha: scale is alpha / rank, 0 = rank. weights: a LoRA file to start from (ours, peft's, LongLive's).
+    merged: exports hold base + adapters as one plain model, else the adapters alone.
+    """
+
+    rank: int = 0
+    alpha: float = 0.0
+    targets: str = r"blocks\."  # every linear of every block
+    weights: str = ""
+    role: str = "generator"  # which LoRA of `weights`, where it holds those of generator and critic
+    merged: bool = False
+
+    def problems(self) -> Iterator[str]:
+        if self.rank < 0 or self.alpha < 0:
+            yield "lora.rank and lora.alpha must be 0 or more"
+        if (self.weights or self.merged) and not self.rank:
+            yield "lora.weights and lora.merged need lora.rank (the rank of the adapters)"
+
+
+@dataclass
+class RoleConfig(Buildable):
+    """One network. spec: its sizes when it starts from nothing; weights: a file or folder to start from.
+
+    dtype: what it computes in. A trained role keeps fp32 master weights in any case, a frozen one is
+    stored in dtype. checkpointing: recompute activations during backward: less memory, more time.
+    compile: torch.compile of the blocks. offload: weights lie in CPU memory between uses (frozen roles).
+    """
+
+    consumer = "trainer.roles:build_network"
+
+    spec: str = ""
+    weights: str = ""
+    use_ema: bool = False
+    dtype: str = "fp32"
+    precision: str = "weights"  # upstream: modulation, residual stream and head in fp32 whatever the dtype
+    checkpointing: bool = False
+    compile: bool = False
+    offload: bool = False
+    lora: LoraConfig = field(default_factory=LoraConfig)
+
+    def problems(self) -> Iterator[str]:
+        if bool(self.spec) == bool(self.weights):
+            yield "write either spec (start from nothing) or weights (a file or folder), one of the two"
+        if self.spec and self.spec not in published_specs():
+            yield f"spec {self.spec!r} is unknown; write one of {sorted(published_specs())}"
+        if self.dtype not in DTYPES or self.precision not in PRECISIONS:
+            yield f"dtype must be one of {DTYPES} and precision one of {PRECISIONS}"
+
+    def problems_if_trained(self, name: str) -> Iterator[str]:
+        """Yields knobs that are for frozen roles only."""
+        if self.offload:
+            text = f"{name}.offload is for frozen roles; a trained one saves memory by more ranks (layout.shard)"
+            yield f"{text}: write {name}.offload=false"
+
+
+@dataclass
+class RegressConfig(Buildable):
+    """A regression: the generator, where samples come from, what is minimised, how."""
+
+    consumer = "trainer.regress:build_regress"
+
+    generator: RoleConfig = field(default_factory=RoleConfig)
+    source: Any = one_of(SOURCES, default="latents")
+    loss: Any = one_of(LOSSES, default="flow")
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    accumulate: int = 1  # parts that a rank's share of the batch is cut into
+    ema: EmaConfig = field(default_factory=EmaConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+
+    def problems(self) -> Iterator[str]:
+        if self.accumulate < 1:
+            yield f"accumulate is {self.accumulate}; write 1 (the whole share at once) or more"
+        yield from self.generator.problems_if_trained("generator")
+
+
+@dataclass
+class DistillConfig(Buildable):
+    """A distillation: three networks, where samples come from, what is minimised, how."""
+
+    consumer = "trainer.distill:build_distill"
+
+    generator: RoleConfig = field(default_factory=RoleConfig)
+    teacher: RoleConfig | None = None  # a GAN needs none
+    critic: RoleConfig = field(default_factory=RoleConfig)
+    source: Any = one_of(SOURCES, default="rollout")
+    loss: Any = one_of(OBJECTIVES, default="dmd")
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    critic_optim: OptimConfig = field(default_factory=OptimConfig)
+    critic_updates_per_generator_update: int = 5
+    accumulate: int = 1  # parts that a rank's share of the batch is cut into
+    ema: EmaConfig = field(default_factory=EmaConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    vae: VAEConfig = field(default_factory=VAEConfig)
+    negative_prompt: str = ""
+
+    def problems(self) -> Iterator[str]:
+        if self.critic_updates_per_generator_update < 1 or self.accumulate < 1:
+            yield "critic_updates_per_generator_update and accumulate must be at least 1"
+        yield from self.generator.problems_if_trained("generator")
+        yield from self.critic.problems_if_trained("critic")
+
+
+@dataclass
+class Stage:
+    """Part of a training: from `start` (fraction of all steps) on, clips of `frames`, `batch` at a time."""
+
+    start: float = 0.0
+    frames: int = 17
+    batch: int = 2
+
+
+@dataclass
+class CodecConfig(Buildable):
+    """The codec's size, its objective and its clips.
+
+    base_dim, dim_mult, z_dim: of AutoencoderKLWan, residual, patches of 2, strides 4 x 8 x 8.
+    kl_ramp: fractions of training between which beta rises. foreground: extra weight of pixels
+    that hold ink, 3 % of all.
+    """
+
+    consumer = "trainer.codec:build_codec"
+
+    base_dim: int = 12
+    dim_mult: tuple[int, ...] = (1, 4, 4)
+    z_dim: int = 16
+    beta: float = 3e-4
+    kl_ramp: tuple[float, float] = (0.15, 0.5)
+    foreground: float = 5.0
+    stages: list[Stage] = field(default_factory=lambda: [Stage(0.0, 9, 4), Stage(0.4, 17, 2), Stage(0.8, 33, 1)])
+    digits: DigitsConfig = field(default_factory=DigitsConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+    def problems(self) -> Iterator[str]:
+        if not self.stages or self.stages[0].start != 0:
+            yield "the first stage must start at 0"
+        if not 0 <= self.kl_ramp[0] < self.kl_ramp[1] <= 1:
+            yield f"kl_ramp {self.kl_ramp} must be two rising fractions in [0, 1]"
+
+
+@dataclass
+class PreviewConfig:
+    """Videos of the generator in training, every so many steps (0 = none).
+
+    sampler, pipeline: none = as the generator is trained: its steps and shift, chunks, cache and context; a flow
+    objective with the solver of `multi_step`.
+    prompts: a text file; empty: the source's own prompts. count: how many prompts, the first ones. num_frames:
+    latent frames, 0 = the source's; height, width: in pixels, 0 = the model's own. batch: videos made together.
+    ema: by the averaged weights where there are any, else by those of the moment. vae: the decoder's, where the
+    training has no VAE of its own.
+    """
+
+    every: int = 0
+    prompts: str = ""
+    count: int = 4
+    num_frames: int = 0
+    height: int = 0
+    width: int = 0
+    batch: int = 4
+    ema: bool = True
+    sampler: Any = one_of(SAMPLERS, default=None)
+    pipeline: Any = one_of(PIPELINES, default=None)
+    vae: VAEConfig = field(default_factory=VAEConfig)
+
+    def problems(self) -> Iterator[str]:
+        if self.every < 0 or self.num_frames < 0 or self.count < 1:
+            yield "every and num_frames must not be negative, count must be at least 1"
+
+    def requested(self, trainer) -> InferConfig:
+        """Returns the generation that a preview of a trainer's configuration is, as long as its source's samples.
+
+        Errors: ValueError for what the pipeline cannot do (a length that fills no chunks, too small a window).
+        """
+        config = InferConfig(num_output_frames=self.num_frames or trainer.source.frames)
+        config.pipeline = self.pipeline or trained_pipeline(trainer.source, trainer.loss)
+        config.sampler = self.sampler or trained_sampler(trainer.source, trainer.loss)
+        config.height, config.width, config.batch = self.height, self.width, self.batch
+        config.vae = values(trainer).get("vae") or self.vae
+        check(config)
+        return config
+
+
+def trained_pipeline(source, loss) -> CausalConfig | BidirectionalConfig:
+    """Returns the pipeline whose chunks, cache and context passes are those of a training."""
+    if values(loss).get("mode") == "bidirectional":
+        return BidirectionalConfig()
+    knobs = {**values(loss), **values(source)}  # a rollout's cache is its source's, a regression's its loss's
+    first = knobs.get("given") or knobs.get("first_chunk", 0)
+    return CausalConfig(source.chunk, first, knobs["cache"], knobs.get("context") or ContextConfig())
+
+
+def trained_sampler(source, loss) -> FewStepConfig | MultiStepConfig:
+    """Returns the few steps of a training, or a solver for an objective that trains them all."""
+    knobs = values(source).get("sampler") or next((c for c in (source, loss) if "steps" in values(c)), None)
+    if knobs is None:
+        return MultiStepConfig(shift=loss.shift)
+    return FewStepConfig(knobs.steps, knobs.shift, knobs.warp, knobs.rounding)
 
 
 @dataclass

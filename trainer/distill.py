@@ -7,59 +7,30 @@ Source: DMD2 (arXiv 2405.14867) section 4; Self-Forcing, trainer/distillation.py
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
-
 import torch
 
-from model import OBJECTIVES
-from trainer import SOURCES
 from trainer.accumulate import backward
-from trainer.ema import Ema, EmaConfig
+from trainer.config import DistillConfig
+from trainer.ema import Ema
 from trainer.export import export_generator
-from trainer.optim import Optim, OptimConfig
+from trainer.optim import Optim
 from trainer.preflight import check_fills
-from trainer.roles import RoleConfig, Roles
-from utils.config.field import one_of
+from trainer.roles import Roles
 from utils.parallel.layout import ParallelLayout
 from utils.rng import Rng
 from wan.family import write_config
-from wan.options import TextConfig, VAEConfig
 
 
-@dataclass
-class DistillConfig:
-    """A distillation: three networks, where samples come from, what is minimised, how."""
-
-    generator: RoleConfig = field(default_factory=RoleConfig)
-    teacher: RoleConfig | None = None  # a GAN needs none
-    critic: RoleConfig = field(default_factory=RoleConfig)
-    source: Any = one_of(SOURCES, default="rollout")
-    loss: Any = one_of(OBJECTIVES, default="dmd")
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    critic_optim: OptimConfig = field(default_factory=OptimConfig)
-    critic_updates_per_generator_update: int = 5
-    accumulate: int = 1  # parts that a rank's share of the batch is cut into
-    ema: EmaConfig = field(default_factory=EmaConfig)
-    text: TextConfig = field(default_factory=TextConfig)
-    vae: VAEConfig = field(default_factory=VAEConfig)
-    negative_prompt: str = ""
-
-    def problems(self) -> Iterator[str]:
-        if self.critic_updates_per_generator_update < 1 or self.accumulate < 1:
-            yield "critic_updates_per_generator_update and accumulate must be at least 1"
-        yield from self.generator.problems_if_trained("generator")
-        yield from self.critic.problems_if_trained("critic")
-
-    def build(self, model: str, total: int, rng: Rng, device: torch.device, layout: ParallelLayout) -> Distill:
-        """Returns the method; source and loss are matched before any network is built."""
-        source, loss = self.source.build(), self.loss.build()
-        roles = {"generator", "critic"} | ({"teacher"} if self.teacher else set())
-        roles |= {"discriminator"} if self.loss.name == "gan" else set()
-        check_fills(self, loss.needs | loss.critic.needs, source.fills | roles)
-        layout.check_batch(self.source.batch, self.accumulate)
-        return Distill(self, Roles.for_distillation(model, self, rng, device, layout), source, loss, total, rng)
+def build_distill(
+    config: DistillConfig, model: str, total: int, rng: Rng, device: torch.device, layout: ParallelLayout
+) -> Distill:
+    """Returns the method; source and loss are matched before any network is built."""
+    source, loss = config.source.build(), config.loss.build()
+    roles = {"generator", "critic"} | ({"teacher"} if config.teacher else set())
+    roles |= {"discriminator"} if config.loss.name == "gan" else set()
+    check_fills(config, loss.needs | loss.critic.needs, source.fills | roles)
+    layout.check_batch(config.source.batch, config.accumulate)
+    return Distill(config, Roles.for_distillation(model, config, rng, device, layout), source, loss, total, rng)
 
 
 class Distill:

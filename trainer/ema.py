@@ -4,25 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 
+from trainer.config import EmaConfig
 from utils.parallel.fsdp import reshard
-
-
-@dataclass
-class EmaConfig:
-    """decay 0 = no average; updates begin at `start_step` from the weights of then."""
-
-    decay: float = 0.99
-    start_step: int = 0
-
-    def problems(self) -> Iterator[str]:
-        if not 0 <= self.decay < 1:
-            yield f"ema.decay is {self.decay}; write a number in [0, 1), 0 = none"
-        if self.start_step < 0:
-            yield f"ema.start_step is {self.start_step}; write 0 (from the first step) or more"
 
 
 class Ema:

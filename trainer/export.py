@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from trainer.lora import LoraConfig
+from trainer.config import LoraConfig
+from trainer.lora import export_lora
 from utils.atomic import write_json
 from utils.parallel import fsdp, ranks
 from wan.checkpoint.tensor_file import write_safetensors
@@ -24,7 +25,7 @@ def export_generator(folder: str | Path, spec: TransformerSpec, state: dict, con
     if ranks.rank():
         return
     if config.rank:
-        state = config.export(state)
+        state = export_lora(config, state)
     if config.rank and not config.merged:
         write_tensors(Path(folder) / "lora.safetensors", state)
     else:

@@ -2,38 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-
 import torch
 
+from trainer.config import OptimConfig
 from utils.parallel.fsdp import local_shard, whole
-
-
-@dataclass
-class OptimConfig:
-    """One optimiser and its schedule. With `muon`, weights of two or more axes whose names start with
-    `matrices` take `lr`, all others AdamW at `lr_rest`; with `adamw` all take `lr`."""
-
-    name: str = "adamw"  # adamw | muon
-    lr: float = 2e-6
-    lr_rest: float = 1.5e-3
-    betas: tuple[float, float] = (0.9, 0.99)
-    weight_decay: float = 0.01
-    matrices: str = "blocks."
-    warmup: int = 0
-    decay: float = 0.0  # share of the training over which the rate falls linearly to 0
-    clip: float = 10.0  # largest gradient norm
-
-    def problems(self) -> Iterator[str]:
-        if self.name not in ("adamw", "muon"):
-            yield f"optimiser {self.name!r} is unknown; write adamw or muon"
-        if self.lr <= 0 or self.clip <= 0 or not 0 <= self.decay <= 1:
-            yield "lr and clip must be positive, decay must lie in [0, 1]"
-        if not all(0 <= beta < 1 for beta in self.betas):
-            yield f"betas is {list(self.betas)}; write two numbers in [0, 1), e.g. [0.9, 0.999]"
-        if min(self.weight_decay, self.warmup, self.lr_rest) < 0:
-            yield "weight_decay, warmup and lr_rest must not be negative"
 
 
 class Optim:

@@ -12,6 +12,7 @@ import torch
 
 from trainer.sources.latents import read_pairs
 from utils import hub
+from utils.config.field import values
 from utils.config.text import DEFAULT_ORIGIN
 from utils.data.store import open_clips, open_pairs
 from utils.lora import BLOCK_LINEARS, match_linears
@@ -54,7 +55,7 @@ def check(config, origins: Mapping[str, str] | None = None) -> None:
 def find_problems(config) -> Iterator[Problem]:
     """Yields what is wrong: packages, data, model parts, weights; and where these are there, whether they fit."""
     yield from ((f"track.{name}", text) for name, text in config.track.lacking().items())
-    knobs = vars(config.trainer)
+    knobs = values(config.trainer)
     if "generator" not in knobs:
         return  # a codec starts from nothing and reads nothing
     if config.trainer.name == "regress" and knobs["source"].name in GENERATING:
@@ -80,9 +81,9 @@ def find_problems(config) -> Iterator[Problem]:
         yield from find_lost_targets(f"trainer.{name}.lora", knobs[name].lora, spec)
     if "generator" in sizes:
         made = knobs["source"], sizes["generator"]
-        wrong = list(find_wrong_size("trainer.source", *made)) if "height" in vars(knobs["source"]) else []
+        wrong = list(find_wrong_size("trainer.source", *made)) if "height" in values(knobs["source"]) else []
         yield from wrong or find_unfit_clips(*made)
-    if "critic" in sizes and "discriminator" in vars(knobs["loss"]):
+    if "critic" in sizes and "discriminator" in values(knobs["loss"]):
         yield from find_lost_layers(knobs["loss"].discriminator.layers, sizes["critic"].num_layers)
 
 
@@ -97,7 +98,7 @@ def check_fills(trainer, needs: Set[str], filled: Set[str]) -> None:
 def find_lost_data(where: str, config) -> Iterator[Problem]:
     """Yields the paths of a source (or of the previews) that are not there."""
     for name, advice in DATA.items():
-        path = vars(config).get(name)
+        path = values(config).get(name)
         if path and not Path(path).exists():
             near = Path(path).parent
             yield f"{where}.{name}", f"{path} is not there ({near} holds: {tensor_file.listing(near)}); {advice}"
@@ -186,8 +187,8 @@ def get_geometry(source, sizes: TransformerSpec) -> Geometry | None:
 
 def find_unfit_clips(source, sizes: TransformerSpec) -> Iterator[Problem]:
     """Yields recorded latents that are not of the generator's channels, or not of the size of its rollouts."""
-    name = next((name for name in ("clips", "path") if vars(source).get(name)), None)
-    path = name and vars(source)[name]
+    name = next((name for name in ("clips", "path") if values(source).get(name)), None)
+    path = name and values(source)[name]
     if not path or not Path(path).exists():
         return
     try:

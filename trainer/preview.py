@@ -11,30 +11,21 @@ import contextlib
 import logging
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from pipeline import PIPELINES
 from pipeline.batch.request import KeyedNoise, Request, batches, check_grammar
 from pipeline.batch.writer import VideoBatchWriter
 from pipeline.bundle import ModelBundle
-from pipeline.config import InferConfig, OutputConfig
-from pipeline.options import (
-    SAMPLERS,
-    BidirectionalConfig,
-    CausalConfig,
-    ContextConfig,
-    FewStepConfig,
-    MultiStepConfig,
+from pipeline.config import (
+    OutputConfig,
 )
 from pipeline.rollout import Chunk
 from trainer.callbacks import Callback
 from trainer.checkpoint.folder import set_aside
+from trainer.config import PreviewConfig
 from trainer.trackers import SHEET
-from utils.config.field import check, one_of, values
 from utils.data.prompts import file_stem, read_prompts
 from utils.media.image import contact_sheet
 from utils.parallel import ranks
@@ -43,69 +34,9 @@ from wan.checkpoint.parts import find_parts
 from wan.encoders.text import DTYPES
 from wan.family import family_of
 from wan.geometry import Geometry
-from wan.options import VAEConfig
 
 logger = logging.getLogger(__name__)
 SEARCHED = 64  # records of a data set that are read to find different prompts
-
-
-@dataclass
-class PreviewConfig:
-    """Videos of the generator in training, every so many steps (0 = none).
-
-    sampler, pipeline: none = as the generator is trained: its steps and shift, chunks, cache and context; a flow
-    objective with the solver of `multi_step`.
-    prompts: a text file; empty: the source's own prompts. count: how many prompts, the first ones. num_frames:
-    latent frames, 0 = the source's; height, width: in pixels, 0 = the model's own. batch: videos made together.
-    ema: by the averaged weights where there are any, else by those of the moment. vae: the decoder's, where the
-    training has no VAE of its own.
-    """
-
-    every: int = 0
-    prompts: str = ""
-    count: int = 4
-    num_frames: int = 0
-    height: int = 0
-    width: int = 0
-    batch: int = 4
-    ema: bool = True
-    sampler: Any = one_of(SAMPLERS, default=None)
-    pipeline: Any = one_of(PIPELINES, default=None)
-    vae: VAEConfig = field(default_factory=VAEConfig)
-
-    def problems(self) -> Iterator[str]:
-        if self.every < 0 or self.num_frames < 0 or self.count < 1:
-            yield "every and num_frames must not be negative, count must be at least 1"
-
-    def requested(self, trainer) -> InferConfig:
-        """Returns the generation that a preview of a trainer's configuration is, as long as its source's samples.
-
-        Errors: ValueError for what the pipeline cannot do (a length that fills no chunks, too small a window).
-        """
-        config = InferConfig(num_output_frames=self.num_frames or trainer.source.frames)
-        config.pipeline = self.pipeline or trained_pipeline(trainer.source, trainer.loss)
-        config.sampler = self.sampler or trained_sampler(trainer.source, trainer.loss)
-        config.height, config.width, config.batch = self.height, self.width, self.batch
-        config.vae = getattr(trainer, "vae", None) or self.vae
-        check(config)
-        return config
-
-
-def trained_pipeline(source, loss) -> CausalConfig | BidirectionalConfig:
-    """Returns the pipeline whose chunks, cache and context passes are those of a training."""
-    if values(loss).get("mode") == "bidirectional":
-        return BidirectionalConfig()
-    knobs = {**values(loss), **values(source)}  # a rollout's cache is its source's, a regression's its loss's
-    first = knobs.get("given") or knobs.get("first_chunk", 0)
-    return CausalConfig(source.chunk, first, knobs["cache"], knobs.get("context") or ContextConfig())
-
-
-def trained_sampler(source, loss) -> FewStepConfig | MultiStepConfig:
-    """Returns the few steps of a training, or a solver for an objective that trains them all."""
-    knobs = values(source).get("sampler") or next((c for c in (source, loss) if "steps" in values(c)), None)
-    if knobs is None:
-        return MultiStepConfig(shift=loss.shift)
-    return FewStepConfig(knobs.steps, knobs.shift, knobs.warp, knobs.rounding)
 
 
 class Preview(Callback):

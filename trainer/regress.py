@@ -2,53 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
-
 import torch
 
-from model import LOSSES
-from trainer import SOURCES
 from trainer.accumulate import backward
-from trainer.ema import Ema, EmaConfig
+from trainer.config import RegressConfig
+from trainer.ema import Ema
 from trainer.export import export_generator
-from trainer.optim import Optim, OptimConfig
+from trainer.optim import Optim
 from trainer.preflight import check_fills
-from trainer.roles import RoleConfig, Roles
-from utils.config.field import one_of
+from trainer.roles import Roles
 from utils.parallel.layout import ParallelLayout
 from utils.rng import Rng
 from wan.family import write_config
-from wan.options import TextConfig
 
 
-@dataclass
-class RegressConfig:
-    """A regression: the generator, where samples come from, what is minimised, how."""
-
-    generator: RoleConfig = field(default_factory=RoleConfig)
-    source: Any = one_of(SOURCES, default="latents")
-    loss: Any = one_of(LOSSES, default="flow")
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    accumulate: int = 1  # parts that a rank's share of the batch is cut into
-    ema: EmaConfig = field(default_factory=EmaConfig)
-    text: TextConfig = field(default_factory=TextConfig)
-
-    def problems(self) -> Iterator[str]:
-        if self.accumulate < 1:
-            yield f"accumulate is {self.accumulate}; write 1 (the whole share at once) or more"
-        yield from self.generator.problems_if_trained("generator")
-
-    def build(self, model: str, total: int, rng: Rng, device: torch.device, layout: ParallelLayout) -> Regress:
-        """Returns the method; source and loss are matched before any network is built."""
-        source, loss = self.source.build(), self.loss.build()
-        check_fills(self, loss.needs, source.fills | {"generator"})
-        loss.check_spans(source.spans)
-        if "trajectory" in loss.needs:
-            loss.check_trajectory(source.num_states, source.sigmas)
-        layout.check_batch(self.source.batch, self.accumulate)
-        return Regress(self, Roles.build(model, self, rng, device, layout), source, loss, total, rng)
+def build_regress(
+    config: RegressConfig, model: str, total: int, rng: Rng, device: torch.device, layout: ParallelLayout
+) -> Regress:
+    """Returns the method; source and loss are matched before any network is built."""
+    source, loss = config.source.build(), config.loss.build()
+    check_fills(config, loss.needs, source.fills | {"generator"})
+    loss.check_spans(source.spans)
+    if "trajectory" in loss.needs:
+        loss.check_trajectory(source.num_states, source.sigmas)
+    layout.check_batch(config.source.batch, config.accumulate)
+    return Regress(config, Roles.build(model, config, rng, device, layout), source, loss, total, rng)
 
 
 class Regress:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
 
 from model.discriminator import Discriminator
-from trainer.lora import LoraConfig
+from trainer.config import RoleConfig
+from trainer.lora import apply_lora
 from utils.parallel import fsdp
 from utils.parallel.layout import ParallelLayout
 from utils.rng import Rng, seed_libraries
@@ -18,77 +18,47 @@ from wan.condition import Condition
 from wan.denoiser import Denoiser
 from wan.encoders.prompts import PromptCache
 from wan.encoders.text import DTYPES
-from wan.family import family_of, find_published, published_specs
-from wan.options import PRECISIONS
+from wan.family import family_of, find_published
 
 CACHED_PROMPTS = 256  # whose embeddings are kept: 1.1 GB of umT5's
 
 
-@dataclass
-class RoleConfig:
-    """One network. spec: its sizes when it starts from nothing; weights: a file or folder to start from.
+def build_network(
+    config: RoleConfig, rng: Rng, device: torch.device, layout: ParallelLayout, trained: bool
+) -> Denoiser:
+    """Returns the network, freshly drawn or loaded, in its place on this rank."""
+    transformer = read_weights(config.weights, use_ema=config.use_ema).build() if config.weights else _draw(config, rng)
+    transformer.requires_grad_(trained)
+    if config.lora.rank:
+        apply_lora(config.lora, transformer, rng.at("init", "lora"), trained)
+    transformer.precision, transformer.checkpointing = config.precision, config.checkpointing
+    _place(config, transformer, device, layout, trained)
+    return family_of(transformer.spec).denoiser(transformer)
 
-    dtype: what it computes in. A trained role keeps fp32 master weights in any case, a frozen one is
-    stored in dtype. checkpointing: recompute activations during backward: less memory, more time.
-    compile: torch.compile of the blocks. offload: weights lie in CPU memory between uses (frozen roles).
-    """
 
-    spec: str = ""
-    weights: str = ""
-    use_ema: bool = False
-    dtype: str = "fp32"
-    precision: str = "weights"  # upstream: modulation, residual stream and head in fp32 whatever the dtype
-    checkpointing: bool = False
-    compile: bool = False
-    offload: bool = False
-    lora: LoraConfig = field(default_factory=LoraConfig)
+def _draw(config: RoleConfig, rng: Rng) -> torch.nn.Module:
+    """Returns a fresh network."""
+    spec = find_published(config.spec).transformer
+    seed_libraries(rng.at("init", config.spec))
+    return family_of(spec).network(spec)
 
-    def problems(self) -> Iterator[str]:
-        if bool(self.spec) == bool(self.weights):
-            yield "write either spec (start from nothing) or weights (a file or folder), one of the two"
-        if self.spec and self.spec not in published_specs():
-            yield f"spec {self.spec!r} is unknown; write one of {sorted(published_specs())}"
-        if self.dtype not in DTYPES or self.precision not in PRECISIONS:
-            yield f"dtype must be one of {tuple(DTYPES)} and precision one of {PRECISIONS}"
 
-    def problems_if_trained(self, name: str) -> Iterator[str]:
-        """Yields knobs that are for frozen roles only."""
-        if self.offload:
-            text = f"{name}.offload is for frozen roles; a trained one saves memory by more ranks (layout.shard)"
-            yield f"{text}: write {name}.offload=false"
+def _place(config: RoleConfig, transformer, device: torch.device, layout: ParallelLayout, trained: bool) -> None:
+    """Joins the sample's ranks, compiles, casts, shards or moves."""
+    if layout.sequence > 1:
+        from utils.parallel import ulysses as sequence_parallel
 
-    def build(self, rng: Rng, device: torch.device, layout: ParallelLayout, trained: bool) -> Denoiser:
-        """Returns the network, freshly drawn or loaded, in its place on this rank."""
-        transformer = read_weights(self.weights, use_ema=self.use_ema).build() if self.weights else self._draw(rng)
-        transformer.requires_grad_(trained)
-        if self.lora.rank:
-            self.lora.apply(transformer, rng.at("init", "lora"), trained)
-        transformer.precision, transformer.checkpointing = self.precision, self.checkpointing
-        self._place(transformer, device, layout, trained)
-        return family_of(transformer.spec).denoiser(transformer)
+        sequence_parallel.apply(transformer, layout.sequence_group)
+    if config.compile:
+        from utils.parallel.compiled import compile_blocks
 
-    def _draw(self, rng: Rng) -> torch.nn.Module:
-        """Returns a fresh network."""
-        spec = find_published(self.spec).transformer
-        seed_libraries(rng.at("init", self.spec))
-        return family_of(spec).network(spec)
-
-    def _place(self, transformer, device: torch.device, layout: ParallelLayout, trained: bool) -> None:
-        """Joins the sample's ranks, compiles, casts, shards or moves."""
-        if layout.sequence > 1:
-            from utils.parallel import ulysses as sequence_parallel
-
-            sequence_parallel.apply(transformer, layout.sequence_group)
-        if self.compile:
-            from utils.parallel.compiled import compile_blocks
-
-            compile_blocks(transformer)
-        compute = DTYPES[self.dtype]
-        if layout.world > 1 or self.offload or (trained and compute != torch.float32):  # masters need FSDP's copies
-            fsdp.shard(transformer, transformer.blocks, layout, compute, self.offload)
-        else:
-            fsdp.cast(transformer, compute)
-            transformer.to(device)
+        compile_blocks(transformer)
+    compute = DTYPES[config.dtype]
+    if layout.world > 1 or config.offload or (trained and compute != torch.float32):  # masters need FSDP's copies
+        fsdp.shard(transformer, transformer.blocks, layout, compute, config.offload)
+    else:
+        fsdp.cast(transformer, compute)
+        transformer.to(device)
 
 
 @dataclass

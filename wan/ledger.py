@@ -18,8 +18,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from wan.config import raise_first
 from wan.geometry import Span
-from wan.options import raise_first
 
 RECACHES = ("bidirectional", "causal", "reset", "none")
 

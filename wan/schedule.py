@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
-from wan.options import clock_problems, raise_first, step_problems
+from wan.config import clock_problems, raise_first, step_problems
 
 NUM_TRAIN_TIMESTEPS = 1000
 

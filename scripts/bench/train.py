@@ -18,6 +18,7 @@ from scripts.bench.infer import draw_zeros
 from trainer.config import TrainConfig
 from trainer.distill import Distill
 from trainer.roles import Roles
+from utils.config.field import values
 from utils.log import memory
 from utils.parallel.layout import ParallelLayout
 from utils.rng import Rng
@@ -33,7 +34,7 @@ def build_method(config: TrainConfig, random_weights: bool, device: torch.device
     if not random_weights:
         return config.trainer.build(config.model, config.steps, rng, device, layout)
     knobs = config.trainer
-    networks = {name: vars(knobs)[name].build(rng, device, layout, name != "teacher") for name in ROLES}
+    networks = {name: values(knobs)[name].build(rng, device, layout, name != "teacher") for name in ROLES}
     for network in networks.values():
         draw_zeros(network.transformer)
     spec = find_published(knobs.generator.spec)

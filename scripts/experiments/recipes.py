@@ -55,6 +55,7 @@ def _digest(value) -> str:
 def sampler_facts(recipe: Path) -> dict:
     """Returns {steps, guidance}: how many steps a chunk takes, and the scale of the guidance."""
     from pipeline.config import load_recipe
+    from utils.config.field import values
 
-    sampler = vars(load_recipe(recipe)[0].sampler)
+    sampler = values(load_recipe(recipe)[0].sampler)
     return {"steps": sampler.get("num_steps") or len(sampler["steps"]), "guidance": sampler["guidance"]}

@@ -90,8 +90,11 @@ def imported_names(source: Source, node: ast.stmt) -> list[str]:
 
 
 def imports(source: Source) -> list[tuple[int, str]]:
-    """Returns (line, dotted name) of every import, those inside functions too."""
-    return [(n.lineno, name) for n in ast.walk(source.tree) for name in imported_names(source, n)]
+    """Returns (line, dotted name) of every import, those inside functions and of `import_module("name")` too."""
+    found = [(n.lineno, name) for n in ast.walk(source.tree) for name in imported_names(source, n)]
+    calls = [n for n in ast.walk(source.tree) if isinstance(n, ast.Call) and n.args]
+    named = [n for n in calls if dotted(n.func).rpartition(".")[2] in ("import_module", "__import__")]
+    return found + [(n.lineno, n.args[0].value) for n in named if isinstance(n.args[0], ast.Constant)]
 
 
 def dotted(node: ast.AST) -> str:

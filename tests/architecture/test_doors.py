@@ -34,6 +34,14 @@ def test_transformer_needs_neither_diffusers_nor_transformers():
     assert loaded_packages("import wan.transformer", {"diffusers", "transformers"}) == set()
 
 
+@pytest.mark.parametrize("kind", ["infer", "train"])
+def test_no_configuration_loads_torch(kind):
+    room = {"infer": "pipeline", "train": "trainer"}[kind]
+    code = f"from pathlib import Path\nfrom {room}.config import load_recipe\n"
+    code += f"for path in sorted(Path('configs/{kind}').glob('*.yaml')):\n    load_recipe(path)"
+    assert loaded_packages(code, {"torch", "diffusers", "transformers", "peft", "av"}) == set()
+
+
 @pytest.mark.parametrize("door", ["inference.py", "train.py"])
 def test_help_loads_nothing_heavy(door):
     assert loaded_packages(HELP.format(door=door), {"torch", "diffusers", "transformers", "sklearn"}) == set()

@@ -166,6 +166,7 @@ def test_every_folder_stands_on_a_floor():
         ("trainer/a.py", "import scripts.benchmark"),
         ("scripts/a.py", "import inference"),
         ("wan/sub/a.py", "from ...utils import rng"),
+        ("wan/a.py", "rng = import_module('utils.rng')"),
         ("pipeline/__init__.py", "TABLE = {'x': 'trainer.loop:Loop'}"),
         ("wan/a.py", "import tests.tiny"),
         ("stray/a.py", "import wan.spec"),
@@ -251,4 +252,6 @@ def test_circles_are_caught():
     a, b = Source("wan/a.py", "from wan import b"), Source("wan/b.py", "def f():\n    from wan.c import x")
     c = Source("wan/c.py", "from .a import y")
     assert find_circle([a, b, c]) == ["wan.a", "wan.b", "wan.c", "wan.a"]
+    late = Source("wan/b.py", "def f():\n    return importlib.import_module('wan.c').x()")
+    assert find_circle([a, late, c]) == ["wan.a", "wan.b", "wan.c", "wan.a"]
     assert find_circle([a, b]) == []

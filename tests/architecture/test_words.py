@@ -92,6 +92,10 @@ def check_habits(source: Source) -> list[str]:
                 found.append(f"{where} suppresses everything; name what may go wrong")
             if dotted(node.func) == "getattr" and node.args and dotted(node.args[0]).lower().endswith("config"):
                 found.append(f"{where} reads a config by getattr; give the dataclass a field")
+            if dotted(node.func) == "vars" and node.args and not source.path.startswith(("utils/config/", "tests/")):
+                name = dotted(node.args[0]).rpartition(".")[2].lower()
+                if name.endswith("config") or name in ("knobs", "trainer", "pipeline", "loss", "cache"):
+                    found.append(f"{where} reads a config by vars; call values of utils.config.field")
             if isinstance(node.func, ast.Attribute) and node.func.attr == "cuda":
                 found.append(f"{where} calls .cuda(); use .to(device)")
     return found
@@ -199,6 +203,8 @@ def test_other_numbers_pass(text):
         "x = getattr(config, 'a', 1)",
         "x = getattr(self.config, 'a')",
         "x = getattr(model_config, 'a')",
+        "x = vars(config)['a']",
+        "x = {**vars(config.pipeline.cache)}",
         "x = model.cuda()",
         "x = tensor.to(1).cuda(0)",
     ],

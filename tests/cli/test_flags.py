@@ -13,7 +13,7 @@ from pipeline.config import load_recipe
 from tests.architecture.source import ROOT
 from tests.architecture.test_doors import loaded_packages
 
-HEAVY = {"diffusers", "transformers", "sklearn", "av", "imageio"}
+HEAVY = {"torch", "diffusers", "transformers", "sklearn", "av", "imageio"}
 PRINT = """
 import contextlib, io, runpy
 sys.argv = [{door!r}, "--config_path", {recipe!r}, "--print_config", "seed=3"]
@@ -29,8 +29,7 @@ RECIPES = {"inference.py": "configs/infer/digits.yaml", "train.py": "configs/tra
 
 @pytest.mark.parametrize("door", RECIPES)
 def test_print_config_loads_nothing_heavy(door):
-    heavy = {*HEAVY, "torch"} if door == "inference.py" else HEAVY  # torch alone takes seconds
-    assert loaded_packages(PRINT.format(door=door, recipe=RECIPES[door]), heavy) == set()
+    assert loaded_packages(PRINT.format(door=door, recipe=RECIPES[door]), HEAVY) == set()
 
 
 def test_help_is_quick_and_lists_every_flag():

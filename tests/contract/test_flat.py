@@ -16,7 +16,7 @@ import torch
 from pipeline.batch.request import KeyedNoise, Request
 from pipeline.bundle import ModelBundle
 from pipeline.causal import Causal
-from pipeline.options import CausalConfig
+from pipeline.config import CausalConfig
 from pipeline.sampler import FewStep
 from pipeline.session import Session
 from tests import tiny

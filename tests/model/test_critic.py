@@ -7,10 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from model.config import DmdConfig, ScoreConfig, SidConfig
 from model.critic import CriticLoss
-from model.dmd import DmdConfig
-from model.score import Score, ScoreConfig
-from model.sid import SidConfig
+from model.score import Score
 from tests import tiny
 from tests.model.stand_in import BOUND, DIFFERENT, SIGMAS, Affine, draws, gradients, rows, sample, text_mean
 from wan.schedule import sigma_table

@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from model.discriminator import Discriminator, DiscriminatorConfig
+from model.config import DiscriminatorConfig
+from model.discriminator import Discriminator
 from tests import tiny
 from tests.model.stand_in import BOUND, DIFFERENT
 from utils.config.field import check

@@ -9,8 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.dmd import DmdConfig
-from model.score import ScoreConfig
+from model.config import DmdConfig, ScoreConfig
 from tests import tiny
 from tests.model.stand_in import BOUND, DIFFERENT, SIGMAS, Affine, draws, gradients, sample, text_mean
 

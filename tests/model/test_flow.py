@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from model.base import Sample, draw_noise
-from model.flow import MODES, FlowConfig
+from model.config import MODES, FlowConfig
 from tests import tiny, tolerance
 from tests.model import stand_in
 from tests.model.stand_in import BOUND, DIFFERENT, Affine, normal, rows, text_mean

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from model.gan import GanConfig
-from model.score import ScoreConfig
+from model.config import GanConfig, ScoreConfig
 from tests import tiny
 from tests.model.stand_in import BOUND, DIFFERENT, SIGMAS, draws, gradients, normal, rows, sample, text_mean
 from utils.config.field import check

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.regression import OdeConfig
+from model.config import OdeConfig
 from tests import tiny
 from tests.model.stand_in import BOUND, DIFFERENT, Affine, gradients, normal, rows, sample, text_mean
 from utils.rng import Recording, Rng

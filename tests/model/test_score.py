@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.score import Score, ScoreConfig, per_sample_scale
+from model.config import ScoreConfig
+from model.score import Score, per_sample_scale
 from tests import tiny
 from tests.model.stand_in import BOUND, DIFFERENT, SIGMAS, Affine, draws, normal, rows, sample, text_mean
 from utils.config.field import check

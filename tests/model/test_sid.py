@@ -9,8 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.score import ScoreConfig
-from model.sid import SidConfig
+from model.config import ScoreConfig, SidConfig
 from tests import tiny
 from tests.model.stand_in import BOUND, DIFFERENT, Affine, draws, rows, sample, text_mean
 from tests.model.stand_in import SIGMAS as GIVEN

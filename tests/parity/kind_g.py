@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from pipeline.options import FewStepConfig, MultiStepConfig
+from pipeline.config import FewStepConfig, MultiStepConfig
 from pipeline.rollout import Chunk, Rollout, guided
 from pipeline.sampler import sample
 from pipeline.track import Fixed, PromptSchedule, Track

@@ -7,9 +7,7 @@ from types import SimpleNamespace
 import torch
 
 from model.base import Sample
-from model.dmd import DmdConfig
-from model.score import ScoreConfig
-from model.sid import SidConfig
+from model.config import DmdConfig, ScoreConfig, SidConfig
 from pipeline.track import Fixed
 from tests.parity import build
 from tests.parity.case import Case, NotBuilt

@@ -5,12 +5,9 @@ from __future__ import annotations
 import torch
 
 from model.base import Sample
-from model.discriminator import Discriminator, DiscriminatorConfig
-from model.dmd import DmdConfig
-from model.flow import FlowConfig
-from model.gan import GanConfig
+from model.config import DiscriminatorConfig, DmdConfig, FlowConfig, GanConfig, OdeConfig
+from model.discriminator import Discriminator
 from model.noised import generate_from_data
-from model.regression import OdeConfig
 from tests.parity.case import Case, NotBuilt
 from tests.parity.kind_h import arguments, critic, generator, make_condition, rollout_sample, score_config
 from tests.parity.kind_i import gradients

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from pipeline.options import ContextConfig, FewStepConfig
+from pipeline.config import ContextConfig, FewStepConfig
 from pipeline.rollout import Chunk, Rollout
 from pipeline.sampler import RandomExit
 from pipeline.track import Fixed

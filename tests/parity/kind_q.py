@@ -8,14 +8,15 @@ from pathlib import Path
 
 import torch
 
-from model.dmd import DmdConfig
-from pipeline.options import ContextConfig, FewStepConfig
+from model.config import DmdConfig
+from pipeline.config import ContextConfig, FewStepConfig
 from pipeline.rollout import Rollout
 from tests.parity import kind_h
 from tests.parity.case import Case, NotATarget
 from tests.parity.leak import Leak
 from trainer.roles import Roles
-from trainer.sources.stream import StreamConfig, StreamSource
+from trainer.sources.config import StreamConfig
+from trainer.sources.stream import StreamSource
 from utils.parallel.layout import ParallelLayout
 from utils.rng import Recording
 from wan.ledger import CacheConfig

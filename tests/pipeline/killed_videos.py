@@ -12,8 +12,7 @@ from pipeline.batch.request import Request
 from pipeline.batch.resume import to_make
 from pipeline.batch.run import Run
 from pipeline.bundle import ModelBundle
-from pipeline.config import DataConfig, InferConfig, OutputConfig
-from pipeline.options import CausalConfig, FewStepConfig
+from pipeline.config import CausalConfig, DataConfig, FewStepConfig, InferConfig, OutputConfig
 from tests import tiny
 from tests.digits_fixture import files
 from utils.data.schedules import FRAME, Cue, Moment, ScheduleLine

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pipeline.bidirectional import Bidirectional
-from pipeline.options import BidirectionalConfig, MultiStepConfig
+from pipeline.config import BidirectionalConfig, MultiStepConfig
 from tests import tiny, tolerance
 from wan.denoiser import ExpertDenoiser
 from wan.geometry import Span

@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.bundle import DTYPES, load_bundle
-from pipeline.options import ModelConfig
+from pipeline.config import ModelConfig
 from tests import digits_fixture
 from utils.config.field import check
+from wan.config import TextConfig, VAEConfig
 from wan.geometry import Geometry
-from wan.options import TextConfig, VAEConfig
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipeline.bundle import _network
-from pipeline.options import ModelConfig
+from pipeline.config import ModelConfig
 from tests import tiny
 from utils.lora import inject, layers
 from wan.checkpoint.key_maps import lora_state

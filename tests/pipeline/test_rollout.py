@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pipeline.options import ContextConfig
+from pipeline.config import ContextConfig
 from pipeline.rollout import Chunk
 from pipeline.track import Fixed, Track
 from tests import tiny, tolerance

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.options import SOLVERS, FewStepConfig, MultiStepConfig
+from pipeline.config import SOLVERS, FewStepConfig, MultiStepConfig
 from pipeline.rollout import guided
 from pipeline.sampler import FewStep, MultiStep, RandomExit, sample
 from pipeline.solver import Solver

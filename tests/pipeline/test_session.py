@@ -12,7 +12,7 @@ from safetensors.torch import load, save
 from pipeline.batch.request import KeyedNoise, Request
 from pipeline.bundle import ModelBundle
 from pipeline.causal import Causal
-from pipeline.options import CausalConfig
+from pipeline.config import CausalConfig
 from pipeline.sampler import FewStep
 from pipeline.session import Session
 from pipeline.track import PromptSchedule

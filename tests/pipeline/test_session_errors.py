@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from pipeline.options import ContextConfig
+from pipeline.config import ContextConfig
 from pipeline.session import Session
 from pipeline.track import Fixed, Live
 from tests import tiny

@@ -11,8 +11,8 @@ import torch
 from tests.architecture.source import ROOT
 from tests.trainer.test_regress import state_hash
 from trainer.build import build
-from trainer.codec import LOG_VARIANCE_START, CodecConfig, Stage, codec_loss, make_codec
-from trainer.config import load_recipe
+from trainer.codec import LOG_VARIANCE_START, codec_loss, make_codec
+from trainer.config import CodecConfig, Stage, load_recipe
 from utils.config.field import check
 from utils.parallel.layout import ParallelLayout
 from utils.rng import Rng

@@ -11,7 +11,7 @@ import train
 from tests import digits_fixture
 from trainer.build import build
 from trainer.config import load_recipe
-from trainer.sources.latents import LatentsConfig
+from trainer.sources.config import LatentsConfig
 from utils.parallel.layout import ParallelLayout
 from utils.rng import Rng
 

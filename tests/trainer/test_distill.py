@@ -8,7 +8,7 @@ import torch
 from tests.trainer.test_ranks import GAN
 from trainer.build import build
 from trainer.config import load_recipe
-from trainer.sources.rollout import RolloutConfig
+from trainer.sources.config import RolloutConfig
 from utils.rng import Rng
 
 

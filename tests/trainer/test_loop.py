@@ -12,8 +12,9 @@ import torch
 
 from trainer.build import Unsaved
 from trainer.checkpoint.folder import Checkpoint, CheckpointConfig
+from trainer.config import OptimConfig
 from trainer.loop import Loop
-from trainer.optim import Optim, OptimConfig
+from trainer.optim import Optim
 
 
 def saver(run, **recipe) -> Checkpoint:

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from tests import tiny, tolerance
-from trainer.optim import Muon, Optim, OptimConfig, learning_rate_factor, orthogonalise
+from trainer.config import OptimConfig
+from trainer.optim import Muon, Optim, learning_rate_factor, orthogonalise
 from utils.config.field import check
 
 

@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from pipeline.batch.request import KeyedNoise, Request
-from pipeline.options import BidirectionalConfig, CausalConfig, FewStepConfig, MultiStepConfig
+from pipeline.config import BidirectionalConfig, CausalConfig, FewStepConfig, MultiStepConfig
 from tests import digits_fixture
 from tests.architecture.source import ROOT
 from trainer.build import build
 from trainer.config import load_recipe
 from trainer.preview import first_prompts
-from trainer.sources.latents import LatentsConfig
+from trainer.sources.config import LatentsConfig
 from utils.media.video import read_video
 from utils.rng import Rng
 from wan.ledger import CacheConfig

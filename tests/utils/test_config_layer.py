@@ -120,8 +120,6 @@ def test_sections_of_the_project_wide_file(write):
     assert [layer.tree for layer in read_defaults(path, "train")] == [{"seed": 1}, {"lr": 2}]
     common, infer = read_defaults(path, "infer")
     assert infer.tree == {} and common.where(("seed",)) == f"{path}:2"
-    with pytest.raises(ValueError, match="allowed: train, infer"):
-        read_defaults(path, "test")
     with pytest.raises(ValueError, match=r"default\.yaml:1: unknown section 'trian'.* did you mean train"):
         read_defaults(write("default.yaml", "trian:\n  lr: 2\n"), "infer")
     with pytest.raises(ValueError, match=r"default\.yaml:1: train: got 3"):

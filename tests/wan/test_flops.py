@@ -12,10 +12,10 @@ from tests import tiny
 from wan.checkpoint.library import VAE_CONFIGS, build_vae
 from wan.codec.base import StreamingDecoder
 from wan.codec.vae import StreamingVAE
+from wan.config import VAEConfig
 from wan.context import Full
 from wan.flops import decode_flops, pass_flops
 from wan.geometry import Geometry
-from wan.options import VAEConfig
 from wan.spec import SPECS
 
 CHUNK = 3

@@ -8,46 +8,15 @@ whether the latents carry gradient.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 
 from model.base import Sample
-from utils.config.field import collect_error
+from trainer.sources.config import LatentsConfig
 from utils.data.prompts import read_prompts
-from utils.data.records import check_on_bad
 from utils.data.store import open_clips
 from wan.geometry import chunks
-
-
-@dataclass
-class LatentsConfig:
-    """Encoded clips from a folder (`scripts/encode_latents.py`) or LMDB, cut to `frames` latent frames.
-
-    The codec is causal, so the first frames of a longer clip are a clip.
-    """
-
-    path: str = ""
-    batch: int = 8  # clips in the global batch
-    frames: int = 21
-    chunk: int = 3
-    dropout: float = 0.1  # share of samples that see the empty prompt
-    growing: bool = False  # look for new shards every 100 steps (an encoder still fills the folder)
-    on_bad: str = "stop"  # stop | skip a record that cannot be used
-
-    def problems(self) -> Iterator[str]:
-        yield from collect_error(check_on_bad, self.on_bad)
-        yield from collect_error(chunks, self.frames, self.chunk)
-        if self.batch < 1 or not 0 <= self.dropout < 1:
-            yield "batch must be at least 1 and dropout lie in [0, 1)"
-        if not self.path:
-            yield "path is empty; write the folder that scripts/encode_latents.py filled"
-
-    def build(self) -> Latents:
-        """Returns the source."""
-        return Latents(self)
 
 
 class Source:

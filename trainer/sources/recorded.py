@@ -3,61 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 import torch
 
 from model.base import Sample
-from model.flow import mask_problems
 from model.noised import generate_from_data
+from trainer.sources.config import NoisedDataConfig, OdePairsConfig
 from trainer.sources.latents import Source, check_length, epoch_row
-from utils.config.field import collect_error
-from utils.data.records import check_on_bad
 from utils.data.store import open_clips, open_pairs
 from wan.geometry import chunks
-from wan.ledger import CacheConfig
-from wan.options import clock_problems, step_problems
 from wan.schedule import Schedule, step_sigmas
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class NoisedDataConfig:
-    """Clean clips, each chunk noised to one drawn step, and the generator's x0 of them in one masked forward.
-
-    clips: a folder or LMDB of encoded clips, cut to `frames` latent frames. steps, shift, warp: the
-    student's. teacher_forcing: chunks see the clean chunks before them, else the noised ones.
-    """
-
-    clips: str = ""
-    batch: int = 8  # clips in the global batch
-    frames: int = 21
-    chunk: int = 3
-    first_chunk: int = 0
-    steps: tuple[float, ...] = (1000.0, 750.0, 500.0, 250.0)
-    shift: float = 5.0
-    warp: bool = True
-    rounding: str = "none"
-    clean_step: bool = False  # also draw sigma 0: chunks that others see as the context pass shows them
-    teacher_forcing: bool = False
-    cache: CacheConfig = field(default_factory=CacheConfig)
-    on_bad: str = "stop"  # stop | skip a clip that cannot be used
-
-    def problems(self) -> Iterator[str]:
-        yield from collect_error(check_on_bad, self.on_bad)
-        yield from step_problems(self.steps)
-        yield from clock_problems(self.shift, self.rounding)
-        yield from collect_error(chunks, self.frames, self.chunk, self.first_chunk or None)
-        yield from mask_problems(self.cache)
-        yield from self.cache.chunk_problems(max(self.chunk, self.first_chunk))
-        if self.batch < 1 or not self.clips:
-            yield "write clips (a folder or LMDB of encoded clips) and a batch of at least 1"
-
-    def build(self) -> NoisedData:
-        """Returns the source."""
-        return NoisedData(self)
 
 
 class NoisedData(Source):
@@ -101,28 +58,6 @@ class NoisedData(Source):
         source, count = rng.at("sample", step, "data step"), len(self.sigmas)
         drawn = source.integers_batch(0, count, index, shape=(len(self.spans),))
         return self.sigmas[drawn.repeat_interleave(torch.tensor([len(s) for s in self.spans]), 1)]
-
-
-@dataclass
-class OdePairsConfig:
-    """A teacher's recorded trajectories (`scripts/make_ode_pairs.py`, or an LMDB in Self-Forcing's layout)."""
-
-    path: str = ""
-    batch: int = 8  # pairs in the global batch
-    frames: int = 21  # latent frames; longer pairs are cut
-    chunk: int = 3
-    first_chunk: int = 0
-    on_bad: str = "stop"  # stop | skip a pair that cannot be used
-
-    def problems(self) -> Iterator[str]:
-        yield from collect_error(check_on_bad, self.on_bad)
-        yield from collect_error(chunks, self.frames, self.chunk, self.first_chunk or None)
-        if self.batch < 1 or not self.path:
-            yield "write path (the folder that scripts/make_ode_pairs.py filled) and a batch of at least 1"
-
-    def build(self) -> OdePairs:
-        """Returns the source."""
-        return OdePairs(self)
 
 
 class OdePairs(Source):

@@ -2,84 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
-
 import torch
 
 from model.base import Sample
-from pipeline.options import ContextConfig, FewStepConfig
 from pipeline.rollout import Chunk, Rollout
 from pipeline.sampler import RandomExit
 from pipeline.track import Fixed
+from trainer.sources.config import RolloutConfig
 from trainer.sources.latents import Source, check_length, epoch_row
 from trainer.sources.window import loss_window
-from utils.config.field import collect_error
 from utils.data.prompts import read_prompts
-from utils.data.records import check_on_bad
 from utils.data.store import open_clips
 from wan.family import spec_for
 from wan.geometry import Geometry, Span, chunks
-from wan.ledger import CacheConfig
-
-
-@dataclass
-class RolloutConfig:
-    """Rollouts of the generator on prompts.
-
-    prompts: a text file, one per line. clips: a folder or LMDB of encoded clips instead; their prompts are
-    used and their latents are the real ones (GAN). frames: length in latent frames; {min: 21, max: 60}, or
-    frames_max beside it: drawn per step in whole chunks. loss_frames: how many of the last are scored.
-    given: so many first frames are those of the clips (image to video: 1); they do not count in the loss.
-    """
-
-    prompts: str = ""
-    clips: str = ""
-    batch: int = 8
-    frames: Any = 21
-    frames_max: int = 0
-    loss_frames: int = 21
-    chunk: int = 3
-    first_chunk: int = 0
-    given: int = 0
-    height: int = 0
-    width: int = 0
-    sampler: FewStepConfig = field(default_factory=FewStepConfig)
-    exit_per_chunk: bool = False  # an exit step for each chunk instead of one for all
-    last_step_only: bool = False
-    cache: CacheConfig = field(default_factory=CacheConfig)
-    context: ContextConfig = field(default_factory=ContextConfig)
-    on_bad: str = "stop"  # stop | skip a clip that cannot be used
-
-    def __post_init__(self):
-        if isinstance(self.frames, dict) and self.frames.keys() == {"min", "max"} and not self.frames_max:
-            self.frames, self.frames_max = self.frames["min"], self.frames["max"]
-
-    def problems(self) -> Iterator[str]:
-        if any(type(frames) is not int for frames in (self.frames, self.frames_max)):
-            message = f"frames is {self.frames!r} and frames_max {self.frames_max!r}"
-            yield f"{message}; write frames: 21, or frames: {{min: 21, max: 60}} alone (latent frames)"
-            return
-        yield from collect_error(check_on_bad, self.on_bad)
-        if self.batch < 1:
-            yield "batch must be at least 1"
-        if bool(self.prompts) == bool(self.clips):
-            yield "write either prompts (a text file) or clips (a folder of encoded clips)"
-        for length in {self.frames, self.frames_max or self.frames, self.loss_frames}:
-            yield from collect_error(chunks, length, self.chunk, self.given or self.first_chunk or None)
-        if self.given and not self.clips:
-            yield "given frames come from clips; write clips (a folder of encoded clips) instead of prompts"
-        if self.frames_max and self.frames_max < self.frames:
-            yield f"frames_max {self.frames_max} is smaller than frames {self.frames}; write {{min: 21, max: 60}}"
-        longest = self.frames_max or self.frames
-        if self.loss_frames > longest:
-            yield f"loss_frames {self.loss_frames} is more than a rollout's {longest} frames; write at most that"
-        yield from self.cache.chunk_problems(max(self.chunk, self.first_chunk))
-
-    def build(self) -> RolloutSource:
-        """Returns the source."""
-        return RolloutSource(self)
 
 
 class Generating(Source):

@@ -10,117 +10,24 @@ Source: LongLive (arXiv 2509.22622) section 3.3; LongLive, model/streaming_train
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from hashlib import blake2b
-from typing import Any
 
 import torch
 
 from model.base import Sample
-from pipeline.options import ContextConfig, FewStepConfig
 from pipeline.rollout import Rollout
 from pipeline.sampler import RandomExit
 from pipeline.track import PromptSchedule
+from trainer.sources.config import StreamConfig
 from trainer.sources.latents import epoch_row, read_pairs
 from trainer.sources.rollout import Generating
 from trainer.sources.running import RunningVideos
 from trainer.sources.window import loss_window
-from utils.config.field import collect_error
 from utils.config.text import to_dict
-from utils.data.schedules import frame_list
 from wan.geometry import Span, chunks
-from wan.ledger import CacheConfig
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class StreamConfig:
-    """Videos of up to `max_frames` (a list: one is drawn for each video), segment by segment; lengths in latent frames.
-
-    prompts: a text file, one per line. switch_prompts: another one, line by line: what the video changes to, at a frame
-    that is drawn for each video from switch_frames, or from switch_range (first, last) in steps of a chunk; the switch
-    comes with the first chunk that starts there or later, and not at all in a video that ends before.
-    loss_frames: length of the first stretch and of the loss window. min_new_frames: the shortest later stretch; each
-    is drawn from there to a chunk below loss_frames. train_first_chunk: false = a video's first stretch is not scored.
-    save_videos: whether a checkpoint holds the running videos with their caches (for Wan-1.3B 2.6 GB each); false:
-    they begin anew at a resume.
-    """
-
-    prompts: str = ""
-    switch_prompts: str = ""
-    switch_frames: Any = ()  # [21, 39], "21, 39" or 21
-    switch_range: tuple[int, ...] = ()
-    batch: int = 8
-    max_frames: Any = 240  # or a list
-    loss_frames: int = 21
-    min_new_frames: int = 18
-    train_first_chunk: bool = True
-    chunk: int = 3
-    height: int = 0
-    width: int = 0
-    sampler: FewStepConfig = field(default_factory=FewStepConfig)
-    exit_per_chunk: bool = False  # an exit step for each chunk instead of one for all
-    last_step_only: bool = False
-    cache: CacheConfig = field(default_factory=CacheConfig)
-    context: ContextConfig = field(default_factory=ContextConfig)
-    save_videos: bool = True
-
-    @property
-    def lengths(self) -> tuple[int, ...]:
-        """The lengths of which each video has one."""
-        return frame_list("max_frames", self.max_frames)
-
-    @property
-    def frames(self) -> int:
-        """The longest video: the length of a preview."""
-        return max(self.lengths)
-
-    @property
-    def switches(self) -> tuple[int, ...]:
-        """The frames of which each video's switch has one; none without switch_prompts."""
-        if self.switch_range:
-            return tuple(range(self.switch_range[0], self.switch_range[1] + 1, self.chunk))
-        return frame_list("switch_frames", self.switch_frames)
-
-    def problems(self) -> Iterator[str]:
-        if not self.prompts:
-            yield "prompts is empty; write a text file with one prompt per line"
-        if self.batch < 1:
-            yield "batch must be at least 1"
-        named = [("loss_frames", self.loss_frames), ("min_new_frames", self.min_new_frames)]
-        for name, length in [*named, *(("max_frames", length) for length in self.lengths)]:
-            yield from (f"{name}: {text}" for text in collect_error(chunks, length, self.chunk))
-        if self.min_new_frames >= self.loss_frames:
-            yield (
-                f"min_new_frames {self.min_new_frames} leaves no overlap in a loss window of {self.loss_frames}; write "
-                f"at most {self.loss_frames - self.chunk}"
-            )
-        shortest = self.loss_frames + (0 if self.train_first_chunk else self.min_new_frames)
-        if min(self.lengths, default=0) < shortest:
-            yield f"max_frames is {self.max_frames}; write at least {shortest}, the first scored stretch's end"
-        yield from self._switch_problems()
-        yield from self.cache.chunk_problems(self.chunk)
-
-    def _switch_problems(self) -> Iterator[str]:
-        given = bool(self.switch_frames) + bool(self.switch_range)
-        if given != bool(self.switch_prompts):
-            yield (
-                "a switch needs switch_prompts (a text file, line by line with prompts) and one of switch_frames and "
-                "switch_range; write these two, or none of the three"
-            )
-        if self.switch_range and (len(self.switch_range) != 2 or self.switch_range[0] > self.switch_range[1]):
-            yield f"switch_range is {list(self.switch_range)}; write [first, last], e.g. [21, 201]"
-        elif given and not 1 <= min(self.switches) <= self.frames - self.chunk:
-            yield (
-                f"no video reaches a switch: the first is asked for at frame {min(self.switches)}; write frames from 1 "
-                f"to {self.frames - self.chunk}, where the last chunk of {self.frames} frames starts"
-            )
-
-    def build(self) -> StreamSource:
-        """Returns the source."""
-        return StreamSource(self)
 
 
 class StreamSource(Generating):

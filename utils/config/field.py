@@ -61,19 +61,18 @@ def one_of(table: dict[str, Any], default: str | None = MISSING) -> Any:
         return dataclasses.field(default=default, metadata={"one_of": union})
     if default not in table:
         raise ValueError(f"one_of: got the default {default!r}, {allowed(default, table)}")
-    return dataclasses.field(default_factory=lambda: make_arm(union, default), metadata={"one_of": union})
 
+    def make_arm() -> Any:
+        arm = union.resolve(default)()
+        arm.name = default
+        return arm
 
-def make_arm(union: Union, name: str) -> Any:
-    """Returns the object of an arm with its defaults and its attribute `name`."""
-    arm = union.resolve(name)()
-    arm.name = name
-    return arm
+    return dataclasses.field(default_factory=make_arm, metadata={"one_of": union})
 
 
 def values(config: Any) -> dict[str, Any]:
     """Returns the fields of a config dataclass and their values, in order; nested ones stay objects."""
-    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.init}
+    return {field.name: vars(config)[field.name] for field in dataclasses.fields(config) if field.init}
 
 
 def find_problems(config: Any, path: tuple = ()) -> Iterator[tuple[tuple, str]]:

@@ -59,6 +59,7 @@ class Layer:
     source: str
     tree: dict[str, Any]
     lines: dict[tuple, int] = field(default_factory=dict)
+    is_default: bool = False  # what it says like the dataclasses is nobody's choice
 
     def where(self, path: tuple) -> str:
         """Returns `file:line` of the key path, or of its nearest parent; only the source's name without lines."""
@@ -89,23 +90,19 @@ def read_yaml(path: str | Path) -> Layer:
     return Layer(source, tree or {}, lines)
 
 
-def read_recipe(path: str | Path) -> list[Layer]:
+def read_recipe(path: str | Path, heirs: tuple[Path, ...] = ()) -> list[Layer]:
     """Returns the layers of a recipe, its chain of `base` files first. ValueError for a circle of bases."""
-    layers: list[Layer] = []
-    seen: list[Path] = []
-    current: Path | None = Path(path)
-    while current:
-        layer = read_yaml(current)
-        layers.insert(0, layer)
-        seen.append(current.resolve())
-        base = layer.tree.pop("base", None)
-        if not isinstance(base, str | None):
-            raise ValueError(f"{layer.where(('base',))}: base: got {base!r}; write the name of one YAML file")
-        current = base and Path(os.path.normpath(current.parent / base))
-        if current and current.resolve() in seen:
-            chain = " -> ".join(p.name for p in [*seen, current])
-            raise ValueError(f"{layer.where(('base',))}: base: the recipes inherit in a circle ({chain}); remove one")
-    return layers
+    layer, chain = read_yaml(path), (*heirs, Path(path).resolve())
+    base = layer.tree.pop("base", None)
+    if base is None:
+        return [layer]
+    if not isinstance(base, str):
+        raise ValueError(f"{layer.where(('base',))}: base: got {base!r}; write the name of one YAML file")
+    base = Path(os.path.normpath(Path(path).parent / base))
+    if base.resolve() in chain:
+        names = " -> ".join(p.name for p in [*chain, base])
+        raise ValueError(f"{layer.where(('base',))}: base: the recipes inherit in a circle ({names}); remove one")
+    return [*read_recipe(base, chain), layer]
 
 
 def read_defaults(path: str | Path, section: str) -> list[Layer]:
@@ -113,8 +110,6 @@ def read_defaults(path: str | Path, section: str) -> list[Layer]:
 
     Errors: ValueError for a top-level key that is not a section, or a section that is not a mapping.
     """
-    if section not in SECTIONS[1:]:
-        raise ValueError(f"section: got {section!r}, allowed: {', '.join(SECTIONS[1:])}")
     whole = read_yaml(path)
     for key, tree in whole.tree.items():
         where = whole.where((key,))
@@ -123,7 +118,9 @@ def read_defaults(path: str | Path, section: str) -> list[Layer]:
         if not isinstance(tree, dict | None):
             raise ValueError(f"{where}: {key}: got {tree!r}; write `key: value` lines below the section")
     lines = {part: {path[1:]: n for path, n in whole.lines.items() if path[0] == part} for part in SECTIONS}
-    return [Layer(whole.source, whole.tree.get(part) or {}, lines[part]) for part in ("common", section)]
+    return [
+        Layer(whole.source, whole.tree.get(part) or {}, lines[part], is_default=True) for part in ("common", section)
+    ]
 
 
 def parse_overrides(overrides: list[str]) -> list[Layer]:
@@ -197,13 +194,7 @@ def _construct(node: yaml.Node, source: str, path: tuple, lines: dict[tuple, int
 
 
 def _scalar(tag: str, text: str) -> Any:
-    match tag.removeprefix(_TAG):
-        case "null":
-            return None
-        case "bool":
-            return text.lower() == "true"
-        case "int":
-            return int(text)
-        case "float":
-            return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
-    return text
+    kind = tag.removeprefix(_TAG)
+    if kind in ("null", "bool"):
+        return {"t": True, "f": False}.get(text[:1].lower())
+    return int(text) if kind == "int" else float(re.sub(r"\.([in])", r"\1", text.lower())) if kind == "float" else text

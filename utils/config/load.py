@@ -12,12 +12,10 @@ unknown key, and that all problems are told at once, each with file, line and ke
 
 import dataclasses
 import difflib
-import enum
 import functools
 import re
 import types
 import typing
-from pathlib import PurePath
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -27,6 +25,8 @@ from utils.config.field import MISSING, Union, allowed, dotted, find_problems, r
 from utils.config.layer import Layer
 
 MOST_INTERPOLATIONS = 32  # in a configuration: texts that each name another one twice would grow without bound
+
+_type_hints = functools.cache(typing.get_type_hints)
 
 Piece = tuple[Layer, Any]  # what one layer says about the value in hand
 
@@ -75,24 +75,18 @@ class _Loading:
         inner = _without_none(_type_hints(OmegaConf.get_type(node))[name])
         old = None if OmegaConf.is_missing(node, name) else node[name]
         new = pieces[-1][1] if pieces else old
-        if not isinstance(new, dict | DictConfig):
-            if union and (new == MISSING or (new is None and union.default is not None)):
-                node[name] = MISSING
-            elif union and new is not None:
-                self.refuse_leaf(*pieces[0], path, f"write {dotted(path)}.name={new}")
-            elif dataclasses.is_dataclass(inner) and new is not None and "${" not in str(new) and new != MISSING:
-                self.refuse_leaf(*pieces[-1], path, f"write {dotted(path)}.KEY=VALUE")
-            elif pieces:
-                self.convert(node, name, inner, pieces, path)
-        elif union or dataclasses.is_dataclass(inner):
-            if pieces and not isinstance(pieces[0][1], dict):
-                self.refuse_leaf(*pieces[0], path, f"write {dotted(path)}.KEY=VALUE")
-            elif union:
-                self.take_arm(node, name, union, old, pieces, path)
-            else:
-                if old is None:
-                    node[name] = OmegaConf.structured(inner)
-                self.fill(node[name], pieces, path)
+        is_group = union is not None or dataclasses.is_dataclass(inner)
+        if union and (new == MISSING or (new is None and union.default is not None)):
+            node[name] = MISSING
+        elif is_group and pieces and _is_leaf(pieces[0][1], union is not None):
+            advice = f"name={new}" if union else "KEY=VALUE"
+            self.refuse(*pieces[0], path, f"a group of keys; write {dotted(path)}.{advice}")
+        elif union and new is not None:
+            self.take_arm(node, name, union, old, pieces, path)
+        elif is_group and isinstance(new, dict | DictConfig):
+            if old is None:
+                node[name] = OmegaConf.structured(inner)
+            self.fill(node[name], pieces, path)
         elif pieces:
             self.convert(node, name, inner, pieces, path)
 
@@ -105,7 +99,8 @@ class _Loading:
         for layer, tree in pieces:
             if tree.get("name", chosen) != chosen:
                 chosen, arm, kept = tree["name"], None, []
-            place = layer.where((*path, "name")) if "name" in tree else place
+            if "name" in tree and not (layer.is_default and chosen == union.default):
+                place = layer.where((*path, "name"))
             kept.append((layer, {key: value for key, value in tree.items() if key != "name"}))
         if place:
             self.origins[dotted((*path, "name"))] = place
@@ -125,6 +120,8 @@ class _Loading:
 
         What was written would be lost: 1.10 as text is 1.1.
         """
+        if all(layer.is_default and _is_equal(value, node[name]) for layer, value in pieces):
+            return
         for layer, value in pieces:
             self.note(layer, value, path)
         if value == MISSING:
@@ -144,19 +141,16 @@ class _Loading:
             )
         except OmegaConfBaseException as error:
             advice = _first_line(error)
-        choices = _choices(tp)
-        expected = allowed(value, choices) if choices else f"allowed: {_type_name(tp)}; {advice}"
-        self.wrong.append(f"{layer.where(path)}: {dotted(path)}: got {value!r} ({type(value).__name__}), {expected}")
+        name = tp.__name__ if isinstance(tp, type) and not typing.get_args(tp) else str(tp).replace("typing.", "")
+        self.refuse(layer, value, path, f"{name}; {advice}")
 
     def note(self, layer: Layer, value: Any, path: tuple) -> None:
-        """Records where a value and those inside it were written."""
-        if not isinstance(value, dict) or not value:
-            self.origins[dotted(path)] = layer.where(path)
-        for key, item in (
-            value.items() if isinstance(value, dict) else enumerate(value if isinstance(value, list) else ())
-        ):
-            if isinstance(value, dict) or isinstance(item, dict):
+        """Records where a value, or each value of a group, was written."""
+        if isinstance(value, dict) and value:
+            for key, item in value.items():
                 self.note(layer, item, (*path, key))
+        else:
+            self.origins[dotted(path)] = layer.where(path)
 
     def find_unresolved(self, node: DictConfig, path: tuple) -> None:
         """Notes mandatory values that are missing, and interpolations that lead nowhere."""
@@ -181,8 +175,10 @@ class _Loading:
                 written = OmegaConf.to_container(node, resolve=False)[key]
                 self.wrong.append(f"{where}: {dotted(inner)}: got {written!r}: {_first_line(error)}; write a value")
 
-    def refuse_leaf(self, layer: Layer, value: Any, path: tuple, advice: str) -> None:
-        self.wrong.append(f"{layer.where(path)}: {dotted(path)}: got {value!r}, allowed: a group of keys; {advice}")
+    def refuse(self, layer: Layer, value: Any, path: tuple, expected: str) -> None:
+        """Notes a value that its field does not take."""
+        given = f"got {value!r} ({type(value).__name__})"
+        self.wrong.append(f"{layer.where(path)}: {dotted(path)}: {given}, allowed: {expected}")
 
     def describe_unknown(self, where: str, path: tuple, known: list[str]) -> str:
         key = str(path[-1])
@@ -195,9 +191,8 @@ class _Loading:
 
     def describe(self, path: tuple, cls: type, text: str) -> str:
         """Returns a problem of a group with its key and the places of the values that it names, or of all in it."""
-        inside = {
-            key: place for key, place in self.origins.items() if not path or f"{key}.".startswith(f"{dotted(path)}.")
-        }
+        group = f"{dotted(path)}." if path else ""
+        inside = {key: place for key, place in self.origins.items() if f"{key}.".startswith(group)}
         named = [place for key, place in inside.items() if re.search(rf"\b{re.escape(key.split('.')[-1])}\b", text)]
         places = list(dict.fromkeys(named or inside.values()))
         where = ", ".join(places[:4] + ["..."] * (len(places) > 4)) or self.sources
@@ -215,35 +210,29 @@ def _fields(node: DictConfig) -> list[dataclasses.Field]:
     return [field for field in dataclasses.fields(OmegaConf.get_type(node)) if field.init]
 
 
-@functools.cache
-def _type_hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
-
-
 def _without_none(tp: Any) -> Any:
     rest = [arg for arg in typing.get_args(tp) if arg is not type(None)]
     return rest[0] if typing.get_origin(tp) in (typing.Union, types.UnionType) and len(rest) == 1 else tp
 
 
-def _choices(tp: Any) -> list[str]:
-    if typing.get_origin(tp) is typing.Literal:
-        return [str(choice) for choice in typing.get_args(tp)]
-    return list(tp.__members__) if isinstance(tp, enum.EnumMeta) else []
-
-
-def _type_name(tp: Any) -> str:
-    return tp.__name__ if isinstance(tp, type) and not typing.get_args(tp) else str(tp).replace("typing.", "")
+def _is_leaf(value: Any, of_union: bool) -> bool:
+    # What cannot stand for a group: neither keys nor null, nor the name of another group of the same type.
+    named = isinstance(value, str) and ("${" in value or value == MISSING) and not of_union
+    return not (isinstance(value, dict) or value is None or named)
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
+    return str(error).partition("\n")[0]
+
+
+def _is_equal(value: Any, old: Any) -> bool:
+    plain = OmegaConf.to_container(old) if OmegaConf.is_config(old) else old
+    return repr(value) == repr(list(plain) if isinstance(plain, tuple) else plain)
 
 
 def _keeps_kind(before: Any, after: Any) -> bool:
     if isinstance(before, dict):
         return all(_keeps_kind(item, after[key]) for key, item in before.items())
-    if isinstance(before, list | tuple):
+    if isinstance(before, list):
         return all(_keeps_kind(old, new) for old, new in zip(before, after, strict=True))
-    if isinstance(before, str | PurePath | enum.Enum) or before is None:
-        return True
-    return type(before) is type(after) or (type(before), type(after)) == (int, float)
+    return isinstance(before, str | None) or type(after) in (type(before), {int: float}.get(type(before)))

@@ -1,17 +1,15 @@
 """A configuration as plain tree, as text with the origin of each value, and as a hash."""
 
 import dataclasses
-import enum
 import hashlib
 import json
 import math
 import re
-from pathlib import PurePath
 from typing import Any
 
 import yaml
 
-from utils.config.field import Union
+from utils.config.field import Union, values
 from utils.config.layer import is_bare
 
 DEFAULT_ORIGIN = "default"
@@ -20,12 +18,13 @@ _COMMENT_COLUMN = 40
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Returns a config dataclass as a plain tree (dicts, lists, scalars) that `load` turns back into an equal object.
+    """Returns a config dataclass as a plain tree (dicts, lists, scalars) that `load` turns back into an equal object,
+    unless a text holds `${`, which `load` would resolve.
 
-    A union's node begins with its `name`; paths become text, enum members their name.
+    A union's node begins with its `name`.
     """
-    fields = [field for field in dataclasses.fields(config) if field.init]
-    return {field.name: _plain(getattr(config, field.name), field.metadata.get("one_of")) for field in fields}
+    unions = {field.name: field.metadata.get("one_of") for field in dataclasses.fields(config)}
+    return {name: _plain(value, unions[name]) for name, value in values(config).items()}
 
 
 def config_hash(config: Any) -> str:
@@ -72,9 +71,7 @@ def _plain(value: Any, union: Union | None) -> Any:
         return [_plain(item, None) for item in value]
     if isinstance(value, dict):
         return {key: _plain(item, None) for key, item in value.items()}
-    if isinstance(value, enum.Enum):
-        return value.name
-    return str(value) if isinstance(value, PurePath) else value
+    return value
 
 
 def _lines(tree: dict[str, Any], origins: dict[str, str], path: str, indent: str = "") -> list[str]:
@@ -84,11 +81,6 @@ def _lines(tree: dict[str, Any], origins: dict[str, str], path: str, indent: str
         head = f"{indent}{_quoted(str(key))}:"
         if isinstance(value, dict) and value:
             lines += [head, *_lines(value, origins, inner, indent + "  ")]
-        elif isinstance(value, list) and value and all(isinstance(item, dict) and item for item in value):
-            lines.append(head)
-            for index, item in enumerate(value):
-                first, *rest = _lines(item, origins, f"{inner}.{index}", indent + "  ")
-                lines += [f"{indent}- {first[len(indent) + 2 :]}", *rest]
         else:
             text = f"{head} {format_value(value)}"
             lines.append(f"{text:<{_COMMENT_COLUMN}}  # {_origin(origins, inner)}")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger(__name__)
 ON_BAD = ("stop", "skip")
@@ -24,7 +26,7 @@ def check_on_bad(on_bad: str) -> None:
 
 def check_finite(tensor: torch.Tensor, where: str) -> torch.Tensor:
     """Returns the tensor. Errors: BadRecord if it holds NaN or infinity."""
-    if not bool(torch.isfinite(tensor).all()):
+    if not bool(tensor.isfinite().all()):
         raise BadRecord(f"{where} holds NaN or infinity; make it again")
     return tensor
 

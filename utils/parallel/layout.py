@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from utils.parallel import ranks
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass
@@ -50,6 +52,8 @@ class ParallelLayout:
     @classmethod
     def single(cls) -> ParallelLayout:
         """Returns the layout of a process without others."""
+        import torch
+
         return cls(0, 1, 1, 1, "cuda" if torch.cuda.is_available() else "cpu", LayoutConfig())
 
     @property

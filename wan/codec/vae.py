@@ -17,8 +17,8 @@ from torch import nn
 from wan.checkpoint.library import load_vae
 from wan.codec.base import DecoderState, resolve_device
 from wan.codec.last_frame import last_frame_features
+from wan.config import VAEConfig
 from wan.encoders.text import DTYPES
-from wan.options import VAEConfig
 
 TEMPORAL_STRIDE = 4  # pixel frames per later latent frame, fixed by the architecture
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from wan.options import TextConfig
+from wan.config import TextConfig
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

@@ -11,13 +11,12 @@ import pytest
 import torch
 
 import train
-from model.regression import OdeConfig
+from model.config import OdeConfig
 from tests import digits_fixture, tiny
 from tests.digits_fixture import DIGITS
 from trainer.roles import Roles
-from trainer.sources.latents import LatentsConfig, epoch_row
-from trainer.sources.recorded import NoisedDataConfig, OdePairsConfig
-from trainer.sources.rollout import RolloutConfig
+from trainer.sources.config import LatentsConfig, NoisedDataConfig, OdePairsConfig, RolloutConfig
+from trainer.sources.latents import epoch_row
 from utils.config.field import check
 from utils.data.latents import LatentFolder
 from utils.data.lmdb_store import write_lmdb

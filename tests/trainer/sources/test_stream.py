@@ -16,8 +16,9 @@ from tests.architecture.source import ROOT
 from tests.digits_fixture import PROMPTS
 from tests.trainer import stream_fixture
 from tests.trainer.stream_fixture import SECOND
+from trainer.sources.config import StreamConfig
 from trainer.sources.latents import epoch_row
-from trainer.sources.stream import StreamConfig, StreamSource
+from trainer.sources.stream import StreamSource
 from utils.config.field import check
 from utils.digits.schedules import VALUES, changed
 from utils.digits.world import parse_prompt

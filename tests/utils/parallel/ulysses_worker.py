@@ -16,7 +16,8 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 
-from model.discriminator import Discriminator, DiscriminatorConfig
+from model.config import DiscriminatorConfig
+from model.discriminator import Discriminator
 from tests import tiny
 from tests.float64 import fp32_is_float64
 from utils.parallel import fsdp, ranks

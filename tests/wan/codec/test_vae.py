@@ -13,7 +13,7 @@ from utils.config.field import check
 from wan.checkpoint.library import VAE_CONFIGS, build_vae
 from wan.codec.base import Codec, resolve_device
 from wan.codec.vae import StreamingVAE
-from wan.options import VAEConfig
+from wan.config import VAEConfig
 
 pytestmark = pytest.mark.usefixtures("wide")
 HALF = tolerance.rounding(terms=1, sums=40, dtype=torch.bfloat16)  # 40 convolutions and norms, summed in fp32

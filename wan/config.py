@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
 
 ROUNDINGS = ("none", "integer", "table")
 PRECISIONS = ("weights", "upstream")
@@ -55,6 +56,20 @@ class TextConfig:
             yield f"text.device is {self.device!r}; write auto or cpu"
         if self.batch_size < 1:
             yield f"text.batch_size is {self.batch_size}; write 1 or more"
+
+
+class Buildable:
+    """A configuration that names the class or function that takes it; that module is loaded on `build` and not before.
+
+    consumer: "module:name", as in the registries.
+    """
+
+    consumer = ""
+
+    def build(self, *args, **kwargs):
+        """Returns what the consumer makes of this configuration and the arguments."""
+        module, _, name = self.consumer.partition(":")
+        return getattr(import_module(module), name)(self, *args, **kwargs)
 
 
 def raise_first(problems: Iterable[str]) -> None:

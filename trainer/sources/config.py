@@ -1,0 +1,239 @@
+"""Knobs of the sources of samples, without torch: a configuration is read and checked before anything heavy loads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from model.config import mask_problems
+from pipeline.config import ContextConfig, FewStepConfig
+from utils.config.field import collect_error
+from utils.data.records import check_on_bad
+from utils.data.schedules import frame_list
+from wan.config import Buildable, clock_problems, step_problems
+from wan.geometry import chunks
+from wan.ledger import CacheConfig
+
+
+@dataclass
+class LatentsConfig(Buildable):
+    """Encoded clips from a folder (`scripts/encode_latents.py`) or LMDB, cut to `frames` latent frames.
+
+    The codec is causal, so the first frames of a longer clip are a clip.
+    """
+
+    consumer = "trainer.sources.latents:Latents"
+
+    path: str = ""
+    batch: int = 8  # clips in the global batch
+    frames: int = 21
+    chunk: int = 3
+    dropout: float = 0.1  # share of samples that see the empty prompt
+    growing: bool = False  # look for new shards every 100 steps (an encoder still fills the folder)
+    on_bad: str = "stop"  # stop | skip a record that cannot be used
+
+    def problems(self) -> Iterator[str]:
+        yield from collect_error(check_on_bad, self.on_bad)
+        yield from collect_error(chunks, self.frames, self.chunk)
+        if self.batch < 1 or not 0 <= self.dropout < 1:
+            yield "batch must be at least 1 and dropout lie in [0, 1)"
+        if not self.path:
+            yield "path is empty; write the folder that scripts/encode_latents.py filled"
+
+
+@dataclass
+class RolloutConfig(Buildable):
+    """Rollouts of the generator on prompts.
+
+    prompts: a text file, one per line. clips: a folder or LMDB of encoded clips instead; their prompts are
+    used and their latents are the real ones (GAN). frames: length in latent frames; {min: 21, max: 60}, or
+    frames_max beside it: drawn per step in whole chunks. loss_frames: how many of the last are scored.
+    given: so many first frames are those of the clips (image to video: 1); they do not count in the loss.
+    """
+
+    consumer = "trainer.sources.rollout:RolloutSource"
+
+    prompts: str = ""
+    clips: str = ""
+    batch: int = 8
+    frames: Any = 21
+    frames_max: int = 0
+    loss_frames: int = 21
+    chunk: int = 3
+    first_chunk: int = 0
+    given: int = 0
+    height: int = 0
+    width: int = 0
+    sampler: FewStepConfig = field(default_factory=FewStepConfig)
+    exit_per_chunk: bool = False  # an exit step for each chunk instead of one for all
+    last_step_only: bool = False
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    context: ContextConfig = field(default_factory=ContextConfig)
+    on_bad: str = "stop"  # stop | skip a clip that cannot be used
+
+    def __post_init__(self):
+        if isinstance(self.frames, dict) and self.frames.keys() == {"min", "max"} and not self.frames_max:
+            self.frames, self.frames_max = self.frames["min"], self.frames["max"]
+
+    def problems(self) -> Iterator[str]:
+        if any(type(frames) is not int for frames in (self.frames, self.frames_max)):
+            message = f"frames is {self.frames!r} and frames_max {self.frames_max!r}"
+            yield f"{message}; write frames: 21, or frames: {{min: 21, max: 60}} alone (latent frames)"
+            return
+        yield from collect_error(check_on_bad, self.on_bad)
+        if self.batch < 1:
+            yield "batch must be at least 1"
+        if bool(self.prompts) == bool(self.clips):
+            yield "write either prompts (a text file) or clips (a folder of encoded clips)"
+        for length in {self.frames, self.frames_max or self.frames, self.loss_frames}:
+            yield from collect_error(chunks, length, self.chunk, self.given or self.first_chunk or None)
+        if self.given and not self.clips:
+            yield "given frames come from clips; write clips (a folder of encoded clips) instead of prompts"
+        if self.frames_max and self.frames_max < self.frames:
+            yield f"frames_max {self.frames_max} is smaller than frames {self.frames}; write {{min: 21, max: 60}}"
+        longest = self.frames_max or self.frames
+        if self.loss_frames > longest:
+            yield f"loss_frames {self.loss_frames} is more than a rollout's {longest} frames; write at most that"
+        yield from self.cache.chunk_problems(max(self.chunk, self.first_chunk))
+
+
+@dataclass
+class StreamConfig(Buildable):
+    """Videos of up to `max_frames` (a list: one is drawn for each video), segment by segment; lengths in latent frames.
+
+    prompts: a text file, one per line. switch_prompts: another one, line by line: what the video changes to, at a frame
+    that is drawn for each video from switch_frames, or from switch_range (first, last) in steps of a chunk; the switch
+    comes with the first chunk that starts there or later, and not at all in a video that ends before.
+    loss_frames: length of the first stretch and of the loss window. min_new_frames: the shortest later stretch; each
+    is drawn from there to a chunk below loss_frames. train_first_chunk: false = a video's first stretch is not scored.
+    save_videos: whether a checkpoint holds the running videos with their caches (for Wan-1.3B 2.6 GB each); false:
+    they begin anew at a resume.
+    """
+
+    consumer = "trainer.sources.stream:StreamSource"
+
+    prompts: str = ""
+    switch_prompts: str = ""
+    switch_frames: Any = ()  # [21, 39], "21, 39" or 21
+    switch_range: tuple[int, ...] = ()
+    batch: int = 8
+    max_frames: Any = 240  # or a list
+    loss_frames: int = 21
+    min_new_frames: int = 18
+    train_first_chunk: bool = True
+    chunk: int = 3
+    height: int = 0
+    width: int = 0
+    sampler: FewStepConfig = field(default_factory=FewStepConfig)
+    exit_per_chunk: bool = False  # an exit step for each chunk instead of one for all
+    last_step_only: bool = False
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    context: ContextConfig = field(default_factory=ContextConfig)
+    save_videos: bool = True
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """The lengths of which each video has one."""
+        return frame_list("max_frames", self.max_frames)
+
+    @property
+    def frames(self) -> int:
+        """The longest video: the length of a preview."""
+        return max(self.lengths)
+
+    @property
+    def switches(self) -> tuple[int, ...]:
+        """The frames of which each video's switch has one; none without switch_prompts."""
+        if self.switch_range:
+            return tuple(range(self.switch_range[0], self.switch_range[1] + 1, self.chunk))
+        return frame_list("switch_frames", self.switch_frames)
+
+    def problems(self) -> Iterator[str]:
+        if not self.prompts:
+            yield "prompts is empty; write a text file with one prompt per line"
+        if self.batch < 1:
+            yield "batch must be at least 1"
+        named = [("loss_frames", self.loss_frames), ("min_new_frames", self.min_new_frames)]
+        for name, length in [*named, *(("max_frames", length) for length in self.lengths)]:
+            yield from (f"{name}: {text}" for text in collect_error(chunks, length, self.chunk))
+        if self.min_new_frames >= self.loss_frames:
+            yield (
+                f"min_new_frames {self.min_new_frames} leaves no overlap in a loss window of {self.loss_frames}; write "
+                f"at most {self.loss_frames - self.chunk}"
+            )
+        shortest = self.loss_frames + (0 if self.train_first_chunk else self.min_new_frames)
+        if min(self.lengths, default=0) < shortest:
+            yield f"max_frames is {self.max_frames}; write at least {shortest}, the first scored stretch's end"
+        yield from self._switch_problems()
+        yield from self.cache.chunk_problems(self.chunk)
+
+    def _switch_problems(self) -> Iterator[str]:
+        given = bool(self.switch_frames) + bool(self.switch_range)
+        if given != bool(self.switch_prompts):
+            yield (
+                "a switch needs switch_prompts (a text file, line by line with prompts) and one of switch_frames and "
+                "switch_range; write these two, or none of the three"
+            )
+        if self.switch_range and (len(self.switch_range) != 2 or self.switch_range[0] > self.switch_range[1]):
+            yield f"switch_range is {list(self.switch_range)}; write [first, last], e.g. [21, 201]"
+        elif given and not 1 <= min(self.switches) <= self.frames - self.chunk:
+            yield (
+                f"no video reaches a switch: the first is asked for at frame {min(self.switches)}; write frames from 1 "
+                f"to {self.frames - self.chunk}, where the last chunk of {self.frames} frames starts"
+            )
+
+
+@dataclass
+class NoisedDataConfig(Buildable):
+    """Clean clips, each chunk noised to one drawn step, and the generator's x0 of them in one masked forward.
+
+    clips: a folder or LMDB of encoded clips, cut to `frames` latent frames. steps, shift, warp: the
+    student's. teacher_forcing: chunks see the clean chunks before them, else the noised ones.
+    """
+
+    consumer = "trainer.sources.recorded:NoisedData"
+
+    clips: str = ""
+    batch: int = 8  # clips in the global batch
+    frames: int = 21
+    chunk: int = 3
+    first_chunk: int = 0
+    steps: tuple[float, ...] = (1000.0, 750.0, 500.0, 250.0)
+    shift: float = 5.0
+    warp: bool = True
+    rounding: str = "none"
+    clean_step: bool = False  # also draw sigma 0: chunks that others see as the context pass shows them
+    teacher_forcing: bool = False
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    on_bad: str = "stop"  # stop | skip a clip that cannot be used
+
+    def problems(self) -> Iterator[str]:
+        yield from collect_error(check_on_bad, self.on_bad)
+        yield from step_problems(self.steps)
+        yield from clock_problems(self.shift, self.rounding)
+        yield from collect_error(chunks, self.frames, self.chunk, self.first_chunk or None)
+        yield from mask_problems(self.cache)
+        yield from self.cache.chunk_problems(max(self.chunk, self.first_chunk))
+        if self.batch < 1 or not self.clips:
+            yield "write clips (a folder or LMDB of encoded clips) and a batch of at least 1"
+
+
+@dataclass
+class OdePairsConfig(Buildable):
+    """A teacher's recorded trajectories (`scripts/make_ode_pairs.py`, or an LMDB in Self-Forcing's layout)."""
+
+    consumer = "trainer.sources.recorded:OdePairs"
+
+    path: str = ""
+    batch: int = 8  # pairs in the global batch
+    frames: int = 21  # latent frames; longer pairs are cut
+    chunk: int = 3
+    first_chunk: int = 0
+    on_bad: str = "stop"  # stop | skip a pair that cannot be used
+
+    def problems(self) -> Iterator[str]:
+        yield from collect_error(check_on_bad, self.on_bad)
+        yield from collect_error(chunks, self.frames, self.chunk, self.first_chunk or None)
+        if self.batch < 1 or not self.path:
+            yield "write path (the folder that scripts/make_ode_pairs.py filled) and a batch of at least 1"
