@@ -9,6 +9,7 @@ import torch
 
 from utils import lora
 from utils.rng import Rng, seed_libraries
+from wan.checkpoint.key_maps import lora_state
 from wan.checkpoint.weights import load_lora, merge_lora
 
 
@@ -47,6 +48,6 @@ class LoraConfig:
         names = [n.removesuffix(".lora_A.default.weight") for n in state if n.endswith(".lora_A.default.weight")]
         pairs = {n: tuple(state[f"{n}.lora_{half}.default.weight"] for half in "AB") for n in names}
         if not self.merged:
-            return lora.with_names(pairs)
+            return lora_state(pairs)
         base = {n.replace(".base_layer.", "."): t for n, t in state.items() if ".lora_" not in n}
         return merge_lora(base, pairs, self.alpha or None)
