@@ -7,9 +7,15 @@ Under torchrun the videos are shared by the ranks; files do not depend on their 
 import argparse
 import sys
 
-from utils import log
-from utils.flags import read_flags
-from utils.parallel import ranks
+try:
+    from utils import log
+    from utils.flags import read_flags
+    from utils.parallel import ranks
+except ImportError as error:
+    if (error.name or "").partition(".")[0] != "utils":
+        raise
+    hidden = f"another module named utils hides this project's ({error})"
+    raise SystemExit(f"inference.py: {hidden}; run from the checkout, or take the other off sys.path") from error
 
 # flag -> (key of the configuration, help)
 VALUES = {

@@ -41,7 +41,7 @@ setup(
     version="0.1.0",
     description="Trains, distils, streams and serves causal Wan video diffusion",
     license="Apache-2.0",
-    python_requires=">=3.10",
+    python_requires=">=3.11",
     packages=find_namespace_packages(include=[f"{room}{suffix}" for room in ROOMS for suffix in ("", ".*")]),
     py_modules=["train", "inference"],
     install_requires=REQUIRES,

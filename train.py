@@ -8,9 +8,15 @@ import argparse
 import sys
 from pathlib import Path
 
-from utils import log
-from utils.flags import read_flags
-from utils.parallel import ranks
+try:
+    from utils import log
+    from utils.flags import read_flags
+    from utils.parallel import ranks
+except ImportError as error:
+    if (error.name or "").partition(".")[0] != "utils":
+        raise
+    hidden = f"another module named utils hides this project's ({error})"
+    raise SystemExit(f"train.py: {hidden}; run from the checkout, or take the other off sys.path") from error
 
 # flag -> (the key=value that it stands for, help)
 SWITCHES = {

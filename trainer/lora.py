@@ -7,6 +7,7 @@ import torch
 from trainer.config import LoraConfig
 from utils import lora
 from utils.rng import Rng, seed_libraries
+from wan.checkpoint.key_maps import lora_state
 from wan.checkpoint.weights import load_lora, merge_lora
 
 
@@ -25,6 +26,6 @@ def export_lora(config: LoraConfig, state: dict[str, torch.Tensor]) -> dict[str,
     names = [n.removesuffix(".lora_A.default.weight") for n in state if n.endswith(".lora_A.default.weight")]
     pairs = {n: tuple(state[f"{n}.lora_{half}.default.weight"] for half in "AB") for n in names}
     if not config.merged:
-        return lora.with_names(pairs)
+        return lora_state(pairs)
     base = {n.replace(".base_layer.", "."): t for n, t in state.items() if ".lora_" not in n}
     return merge_lora(base, pairs, config.alpha or None)

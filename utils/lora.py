@@ -1,7 +1,6 @@
 """LoRA by peft, put into finished modules from outside; the module keeps its class and its attributes.
 
 Pairs are module name -> (A [rank, in], B [out, rank]), names as in the module without adapters.
-Whoever merges changes weights in place: caches keyed by a weights version must be told by the caller.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ def inject(
     if rank < 1:
         raise ValueError(f"lora.rank is {rank}; write 1 or more")
     if layers(module):
-        raise ValueError("the module has LoRA adapters already; merge or remove them first")
+        raise ValueError("the module has LoRA adapters already; inject into a module without")
     names = match_linears(module, targets)
     alpha = rank if alpha is None else alpha
     # A regular expression, because peft reads a list as endings of names.
@@ -105,44 +104,3 @@ def inject_pairs(module: nn.Module, pairs: LoraPairs, alpha: float | None = None
     inject(module, ranks.pop(), alpha, exactly)
     load_pairs(module, pairs)
     return module
-
-
-def lora_pairs(module: nn.Module) -> LoraPairs:
-    """Returns the adapters' weights. Errors: ValueError if there are none."""
-    adapted = layers(module)
-    if not adapted:
-        raise ValueError("the module has no LoRA adapters")
-    return {n: (m.lora_A[ADAPTER].weight.detach(), m.lora_B[ADAPTER].weight.detach()) for n, m in adapted.items()}
-
-
-def adapter_state(module: nn.Module) -> dict[str, torch.Tensor]:
-    """Returns the adapters' weights under the names that peft and LongLive write."""
-    return with_names(lora_pairs(module))
-
-
-def with_names(pairs: LoraPairs) -> dict[str, torch.Tensor]:
-    """Returns the pairs under the names that peft and LongLive write."""
-    halves = ((n, half, t) for n, pair in pairs.items() for half, t in zip("AB", pair, strict=True))
-    return {f"base_model.model.{n}.lora_{half}.weight": t for n, half, t in halves}
-
-
-def merge(module: nn.Module):
-    """Adds the adapters into the weights and puts the plain linears back. Returns the module."""
-    for name, layer in layers(module).items():
-        layer.merge()
-        _put_back(module, name, layer)
-    return module
-
-
-def remove(module: nn.Module):
-    """Takes the adapters away and leaves the weights as they were. Returns the module."""
-    for name, layer in layers(module).items():
-        _put_back(module, name, layer)
-    return module
-
-
-def _put_back(module: nn.Module, name: str, layer: nn.Module):
-    parent, _, leaf = name.rpartition(".")
-    setattr(module.get_submodule(parent), leaf, layer.get_base_layer())
-    if "peft_config" in vars(module):
-        del module.peft_config

@@ -52,7 +52,7 @@ def _encode(part: Key) -> bytes:
 class Rng:
     """Draws keyed random tensors on the CPU; the results are to be moved to a device by the caller.
 
-    `Rng(seed)` is the root. `at`, `shared` and `sample` return the same source with a longer key, so
+    `Rng(seed)` is the root. `at` and `shared` return the same source with a longer key, so
     `rng.at("a").normal(shape, 1)` equals `rng.normal(shape, "a", 1)`. There is no state to save or to resume.
     """
 
@@ -67,10 +67,6 @@ class Rng:
     def shared(self, step: int, name: str) -> Rng:
         """Returns the source of what all ranks agree on in one optimiser step: exit step, length, switch."""
         return self.at("shared", step, name)
-
-    def sample(self, step: int, name: str, index: int) -> Rng:
-        """Returns the source of one sample; `index` is its place in the global batch, not on this rank."""
-        return self.at("sample", step, name, index)
 
     def normal(self, shape: Sequence[int], *key: Key) -> torch.Tensor:
         """Returns standard normal fp32 numbers of `shape`."""
@@ -102,10 +98,6 @@ class Rng:
         _check_range(low, high)
         return _stack(lambda i: self.integers(low, high, *key, i, shape=shape), indices, shape, torch.int64)
 
-    def generator(self, *key: Key) -> torch.Generator:
-        """Returns a CPU generator for libraries that want one; torch keeps 32 bits of its 63-bit seed."""
-        return torch.Generator().manual_seed(hash_key(self.seed, *self.key, *key) % INT64_LIMIT)
-
     def _numpy(self, key) -> np.random.Generator:
         return np.random.Generator(np.random.Philox(key=hash_key(self.seed, *self.key, *key)))
 
@@ -125,9 +117,6 @@ class Recording:
         return self
 
     def shared(self, step: int, name: str) -> Recording:
-        return self
-
-    def sample(self, step: int, name: str, index: int) -> Recording:
         return self
 
     def normal(self, shape: Sequence[int], *key: Key) -> torch.Tensor:

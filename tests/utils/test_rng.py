@@ -60,7 +60,7 @@ def test_a_batch_does_not_depend_on_how_ranks_split_it(count, world, key):
 def test_batch_rows_are_single_draws_and_differ():
     rng = Rng(1)
     batch = rng.normal_batch(SHAPE, [5, 0, 9], "sample", 2, "noise")
-    assert torch.equal(batch[2], rng.sample(2, "noise", 9).normal(SHAPE))
+    assert torch.equal(batch[2], rng.at("sample", 2, "noise", 9).normal(SHAPE))
     assert not torch.equal(batch[0], batch[1])
 
 
@@ -69,9 +69,9 @@ def test_at_lengthens_the_key(a, b):
     assert torch.equal(Rng(0).at(*a).at(*b).normal(SHAPE), Rng(0).normal(SHAPE, *a, *b))
 
 
-def test_shared_and_sample_draws_are_apart():
+def test_shared_draws_are_apart():
     rng = Rng(0)
-    draws = [rng.shared(1, "x"), rng.shared(2, "x"), rng.shared(1, "y"), rng.sample(1, "x", 0), rng.sample(1, "x", 1)]
+    draws = [rng.shared(1, "x"), rng.shared(2, "x"), rng.shared(1, "y"), rng.at("x", 1), rng.at("x", 2)]
     values = [tuple(source.normal((8,)).tolist()) for source in draws]
     assert len(set(values)) == len(values)
 
@@ -130,14 +130,6 @@ def test_integers_need_a_range():
             draw.integers(3, 3, "x")
 
 
-def test_generator_is_keyed():
-    def numbers(rng, *key):
-        return torch.rand(8, generator=rng.generator(*key))
-
-    assert torch.equal(numbers(Rng(0), "a"), numbers(Rng(0), "a"))
-    assert not torch.equal(numbers(Rng(0), "a"), numbers(Rng(0), "b"))
-
-
 def test_seed_libraries_repeats_library_draws():
     def weights(seed):
         seed_libraries(Rng(seed))
@@ -158,7 +150,7 @@ def test_recording_answers_like_rng(counts):
             drawn += [
                 source.shared(step, "exit").integers(0, 4),
                 source.normal_batch(SHAPE, range(n), "sample", step),
-                source.sample(step, "sigma", 0).uniform(shape=(2,)),
+                source.at("sigma", step).uniform(shape=(2,)),
                 source.at("order").permutation(5, step),
                 source.uniform_batch((), range(n), step),
                 source.integers_batch(0, 4, range(n), step),

@@ -108,8 +108,12 @@ def read_recipe(path: str | Path, heirs: tuple[Path, ...] = ()) -> list[Layer]:
 def read_defaults(path: str | Path, section: str) -> list[Layer]:
     """Returns the layers `common` and `section` ("train" or "infer") of the project-wide file.
 
-    Errors: ValueError for a top-level key that is not a section, or a section that is not a mapping.
+    Errors: ValueError for a top-level key that is not a section, or a section that is not a mapping; for an installed
+    copy, which has no such file.
     """
+    if not Path(path).is_file():
+        text = "the project's defaults are missing: recipes and assets are not installed with the code"
+        raise ValueError(f"{path}: {text}; run from a checkout, or install it by pip install -e .")
     whole = read_yaml(path)
     for key, tree in whole.tree.items():
         where = whole.where((key,))
