@@ -1,4 +1,4 @@
-"""Builds the text encoder and the tokenizer of the digits world.
+"""Builds the text encoder and the tokenizer of the digits model.
 
     python scripts/build_digits_text.py --output assets/digits
 

@@ -99,7 +99,7 @@ class Trainings:
         return hash_if_there(self.weights(name, seed))
 
     def facts(self, name: str, seed: int) -> dict:
-        """Returns what tells one training from another; `start` is None while those weights are missing."""
+        """Returns the facts that identify a training; `start` is None while those weights are missing."""
         training = self.plan[name]
         if training.shipped:
             return {"shipped": training.shipped, "seed": seed} if training.record else {"seed": seed}

@@ -8,7 +8,7 @@ TRAINING, GENERATION = "read by training only", "read by generation only"
 UNUSED = "the ancestors never read it"
 PREVIEWS = "write preview.every and preview.prompts"
 TRACKERS = "a run writes metrics.jsonl into its folder; write track.wandb or track.tensorboard for more"
-STREAMING = "streaming_training is not true: each step rolls out anew"
+STREAMING = "streaming_training is not true: each step rolls out from the start"
 SWITCHES = "read with streaming_training and a switch_mode only"
 SHARDING = "all ranks share the weights; write layout.shard for a copy per group of ranks"
 
