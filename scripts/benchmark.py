@@ -73,7 +73,7 @@ def infer_arguments(parser):
 
 
 def infer(args) -> int:
-    """Milliseconds per chunk, fps, MFU, memory, copies and allocations of causal generation."""
+    """Measures milliseconds per chunk, fps, MFU, memory, copies and allocations of causal generation."""
     begin, config = time.time(), read_config(args)
     from scripts.bench import infer as benchmark_infer
 
@@ -104,7 +104,7 @@ def endless_arguments(parser):
 
 
 def endless(args) -> int:
-    """Time, operators, copies, allocations and memory early and late in a long video: do they stay as they are?"""
+    """Measures time, operators, copies, allocations and memory early and late in a long video: do they stay equal?"""
     begin, config = time.time(), read_config(args)
     from scripts.bench import endless as benchmark_endless
     from scripts.bench import infer as benchmark_infer

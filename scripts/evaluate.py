@@ -70,7 +70,7 @@ def digits_arguments(parser):
 
 
 def digits(args) -> int:
-    """Fidelity, motion, consistency and drift of digits videos and reference rows."""
+    """Measures fidelity, motion, consistency and drift of digits videos and reference rows."""
     from utils.digits.reference import REFERENCES, reference
     from utils.digits.videos import load_videos, prompt_numbers, read_requested
 
@@ -101,7 +101,7 @@ def digits(args) -> int:
 
 
 def _row_name(path, paths):
-    """The folder's name, or its path where another row has that name."""
+    """Returns the folder's name, or its path where another row has that name."""
     from utils.digits.reference import REFERENCES
 
     taken = [p.name for p in paths if p != path] + [*REFERENCES, CEILING, ""]
@@ -157,7 +157,7 @@ def codec_arguments(parser):
 
 
 def codec(args) -> int:
-    """The codec gate: real clips through the VAE must keep colour and digit at every length."""
+    """Measures the codec gate: real clips through the VAE must keep colour and digit at every length."""
     begin, codec = time.time(), load_codec(args.vae)
     rows, verdicts = {}, []
     for num_frames in args.frames:

@@ -59,7 +59,7 @@ def record(stem: str) -> dict | None:
 
 
 def digits(name: str) -> str:
-    """`digits-<record>`: rows of scripts/evaluate.py digits."""
+    """Returns `digits-<record>`: rows of scripts/evaluate.py digits."""
     stem = name.replace("-", "_")
     result = record(stem)
     if result is None:
@@ -78,7 +78,7 @@ def digits(name: str) -> str:
 
 
 def codec(name: str) -> str:
-    """`codec-<record>`: rows of scripts/evaluate.py codec."""
+    """Returns `codec-<record>`: rows of scripts/evaluate.py codec."""
     result = record("digits_codec")
     if result is None:
         return "not run: `python scripts/evaluate.py codec --vae assets/digits/vae --frames 33 329 --clips 64`"
@@ -94,7 +94,7 @@ def codec(name: str) -> str:
 
 
 def training(name: str) -> str:
-    """`training`: wall time and final loss of the recorded runs."""
+    """Returns `training`: wall time and final loss of the recorded runs."""
     lines = table_head(["recipe", "steps", "wall time", "hardware", "final"])
     for stem in ("digits_codec_training", "digits_teacher_training", "digits_causal_training"):
         result = record(stem)
@@ -111,7 +111,7 @@ def training(name: str) -> str:
 
 
 def benchmark(name: str) -> str:
-    """`benchmark-<record>`: the table that scripts/benchmark.py saved next to its JSON."""
+    """Returns `benchmark-<record>`: the table that scripts/benchmark.py saved next to its JSON."""
     stem = name.replace("-", "_")
     path = ROOT / "docs" / "results" / f"{stem}.md"
     return (
@@ -122,7 +122,7 @@ def benchmark(name: str) -> str:
 
 
 def parity(name: str) -> str:
-    """`parity`: the recorded cases of the original systems."""
+    """Returns `parity`: the recorded cases of the original systems."""
     result = record("parity")
     if result is None:
         return "not run: `python -m tests.parity DIR --json docs/results/parity.json`"
@@ -133,7 +133,7 @@ def parity(name: str) -> str:
 
 
 def switches(name: str) -> str:
-    """`switches-<record>`: rows of scripts/evaluate.py switches."""
+    """Returns `switches-<record>`: rows of scripts/evaluate.py switches."""
     stem = name.partition("-")[2]
     result = record(stem)
     if result is None:
@@ -146,7 +146,7 @@ def switches(name: str) -> str:
 
 
 def memory(name: str) -> str:
-    """`memory`: GB of one GPU in a DMD training, part by part, as scripts/estimate_memory.py sums them."""
+    """Returns `memory`: GB of one GPU in a DMD training, part by part, as scripts/estimate_memory.py sums them."""
     rows = record("memory")["rows"]
     parts = list(dict.fromkeys(part["what"] for row in rows for part in row["parts"]))
     lines = table_head(["student = critic", "teacher", "GPUs", "GPUs a sample", "LoRA", *parts, "GB"])

@@ -27,7 +27,7 @@ PATIENCE = 120.0  # seconds that a command gets to end after SIGTERM
 
 @dataclass(frozen=True)
 class Command:
-    """A Python script with its arguments. makes: a file it must leave; then status 1 is its verdict, not a failure."""
+    """Holds a Python script with its arguments. makes: a file it must leave; then status 1 is a verdict, no failure."""
 
     words: tuple[str, ...]
     makes: Path | None = None
@@ -40,7 +40,7 @@ class Command:
 
 @dataclass
 class Job:
-    """Commands in order, made when the job starts; a ValueError of `begin` or `finish` is the job's failure.
+    """Holds commands in order, made when the job starts; a ValueError of `begin` or `finish` is the job's failure.
 
     commands: makes them and changes nothing. begin: comes before the first. finish: comes after the last.
     needs: names of jobs that come first. note: how far it is, for the bar.
@@ -55,7 +55,7 @@ class Job:
 
 
 class Active:
-    """A job that is running: its process, its log, and a lock that its process holds as long as it lives."""
+    """Holds a job that is running: its process, its log, and a lock that its process holds as long as it lives."""
 
     def __init__(self, job: Job, root: Path, logs: Path):
         """Errors: ValueError if a command cannot be made, or another process is at the same job."""
@@ -197,7 +197,7 @@ def _drop_blocked(waiting, ended, bar) -> None:
 
 @contextlib.contextmanager
 def _stopping(running):
-    """A context: whatever ends it early also ends the running commands; SIGTERM counts as Ctrl-C."""
+    """Opens a context: whatever ends it early also ends the running commands; SIGTERM counts as Ctrl-C."""
 
     def interrupt(*_):
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""The nouns of an experiment: a plan is data, and scripts/experiments/experiment.py carries it out."""
+"""Defines the nouns of an experiment: a plan is data, and scripts/experiments/experiment.py carries it out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`evaluate.py compare A B`: PSNR, SSIM, sharpness and flicker of two videos, or of two folders by file name."""
+"""Measures `evaluate.py compare A B`: PSNR, SSIM, sharpness and flicker of two videos, or of two folders by name."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def compare_arguments(parser):
 
 
 def compare(args) -> int:
-    """PSNR, SSIM, sharpness and flicker of two videos or folders, as table and plot."""
+    """Measures PSNR, SSIM, sharpness and flicker of two videos or folders, as table and plot."""
     begin = time.time()
     if args.frames is not None and args.frames < 1:
         raise ValueError(f"--frames is {args.frames}; compare 1 frame or more")
@@ -151,7 +151,7 @@ def _mean(values) -> float | None:
 
 
 def table(rows: dict, total: dict) -> list[str]:
-    """Markdown lines: a row per pair and, for several, their mean."""
+    """Returns markdown lines: a row per pair and, for several, their mean."""
     columns = ["video", "frames", "PSNR", "SSIM", "sharpness A", "sharpness B", "flicker A", "flicker B"]
     lines = table_head(columns)
     shown = {name: (row["frames"], row) for name, row in rows.items()}

@@ -1,4 +1,4 @@
-"""`evaluate.py lengths` and `evaluate.py switches`: digits videos at several lengths, and at prompt switches.
+"""Measures `evaluate.py lengths` and `evaluate.py switches`: digits videos at several lengths, and at prompt switches.
 
 A video of fifty training lengths holds those of one, two, five ...: each length is measured in the window, as long as a
 training clip, that ends there.
@@ -24,7 +24,7 @@ def lengths_arguments(parser):
 
 
 def lengths(args) -> int:
-    """Fidelity, motion and Frechet distance of long digits videos in windows along them."""
+    """Measures fidelity, motion and Frechet distance of long digits videos in windows along them."""
     from utils.digits.videos import load_windows, read_requested
 
     begin, ends = time.time(), sorted(set(args.ends))
@@ -73,7 +73,7 @@ def switches_arguments(parser):
 
 
 def switches(args) -> int:
-    """How digits videos answer a change of their prompt: chunks until it shows, and whether the video jumps."""
+    """Measures how digits videos answer a change of their prompt: chunks until it shows, and whether videos jump."""
     from utils.digits.switch import NUMBERS, summary
     from utils.digits.videos import find_scheduled
 

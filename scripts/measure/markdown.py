@@ -1,4 +1,4 @@
-"""Markdown tables: rows, headers, numbers with their intervals."""
+"""Writes markdown tables: rows, headers, numbers with their intervals."""
 
 from __future__ import annotations
 

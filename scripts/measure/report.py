@@ -11,7 +11,7 @@ QUIET = ("noise", "black", "frozen", "shuffled")  # rows whose drift says nothin
 
 
 def metric_table(rows) -> list[str]:
-    """Markdown lines: mean +- half the width of the 95 % interval; drift = last minus first window of GATED."""
+    """Returns markdown lines: mean +- half the width of the 95 % interval; drift = last minus first window of GATED."""
     from utils.digits.metrics import METRICS
 
     extra = [k for k in ("psnr", "psnr_foreground") if any(k in row for row in rows.values())]
@@ -29,7 +29,7 @@ def metric_table(rows) -> list[str]:
 
 
 def drift_table(rows) -> list[str]:
-    """Markdown lines: windows of each row along the clip."""
+    """Returns markdown lines: windows of each row along the clip."""
     lines = table_head(["drift", "metric", "windows, first to last", "last - first [95 %]"])
     for name, row in rows.items():
         for metric in (*GATED, "identity", "area", "sharpness") if name not in QUIET else ():
@@ -40,7 +40,7 @@ def drift_table(rows) -> list[str]:
 
 
 def frechet_table(rows) -> list[str]:
-    """Markdown lines: Frechet distance of all, first and last windows, and what as many real clips score."""
+    """Returns markdown lines: Frechet distance of all, first and last windows, and what as many real clips score."""
     kept = {name: row for name, row in rows.items() if row.get("frechet")}
     if not kept:
         return []
@@ -54,7 +54,7 @@ def frechet_table(rows) -> list[str]:
 
 
 def verdict_table(verdicts) -> list[str]:
-    """Markdown lines: what was required and whether it was met."""
+    """Returns markdown lines: what was required and whether it was met."""
     rows = [table_row([v["row"], v["what"], v["value"], v["limit"], "pass" if v["pass"] else "FAIL"]) for v in verdicts]
     return ["", *table_head(["row", "what", "value", "limit", "verdict"]), *rows] if rows else []
 

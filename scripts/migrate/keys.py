@@ -1,4 +1,4 @@
-"""The keys of Self-Forcing's and LongLive's YAML that have no place in our recipes, each with the reason."""
+"""Lists the keys of Self-Forcing's and LongLive's YAML that have no place in our recipes, each with the reason."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ GENERATION_KEYS = (
 
 
 class Old:
-    """An ancestor's tree. `take` reads a key; what nobody takes must be a known drop, or it is an error."""
+    """Holds an ancestor's tree. `take` reads a key; what nobody takes must be a known drop, or it is an error."""
 
     def __init__(self, tree: dict[str, Any], where: str):
         self.tree, self.where = tree, where

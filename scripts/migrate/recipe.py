@@ -1,4 +1,4 @@
-"""Self-Forcing's and LongLive's YAML as our recipes: which key goes where. Missing keys mean their defaults."""
+"""Turns Self-Forcing's and LongLive's YAML into our recipes: which key goes where. Missing keys mean their defaults."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tables of configuration keys in docs/migrate.md, read off the migration itself.
+"""Writes the tables of configuration keys in docs/migrate.md, read off the migration itself.
 
 Each key is taken out of an example of Self-Forcing's or LongLive's YAML; what then changes in the recipe is where the
 key goes. So the page cannot say anything else than `scripts/migrate_config.py` does.
@@ -132,7 +132,7 @@ RECIPES = {
 
 
 def keys(name: str) -> str:
-    """`keys-train`, `keys-infer`: where keys go; `keys-dropped`: those that go nowhere, and why."""
+    """Returns `keys-train`, `keys-infer`: where keys go; `keys-dropped`: those that go nowhere, and why."""
     if name == "keys-dropped":
         return dropped_keys()
     goals, reasons = moves(name.partition("-")[2])

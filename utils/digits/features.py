@@ -34,7 +34,7 @@ LABELS = {"digit": len(DIGITS), "colour": len(COLOURS), "direction": len(DIRECTI
 
 
 class FeatureNet(nn.Module):
-    """Four 3-D convolutions, a mean over what is left of time and space, one linear head per label.
+    """Applies four 3-D convolutions, a mean over what is left of time and space, one linear head per label.
 
     Steps of 4 frames and 8 pixels: on that lattice a real digit always lies the same way, so its place adds no scatter.
     """

@@ -29,7 +29,7 @@ MAJORITY = 0.5  # share of a chunk's frames that must show a value
 
 @dataclass(frozen=True)
 class Switch:
-    """A change of one attribute: to what, at which pixel frame; `stop`: the next change or the end.
+    """Describes a change of one attribute: to what, at which pixel frame; `stop`: the next change or the end.
 
     kept: the attributes that the prompt did not change there.
     """

@@ -59,7 +59,7 @@ class DigitsConfig:
 
 @dataclass(frozen=True)
 class Subject:
-    """What one clause of a prompt asks for."""
+    """Holds what one clause of a prompt asks for."""
 
     colour: str
     digit: int
@@ -248,7 +248,7 @@ def preview(count: int, output, num_frames: int = 33):
 
 
 def main(argv: list[str] | None = None):
-    """The command `python -m utils.digits.world --preview 6`."""
+    """Runs the command `python -m utils.digits.world --preview 6`."""
     import argparse
     from pathlib import Path
 

@@ -164,7 +164,7 @@ def test_every_renamed_flag_stands_in_the_page():
 
 
 @pytest.mark.parametrize("door", DOORS)
-def test_flags_of_self_forcing_and_longlive_are_taken_or_refused_with_another_name(door):
+def test_ancestors_flags_are_taken_or_refused_with_a_name(door):
     tried = []
     for section, heads, cells in rows(PAGE):
         if section.startswith(("## Self-Forcing", "## LongLive")) and heads[1] == f"ours (`{door}`)":
