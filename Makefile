@@ -28,7 +28,7 @@ endif
 
 help:
 	@echo "make demo           8 prompted videos and one whose prompt changes, with contact sheets, into $(DEMO_OUTPUT)"
-	@echo "make digits-table   train and measure every objective on the digits world; resumes (ARGS=--help)"
+	@echo "make digits-table   train and measure every objective on digits videos; resumes (ARGS=--help)"
 	@echo "make digits-long    long videos and prompt switches, before and after long tuning; resumes (ARGS=--help)"
 	@echo "make test           lint and run the whole test suite"
 	@echo "make test-cpus      run the numeric tests once for each way in which CPUs sum: instruction sets, kernels, threads"

@@ -73,7 +73,7 @@ def infer_arguments(parser):
 
 
 def infer(args) -> int:
-    """Milliseconds per chunk, fps, MFU, memory, copies and allocations of causal generation."""
+    """Measures milliseconds per chunk, fps, MFU, memory, copies and allocations of causal generation."""
     begin, config = time.time(), read_config(args)
     from scripts.bench import infer as benchmark_infer
 
@@ -104,7 +104,7 @@ def endless_arguments(parser):
 
 
 def endless(args) -> int:
-    """Time, operators, copies, allocations and memory early and late in a long video: do they stay as they are?"""
+    """Measures time, operators, copies, allocations and memory early and late in a long video: do they stay equal?"""
     begin, config = time.time(), read_config(args)
     from scripts.bench import endless as benchmark_endless
     from scripts.bench import infer as benchmark_infer
@@ -212,23 +212,23 @@ def describe(config, bundle, weights: str, backend: str) -> dict:
 
 def infer_table(result: dict) -> list[str]:
     """Returns the markdown of one measurement."""
-    from scripts.measure.markdown import head, line
+    from scripts.measure.markdown import table_head, table_row
 
     times, work, used = result["ms per chunk"], result["tera-operations"]["per chunk"], result["MFU"]
-    lines = head(["per chunk", "p50 ms", "p95 ms", "tera-operations", "MFU"])
+    lines = table_head(["per chunk", "p50 ms", "p95 ms", "tera-operations", "MFU"])
     for name in used:
         cells = [f"{times[name][q]:.1f}" for q in ("p50", "p95")]
-        lines.append(line([name, *cells, f"{work[name]:.4g}", f"{100 * used[name]:.1f} %"]))
+        lines.append(table_row([name, *cells, f"{work[name]:.4g}", f"{100 * used[name]:.1f} %"]))
     noise = times["noise drawing"]
-    lines.append(line(["(of denoise: drawing noise)", f"{noise['p50']:.1f}", f"{noise['p95']:.1f}", "-", "-"]))
-    lines += ["", *head([f"fps: {name}" for name in result["fps"]])]
-    lines.append(line([f"{value:.2f}" for value in result["fps"].values()]))
+    lines.append(table_row(["(of denoise: drawing noise)", f"{noise['p50']:.1f}", f"{noise['p95']:.1f}", "-", "-"]))
+    lines += ["", *table_head([f"fps: {name}" for name in result["fps"]])]
+    lines.append(table_row([f"{value:.2f}" for value in result["fps"].values()]))
     requested = result["allocations per chunk"]
     lines += ["", *copies_table({"this run": result["bytes copied per chunk"]}), ""]
     columns = [f"allocations: {part}" for part in requested] + [f"peak: {kind}" for kind in result["peak memory"]]
-    lines += head(["", *columns])
+    lines += table_head(["", *columns])
     counts = [f"{value['number']} ({megabytes(value['bytes'])})" for value in requested.values()]
-    lines.append(line(["per chunk", *counts, *map(megabytes, result["peak memory"].values())]))
+    lines.append(table_row(["per chunk", *counts, *map(megabytes, result["peak memory"].values())]))
     peak = result["peak"]
     facts = f"peak {peak['tera-operations per second']:.4g} tera-operations/s ({peak['from']})"
     kernels = ", ".join(result["attention kernels"]) or "not seen by torch"
@@ -237,11 +237,11 @@ def infer_table(result: dict) -> list[str]:
 
 def copies_table(rows: dict[str, dict[str, int]]) -> list[str]:
     """Returns the markdown of bytes copied per chunk, a column for each scope."""
-    from scripts.measure.markdown import head, line
+    from scripts.measure.markdown import table_head, table_row
 
     scopes = list(next(iter(rows.values())))
-    lines = head(["bytes copied per chunk", *scopes])
-    return lines + [line([name, *(f"{row[scope]:,}" for scope in scopes)]) for name, row in rows.items()]
+    lines = table_head(["bytes copied per chunk", *scopes])
+    return lines + [table_row([name, *(f"{row[scope]:,}" for scope in scopes)]) for name, row in rows.items()]
 
 
 def megabytes(count: int) -> str:
@@ -255,7 +255,7 @@ def pairs(facts: dict) -> str:
 
 
 def save(args, result: dict, lines: list[str]) -> int:
-    """Prints the table and writes it as markdown beside the JSON; what was measured is not replaced by "not run"."""
+    """Prints the table and writes it as markdown next to the JSON; what was measured is not replaced by "not run"."""
     from utils.atomic import atomic_write, write_json
 
     stem = args.name or args.config_path.stem.removeprefix("benchmark_") + ("_copies" if args.windows else "")

@@ -1,4 +1,4 @@
-"""Builds the text encoder and the tokenizer of the digits world.
+"""Builds the text encoder and the tokenizer of the digits model.
 
     python scripts/build_digits_text.py --output assets/digits
 
@@ -89,7 +89,7 @@ def build_encoder(seed: int):
 
 
 def _std(name: str, weight) -> float:
-    """Standard deviation that keeps each sub-layer's output near unit scale."""
+    """Returns the standard deviation that keeps each sub-layer's output near unit scale."""
     if name.startswith("shared") or "relative_attention_bias" in name:
         return 1.0
     fan_in = weight.shape[1] ** -0.5

@@ -36,9 +36,9 @@ def build_parser() -> argparse.ArgumentParser:
     """Returns the parser of all subcommands."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="inspect|convert|merge")
-    look = commands.add_parser("inspect", help="say what files are, by their keys")
-    look.add_argument("paths", nargs="+", type=Path, metavar="FILE_OR_FOLDER")
-    look.set_defaults(run=inspect)
+    inspecting = commands.add_parser("inspect", help="say what files are, by their keys")
+    inspecting.add_argument("paths", nargs="+", type=Path, metavar="FILE_OR_FOLDER")
+    inspecting.set_defaults(run=inspect)
     turn = commands.add_parser("convert", help="write the same weights under other names")
     turn.add_argument("src", type=Path, metavar="SRC")
     turn.set_defaults(run=convert)
@@ -103,13 +103,13 @@ def convert(args):
 
     refuse_existing(args)
     if args.src.is_file() or _is_one_model(args.src):
-        said = identify(args.src)
-        if said.refused:
-            raise ValueError(f"{args.src} is refused: {said.refused}")
-        kind = said.kind.split(",")[0]
+        found = identify(args.src)
+        if found.refused:
+            raise ValueError(f"{args.src} is refused: {found.refused}")
+        kind = found.kind.split(",")[0]
         if kind in ENCODERS:
             return convert_encoder(args, kind)
-        if said.lora_rank:
+        if found.lora_rank:
             raise ValueError(f"{args.src} is a LoRA; merge it into its base: convert_weights.py merge BASE LORA DST")
     convert_transformer(args)
 

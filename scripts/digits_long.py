@@ -11,7 +11,7 @@ Rows: <cache>_<before|after> (32 videos, measured at 1, 2, 5, 10, 20 and 50 trai
 switch_<recache>_<before|after> (32 prompt schedules that change colour, direction and digit, cache `sink`).
 Tunings live in runs/long/<cache>/seed0, logs in runs/long/logs, videos in outputs/long, one record a row in
 docs/results/long. A row is finished when its record holds the same recipes, weights, prompts, cache and as many and as
-long videos, or more. At the end the curves are drawn and the tables of the pages are written anew.
+long videos, or more. At the end the curves are drawn and the tables of the pages are rewritten.
 """
 
 from __future__ import annotations

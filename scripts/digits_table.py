@@ -9,7 +9,7 @@
 Trainings live in runs/table/<training>/seed<k>, logs in runs/table/logs, videos in outputs/table/<row>/seed<k>, one
 record a row and seed in docs/results/table. A row is finished when its record holds the same recipes, steps, seed,
 prompts and number of videos (and the same weights, unless these are missing here). At the end the curves are drawn and
-the tables of the pages are written anew (scripts/tables.py).
+the tables of the pages are rewritten (scripts/tables.py).
 """
 
 from __future__ import annotations

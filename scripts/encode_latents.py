@@ -5,7 +5,7 @@
         --input videos --frames 81 --height 480 --width 832 --fps 16 --output runs/wan_latents
     python scripts/encode_latents.py lmdb --input runs/wan_latents --output runs/wan_latents.lmdb --num_shards 16
 
-`folder`: videos or images, each with a caption of the same name (.txt) beside it. `lmdb`: shards of latents or of
+`folder`: videos or images, each with a caption of the same name (.txt) next to it. `lmdb`: shards of latents or of
 ODE pairs as an LMDB in Self-Forcing's layout, which the sources read too.
 Resumable: shards that are there are kept, and a shard appears whole; ranks share the shards.
 """
@@ -29,12 +29,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("encode_latents.py", description=__doc__, formatter_class=form)
     commands = parser.add_subparsers(required=True, metavar="digits|folder|lmdb")
-    digits = commands.add_parser("digits", help="clips of the digits world, drawn here")
+    digits = commands.add_parser("digits", help="digits clips, drawn here")
     digits.add_argument("--clips", type=int, default=6000)
     digits.add_argument("--seed", type=int, default=2, help="number of the endless set of clips")
     digits.set_defaults(run=run_digits, frames=33, batch=4)
     folder = commands.add_parser("folder", help="videos or images with captions")
-    folder.add_argument("--input", type=Path, required=True, help="<name>.mp4 or <name>.png beside <name>.txt")
+    folder.add_argument("--input", type=Path, required=True, help="<name>.mp4 or <name>.png next to <name>.txt")
     folder.add_argument("--height", type=int, required=True)
     folder.add_argument("--width", type=int, required=True)
     folder.add_argument("--fps", type=float, default=0.0, help="take frames at this rate (default: the video's own)")

@@ -34,7 +34,7 @@ LORA_RANK = 256
 
 @dataclass(frozen=True)
 class Case:
-    """A DMD training: student (= critic) and teacher by name, GPUs, GPUs that share a sample, LoRA, lengths."""
+    """Describes a DMD training: student (= critic), teacher, GPUs, GPUs that share a sample, LoRA, lengths."""
 
     student: str
     teacher: str

@@ -9,7 +9,7 @@
     python scripts/evaluate.py switches --videos outputs/x --scripts prompts/digits_switch_32.jsonl
 
 `digits` asks for a video of each of the 240 prompts, or of each line of `--prompts` (`--partial` measures what there
-is), so that nobody can pick the good ones. A video is an mp4 with a JSON of the same stem beside it that has
+is), so that nobody can pick the good ones. A video is an mp4 with a JSON of the same stem next to it that has
 `prompt` and `seed`.
 """
 
@@ -33,7 +33,7 @@ from scripts.measure.report import (  # noqa: E402
     verdict_table,
 )
 
-SHARE = {"digit": 0.6, "colour": 0.8, "direction": 0.8}  # of the codec's ceiling, asked of a model
+SHARE = {"digit": 0.6, "colour": 0.8, "direction": 0.8}  # of the codec's ceiling, required of a model
 CEILING = "real through codec"  # no model that uses the codec can score more
 FALL = 0.1  # the most a gated metric may lose from the first to the last window
 CODEC_GATE = {"digit": 0.9, "colour": 0.95}
@@ -70,14 +70,14 @@ def digits_arguments(parser):
 
 
 def digits(args) -> int:
-    """Fidelity, motion, consistency and drift of digits videos beside reference rows."""
+    """Measures fidelity, motion, consistency and drift of digits videos and reference rows."""
     from utils.digits.reference import REFERENCES, reference
-    from utils.digits.videos import load_videos, prompt_numbers, read_asked
+    from utils.digits.videos import load_videos, prompt_numbers, read_requested
 
     begin = time.time()
     if not (args.videos or args.real or args.reference or args.codec):
         raise ValueError("nothing to measure; give --videos, --real, --reference or --codec")
-    prompts = read_asked(args.prompts)
+    prompts = read_requested(args.prompts)
     folders = {
         _row_name(path, args.videos): load_videos(path, args.frames, args.partial, prompts) for path in args.videos
     }
@@ -90,7 +90,7 @@ def digits(args) -> int:
         rows[CEILING] = _row((roundtrip(codec, clip) for clip in clips), subjects, args.windows, True)
     for name in REFERENCES if args.reference else ["real"] * args.real:
         rows[name] = _row(*reference(name, num_frames, args.seed, prompts=numbers), args.windows, True)
-    verdicts = judge_models(rows, list(folders))
+    verdicts = check_models(rows, list(folders))
     notes = {name: videos.facts for name, videos in folders.items()}
     requested = {"prompts": str(args.prompts or "all 240"), "num_prompts": len(prompts)}
     result = {"frames": num_frames, "seed": args.seed, **requested, "rows": rows, "verdicts": verdicts, "videos": notes}
@@ -101,7 +101,7 @@ def digits(args) -> int:
 
 
 def _row_name(path, paths):
-    """The folder's name, or its path where another row has that name."""
+    """Returns the folder's name, or its path where another row has that name."""
     from utils.digits.reference import REFERENCES
 
     taken = [p.name for p in paths if p != path] + [*REFERENCES, CEILING, ""]
@@ -110,11 +110,11 @@ def _row_name(path, paths):
 
 def _row(clips, subjects, num_windows, with_frechet=False) -> dict:
     """Returns {clips, metrics, drift, by} and perhaps frechet: one row of the table."""
-    from utils.digits.frechet import Looker
+    from utils.digits.frechet import FrechetMeter
     from utils.digits.metrics import clip_means, drift, measure_frames, summary
 
-    looker = Looker()
-    frames = measure_frames(looker.watch(clips) if with_frechet else clips, subjects)
+    meter = FrechetMeter()
+    frames = measure_frames(meter.collect(clips) if with_frechet else clips, subjects)
     per_clip = clip_means(frames)
     by = {}
     for field in GATED:  # a mean hides a digit that always fails
@@ -124,10 +124,10 @@ def _row(clips, subjects, num_windows, with_frechet=False) -> dict:
         by[field] = {value: round(sum(hits) / len(hits), 4) for value, hits in sorted(groups.items())}
     windows = min(num_windows, frames["area"].shape[1])
     row = {"clips": len(subjects), "metrics": summary(per_clip), "drift": drift(frames, windows), "by": by}
-    return row | ({"frechet": looker.row(subjects)} if with_frechet else {})
+    return row | ({"frechet": meter.row(subjects)} if with_frechet else {})
 
 
-def judge_models(rows, names) -> list[dict]:
+def check_models(rows, names) -> list[dict]:
     """Returns the verdicts: share of the codec's ceiling, and fall from the first to the last window."""
     verdicts, ceiling = [], rows.get(CEILING)
     for name in names:
@@ -157,13 +157,13 @@ def codec_arguments(parser):
 
 
 def codec(args) -> int:
-    """The codec gate: real clips through the VAE must keep colour and digit at every length."""
+    """Measures the codec gate: real clips through the VAE must keep colour and digit at every length."""
     begin, codec = time.time(), load_codec(args.vae)
     rows, verdicts = {}, []
     for num_frames in args.frames:
         quality, name = [], f"{num_frames} frames"
         clips, subjects = _real_clips(num_frames, args.clips, args.seed)
-        rows[name] = _row(_watched(codec, clips, quality), subjects, args.windows)
+        rows[name] = _row(_through_codec(codec, clips, quality), subjects, args.windows)
         rows[name]["psnr"], rows[name]["psnr_foreground"] = (_mean(v) for v in zip(*quality, strict=True))
         for metric, limit in CODEC_GATE.items():
             verdicts.append(_verdict(name, metric, rows[name]["metrics"][metric]["mean"], ">=", limit))
@@ -180,7 +180,7 @@ def _real_clips(num_frames, count, seed):
     return (quantise(random_clip(i, num_frames, seed)[0]) for i in range(count)), [s[0] for s in subjects]
 
 
-def _watched(codec, clips, quality):
+def _through_codec(codec, clips, quality):
     """Yields each clip through the codec; appends (PSNR, PSNR where the real clip has ink)."""
     from utils.metrics.video import psnr
 

@@ -5,7 +5,7 @@
     python inference.py --config_path configs/infer/digits.yaml --checkpoint_path out.safetensors
 
 A run that trained LoRA gives its adapters (`inference.py --checkpoint_path BASE --lora_path FILE`), or with --merge
-base and adapters as one plain model. The training need not be over, and no process of it is asked.
+base and adapters as one plain model. The training need not be over, and none of its processes takes part.
 """
 
 import argparse

@@ -29,12 +29,12 @@ set -m
 ) &
 launcher=$!
 
-told=
-stop() { # one rank is enough: all agree on what one was told
+stopping=
+stop() { # one rank is enough: all agree on what one received
   worker=$(pgrep -P "$launcher" -f train.py | sed -n 1p) || true
-  if [ -n "$worker" ] && [ -z "$told" ]; then
+  if [ -n "$worker" ] && [ -z "$stopping" ]; then
     kill -USR1 "$worker" || true
-    told=yes
+    stopping=yes
   else
     kill -TERM "$launcher" || true # no rank yet, or one that does not train yet
   fi

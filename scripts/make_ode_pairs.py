@@ -126,7 +126,7 @@ def remember(folder: Path, flags, teacher, source, sigmas, prompts: list[str]) -
 
 
 class Maker:
-    """The teacher and its walk."""
+    """Holds the teacher and its solver."""
 
     def __init__(self, flags: argparse.Namespace, teacher, bundle, frames: int, sigmas):
         from pipeline.trajectory import grid_with

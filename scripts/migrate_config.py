@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
 def migrate(path: Path, kind: str | None = None) -> tuple[str, dict[str, str]]:
     """Returns (the recipe's text, dropped key -> reason).
 
-    Errors: ValueError for a file that is no YAML, keys that neither ancestor reads, values that have no counterpart.
+    Errors: ValueError for a file that is not YAML, keys that neither ancestor reads, values that have no counterpart.
     """
     import yaml
 

@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.experiments import long_results, objectives_results
-from scripts.measure.markdown import head, line
+from scripts.measure.markdown import table_head, table_row
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "docs/results.md", "docs/training.md", "docs/migrate.md")
@@ -59,13 +59,13 @@ def record(stem: str) -> dict | None:
 
 
 def digits(name: str) -> str:
-    """`digits-<record>`: rows of scripts/evaluate.py digits."""
+    """Returns `digits-<record>`: rows of scripts/evaluate.py digits."""
     stem = name.replace("-", "_")
     result = record(stem)
     if result is None:
         return f"not run: `python scripts/evaluate.py digits ... --output docs/results/{stem}.json`"
     lines = [f"`{result['command']}` ({result['frames']} frames)", ""]
-    lines += head(["input", "videos", *SHOWN])
+    lines += table_head(["input", "videos", *SHOWN])
     for row, content in result["rows"].items():
         cells = []
         for metric in SHOWN:
@@ -73,39 +73,45 @@ def digits(name: str) -> str:
             mean = value["mean"]
             half = None if mean is None else (value["high"] - value["low"]) / 2
             cells.append("-" if mean is None else f"{mean:.3f}" + (f" +-{half:.3f}" if metric in SHOWN[:3] else ""))
-        lines.append(line([row, content["clips"], *cells]))
+        lines.append(table_row([row, content["clips"], *cells]))
     return "\n".join(lines)
 
 
 def codec(name: str) -> str:
-    """`codec-<record>`: rows of scripts/evaluate.py codec."""
+    """Returns `codec-<record>`: rows of scripts/evaluate.py codec."""
     result = record("digits_codec")
     if result is None:
         return "not run: `python scripts/evaluate.py codec --vae assets/digits/vae --frames 33 329 --clips 64`"
-    lines = [f"`{result['command']}`", "", *head(["real clips", "PSNR", "PSNR of ink", "digit", "colour", "direction"])]
+    lines = [
+        f"`{result['command']}`",
+        "",
+        *table_head(["real clips", "PSNR", "PSNR of ink", "digit", "colour", "direction"]),
+    ]
     for row, content in result["rows"].items():
         means = [f"{content['metrics'][m]['mean']:.3f}" for m in SHOWN[:3]]
-        lines.append(line([row, f"{content['psnr']:.1f} dB", f"{content['psnr_foreground']:.1f} dB", *means]))
+        lines.append(table_row([row, f"{content['psnr']:.1f} dB", f"{content['psnr_foreground']:.1f} dB", *means]))
     return "\n".join(lines)
 
 
 def training(name: str) -> str:
-    """`training`: wall time and final loss of the recorded runs."""
-    lines = head(["recipe", "steps", "wall time", "hardware", "final"])
+    """Returns `training`: wall time and final loss of the recorded runs."""
+    lines = table_head(["recipe", "steps", "wall time", "hardware", "final"])
     for stem in ("digits_codec_training", "digits_teacher_training", "digits_causal_training"):
         result = record(stem)
         if result is None:
-            lines.append(line([stem.removesuffix("_training"), "-", "-", "-", "not run"]))
+            lines.append(table_row([stem.removesuffix("_training"), "-", "-", "-", "not run"]))
             continue
         final = ", ".join(f"{k} {v:.3f}" for k, v in result["final"].items())
         lines.append(
-            line([f"`{result['recipe']}`", result["steps"], f"{result['minutes']:.0f} min", result["hardware"], final])
+            table_row(
+                [f"`{result['recipe']}`", result["steps"], f"{result['minutes']:.0f} min", result["hardware"], final]
+            )
         )
     return "\n".join(lines)
 
 
 def benchmark(name: str) -> str:
-    """`benchmark-<record>`: the table that scripts/benchmark.py saved beside its JSON."""
+    """Returns `benchmark-<record>`: the table that scripts/benchmark.py saved next to its JSON."""
     stem = name.replace("-", "_")
     path = ROOT / "docs" / "results" / f"{stem}.md"
     return (
@@ -116,38 +122,38 @@ def benchmark(name: str) -> str:
 
 
 def parity(name: str) -> str:
-    """`parity`: the recorded cases of the original systems."""
+    """Returns `parity`: the recorded cases of the original systems."""
     result = record("parity")
     if result is None:
         return "not run: `python -m tests.parity DIR --json docs/results/parity.json`"
     totals = ", ".join(f"{count} {status}" for status, count in sorted(result["totals"].items()))
     lines = ["`python -m tests.parity DIR --json docs/results/parity.json`: " + totals, ""]
-    lines += head(["case", "largest error", "tolerance", ""])
-    return "\n".join(lines + [line(text.split(" ", 3)) for text in result["lines"]])
+    lines += table_head(["case", "largest error", "tolerance", ""])
+    return "\n".join(lines + [table_row(text.split(" ", 3)) for text in result["lines"]])
 
 
 def switches(name: str) -> str:
-    """`switches-<record>`: rows of scripts/evaluate.py switches."""
+    """Returns `switches-<record>`: rows of scripts/evaluate.py switches."""
     stem = name.partition("-")[2]
     result = record(stem)
     if result is None:
         return f"not run: `python scripts/evaluate.py switches ... --output docs/results/{stem}.json`"
-    lines = [f"`{result['command']}`", "", *head(["changed", "changes", "reached", "chunks until then", "kept"])]
+    lines = [f"`{result['command']}`", "", *table_head(["changed", "changes", "reached", "chunks until then", "kept"])]
     for row, numbers in result["rows"].items():
         means = [f"{numbers[n]['mean']:.3f}" for n in ("reached", "chunks", "kept")]
-        lines.append(line([row, numbers["switches"], *means]))
+        lines.append(table_row([row, numbers["switches"], *means]))
     return "\n".join(lines)
 
 
 def memory(name: str) -> str:
-    """`memory`: GB of one GPU in a DMD training, part by part, as scripts/estimate_memory.py sums them."""
+    """Returns `memory`: GB of one GPU in a DMD training, part by part, as scripts/estimate_memory.py sums them."""
     rows = record("memory")["rows"]
     parts = list(dict.fromkeys(part["what"] for row in rows for part in row["parts"]))
-    lines = head(["student = critic", "teacher", "GPUs", "GPUs a sample", "LoRA", *parts, "GB"])
+    lines = table_head(["student = critic", "teacher", "GPUs", "GPUs a sample", "LoRA", *parts, "GB"])
     for row in rows:
         sizes = {part["what"]: f"{part['GB']:.1f}" for part in row["parts"]}
         names = [row["student"], row["teacher"], row["ranks"], row["sequence"], "yes" if row["lora"] else "no"]
-        lines.append(line([*names, *(sizes.get(part, "-") for part in parts), f"**{row['total']:.1f}**"]))
+        lines.append(table_row([*names, *(sizes.get(part, "-") for part in parts), f"**{row['total']:.1f}**"]))
     return "\n".join(lines)
 
 

@@ -1,10 +1,10 @@
-"""Trains the feature net of the digits world's Frechet distance, once; minutes on one CPU thread.
+"""Trains the feature net of the digits videos' Frechet distance, once; minutes on one CPU thread.
 
     OMP_NUM_THREADS=1 python scripts/train_features.py
 
 The net learns to name digit, colour, direction and speed of real clips. Mild blur, noise, fading and shifts keep its
 features smooth: what a codec does to a clip must move them a little, not throw them over. It sees single frames first
-(shapes need many looks, and a frame costs little), then short clips, then whole ones. Writes into --output: the
+(shapes need many examples, and a frame costs little), then short clips, then whole ones. Writes into --output: the
 weights, features.json (command, seed, accuracy, hash) and the Gaussian of real clips. The clips' seeds (40,000 and on)
 are drawn by no training run and by no evaluation.
 """
@@ -34,7 +34,7 @@ from utils.rng import Rng, seed_libraries  # noqa: E402
 TRAIN_SEED, TEST_SEED = 40_000, 41_000
 PEAK_RATE, WARM_UP, WEIGHT_DECAY = 4e-3, 0.05, 0.02
 STAGES = ((0.0, 1, 32), (0.45, 9, 16), (0.9, WINDOW, 16))  # from which part of the steps on: pixel frames, batch
-MOVING = ("direction", "speed")  # what one frame does not tell
+MOVING = ("direction", "speed")  # what one frame does not show
 WEIGHTS = {"digit": 2.0, "colour": 1.0, "direction": 1.0, "speed": 1.0}  # of the losses; digits are learned last
 SMOOTHING = 0.05  # of the labels: features of sure hits need not run away
 REPORT = 50  # steps
@@ -121,7 +121,7 @@ def test(net: FeatureNet, count: int, seed: int, rng: Rng | None) -> dict[str, f
 
 
 def make_batch(numbers, seed: int, num_frames: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Returns (pixels [B, 3, P, 64, 64] in [0, 1], {label: [B]}) of clips of the world at all SPEEDS in turn."""
+    """Returns (pixels [B, 3, P, 64, 64] in [0, 1], {label: [B]}) of digits clips at all SPEEDS in turn."""
     clips, labels = [], {"digit": [], "colour": [], "direction": [], "speed": []}
     for number in numbers:
         speed = SPEEDS[number % len(SPEEDS)]  # the clip itself is drawn by its number
@@ -138,7 +138,7 @@ def make_batch(numbers, seed: int, num_frames: int) -> tuple[torch.Tensor, dict[
 def augment(pixels_BCPHW: torch.Tensor, rng: Rng) -> torch.Tensor:
     """Returns the pixels, each clip shifted as a whole, partly blurred, faded, and with noise.
 
-    The noise is one field, moved to another place for every clip: drawing it anew takes as long as the network.
+    The noise is one field, moved to another place for every clip: drawing it again takes as long as the network.
     """
     shape, clips = pixels_BCPHW.shape, []
     field = noise_field((*shape[1:2], WINDOW, *shape[3:]))[:, : shape[2]]

@@ -24,7 +24,7 @@ def device_facts(device) -> dict:
 
 
 def cpu_name() -> str:
-    """Returns the processor's name as Linux tells it, or the platform's word."""
+    """Returns the processor's name as Linux names it, or the platform's word."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

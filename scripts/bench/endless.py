@@ -70,13 +70,13 @@ def measure(config, bundle: ModelBundle, chunks: int, runs: int) -> dict:
         raise ValueError(f"--chunks is {chunks}; write {LEAST_CHUNKS} or more (the published measurement: 2000)")
     early = min(COUNTED, chunks // 3)
     with progress(total=chunks * runs, label="endless", unit="chunk") as bar:
-        found = [watch(EndlessVideo(config, bundle), chunks, early, bar) for _ in range(runs)]
+        found = [measure_run(EndlessVideo(config, bundle), chunks, early, bar) for _ in range(runs)]
     frames = config.pipeline.chunk * chunks
     facts = {"measured": chunks, "latent frames": frames, "counted": [early, chunks - early], "runs": runs}
-    return {"chunks": facts, "runs": found, "criteria": judge(found)}
+    return {"chunks": facts, "runs": found, "criteria": check_criteria(found)}
 
 
-def watch(video: EndlessVideo, chunks: int, early: int, bar) -> dict:
+def measure_run(video: EndlessVideo, chunks: int, early: int, bar) -> dict:
     """Makes the chunks of one video; returns their times, the counts of two of them, memory early and at the end."""
     if video.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(video.device)  # a peak that was higher before would hide what grows
@@ -121,7 +121,7 @@ def _middle(held: list[dict[str, int]]) -> dict[str, float]:
     return {kind: statistics.median(each[kind] for each in held) for kind in held[0]}
 
 
-def judge(runs: list[dict]) -> dict[str, dict]:
+def check_criteria(runs: list[dict]) -> dict[str, dict]:
     """Returns criterion -> {measured, limit, met}. Time: of the best run; all else holds in every run."""
     best = min(run["last tenth / first tenth"] for run in runs)
     rows = {"last tenth / first tenth": {"measured": round(best, 4), "limit": f"<= {SLOWER}", "met": best <= SLOWER}}
@@ -145,28 +145,28 @@ def passed(result: dict) -> bool:
 
 def table(result: dict) -> list[str]:
     """Returns the markdown of one measurement."""
-    from scripts.measure.markdown import head, line
+    from scripts.measure.markdown import table_head, table_row
 
     facts, runs = result["chunks"], result["runs"]
-    lines = head(["criterion", "measured", "limit", ""])
+    lines = table_head(["criterion", "measured", "limit", ""])
     for name, row in result["criteria"].items():
-        lines.append(line([name, row["measured"], row["limit"], "met" if row["met"] else "**not met**"]))
+        lines.append(table_row([name, row["measured"], row["limit"], "met" if row["met"] else "**not met**"]))
     kinds = list(runs[0]["memory, median of each tenth"][0])
     between = " to ".join(f"{number:,}" for number in facts["counted"])
     columns = [f"{kind}, chunks {between}: first / last tenth" for kind in kinds]
     cells = ["first tenth, ms", "last tenth, ms", "ratio", "of processor time", "p95 of all, ms"]
-    lines += ["", *head(["run", *cells, *columns])]
+    lines += ["", *table_head(["run", *cells, *columns])]
     for number, run in enumerate(runs, 1):
         clock, held = run["ms per chunk, median of each tenth"], run["memory, median of each tenth"]
         times = [f"{ms:.1f}" for ms in (clock[0], clock[-1])]
         sizes = [" / ".join(f"{held[when][kind] / 1e6:,.1f} MB" for when in (0, -1)) for kind in kinds]
         ratios = [f"{run['last tenth / first tenth' + word]:.3f}" for word in ("", ", processor")]
-        lines.append(line([number, *times, *ratios, f"{run['p95 ms per chunk']:.1f}", *sizes]))
-    lines += ["", *head(["per chunk", "operators (kinds)", "bytes copied", "allocations", "bytes allocated"])]
+        lines.append(table_row([number, *times, *ratios, f"{run['p95 ms per chunk']:.1f}", *sizes]))
+    lines += ["", *table_head(["per chunk", "operators (kinds)", "bytes copied", "allocations", "bytes allocated"])]
     for number, name in zip(facts["counted"], ("early", "late"), strict=True):
         own = runs[0][name]
         requested, ran = own["allocations"], own["operators"]
         cells = [f"{sum(ran.values()):,} ({len(ran)})", own["bytes copied"], requested["number"], requested["bytes"]]
-        lines.append(line([f"chunk {number:,}", cells[0], *(f"{cell:,}" for cell in cells[1:])]))
+        lines.append(table_row([f"chunk {number:,}", cells[0], *(f"{cell:,}" for cell in cells[1:])]))
     note = f"{facts['measured']:,} chunks ({facts['latent frames']:,} latent frames) a run, after the window was full"
     return [*lines, "", f"{note}; runs: {facts['runs']}; {result['date']}, {result['seconds'] / 60:.0f} min"]

@@ -1,7 +1,7 @@
 """What `scripts/benchmark.py infer` measures: the chunks of a causal video, from noise to pixels on the host.
 
 Timed is the code that generates videos (`pipeline.causal`, `wan.codec.vae`), chunk by chunk after the window is full.
-On CUDA the parts are told apart by events on the stream, so that measuring adds no synchronisation.
+On CUDA the parts are separated by events on the stream, so that measuring adds no synchronisation.
 """
 
 from __future__ import annotations

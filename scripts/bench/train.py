@@ -111,13 +111,15 @@ def describe(config: TrainConfig, method: Distill, weights: str) -> dict:
 
 def table(result: dict) -> list[str]:
     """Returns the markdown of one measurement."""
-    from scripts.measure.markdown import head, line
+    from scripts.measure.markdown import table_head, table_row
 
-    lines = head(["", "seconds (mean)", "tera-operations", "MFU"])
+    lines = table_head(["", "seconds (mean)", "tera-operations", "MFU"])
     for name in PARTS:
         cells = [f"{result['seconds'][name]['mean']:.3f}", f"{result['tera-operations'][name]:.4g}"]
-        lines.append(line([name, *cells, f"{100 * result['MFU'][name]:.1f} %"]))
+        lines.append(table_row([name, *cells, f"{100 * result['MFU'][name]:.1f} %"]))
     step = f"{result['seconds per step']:.3f}"
-    lines.append(line([f"a step (1 / {result['ratio']} generator)", step, "-", f"{100 * result['MFU']['step']:.1f} %"]))
+    lines.append(
+        table_row([f"a step (1 / {result['ratio']} generator)", step, "-", f"{100 * result['MFU']['step']:.1f} %"])
+    )
     used = ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in result["memory"].items())
     return [*lines, "", f"{result['steps per second']:.3f} steps/s; {used}"]

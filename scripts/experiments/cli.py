@@ -44,7 +44,7 @@ def run(
     """Returns the exit status: 0 all rows are there, 1 a job failed, 2 bad input, 130 interrupted.
 
     build() -> (the plan, {training: run folder that serves as it}); raises ValueError for bad flags. draw(): draws the
-    pictures; called, before the tables are written anew, when the jobs have ended and the records are those of the
+    pictures; called, before the tables are rewritten, when the jobs have ended and the records are those of the
     project's pages. root: the folder that holds train.py, configs/ and the rest; commands run in it, and relative
     paths are from it.
     """

@@ -15,7 +15,7 @@ from utils.atomic import atomic_write, write_json
 BATCH = 16  # videos made together
 OVERRIDES = "cache"  # the fact that holds a case's overrides; the first rows that had any differed in their caches
 FOLDER_FACTS = ("sampling", "prompts", "weights", OVERRIDES)  # videos in one folder share these
-AT_LEAST = ("videos", "frames")  # facts of which a record may hold more than is asked
+AT_LEAST = ("videos", "frames")  # facts of which a record may hold more than is requested
 
 
 class Experiment:
@@ -66,7 +66,7 @@ class Experiment:
         )
 
     def facts(self, case: Case) -> dict:
-        """Returns what tells one measurement from another; `weights` is None while there are none."""
+        """Returns the facts that identify a measurement; `weights` is None while there are none."""
         return {
             **self.trainings.facts(case.training, case.seed),
             "sampling": self.sampling[case.recipe],
@@ -155,7 +155,7 @@ class Experiment:
         results = [json.loads((self.root / path).read_text()) for path in self.results(case)]
         count, fields = self.plan.read(case, results)
         if count != case.videos.count:
-            raise ValueError(f"{folder} holds {count} videos, {case.videos.count} are asked")
+            raise ValueError(f"{folder} holds {count} videos, {case.videos.count} are requested")
         content = {"facts": self.facts(case), "sampler": sampler_facts(self.root / case.recipe), **fields}
         content["seconds"] = {"films": records.video_seconds(folder), "evaluate": results[0]["seconds"]}
         content["commands"] = [command.text for command in self.commands(case)]

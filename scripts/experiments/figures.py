@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from scripts.measure.markdown import head, line
+from scripts.measure.markdown import table_head, table_row
 
 
 def fill(
@@ -16,11 +16,11 @@ def fill(
     rows: {row: what is recorded of it, or None}. titles(row): its first cells. numbers(row, record): the others.
     command: runs a row, with its name behind.
     """
-    lines = head(header)
+    lines = table_head(header)
     for row, record in rows.items():
         first = titles(row)
         empty = [f"not run: `{command} {row}`", *[""] * (len(header) - len(first) - 1)]
-        lines.append(line([*first, *(numbers(row, record) if record else empty)]))
+        lines.append(table_row([*first, *(numbers(row, record) if record else empty)]))
     return lines
 
 

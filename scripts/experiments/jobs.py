@@ -1,4 +1,4 @@
-"""Runs jobs of the digits tables, some at a time: each a chain of commands with a log of its own.
+"""Runs jobs of an experiment, some at a time: each a chain of commands with a log of its own.
 
 A job that fails is reported and the others go on; an interrupt ends the running commands (SIGTERM, so that a training
 may save), and the same call later goes on, because every command resumes.
@@ -21,13 +21,13 @@ from utils.log import progress
 
 logger = logging.getLogger(__name__)
 TAIL = 15  # lines of a failed job's log that are shown
-POLL, SHOWN = 0.05, 5.0  # seconds between looks at the processes, and between notes on the bar
+POLL, SHOWN = 0.05, 5.0  # seconds between polls of the processes, and between notes on the bar
 PATIENCE = 120.0  # seconds that a command gets to end after SIGTERM
 
 
 @dataclass(frozen=True)
 class Command:
-    """A Python script with its arguments. makes: a file it must leave; then status 1 is its verdict, no failure."""
+    """Holds a Python script with its arguments. makes: a file it must leave; then status 1 is a verdict, no failure."""
 
     words: tuple[str, ...]
     makes: Path | None = None
@@ -40,7 +40,7 @@ class Command:
 
 @dataclass
 class Job:
-    """Commands in order, made when the job starts; a ValueError of `begin` or `finish` is the job's failure.
+    """Holds commands in order, made when the job starts; a ValueError of `begin` or `finish` is the job's failure.
 
     commands: makes them and changes nothing. begin: comes before the first. finish: comes after the last.
     needs: names of jobs that come first. note: how far it is, for the bar.
@@ -55,7 +55,7 @@ class Job:
 
 
 class Active:
-    """A job that is running: its process, its log, and a lock that its process holds as long as it lives."""
+    """Holds a job that is running: its process, its log, and a lock that its process holds as long as it lives."""
 
     def __init__(self, job: Job, root: Path, logs: Path):
         """Errors: ValueError if a command cannot be made, or another process is at the same job."""
@@ -79,7 +79,7 @@ class Active:
         if self.process is not None:
             if self.process.poll() is None:
                 return False
-            self._judge()
+            self._check_status()
         if not self.commands:
             self.job.finish()
             return True
@@ -105,7 +105,7 @@ class Active:
             pass_fds=(self.lock.fileno(),),
         )
 
-    def _judge(self) -> None:
+    def _check_status(self) -> None:
         status, made = self.process.returncode, self.command.makes
         if status == 0 if made is None else status in (0, 1) and made.exists():
             return
@@ -149,7 +149,7 @@ def run_jobs(jobs: list[Job], workers: int, root: Path, logs: Path) -> dict[str,
                     waiting.remove(job)
                     _begin(job, root, logs, running, ended, bar)
             for active in list(running):
-                _look(active, running, ended, bar)
+                _advance(active, running, ended, bar)
             if time.monotonic() - shown > SHOWN:
                 shown = time.monotonic()
                 bar.set_postfix_str(", ".join(f"{a.job.name} {a.job.note()}".strip() for a in running))
@@ -165,7 +165,7 @@ def _begin(job, root, logs, running, ended, bar) -> None:
         _end(job, str(error), ended, bar)
 
 
-def _look(active, running, ended, bar) -> None:
+def _advance(active, running, ended, bar) -> None:
     """Moves one running job on; takes it off the list when it has ended, well or not."""
     try:
         if not active.advance():
@@ -197,7 +197,7 @@ def _drop_blocked(waiting, ended, bar) -> None:
 
 @contextlib.contextmanager
 def _stopping(running):
-    """A context: whatever ends it early also ends the running commands; SIGTERM counts as Ctrl-C."""
+    """Opens a context: whatever ends it early also ends the running commands; SIGTERM counts as Ctrl-C."""
 
     def interrupt(*_):
         raise KeyboardInterrupt

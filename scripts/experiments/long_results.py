@@ -15,7 +15,7 @@ from pathlib import Path
 from scripts.experiments import figures
 from scripts.experiments.long_videos import COUNT, LENGTH, ROWS, STAGES
 from scripts.experiments.records import read_record
-from scripts.measure.markdown import with_half
+from scripts.measure.markdown import mean_and_half
 from utils.digits.switch import ATTRIBUTES, JUMP
 
 GATED = ("digit", "colour", "direction")
@@ -66,7 +66,7 @@ def triple(end: dict | None) -> str:
 def changes(record: dict, digits: int = 2) -> str:
     """Returns how much each metric changes from the first to the last length; a dash for shorter videos."""
     end = record["ends"].get(str(LENGTH))
-    return "-" if end is None else " / ".join(with_half(end["change"][metric], digits, "+") for metric in GATED)
+    return "-" if end is None else " / ".join(mean_and_half(end["change"][metric], digits, "+") for metric in GATED)
 
 
 def mean(interval: dict, digits: int = 2) -> str:
@@ -91,11 +91,11 @@ def full(root: Path) -> str:
 def measure(end: dict, metric: str) -> str:
     """Returns one metric, or the Frechet distance with that of as many real clips, of one length."""
     if metric in GATED:
-        return with_half(end["metrics"][metric])
+        return mean_and_half(end["metrics"][metric])
     if not end["frechet"]:
         return "-"
     floor = end["floor"] and end["floor"]["mean"]
-    return with_half(end["frechet"], 1) + ("" if floor is None else f" ({floor:.1f})")
+    return mean_and_half(end["frechet"], 1) + ("" if floor is None else f" ({floor:.1f})")
 
 
 def switch_short(root: Path) -> str:
@@ -116,9 +116,9 @@ def switch_full(root: Path) -> str:
 
 def switch_cells(row: dict) -> list[str]:
     """Returns reached, chunks, kept, jump and flicker of one row of scripts/evaluate.py switches."""
-    jump = f"{with_half(row['jump'], 1)} ({mean(row['usual'], 1)})"
-    shares = with_half(row["reached"], 2), with_half(row["chunks"], 1), with_half(row["kept"], 2)
-    return [*shares, jump, with_half(row["flicker"], 1)]
+    jump = f"{mean_and_half(row['jump'], 1)} ({mean(row['usual'], 1)})"
+    shares = mean_and_half(row["reached"], 2), mean_and_half(row["chunks"], 1), mean_and_half(row["kept"], 2)
+    return [*shares, jump, mean_and_half(row["flicker"], 1)]
 
 
 def smaller(rows: dict[str, dict | None]) -> list[str]:

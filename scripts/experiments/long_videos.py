@@ -1,4 +1,4 @@
-"""The plan of long videos and prompt switches: cache policies before and after they were tuned for, one JSON a row."""
+"""Plans long videos and prompt switches: cache policies before and after they were tuned for, one JSON a row."""
 
 from __future__ import annotations
 

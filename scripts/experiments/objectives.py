@@ -1,4 +1,4 @@
-"""The plan of the digits table: every training objective at one and ten times the training length."""
+"""Plans the digits table: every training objective at one and ten times the training length."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from scripts.experiments import figures
 from scripts.experiments.objectives import CURVE_WINDOWS, LENGTHS, ROWS
 from scripts.experiments.records import pool_seeds, read_seeds
 from scripts.experiments.runs import smooth
-from scripts.measure.markdown import with_half
+from scripts.measure.markdown import mean_and_half
 
 ALONG = ("digit", "colour", "direction", "consistency", "identity", "sharpness")
 LOSSES = ("loss", "critic_loss", "generator_loss", "generator_dmd_gradient", "generator_sid_difference")
@@ -57,10 +57,10 @@ def quality_cells(row: str, records: list[dict]) -> list:
             cells += ["not run" if length in ROWS[row].lengths else "does not apply", "", "", ""]
             continue
         distance, floor = over_seeds(found, "frechet", FRECHET[length]), over_seeds(found, "frechet", "floor")["mean"]
-        cells += [with_half(over_seeds(found, "metrics", metric)) for metric in GATED]
-        cells.append(with_half(distance, 1) + ("" if floor is None else f" ({floor:.1f})"))
+        cells += [mean_and_half(over_seeds(found, "metrics", metric)) for metric in GATED]
+        cells.append(mean_and_half(distance, 1) + ("" if floor is None else f" ({floor:.1f})"))
     changes = [over_seeds(measured["10x"], "drift", metric, "change") for metric in GATED] if measured["10x"] else []
-    return [*cells, " / ".join(with_half(change, sign="+") for change in changes)]
+    return [*cells, " / ".join(mean_and_half(change, sign="+") for change in changes)]
 
 
 def over_seeds(found: list[dict], *keys: str) -> dict:

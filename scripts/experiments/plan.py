@@ -1,4 +1,4 @@
-"""The nouns of an experiment: a plan is data, and scripts/experiments/experiment.py carries it out."""
+"""Defines the nouns of an experiment: a plan is data, and scripts/experiments/experiment.py carries it out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Training:
 
     updates: of the generator; None: those of the recipe. needs: names of data sets that have to be made first.
     overrides: key=value words of train.py. start: the weights that the generator starts from, if not the recipe's.
-    record: docs/results/<record>.json tells how shipped weights were trained; without it, records of videos name the
+    record: docs/results/<record>.json says how shipped weights were trained; without it, records of videos name the
     weights and nothing else. hint: what to do if the weights of `shipped` or `start` are missing.
     """
 

@@ -30,7 +30,7 @@ def smooth(values: list[float]) -> list[float]:
 def why_unfinished(run: Path, steps: int) -> str:
     """Returns what a training lacks to be one of `steps` steps that ended and exported, or "".
 
-    The last line of metrics.jsonl stands at the last multiple of `log_every`, which the gap of its lines tells.
+    The last line of metrics.jsonl stands at the last multiple of `log_every`, which the gap between its lines shows.
     """
     if not (run / "metrics.jsonl").exists():
         return f"{run} holds no metrics.jsonl"
@@ -39,7 +39,7 @@ def why_unfinished(run: Path, steps: int) -> str:
     if not reached or not 0 < steps - reached[-1] <= every:
         return f"{run} has reached step {reached[-1] if reached else 0} of {steps}"
     missing = [name for name in WEIGHTS if not (run / name).exists()]
-    return f"{run} lacks {missing[0]}" if missing else ""
+    return f"{run} has no {missing[0]}" if missing else ""
 
 
 def read_curves(run: Path) -> dict:

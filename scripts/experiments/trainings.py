@@ -18,7 +18,7 @@ STAMP = "table.json"  # in a run folder: what was begun there
 
 @dataclass(frozen=True)
 class Folders:
-    """root: the project; the others are relative to it."""
+    """Holds the folders of an experiment. root: the project; the others are relative to it."""
 
     root: Path
     runs: Path
@@ -31,7 +31,7 @@ class Folders:
 
 
 class Trainings:
-    """The weights of a plan, by name and seed. adopted: {name: run folder} that serves as its seed 0; only read."""
+    """Trains the weights of a plan, by name and seed. adopted: {name: run folder} that serves as seed 0; only read."""
 
     def __init__(self, folders: Folders, plan: Plan, adopted: dict[str, Path]):
         """Reads the recipes once: one that is edited while an experiment runs belongs to the next run."""
@@ -73,7 +73,7 @@ class Trainings:
         return job in jobs
 
     def train_command(self, name: str, seed: int) -> Command:
-        """One call of train.py; it goes on from its last checkpoint by itself."""
+        """Returns one call of train.py; it goes on from its last checkpoint by itself."""
         training, run = self.plan[name], self.folders.named(self.run(name, seed))
         words = ["--config_path", training.recipe, "--logdir", run, f"steps={self.steps[name]}", f"seed={seed}"]
         words += [f"trainer.generator.weights={training.start}"] if training.start else []
@@ -99,7 +99,7 @@ class Trainings:
         return hash_if_there(self.weights(name, seed))
 
     def facts(self, name: str, seed: int) -> dict:
-        """Returns what tells one training from another; `start` is None while those weights are missing."""
+        """Returns the facts that identify a training; `start` is None while those weights are missing."""
         training = self.plan[name]
         if training.shipped:
             return {"shipped": training.shipped, "seed": seed} if training.record else {"seed": seed}

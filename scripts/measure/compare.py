@@ -1,4 +1,4 @@
-"""`evaluate.py compare A B`: PSNR, SSIM, sharpness and flicker of two videos, or of two folders by file name."""
+"""Measures `evaluate.py compare A B`: PSNR, SSIM, sharpness and flicker of two videos, or of two folders by name."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 import time
 from pathlib import Path
 
-from scripts.measure.markdown import head, line
+from scripts.measure.markdown import table_head, table_row
 from scripts.measure.report import save
 
 SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif")
@@ -22,12 +22,12 @@ def compare_arguments(parser):
     parser.add_argument("--frames", type=int, help="compare only the first FRAMES frames of each")
     parser.add_argument("--any_fps", action="store_true", help="compare frame by frame also at different frame rates")
     parser.add_argument(
-        "--output", type=Path, default=Path("outputs/compare.json"), help="JSON; .md and .png beside it"
+        "--output", type=Path, default=Path("outputs/compare.json"), help="JSON; .md and .png next to it"
     )
 
 
 def compare(args) -> int:
-    """PSNR, SSIM, sharpness and flicker of two videos or folders, as table and plot."""
+    """Measures PSNR, SSIM, sharpness and flicker of two videos or folders, as table and plot."""
     begin = time.time()
     if args.frames is not None and args.frames < 1:
         raise ValueError(f"--frames is {args.frames}; compare 1 frame or more")
@@ -49,7 +49,7 @@ def compare(args) -> int:
 def match(a: Path, b: Path) -> tuple[dict, dict]:
     """Returns ({name: (path in A, path in B)}, {"a": names only in A, "b": names only in B}).
 
-    Errors: ValueError for a file beside a folder, a path that is neither, and folders without a common name.
+    Errors: ValueError for a file and a folder, a path that is neither, and folders without a common name.
     """
     for path in (a, b):
         if not path.exists():
@@ -112,7 +112,7 @@ def _measure(a, b, frames_a, frames_b, num_frames) -> dict[str, list]:
             rows[f"flicker_{side}"].append(None if old is None else flicker(frame, old))
         before = pair
     if num_frames and len(rows["mse"]) < num_frames:
-        raise ValueError(f"{a} and {b} have {len(rows['mse'])} frames, {num_frames} are asked; lower --frames")
+        raise ValueError(f"{a} and {b} have {len(rows['mse'])} frames, {num_frames} are requested; lower --frames")
     return rows
 
 
@@ -121,7 +121,7 @@ def check_pair(a, b, pair, count: int, num_frames: int | None):
     if any(frame is None for frame in pair):
         short, long = (a, b) if pair[0] is None else (b, a)
         requested = (
-            f"; {num_frames} are asked, lower --frames" if num_frames else f"; compare them with --frames {count}"
+            f"; {num_frames} are requested, lower --frames" if num_frames else f"; compare them with --frames {count}"
         )
         raise ValueError(f"{short} ends after {count} frames, {long} goes on{requested}")
     if pair[0].shape != pair[1].shape:
@@ -151,15 +151,15 @@ def _mean(values) -> float | None:
 
 
 def table(rows: dict, total: dict) -> list[str]:
-    """Markdown lines: a row per pair and, for several, their mean."""
+    """Returns markdown lines: a row per pair and, for several, their mean."""
     columns = ["video", "frames", "PSNR", "SSIM", "sharpness A", "sharpness B", "flicker A", "flicker B"]
-    lines = head(columns)
+    lines = table_head(columns)
     shown = {name: (row["frames"], row) for name, row in rows.items()}
     shown |= {f"mean of {len(rows)}": ("", total)} if len(rows) > 1 else {}
     for name, (count, row) in shown.items():
         cells = [f"{row['psnr']:.2f} dB", f"{row['ssim']:.4f}"]
         cells += ["-" if v is None else f"{v:.3f}" for m in ("sharpness", "flicker") for v in row[m].values()]
-        lines.append(line([name, count, *cells]))
+        lines.append(table_row([name, count, *cells]))
     return ["", *lines]
 
 

@@ -1,62 +1,62 @@
-"""What scripts/evaluate.py prints and saves: markdown tables beside the JSON of all numbers."""
+"""Prints and saves what scripts/evaluate.py measured: markdown tables next to the JSON of all numbers."""
 
 from __future__ import annotations
 
 import time
 
-from scripts.measure.markdown import head, line
+from scripts.measure.markdown import table_head, table_row
 
 GATED = ("digit", "colour", "direction")
 QUIET = ("noise", "black", "frozen", "shuffled")  # rows whose drift says nothing
 
 
 def metric_table(rows) -> list[str]:
-    """Markdown lines: mean +- half the width of the 95 % interval; drift = last minus first window of GATED."""
+    """Returns markdown lines: mean +- half the width of the 95 % interval; drift = last minus first window of GATED."""
     from utils.digits.metrics import METRICS
 
     extra = [k for k in ("psnr", "psnr_foreground") if any(k in row for row in rows.values())]
     measured = any(row.get("frechet") for row in rows.values())
     columns = [*METRICS, *extra, *(["frechet"] if measured else []), "drift: " + " / ".join(GATED)]
-    lines = head(["input", "clips", *columns])
+    lines = table_head(["input", "clips", *columns])
     for name, row in rows.items():
         cells = [cell(row["metrics"][m], m in GATED) for m in METRICS] + [f"{row[k]:.1f}" for k in extra]
         if measured:
             cells.append(distance(row["frechet"]["all"]))
         changes = [row["drift"][m]["change"]["mean"] for m in GATED]
         cells.append(" / ".join("-" if c is None else f"{round(c, 3) + 0.0:+.3f}" for c in changes))
-        lines.append(line([name, row["clips"], *cells]))
+        lines.append(table_row([name, row["clips"], *cells]))
     return ["", *lines]
 
 
 def drift_table(rows) -> list[str]:
-    """Markdown lines: windows of each row along the clip."""
-    lines = head(["drift", "metric", "windows, first to last", "last - first [95 %]"])
+    """Returns markdown lines: windows of each row along the clip."""
+    lines = table_head(["drift", "metric", "windows, first to last", "last - first [95 %]"])
     for name, row in rows.items():
         for metric in (*GATED, "identity", "area", "sharpness") if name not in QUIET else ():
             values, change = row["drift"][metric]["windows"], row["drift"][metric]["change"]
             text = " / ".join("-" if v is None else f"{v:.3f}" for v in values)
-            lines.append(line([name, metric, text, signed_range(change)]))
+            lines.append(table_row([name, metric, text, signed_range(change)]))
     return ["", *lines]
 
 
 def frechet_table(rows) -> list[str]:
-    """Markdown lines: Frechet distance of all, first and last windows beside what as many real clips score."""
+    """Returns markdown lines: Frechet distance of all, first and last windows, and what as many real clips score."""
     kept = {name: row for name, row in rows.items() if row.get("frechet")}
     if not kept:
         return []
-    lines = head(
+    lines = table_head(
         ["frechet", "clips", "all windows [95 %]", "first [95 %]", "last [95 %]", "as many real clips [range]"]
     )
     for name, row in kept.items():
         cells = [distance(row["frechet"][key]) for key in ("all", "first", "last", "floor")]
-        lines.append(line([name, row["clips"], *cells]))
+        lines.append(table_row([name, row["clips"], *cells]))
     return ["", *lines]
 
 
 def verdict_table(verdicts) -> list[str]:
-    """Markdown lines: what was asked and whether it was met."""
-    rows = [line([v["row"], v["what"], v["value"], v["limit"], "pass" if v["pass"] else "FAIL"]) for v in verdicts]
-    return ["", *head(["row", "what", "value", "limit", "verdict"]), *rows] if rows else []
+    """Returns markdown lines: what was required and whether it was met."""
+    rows = [table_row([v["row"], v["what"], v["value"], v["limit"], "pass" if v["pass"] else "FAIL"]) for v in verdicts]
+    return ["", *table_head(["row", "what", "value", "limit", "verdict"]), *rows] if rows else []
 
 
 def cell(interval, with_error) -> str:
@@ -83,7 +83,7 @@ def signed_range(interval) -> str:
 
 
 def save(args, result: dict, lines: list[str], begin: float):
-    """Prints the markdown lines and writes them beside the JSON of `result`."""
+    """Prints the markdown lines and writes them next to the JSON of `result`."""
     from utils.atomic import atomic_write, write_json
 
     text = "\n".join([f"# {lines[0]}", "", f"`{args.command}`", *lines[1:], ""])

@@ -1,4 +1,4 @@
-"""The keys of Self-Forcing's and LongLive's YAML that have no place in our recipes, each with the reason."""
+"""Lists the keys of Self-Forcing's and LongLive's YAML that have no place in our recipes, each with the reason."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ TRAINING, GENERATION = "read by training only", "read by generation only"
 UNUSED = "the ancestors never read it"
 PREVIEWS = "write preview.every and preview.prompts"
 TRACKERS = "a run writes metrics.jsonl into its folder; write track.wandb or track.tensorboard for more"
-STREAMING = "streaming_training is not true: each step rolls out anew"
+STREAMING = "streaming_training is not true: each step rolls out from the start"
 SWITCHES = "read with streaming_training and a switch_mode only"
 SHARDING = "all ranks share the weights; write layout.shard for a copy per group of ranks"
 
@@ -69,7 +69,7 @@ GENERATION_KEYS = (
 
 
 class Old:
-    """An ancestor's tree. `take` reads a key; what nobody takes must be a known drop, or it is an error."""
+    """Holds an ancestor's tree. `take` reads a key; what nobody takes must be a known drop, or it is an error."""
 
     def __init__(self, tree: dict[str, Any], where: str):
         self.tree, self.where = tree, where

@@ -1,4 +1,4 @@
-"""Self-Forcing's and LongLive's YAML as our recipes: which key goes where. Missing keys mean their defaults."""
+"""Turns Self-Forcing's and LongLive's YAML into our recipes: which key goes where. Missing keys mean their defaults."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def distill(old: Old, trainer: str) -> dict[str, Any]:
 
 def regress(old: Old, trainer: str) -> dict[str, Any]:
     """Returns the tree of the trainers `ode` and `diffusion`."""
-    old.drop("distribution_loss", "the trainer says it")
+    old.drop("distribution_loss", "the trainer decides it")
     old.drop("negative_prompt", "read by its previews only")
     old.drop("guidance_scale", "read by its previews only")
     shape = old.take("image_or_video_shape", [1, LEAST_FRAMES])

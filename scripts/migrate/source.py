@@ -1,4 +1,4 @@
-"""Where the ancestors' trainings get their samples, as our sources; steps, cache and chunks of any of their runs."""
+"""Turns where the ancestors' trainings get samples into our sources; steps, cache and chunks of any of their runs."""
 
 from __future__ import annotations
 

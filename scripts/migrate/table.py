@@ -1,4 +1,4 @@
-"""The tables of configuration keys in docs/migrate.md, read off the migration itself.
+"""Writes the tables of configuration keys in docs/migrate.md, read off the migration itself.
 
 Each key is taken out of an example of Self-Forcing's or LongLive's YAML; what then changes in the recipe is where the
 key goes. So the page cannot say anything else than `scripts/migrate_config.py` does.
@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from scripts.measure.markdown import head, line
+from scripts.measure.markdown import table_head, table_row
 from scripts.migrate.keys import DROPPED, PREFIXES, SUFFIXES, Old
 from scripts.migrate.recipe import infer_recipe, train_recipe
 
@@ -132,13 +132,15 @@ RECIPES = {
 
 
 def keys(name: str) -> str:
-    """`keys-train`, `keys-infer`: where keys go; `keys-dropped`: those that go nowhere, and why."""
+    """Returns `keys-train`, `keys-infer`: where keys go; `keys-dropped`: those that go nowhere, and why."""
     if name == "keys-dropped":
         return dropped_keys()
     goals, reasons = moves(name.partition("-")[2])
-    lines = head(["theirs", "ours", "but"])
+    lines = table_head(["theirs", "ours", "but"])
     for (key, value), spans in goals.items():
-        lines.append(line([f"`{key}: {value}`", ", ".join(spans.values()), "; ".join(sorted(reasons.get(key, ())))]))
+        lines.append(
+            table_row([f"`{key}: {value}`", ", ".join(spans.values()), "; ".join(sorted(reasons.get(key, ())))])
+        )
     return "\n".join(lines)
 
 
@@ -154,7 +156,9 @@ def dropped_keys() -> str:
     rows: dict[str, list[str]] = {}
     for key in sorted(reasons):
         rows.setdefault("; ".join(sorted(reasons[key])), []).append(f"`{key}`")
-    return "\n".join([*head(["theirs", "why not"]), *(line([", ".join(names), why]) for why, names in rows.items())])
+    return "\n".join(
+        [*table_head(["theirs", "why not"]), *(table_row([", ".join(names), why]) for why, names in rows.items())]
+    )
 
 
 def moves(kind: str) -> tuple[dict[tuple[str, str], dict[str, str]], dict[str, set[str]]]:

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from scripts.experiments import cli, figures
 from scripts.experiments.plan import ROOT, Case, Measure, Plan, Training, VideoSet
 from scripts.experiments.records import read_record
-from scripts.measure.markdown import with_half
+from scripts.measure.markdown import mean_and_half
 
 STEPS = {"four": "[1000, 750, 500, 250]", "five": "[1000, 800, 600, 400, 200]"}  # {row: sampler.steps}
 
@@ -59,7 +59,7 @@ def show(root: Path) -> str:
 
 def digit_cell(row: str, record: dict) -> list[str]:
     """Returns the share of frames that show the digit of the prompt."""
-    return [with_half(record["metrics"]["digit"])]
+    return [mean_and_half(record["metrics"]["digit"])]
 
 
 def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:

@@ -96,7 +96,7 @@ def test_too_much_for_a_cpu_is_not_run_and_spares_what_was_measured(tmp_path, ca
     argv = ["--config_path", str(WAN), "--random_weights"]
     result, text = run(tmp_path, *argv, name="wan_1.3B")
     assert result["status"] == "not run" and "141.5 tera-operations" in result["reason"]
-    assert "not run" in text and "--random_weights" in text, "the command stands beside it"
+    assert "not run" in text and "--random_weights" in text, "the command stands next to it"
     path = tmp_path / "benchmark_infer_wan_1.3B.json"
     path.write_text(json.dumps({"status": "measured"}))
     result, _ = run(tmp_path, *argv, name="wan_1.3B")
@@ -226,7 +226,7 @@ def note(ratio=1.0, operators=5, copied=7, allocations=9, grown=0.0) -> dict:
     ],
 )
 def test_limits_of_a_long_video(runs, missed):
-    rows = benchmark_endless.judge(runs)
+    rows = benchmark_endless.check_criteria(runs)
     assert [name for name, row in rows.items() if not row["met"]] == missed
     assert benchmark_endless.passed({"criteria": rows}) is not bool(missed)
 
@@ -234,7 +234,7 @@ def test_limits_of_a_long_video(runs, missed):
 def test_five_megabytes_are_too_much_however_much_is_held():
     large = note()
     large[HELD] = [{"memory": 2e9}, {"memory": 2e9 + 5.1e6}]
-    assert not benchmark_endless.judge([large])["memory, growth"]["met"]
+    assert not benchmark_endless.check_criteria([large])["memory, growth"]["met"]
 
 
 @pytest.mark.parametrize(("met", "status"), [(True, 0), (False, 1)])

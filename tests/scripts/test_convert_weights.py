@@ -73,8 +73,8 @@ def test_diffusers_itself_opens_the_folder(model, tmp_path):
 
     spec, state, folder = model
     assert run("convert", folder, tmp_path / "theirs", "--to", "diffusers") == 0
-    theirs, said = WanTransformer3DModel.from_pretrained(tmp_path / "theirs", output_loading_info=True)
-    assert not said["missing_keys"] and not said["unexpected_keys"] and not said["mismatched_keys"]
+    theirs, printed = WanTransformer3DModel.from_pretrained(tmp_path / "theirs", output_loading_info=True)
+    assert not printed["missing_keys"] and not printed["unexpected_keys"] and not printed["mismatched_keys"]
     assert torch.equal(theirs.blocks[1].attn2.to_out[0].weight, state["blocks.1.cross_attn.o.weight"].float())
 
 
@@ -87,15 +87,15 @@ def test_a_training_checkpoint_is_converted(tmp_path, capsys):
     assert torch.equal(load_file(tmp_path / "o.safetensors")["head.head.bias"], state["head.head.bias"] * 2)
     capsys.readouterr()
     assert run("inspect", tmp_path / "model.pt", tmp_path / "o.safetensors") == 0
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for part in (
         "self-forcing / longlive transformer",
         "digits",
         "holds:      generator, generator_ema",
         "longtake export",
     ):
-        assert part in said
-    assert said.count("causal:     yes") == 2 and said.count("ema:        yes") == 1
+        assert part in printed
+    assert printed.count("causal:     yes") == 2 and printed.count("ema:        yes") == 1
 
 
 def test_merging(model, tmp_path):
@@ -159,7 +159,7 @@ def test_a_model_directory_is_described_part_by_part(model, tmp_path, capsys):
     _, _, folder = model
     torch.save(load_case(ROOT / "tests" / "parity" / "cases" / "J_wan21_vae").weights, folder / "Wan2.1_VAE.pth")
     assert run("inspect", folder) == 0
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for part in (
         "official layout",
         "[transformer]",
@@ -168,7 +168,7 @@ def test_a_model_directory_is_described_part_by_part(model, tmp_path, capsys):
         "vae 2.1",
         "tokenizer:  none",
     ):
-        assert part in said
+        assert part in printed
 
 
 def test_bad_input_is_one_line_and_exit_2(model, tmp_path, capsys):
@@ -187,8 +187,8 @@ def test_bad_input_is_one_line_and_exit_2(model, tmp_path, capsys):
         (("merge", folder, folder, tmp_path / "o.safetensors"), "holds no LoRA"),
     ):
         assert run(*args) == 2
-        said = capsys.readouterr().err
-        assert message in said and said.count("\n") == 1 and said.startswith("convert_weights: ")
+        printed = capsys.readouterr().err
+        assert message in printed and printed.count("\n") == 1 and printed.startswith("convert_weights: ")
     assert not (tmp_path / "o").exists()
     assert run("inspect", tmp_path / "edu.pt") == 0  # told, not refused: it says what the file is
     assert "refused:" in capsys.readouterr().out
@@ -202,10 +202,10 @@ def sh(*args):
 
 
 def test_download_script():
-    said = sh("--help")
-    assert said.returncode == 0
+    printed = sh("--help")
+    assert printed.returncode == 0
     for spec in SPECS.values():
-        assert not spec.hub_name or spec.hub_name in said.stdout
+        assert not spec.hub_name or spec.hub_name in printed.stdout
     dry = sh("--dry-run", "--dir", "here", "t2v-1.3B", "longlive").stdout.splitlines()
     assert dry[0].endswith(
         "download Wan-AI/Wan2.1-T2V-1.3B --exclude assets/* --exclude examples/* --local-dir here/Wan2.1-T2V-1.3B"
@@ -217,5 +217,5 @@ def test_download_script():
         (("--force", "t2v-1.3B"), "unknown option --force"),
         (("t2v-1.3B", "--dir"), "--dir needs a folder"),
     ):
-        said = sh(*args)
-        assert said.returncode == 2 and message in said.stderr and said.stdout == ""
+        printed = sh(*args)
+        assert printed.returncode == 2 and message in printed.stderr and printed.stdout == ""

@@ -54,7 +54,7 @@ def test_share_of_the_ceiling_is_judged():
 
     def passes(model, ceiling):
         rows = {"m": model, evaluate.CEILING: ceiling}
-        return {v["what"]: v["pass"] for v in evaluate.judge_models(rows, ["m"])}
+        return {v["what"]: v["pass"] for v in evaluate.check_models(rows, ["m"])}
 
     assert all(passes(row(0.55), row(0.9)).values())
     assert not passes(row(0.5), row(0.9))["digit: share of ceiling"]
@@ -72,19 +72,19 @@ def test_bad_folders_are_named(tmp_path, capsys):
     assert "no *.mp4" in refusal(capsys, "digits", "--videos", tmp_path)
     write(tmp_path, (0, 1))
     partial = ("digits", "--partial", "--videos", tmp_path)
-    assert "has 17 frames, 33 are asked" in refusal(capsys, *partial, "--frames", 33)
+    assert "has 17 frames, 33 are requested" in refusal(capsys, *partial, "--frames", 33)
     sidecar = tmp_path / "1.json"
     for content, message in [
-        ("{", "is no JSON"),
-        ('{"seed": 1}', "lacks ['prompt']"),
-        ("[]", "lacks ['prompt', 'seed']"),
+        ("{", "is not JSON"),
+        ('{"seed": 1}', "has no ['prompt']"),
+        ("[]", "has no ['prompt', 'seed']"),
         ('{"prompt": "a pink one moves up", "seed": 1}', "'pink'"),
         ('{"prompt": "a red one moves up and a blue two moves up", "seed": 1}', "one-digit prompts"),
     ]:
         sidecar.write_text(content)
         assert message in refusal(capsys, *partial)
     sidecar.unlink()
-    assert "no 1.json beside it" in refusal(capsys, *partial)
+    assert "no 1.json next to it" in refusal(capsys, *partial)
     write(tmp_path, (1,), num_frames=9)
     assert "mixes lengths" in refusal(capsys, *partial)
     assert "no config.json" in refusal(capsys, "codec", "--vae", tmp_path)
@@ -117,7 +117,7 @@ def test_roundtrip_goes_through_the_streaming_vae(tmp_path):
 
 
 def test_a_prompt_file_says_which_videos_must_be_there(tmp_path, capsys):
-    folder, requested = tmp_path / "some", tmp_path / "asked.txt"
+    folder, requested = tmp_path / "some", tmp_path / "requested.txt"
     folder.mkdir()
     write(folder, (1, 62, 123))
     requested.write_text("a red zero moves left\n" + prompt_clip(62, 1)[1].text() + "\n")
@@ -134,17 +134,17 @@ def test_a_prompt_file_says_which_videos_must_be_there(tmp_path, capsys):
     requested.write_text(requested.read_text() + "a white nine moves up\n")
     message = refusal(capsys, "digits", "--videos", folder, "--prompts", requested)
     assert "2 of the 3 prompts, 'a white nine moves up' is missing" in message
-    for text, said in (
+    for text, printed in (
         ("a pink one moves up\n", "line 1: "),
         ("a red one moves up and a red two moves up", "2 digits"),
     ):
         requested.write_text(text)
-        assert said in refusal(capsys, "digits", "--videos", folder, "--prompts", requested)
+        assert printed in refusal(capsys, "digits", "--videos", folder, "--prompts", requested)
 
 
 def test_every_video_of_an_asked_prompt_counts(tmp_path, capsys):
-    """A second, bad video of a prompt cannot be hidden, and a prompt that is asked twice needs two."""
-    requested = tmp_path / "asked.txt"
+    """A second, bad video of a prompt cannot be hidden, and a prompt that is requested twice needs two."""
+    requested = tmp_path / "requested.txt"
     requested.write_text("a red zero moves right\n")
     write(tmp_path, (0,))
     (tmp_path / "again.json").write_text(json.dumps({"prompt": "a red zero moves right", "seed": 4}))

@@ -70,10 +70,10 @@ def test_help_says_how_to_call_it(script):
 def test_a_node_passes_everything_on(launch):
     process, message = launch("launch_node.sh", "--config_path", "a b.yaml", "steps=3")
     assert process.wait(30) == 0
-    said = message.read_text().splitlines()
-    door = said.index("train.py")
-    assert said[door + 1 :] == ["--config_path", "a b.yaml", "steps=3"]
-    assert said[:2] == ["-m", "torch.distributed.run"] and set(said[2:door]) == {
+    printed = message.read_text().splitlines()
+    door = printed.index("train.py")
+    assert printed[door + 1 :] == ["--config_path", "a b.yaml", "steps=3"]
+    assert printed[:2] == ["-m", "torch.distributed.run"] and set(printed[2:door]) == {
         "--nnodes=1",
         "--nproc_per_node=1",  # there is no GPU
         "--rdzv_backend=c10d",
@@ -112,9 +112,9 @@ def test_a_job_is_queued_again_only_if_it_asks(launch, tmp_path, flag):
     process, message = launch("launch_slurm.sh", *arguments, does=f'touch "{tmp_path}/REQUEUE"', **job())
     assert process.wait(30) == 0
     assert (tmp_path / "scontrol").read_text().splitlines()[-1] == "requeue 40123"
-    said = message.read_text().splitlines()
-    assert {"--nnodes=2", "--nproc_per_node=8", "--rdzv_endpoint=first:20123", "--rdzv_id=40123"} <= set(said)
-    assert said[said.index("train.py") + 1 :] == arguments
+    printed = message.read_text().splitlines()
+    assert {"--nnodes=2", "--nproc_per_node=8", "--rdzv_endpoint=first:20123", "--rdzv_id=40123"} <= set(printed)
+    assert printed[printed.index("train.py") + 1 :] == arguments
 
 
 def test_a_job_without_logdir_or_slurm_is_refused(launch, tmp_path):

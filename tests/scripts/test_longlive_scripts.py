@@ -19,8 +19,8 @@ RECIPES = {
 
 
 @pytest.fixture
-def said(tmp_path):
-    """said(script, *arguments, **environment) -> the words that the interpreter was given, and the exit status."""
+def printed(tmp_path):
+    """printed(script, *arguments, **environment) -> the words that the interpreter was given, and the exit status."""
     for name, text in {"python": f'printf "%s\\n" "$@" > "{tmp_path}/told"\nexit 7', "nvidia-smi": "exit 9"}.items():
         (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
         (tmp_path / name).chmod(0o755)
@@ -45,17 +45,17 @@ def test_help_says_how_to_call_it(script):
 
 
 @pytest.mark.parametrize("script", RECIPES)
-def test_it_runs_its_recipe_under_torchrun_with_all_arguments(said, script):
+def test_it_runs_its_recipe_under_torchrun_with_all_arguments(printed, script):
     door, recipe = RECIPES[script]
-    words, status = said(script, "--logdir", "a b", "x.y=1")
+    words, status = printed(script, "--logdir", "a b", "x.y=1")
     at = words.index(door)
     assert words[:2] == ["-m", "torch.distributed.run"] and "--nproc_per_node=1" in words[:at] and status == 7
     assert words[at + 1 :] == ["--config_path", recipe, "--logdir", "a b", "x.y=1"]
 
 
 @pytest.mark.parametrize("script", RECIPES)
-def test_recipe_and_ranks_are_told_by_the_environment(said, script):
-    words, _ = said(script, CONFIG="other.yaml", RANKS="4")
+def test_recipe_and_ranks_are_told_by_the_environment(printed, script):
+    words, _ = printed(script, CONFIG="other.yaml", RANKS="4")
     assert words[words.index("--config_path") + 1] == "other.yaml" and "--nproc_per_node=4" in words
 
 

@@ -269,10 +269,10 @@ def test_the_door(tmp_path, capsys):
     old, new = tmp_path / "old.yaml", tmp_path / "new.yaml"
     old.write_text(yaml.safe_dump(DMD))
     assert migrate_config.main([str(old)]) == 0
-    said = capsys.readouterr()
-    assert "real_guidance: 4.0" in said.out and "dropped sharding_strategy: " in said.err
+    printed = capsys.readouterr()
+    assert "real_guidance: 4.0" in printed.out and "dropped sharding_strategy: " in printed.err
     assert migrate_config.main([str(old), str(new)]) == 0
-    assert new.read_text() == said.out
+    assert new.read_text() == printed.out
     assert migrate_config.main([str(old), str(new)]) == 2
     assert "--overwrite" in capsys.readouterr().err
     assert migrate_config.main([str(tmp_path / "no.yaml")]) == 2

@@ -1,7 +1,7 @@
-"""A small 3-D convolutional network whose features say what a digits clip shows: the eye of the Frechet distance.
+"""Holds a small 3-D convolutional network whose features say what a digits clip shows, for the Frechet distance.
 
 Trained once on real clips to name digit, colour, direction and speed (`scripts/train_features.py`); its weights ship.
-It looks at 33 pixel frames at a time, and its convolutions wrap at the edges as the world does.
+It sees 33 pixel frames at a time, and its convolutions wrap at the edges as the clips do.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from utils.digits.world import COLOURS, DIGITS, DIRECTIONS
 
 FOLDER = Path(__file__).resolve().parents[2] / "assets/digits/features"
 WEIGHTS = "features.safetensors"
-WINDOW = 33  # pixel frames of one look
+WINDOW = 33  # pixel frames of one input
 CANVAS = 64  # pixels
 LAYERS = (  # channels, kernel and stride in time and space; the last channels are the features
     (12, (3, 5, 5), (4, 2, 2)),
@@ -29,14 +29,14 @@ LAYERS = (  # channels, kernel and stride in time and space; the last channels a
     (64, (3, 3, 3), (2, 1, 1)),
 )
 FEATURES = LAYERS[-1][0]
-SPEEDS = (1, 2, 3, 4)  # pixels per frame; the world has 2, the others teach what speed is
+SPEEDS = (1, 2, 3, 4)  # pixels per frame; clips have 2, the others teach what speed is
 LABELS = {"digit": len(DIGITS), "colour": len(COLOURS), "direction": len(DIRECTIONS), "speed": len(SPEEDS)}
 
 
 class FeatureNet(nn.Module):
-    """Four 3-D convolutions, a mean over what is left of time and space, one linear head per label.
+    """Applies four 3-D convolutions, a mean over what is left of time and space, one linear head per label.
 
-    Steps of 4 frames and 8 pixels: on that lattice a real digit always lies alike, so its place adds no scatter.
+    Steps of 4 frames and 8 pixels: on that lattice a real digit always lies the same way, so its place adds no scatter.
     """
 
     def __init__(self):
@@ -77,11 +77,11 @@ def save_net(net: FeatureNet, folder: Path) -> str:
 def load_net(folder: Path = FOLDER) -> FeatureNet:
     """Returns the frozen network in fp32.
 
-    Errors: ValueError for a folder without it, and for another file than its JSON tells of.
+    Errors: ValueError for a folder without it, and for another file than its JSON names.
     """
     path, facts = folder / WEIGHTS, folder / "features.json"
     if not path.is_file() or not facts.is_file():
-        raise ValueError(f"{folder} lacks {WEIGHTS} or features.json; make them with scripts/train_features.py")
+        raise ValueError(f"{folder} has no {WEIGHTS} or features.json; make them with scripts/train_features.py")
     known = json.loads(facts.read_text())["sha256"]
     if file_hash(path) != known:
         raise ValueError(f"{path} is not the file of features.json ({known[:12]}...); distances would not compare")
@@ -104,7 +104,7 @@ def window_starts(num_frames: int) -> list[int]:
     """Returns where the windows of a clip begin: every 32 frames from 0; [] for a clip of less than 33.
 
     Neighbours share one frame. In 32 frames a digit of speed 2 goes once around the canvas, so all windows of a real
-    clip are equal and the number of windows is no advantage.
+    clip are equal and the number of windows is not an advantage.
     """
     return list(range(0, num_frames - WINDOW + 1, WINDOW - 1))
 

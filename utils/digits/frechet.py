@@ -1,8 +1,8 @@
-"""Frechet distance of digits videos to real clips, with what real clips of the same prompts score.
+"""Measures the Frechet distance of digits videos to real clips, and what real clips of the same prompts score.
 
 Unit: percent of the real clips' total variance, so 100 is as far as real clips lie apart among themselves.
-The distance asks whether a set of videos looks like the world, not whether a video shows what its prompt asked (a set
-with shuffled prompts scores as the real one); it alone sees a model that always draws the same handwriting.
+The distance asks whether a set of videos looks like real clips, not whether a video shows what its prompt asks for (a
+set with shuffled prompts scores as the real one); it alone sees a model that always draws the same handwriting.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from utils.metrics.frechet import Gaussian, fit, frechet_distance, interval
 REFERENCE = "reference.safetensors"
 REFERENCE_SEED, REFERENCE_SETS = 30_000, 8  # seeds that neither a training nor an evaluation draws
 FLOOR_SEED, FLOOR_DRAWS = 31_000, 5
-SEEDS_PER_DRAW = 100  # seeds of one draw of the floor, for prompts that are asked several times
+SEEDS_PER_DRAW = 100  # seeds of one draw of the floor, for prompts that are requested several times
 
 
-class Looker:
-    """Looks at the clips of one row of the table while they pass by to other metrics."""
+class FrechetMeter:
+    """Collects the features of one row's clips while they pass by to other metrics."""
 
     def __init__(self):
         self.windows, self.last = [], []
 
-    def watch(self, clips: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    def collect(self, clips: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Yields each uint8 clip [P, H, W, 3] and keeps its features, unless it is too short or of another size."""
         for clip in clips:
             if len(clip) >= WINDOW and clip.shape[1:3] == (CANVAS, CANVAS):
@@ -44,7 +44,7 @@ class Looker:
             yield clip
 
     def row(self, subjects) -> dict | None:
-        """Returns {all, first, last: {mean, low, high}, floor: {mean, low, high, draws}}, None if nothing was seen.
+        """Returns {all, first, last: {mean, low, high}, floor: {mean, low, high, draws}}; None if no clip fits.
 
         all: every window of every video; first and last: the first and the last 33 frames. floor: real clips of the
         same prompts, drawn several times: mean, least and largest; it is that of one window a video, so the windows
@@ -103,7 +103,7 @@ def load_net(folder: Path = FOLDER) -> features.FeatureNet:
 
 
 def make_reference(folder: Path = FOLDER) -> int:
-    """Writes the Gaussian of real clips, REFERENCE_SETS of each prompt, beside the weights; returns their number."""
+    """Writes the Gaussian of real clips, REFERENCE_SETS of each prompt, next to the weights; returns their number."""
     net = features.load_net(folder)
     seeds = range(REFERENCE_SEED, REFERENCE_SEED + REFERENCE_SETS)
     clips = (prompt_clip(i, WINDOW, seed)[0] for seed in seeds for i in range(len(all_prompts())))

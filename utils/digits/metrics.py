@@ -1,14 +1,14 @@
-"""Metrics of the digits world: what a clip shows, frame by frame, against what its prompt asked.
+"""Measures digits clips: what a clip shows, frame by frame, against what its prompt asks for.
 
 Every metric is a number per clip and frame, so one pass serves averages, windows along the clip
 (drift) and prompt switches. Frames with no ink count as misses, never as chance hits.
 
 | metric | meaning | real clip |
 |---|---|---|
-| digit | the judge reads the asked digit in the crop centred on the ink | ~1 |
-| colour | nearest palette entry of the ink-weighted mean colour is the asked one | 1 |
-| direction | velocity over 4 frames within 50 % of the asked one, sideways too | 1 |
-| speed | velocity along the asked direction, pixels per frame | 2 |
+| digit | a classifier reads the requested digit in the crop centred on the ink | ~1 |
+| colour | nearest palette entry of the ink-weighted mean colour is the requested one | 1 |
+| direction | velocity over 4 frames within 50 % of the requested one, sideways too | 1 |
+| speed | velocity along the requested direction, pixels per frame | 2 |
 | consistency | correlation of the centred crops 4 frames apart (a frozen clip has 1) | 1 |
 | identity | correlation of the centred crop with that of the first frame | 1 |
 | area | mean ink of the canvas (fades, blow-ups) | ~.03 |
@@ -130,7 +130,7 @@ def _measure_clip(clip, subject: Subject, config: DigitsConfig) -> dict[str, np.
     crops = centred(ink, centre)
     speed, direction = _motion(centre, visible, subject, config, clip.shape[1:3])
     names = np.array(list(COLOURS))
-    digit = visible & (judge(config.exemplars)(crops) == subject.digit)
+    digit = visible & (digit_classifier(config.exemplars)(crops) == subject.digit)
     colour = visible & (names[nearest_colour(rgb, ink)] == subject.colour)
     return {
         "digit": digit,
@@ -189,7 +189,7 @@ def correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def nearest_colour(rgb_PHW3: np.ndarray, ink_PHW: np.ndarray) -> np.ndarray:
-    """Returns [P] indices into COLOURS; brightness is divided out, `area` watches that."""
+    """Returns [P] indices into COLOURS; brightness is divided out, `area` measures that."""
     mean = np.einsum("phw,phwc->pc", ink_PHW, rgb_PHW3)
     palette = np.array(list(COLOURS.values()), np.float32)
     mean, palette = (v / np.maximum(v.max(1, keepdims=True), 1e-6) for v in (mean, palette))
@@ -197,12 +197,12 @@ def nearest_colour(rgb_PHW3: np.ndarray, ink_PHW: np.ndarray) -> np.ndarray:
 
 
 def _motion(centre, visible, subject, config, canvas):
-    """Returns (speed along the asked direction [P], hit [P]), NaN for the first LAG frames."""
+    """Returns (speed along the requested direction [P], hit [P]), NaN for the first LAG frames."""
     both = visible[LAG:] & visible[:-LAG]
     velocity = torus_steps(centre, LAG, canvas) / LAG * both[:, None]
     wanted = np.array(DIRECTIONS[subject.direction])
     along, aside = velocity @ wanted, velocity @ wanted[::-1]
-    if config.motion == "bounce":  # the asked direction is only where the digit set out for
+    if config.motion == "bounce":  # the requested direction is only where the digit starts for
         along = np.abs(along)
     near = (np.abs(along - config.speed) <= config.speed / 2) & (np.abs(aside) < config.speed / 2)
     return _late(along, LAG, visible), _late(near & both, LAG, visible)
@@ -227,10 +227,10 @@ def _nanmean(values_NP):
 
 
 @functools.lru_cache(maxsize=2)
-def judge(exemplars: int = 8):
+def digit_classifier(exemplars: int = 8):
     """Returns a function crops [M, 32, 32] -> digits [M], fitted now (seconds) and never stored.
 
-    A support vector machine on handwritings that are no sprites of the world, so that it cannot
+    A support vector machine on handwritings that are not among the sprites, so that it cannot
     reward a memorised sprite. Blurred, shifted and faint copies keep it fair to codecs' output.
     """
     from sklearn.decomposition import PCA

@@ -1,4 +1,4 @@
-"""Reference rows of the digits table: what the metrics say about clips whose worth is known.
+"""Makes the reference rows of digits tables: what the metrics say about clips whose worth is known.
 
 A metric is only worth its distance between these rows: `real` is the ceiling; `shuffled` shows what
 ignoring the prompt scores; `noise` and `black` are floors; `frozen` is perfect but for its motion;

@@ -1,4 +1,4 @@
-"""Scripts of the digits world whose prompt changes in one attribute at a time, to measure how videos answer.
+"""Writes prompt schedules of digits videos that change one attribute at a time, to measure how videos answer.
 
 python -m utils.digits.schedules > prompts/digits_switch_32.jsonl
 """
@@ -18,8 +18,8 @@ ORDERS = tuple(itertools.permutations(VALUES))
 COUNT, EVERY, SEED = 32, 30, 0  # videos; latent frames from one change to the next, ten chunks of three
 
 
-def switch_scripts(count: int = COUNT, every: int = EVERY, seed: int = SEED) -> list[dict]:
-    """Returns the lines of a script file, a video each: {"prompts": [{"text", "end_frame"}, ...]}.
+def switch_schedules(count: int = COUNT, every: int = EVERY, seed: int = SEED) -> list[dict]:
+    """Returns the lines of a schedule file, a video each: {"prompts": [{"text", "end_frame"}, ...]}.
 
     Video i begins with balanced prompt i and changes colour, direction and digit, each once, in order i of the six
     possible ones: every attribute is changed in every video, and stands first, second and third equally often. The
@@ -44,7 +44,7 @@ def changed(subject: Subject, attribute: str, rng: np.random.Generator) -> Subje
 
 def main() -> None:
     """Prints the committed file."""
-    for line in switch_scripts():
+    for line in switch_schedules():
         print(json.dumps(line))
 
 

@@ -1,4 +1,4 @@
-"""How a digits video answers a change of its prompt: when the new value is reached, what is lost, whether it jumps.
+"""Measures how a digits video answers a change of its prompt: when it shows, what is lost, whether the video jumps.
 
 | number | meaning |
 |---|---|
@@ -6,7 +6,7 @@
 | reached | whether there is such a chunk before the next change |
 | kept | share of the frames after the change that show the attributes that did not change (NaN: all did) |
 | jump | largest way of the digit's centre from one frame to the next, pixels, in the JUMP chunks after the change |
-| usual | the same in as many chunks before it; a video of the world has 2 in both |
+| usual | the same in as many chunks before it; a real video has 2 in both |
 | flicker | frame difference over the border, as a multiple of the usual one (a new colour at once raises it, too) |
 """
 
@@ -29,7 +29,7 @@ MAJORITY = 0.5  # share of a chunk's frames that must show a value
 
 @dataclass(frozen=True)
 class Switch:
-    """A change of one attribute: to what, at which pixel frame; `stop`: the next change or the end.
+    """Describes a change of one attribute: to what, at which pixel frame; `stop`: the next change or the end.
 
     kept: the attributes that the prompt did not change there.
     """
@@ -44,7 +44,7 @@ class Switch:
 def find_switches(cues: Sequence[tuple[Subject, int]], num_frames: int) -> list[Switch]:
     """Returns the changes of a video of `num_frames` pixel frames, each attribute's own where several change at once.
 
-    cues: (what is asked, from which pixel frame on). Errors: ValueError for a prompt that changes nothing.
+    cues: (what is requested, from which pixel frame on). Errors: ValueError for a prompt that changes nothing.
     """
     found = []
     for number, ((before, _), (after, at)) in enumerate(zip(cues, cues[1:], strict=False), 1):
@@ -88,7 +88,7 @@ def respond(clip: np.ndarray, switch: Switch, chunk_frames: int) -> dict:
 
 
 def first_lasting(shown: np.ndarray) -> int | None:
-    """Returns the first place where `shown` [K] is true and so is the next one, or None: a passing hit is no answer."""
+    """Returns the first place where `shown` [K] is true and so is the next one, or None; one hit does not count."""
     both = np.flatnonzero(shown[:-1] & shown[1:])
     return int(both[0]) if both.size else None
 

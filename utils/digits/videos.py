@@ -1,4 +1,4 @@
-"""Generated digits videos of a folder, with what their sidecar JSON says they should show."""
+"""Reads generated digits videos of a folder, with what their sidecar JSON says they should show."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from utils.media.video import read_video
 
 @dataclass
 class Videos:
-    """Clips uint8 [P, H, W, 3] of one length, their subjects, and facts for the record."""
+    """Holds clips uint8 [P, H, W, 3] of one length, their subjects, and facts for the record."""
 
     clips: list[np.ndarray]
     subjects: list[Subject]
     facts: dict
 
 
-def read_asked(path: Path | None) -> list[str]:
+def read_requested(path: Path | None) -> list[str]:
     """Returns the prompts that must be measured: those of a file, one a line, or all 240.
 
     Errors: ValueError naming file and line of a prompt that is not one clause of the grammar.
@@ -109,22 +109,22 @@ def find_videos(folder: Path, partial: bool = False, prompts: list[str] | None =
     return [(path, subject) for path, _, subject in kept], facts
 
 
-def find_scripted(folder: Path, scripts: Path, partial: bool = False):
-    """Returns ([(path, cues)] of the videos of `folder` that answer a script file; facts for the record).
+def find_scheduled(folder: Path, schedules: Path, partial: bool = False):
+    """Returns ([(path, cues)] of the videos of `folder` that answer a file of prompt schedules; facts for the record).
 
-    cues: (subject, latent frame from which on it was in force, as the video's JSON tells) of each prompt. Every line
-    must be answered, unless `partial`. Errors: ValueError as `find_videos`, for scripts of more than one digit, and
-    for videos that were not made by scripts.
+    cues: (subject, latent frame from which on it was in force, from the video's JSON) of each prompt. Every line
+    must be answered, unless `partial`. Errors: ValueError as `find_videos`, for schedules of more than one digit, and
+    for videos that were not made by schedules.
     """
     videos = [(path, sidecar, _cues(path, sidecar)) for path, sidecar in _videos(folder)]
-    lines = [tuple(_subject(line.where, cue.text) for cue in line.cues) for line in read_schedules(scripts)]
+    lines = [tuple(_subject(line.where, cue.text) for cue in line.cues) for line in read_schedules(schedules)]
     requested = Counter(lines)
     kept = [video for video in videos if _requested(video) in requested]
     missing = requested - Counter(_requested(video) for video in kept)
     if not kept or (missing and not partial):
         texts = [subject.text() for subject in next(iter(missing), ())]
         raise ValueError(
-            f"{folder} answers {len(lines) - missing.total()} of the {len(lines)} scripts of {scripts}, {texts} is "
+            f"{folder} answers {len(lines) - missing.total()} of the {len(lines)} schedules of {schedules}, {texts} is "
             "missing; generate all of them, or measure what there is with --partial"
         )
     facts = {"folder": str(folder), "videos": len(kept), "scripts": len(lines), "seeds": _seeds(kept)}
@@ -138,7 +138,7 @@ def _requested(video) -> tuple[Subject, ...]:
 def _cues(path: Path, sidecar: dict) -> list[tuple[Subject, int]]:
     where = path.with_suffix(".json")
     if not sidecar.get("switches"):
-        raise ValueError(f"{where} tells of no switches; give videos that inference.py made of scripts")
+        raise ValueError(f"{where} names no switches; give videos that inference.py made of prompt schedules")
     return [(_subject(where, switch["text"]), switch["frame"]) for switch in sidecar["switches"]]
 
 
@@ -155,16 +155,18 @@ def _seeds(kept) -> list[str]:
 
 
 def _sidecar(path: Path) -> dict:
-    beside = path.with_suffix(".json")
-    if not beside.is_file():
-        raise ValueError(f"{path} has no {beside.name} beside it; write one with at least prompt and seed")
+    sidecar_path = path.with_suffix(".json")
+    if not sidecar_path.is_file():
+        raise ValueError(f"{path} has no {sidecar_path.name} next to it; write one with at least prompt and seed")
     try:
-        sidecar = json.loads(beside.read_text())
+        sidecar = json.loads(sidecar_path.read_text())
     except json.JSONDecodeError as error:
-        raise ValueError(f"{beside} is no JSON ({error}); write an object with at least prompt and seed") from error
-    lacking = [key for key in ("prompt", "seed") if not isinstance(sidecar, dict) or key not in sidecar]
-    if lacking:
-        raise ValueError(f"{beside} lacks {lacking}; write an object with at least prompt and seed")
+        raise ValueError(
+            f"{sidecar_path} is not JSON ({error}); write an object with at least prompt and seed"
+        ) from error
+    missing = [key for key in ("prompt", "seed") if not isinstance(sidecar, dict) or key not in sidecar]
+    if missing:
+        raise ValueError(f"{sidecar_path} has no {missing}; write an object with at least prompt and seed")
     return sidecar
 
 
@@ -181,5 +183,5 @@ def _subject(where: str | Path, prompt: str) -> Subject:
 def _read(path: Path, num_frames: int | None) -> np.ndarray:
     clip, _ = read_video(path)
     if num_frames and len(clip) < num_frames:
-        raise ValueError(f"{path} has {len(clip)} frames, {num_frames} are asked; lower --frames")
+        raise ValueError(f"{path} has {len(clip)} frames, {num_frames} are requested; lower --frames")
     return clip[:num_frames]

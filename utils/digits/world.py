@@ -1,8 +1,8 @@
-"""Moving handwritten digits: a closed world of 240 prompts whose truth can be measured.
+"""Draws moving handwritten digits: a toy domain of 240 prompts whose truth can be measured.
 
 A clip shows one (or `num_digits`) coloured handwritten digit on black that moves at a constant
 speed. On the torus it leaves on one side and enters on the other, so "moves right" is true at
-every frame and the world is stationary at any length. Handwriting: scikit-learn's bundled
+every frame and clips are stationary at any length. Handwriting: scikit-learn's bundled
 `load_digits` (8x8 scans), enlarged to 28 pixels.
 """
 
@@ -30,19 +30,19 @@ DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 DIRECTIONS = {"right": (1, 0), "left": (-1, 0), "up": (0, -1), "down": (0, 1)}  # (x, y), y down
 WORDS = ("a", "moves", "and", *COLOURS, *DIGITS, *DIRECTIONS)
 SPRITE = 28
-MAX_EXEMPLARS = 100  # of 174 to 183 scans a digit: the judge of `utils/digits/metrics.py` needs the rest
+MAX_EXEMPLARS = 100  # of 174 to 183 scans a digit: the classifier of `utils/digits/metrics.py` needs the rest
 
 
 @dataclass
 class DigitsConfig:
-    """Knobs of the digits world; sizes in pixels, speed in pixels per frame."""
+    """Configures digits clips; sizes in pixels, speed in pixels per frame."""
 
     canvas: int = 64
     grid: int = 8  # start positions are multiples of this
     speed: int = 2  # 2 px per frame = one latent cell (8 px) per latent frame (4 frames)
     motion: str = "torus"  # torus | bounce
     num_digits: int = 1
-    exemplars: int = 8  # handwritings per digit, nearest to the class mean; 0 = all but the judge's half
+    exemplars: int = 8  # handwritings per digit, nearest to the class mean; 0 = all but the classifier's half
 
     def problems(self) -> Iterator[str]:
         if self.motion not in ("torus", "bounce"):
@@ -59,13 +59,14 @@ class DigitsConfig:
 
 @dataclass(frozen=True)
 class Subject:
-    """What one clause of a prompt asks for."""
+    """Holds what one clause of a prompt asks for."""
 
     colour: str
     digit: int
     direction: str
 
     def text(self) -> str:
+        """Returns the clause."""
         return f"a {self.colour} {DIGITS[self.digit]} moves {self.direction}"
 
 
@@ -84,7 +85,7 @@ def balanced_prompts(count: int) -> list[str]:
     """
     left = [(d, c, m) for d in range(10) for c in COLOURS for m in DIRECTIONS]
     if not 1 <= count <= len(left):
-        raise ValueError(f"{count} balanced prompts were asked for; write 1 to {len(left)}")
+        raise ValueError(f"{count} balanced prompts were requested; write 1 to {len(left)}")
     used, chosen = Counter(), []
     for _ in range(count):
         best = min(left, key=lambda prompt: sum(used[part] for part in _parts(prompt)))
@@ -109,7 +110,7 @@ def parse_prompt(prompt: str) -> list[Subject]:
     unknown = [w for w in words if w not in WORDS]
     if unknown:
         raise ValueError(
-            f"the digits world does not know the words {[w[:30] for w in unknown[:8]]} in {prompt[:80]!r}; "
+            f"the grammar does not know the words {[w[:30] for w in unknown[:8]]} in {prompt[:80]!r}; "
             f"it knows {list(WORDS)}"
         )
     clauses = [c.split() for c in " ".join(words).split(" and ")]
@@ -134,7 +135,7 @@ def handwriting(exemplars: int = 8) -> list[np.ndarray]:
 
 
 def unseen_handwriting(exemplars: int = 8):
-    """Returns (sprites [n, 28, 28], labels [n]) of all handwritings that are no sprites."""
+    """Returns (sprites [n, 28, 28], labels [n]) of all handwritings that are not sprites."""
     scans, order = _scans()
     rows = [_split(rows, exemplars)[1] for rows in order]
     labels = np.repeat(np.arange(10), [len(r) for r in rows])
@@ -157,14 +158,14 @@ def _scans():
 
 
 def _split(rows, exemplars):
-    """Returns (rows of the sprites, rows left to the judge)."""
+    """Returns (rows of the sprites, rows left to the classifier)."""
     return (rows[:exemplars], rows[exemplars:]) if exemplars else (rows[::2], rows[1::2])
 
 
 def enlarge(scan: np.ndarray) -> np.ndarray:
     """Returns the 28x28 sprite in [0, 1] of one 8x8 scan in [0, 1].
 
-    Soft edges: hard ones cost the codec 2 dB and tell nothing more.
+    Soft edges: hard ones cost the codec 2 dB and show nothing more.
     """
     from PIL import Image
 
@@ -247,11 +248,11 @@ def preview(count: int, output, num_frames: int = 33):
 
 
 def main(argv: list[str] | None = None):
-    """The command `python -m utils.digits.world --preview 6`."""
+    """Runs the command `python -m utils.digits.world --preview 6`."""
     import argparse
     from pathlib import Path
 
-    parser = argparse.ArgumentParser(description="Draws clips of the digits world.")
+    parser = argparse.ArgumentParser(description="Draws digits clips.")
     parser.add_argument("--preview", type=int, default=6, help="number of clips")
     parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder")
     args = parser.parse_args(argv)

@@ -36,5 +36,5 @@ def test_why_unfinished_wants_the_last_step(tmp_path, steps, total, reason):
 
 
 def test_why_unfinished_wants_the_export(tmp_path):
-    assert "lacks export" in why_unfinished(run_folder(tmp_path, [0, 1], export=False), 2)
+    assert "has no export" in why_unfinished(run_folder(tmp_path, [0, 1], export=False), 2)
     assert "no metrics.jsonl" in why_unfinished(tmp_path / "nothing", 2)

@@ -79,17 +79,17 @@ def test_folders_are_matched_by_name(tmp_path):
 
 def test_videos_that_do_not_fit_are_named(tmp_path, capsys):
     a, short = save_video(tmp_path / "a.mp4"), save_video(tmp_path / "short.mp4", num_frames=3)
-    assert "short.mp4 ends after 3 frames" in (said := refusal(capsys, a, short)) and "--frames 3" in said
+    assert "short.mp4 ends after 3 frames" in (printed := refusal(capsys, a, short)) and "--frames 3" in printed
     assert "short.mp4 ends after 3 frames" in refusal(capsys, short, a)
     result, _ = run(tmp_path, a, short, "--frames", 3)
     assert result["rows"]["a.mp4 / short.mp4"]["frames"] == 3
-    assert "4 are asked, lower --frames" in refusal(capsys, a, short, "--frames", 4)
-    assert "have 5 frames, 6 are asked" in refusal(capsys, a, a, "--frames", 6)
+    assert "4 are requested, lower --frames" in refusal(capsys, a, short, "--frames", 4)
+    assert "have 5 frames, 6 are requested" in refusal(capsys, a, a, "--frames", 6)
     assert "--frames is 0" in refusal(capsys, a, a, "--frames", 0)
     small = save_video(tmp_path / "small.mp4", size=(32, 32))
-    assert "48 x 32" in (said := refusal(capsys, a, small)) and "small.mp4 is 32 x 32" in said
+    assert "48 x 32" in (printed := refusal(capsys, a, small)) and "small.mp4 is 32 x 32" in printed
     slow = save_video(tmp_path / "slow.mp4", fps=4)
-    assert "8 frames per second" in (said := refusal(capsys, a, slow)) and "--any_fps" in said
+    assert "8 frames per second" in (printed := refusal(capsys, a, slow)) and "--any_fps" in printed
     assert run(tmp_path, a, slow, "--any_fps")[0]["rows"]["a.mp4 / slow.mp4"]["psnr"] == "inf"
 
 
@@ -109,7 +109,7 @@ def test_a_video_is_read_frame_by_frame(tmp_path, monkeypatch):
     """At most two frames of each video are alive: a long video must not be held in memory."""
     import weakref
 
-    from scripts.measure import compare as evaluate_compare
+    from scripts.measure.compare import compare_pair
     from utils.media import video
 
     alive, most = weakref.WeakSet(), []
@@ -119,7 +119,7 @@ def test_a_video_is_read_frame_by_frame(tmp_path, monkeypatch):
 
     decode = video._decode
 
-    def watched(*args):
+    def counted(*args):
         for frame in decode(*args):
             frame = frame.view(Frame)
             alive.add(frame)
@@ -127,7 +127,7 @@ def test_a_video_is_read_frame_by_frame(tmp_path, monkeypatch):
             yield frame
             del frame
 
-    monkeypatch.setattr(video, "_decode", watched)
+    monkeypatch.setattr(video, "_decode", counted)
     a = save_video(tmp_path / "a.mp4", num_frames=12)
-    evaluate_compare.compare_pair(a, a)
+    compare_pair(a, a)
     assert len(most) == 24 and max(most) <= 8  # of each: the first, one shown, one before, one being decoded

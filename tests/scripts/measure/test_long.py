@@ -48,14 +48,14 @@ def test_each_length_is_measured_in_the_window_that_ends_there(long_videos, tmp_
 
 def test_lengths_that_cannot_be_measured_are_refused(long_videos, capsys):
     flags = ("lengths", "--videos", long_videos, "--prompts", long_videos / "prompts.txt", "--ends")
-    assert "has 101 frames, 102 are asked" in refusal(capsys, *flags, 33, 102)
+    assert "has 101 frames, 102 are requested" in refusal(capsys, *flags, 33, 102)
     assert "write ends of at least 33" in refusal(capsys, *flags, 32, 101)
     every = flags[:3]
     assert "answers 2 of the 240 prompts" in refusal(capsys, *every, "--ends", 33)
 
 
 def scheduled(folder, late, name="video", **more):
-    """Writes a video that answers SCRIPT, the colour `late` frames after it was asked for, the direction at once."""
+    """Writes a video that answers SCRIPT, the colour `late` frames after it was requested, the direction at once."""
     red, blue, up = (parse_prompt(text)[0] for text in SCRIPT)
     clip = quantise(render([blue], LENGTH, np.random.default_rng(0)))
     clip[: 45 + late] = quantise(render([red], 45 + late, np.random.default_rng(0)))
@@ -92,15 +92,15 @@ def test_every_script_must_be_answered(tmp_path, capsys):
     other = [SCRIPT[0], "a green three moves right", "a green three moves up"]
     scheduled(tmp_path, 0)
     flags = ("switches", "--videos", tmp_path, "--scripts", script_file(tmp_path, SCRIPT, other))
-    said = refusal(capsys, *flags)
-    assert "answers 1 of the 2 scripts" in said and "a green three moves right" in said
+    printed = refusal(capsys, *flags)
+    assert "answers 1 of the 2 schedules" in printed and "a green three moves right" in printed
     assert run(tmp_path, *flags, "--partial")[0] == 0
 
 
 def test_videos_that_tell_of_no_switches_are_refused(tmp_path, capsys):
     scheduled(tmp_path, 0, switches=[])
     flags = ("switches", "--videos", tmp_path, "--scripts", script_file(tmp_path, SCRIPT))
-    assert "video.json tells of no switches" in refusal(capsys, *flags)
+    assert "video.json names no switches" in refusal(capsys, *flags)
     early = [{"text": t, "frame": f} for t, f in zip(SCRIPT, (0, 6, 24), strict=True)]
     scheduled(tmp_path, 0, switches=early)
     assert "video.mp4: the colour changes at pixel frame 21" in refusal(capsys, *flags)

@@ -14,8 +14,7 @@ import pipeline.config
 import train
 import trainer.config
 from scripts import migrate_config, tables
-from scripts.migrate import keys as migrate_keys
-from scripts.migrate import table as migrate_table
+from scripts.migrate import keys, table
 from tests.architecture.source import ROOT
 from utils.config.text import to_dict
 
@@ -24,8 +23,8 @@ DOORS = {"train.py": train, "inference.py": inference}
 OURS = re.compile(r"(configs|docs|prompts|pipeline|scripts|tests|utils|wan)/")
 EXAMPLES = {
     f"{kind}-{name}": (kind, tree)
-    for kind, (_, _, changes) in migrate_table.RECIPES.items()
-    for name, tree in zip(changes, migrate_table.examples(kind), strict=True)
+    for kind, (_, _, changes) in table.RECIPES.items()
+    for name, tree in zip(changes, table.examples(kind), strict=True)
 }
 
 
@@ -49,7 +48,7 @@ def spans(cell: str) -> list[str]:
 
 
 @cache
-def keys() -> frozenset[str]:
+def recipe_keys() -> frozenset[str]:
     """Returns the dotted keys of all recipes."""
     found: set[str] = set()
 
@@ -105,7 +104,7 @@ def judge_cell(head: str, cell: str) -> list[str]:
                 command = word if word.endswith(".py") and exists(word) else command
             elif word in others:  # a subcommand
                 found += [] if f'"{word}"' in (ROOT / command).read_text() else [f"{command} has no {word}"]
-            elif word not in keys():
+            elif word not in recipe_keys():
                 found.append(f"no key {word}")
     return found
 
@@ -142,9 +141,9 @@ def test_the_tables_of_keys_are_those_of_the_migration():
 
 
 def test_every_key_that_the_migration_knows_has_a_row():
-    known = {*migrate_keys.TRAINING_KEYS, *migrate_keys.SHARED_KEYS, *migrate_keys.GENERATION_KEYS}
-    known |= {*migrate_keys.DROPPED, *(f"{start}*" for start in migrate_keys.PREFIXES)}
-    known |= {f"*{end}" for end in migrate_keys.SUFFIXES}
+    known = {*keys.TRAINING_KEYS, *keys.SHARED_KEYS, *keys.GENERATION_KEYS}
+    known |= {*keys.DROPPED, *(f"{start}*" for start in keys.PREFIXES)}
+    known |= {f"*{end}" for end in keys.SUFFIXES}
     section = next(part for part in PAGE.split("\n## ") if part.startswith("Configuration keys"))
     named = {span.split(":")[0] for _, _, cells in rows(section) for span in spans(cells[0])}
     groups = {name.partition(".")[0] for name in named if "." in name}
@@ -165,7 +164,7 @@ def test_every_renamed_flag_stands_in_the_page():
 
 
 @pytest.mark.parametrize("door", DOORS)
-def test_flags_of_self_forcing_and_longlive_are_taken_or_refused_with_another_name(door):
+def test_ancestors_flags_are_taken_or_refused_with_a_name(door):
     tried = []
     for section, heads, cells in rows(PAGE):
         if section.startswith(("## Self-Forcing", "## LongLive")) and heads[1] == f"ours (`{door}`)":

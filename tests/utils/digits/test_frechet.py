@@ -1,4 +1,4 @@
-"""The Frechet distance: analytic values, its interval, and that the shipped feature net tells worlds apart."""
+"""The Frechet distance: analytic values, its interval, and that the shipped feature net separates clips."""
 
 import json
 
@@ -7,8 +7,7 @@ import pytest
 
 from tests import tolerance
 from utils.digest import file_hash
-from utils.digits import features
-from utils.digits import frechet as digits_frechet
+from utils.digits import features, frechet
 from utils.digits.reference import REFERENCES
 from utils.digits.videos import prompt_numbers
 from utils.digits.world import (
@@ -93,7 +92,7 @@ def test_windows_of_one_video_are_one_vote():
 def test_windows_cover_a_clip():
     assert features.window_starts(32) == [] and features.window_starts(33) == features.window_starts(64) == [0]
     assert features.window_starts(321) == list(range(0, 289, 32))
-    net, (clip, _) = digits_frechet.load_net(), prompt_clip(7, 77, 5)
+    net, (clip, _) = frechet.load_net(), prompt_clip(7, 77, 5)
     grid, last = features.clip_features(net, clip)
     assert grid.shape == (2, 64)
     for start, row in ((0, grid[0]), (32, grid[1]), (44, last)):
@@ -112,7 +111,7 @@ def test_shipped_net_is_the_recorded_one_and_good():
         assert all(facts["accuracy"][clips][label] >= value for label, value in least.items())
     assert facts["sha256"] == file_hash(features.FOLDER / features.WEIGHTS)
     assert sum(f.stat().st_size for f in features.FOLDER.iterdir()) <= 500_000
-    net, hits = digits_frechet.load_net(), []
+    net, hits = frechet.load_net(), []
     for number in range(0, 240, 10):
         clip, subject = prompt_clip(number, 33, 77)
         logits = net(features.to_pixels(clip[None]))
@@ -126,7 +125,7 @@ def test_another_file_is_refused(tmp_path):
     import shutil
 
     folder = tmp_path / "features"
-    with pytest.raises(ValueError, match="lacks features.safetensors"):
+    with pytest.raises(ValueError, match="has no features.safetensors"):
         features.load_net(folder)
     shutil.copytree(features.FOLDER, folder)
     features.load_net(folder)
@@ -134,11 +133,11 @@ def test_another_file_is_refused(tmp_path):
     with pytest.raises(ValueError, match="not the file of features.json"):
         features.load_net(folder)
     with pytest.raises(ValueError, match="made by another feature net"):
-        digits_frechet.load_reference(folder)
-    (folder / digits_frechet.REFERENCE).unlink()
-    digits_frechet.load_reference.cache_clear()
+        frechet.load_reference(folder)
+    (folder / frechet.REFERENCE).unlink()
+    frechet.load_reference.cache_clear()
     with pytest.raises(ValueError, match="is missing"):
-        digits_frechet.load_reference(folder)
+        frechet.load_reference(folder)
 
 
 PROMPTS = tuple(prompt_numbers(balanced_prompts(40)))
@@ -146,10 +145,10 @@ PROMPTS = tuple(prompt_numbers(balanced_prompts(40)))
 
 def row(change=lambda clip, number: clip, prompts=PROMPTS):
     """Returns the Frechet row of real clips of a fresh seed, changed."""
-    looker, subjects = digits_frechet.Looker(), [parse_prompt(all_prompts()[i])[0] for i in prompts]
+    meter, subjects = frechet.FrechetMeter(), [parse_prompt(all_prompts()[i])[0] for i in prompts]
     clips = (change(prompt_clip(i, 33, 99 + n)[0], n) for n, i in enumerate(prompts))
-    assert len(list(looker.watch(clips))) == len(subjects)
-    return looker.row(subjects)
+    assert len(list(meter.collect(clips))) == len(subjects)
+    return meter.row(subjects)
 
 
 @pytest.fixture(scope="module")
@@ -198,27 +197,27 @@ def test_a_video_that_decays_is_seen_in_its_last_window():
         clip[33:] = clip[33:34]
         return clip
 
-    looker, subjects = digits_frechet.Looker(), [parse_prompt(all_prompts()[i])[0] for i in PROMPTS]
-    list(looker.watch(fade(n) for n in range(len(PROMPTS))))
-    decayed = looker.row(subjects)
+    meter, subjects = frechet.FrechetMeter(), [parse_prompt(all_prompts()[i])[0] for i in PROMPTS]
+    list(meter.collect(fade(n) for n in range(len(PROMPTS))))
+    decayed = meter.row(subjects)
     assert decayed["first"]["mean"] < 1.6 * decayed["floor"]["high"]
     assert decayed["last"]["low"] > 1.5 * decayed["first"]["high"]
     assert decayed["first"]["mean"] < decayed["all"]["mean"] < decayed["last"]["mean"]
 
 
 def test_short_and_single_videos_have_none():
-    looker = digits_frechet.Looker()
+    meter = frechet.FrechetMeter()
     clip, subject = prompt_clip(0, 17)
-    assert list(looker.watch([clip])) and looker.row([subject]) is None
-    list(looker.watch([prompt_clip(0, 33)[0]]))
-    empty = looker.row([subject])
+    assert list(meter.collect([clip])) and meter.row([subject]) is None
+    list(meter.collect([prompt_clip(0, 33)[0]]))
+    empty = meter.row([subject])
     assert empty["all"]["mean"] is None and empty["floor"]["mean"] is None
 
 
 def test_floor_draws_other_clips_for_a_prompt_asked_twice():
-    twice = digits_frechet.floor((5, 5, 5, 5), draws=1)["mean"]
-    looker = digits_frechet.Looker()
-    seed = digits_frechet.FLOOR_SEED
-    list(looker.watch(prompt_clip(5, 33, seed + n)[0] for n in range(4)))
-    seen = looker.row([prompt_clip(5, 1)[1]] * 4)["all"]["mean"]
+    twice = frechet.floor((5, 5, 5, 5), draws=1)["mean"]
+    meter = frechet.FrechetMeter()
+    seed = frechet.FLOOR_SEED
+    list(meter.collect(prompt_clip(5, 33, seed + n)[0] for n in range(4)))
+    seen = meter.row([prompt_clip(5, 1)[1]] * 4)["all"]["mean"]
     assert twice == pytest.approx(seen, rel=10 * ROUNDED)

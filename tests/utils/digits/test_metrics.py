@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from utils.digits import metrics as metrics
+from utils.digits import metrics
 from utils.digits.reference import REFERENCES, reference
 from utils.digits.world import COLOURS, DigitsConfig, Subject, prompt_clip, render
 from utils.metrics.video import psnr

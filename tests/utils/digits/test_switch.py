@@ -8,9 +8,8 @@ import pytest
 
 from tests.architecture.source import ROOT
 from utils.data.schedules import read_schedules
-from utils.digits import switch as digits_switch
-from utils.digits.schedules import ORDERS, VALUES, switch_scripts
-from utils.digits.switch import ATTRIBUTES, Switch, find_switches, respond, summary
+from utils.digits.schedules import ORDERS, VALUES, switch_schedules
+from utils.digits.switch import ATTRIBUTES, NUMBERS, Switch, find_switches, respond, summary
 from utils.digits.world import Subject, balanced_prompts, parse_prompt, quantise, render
 
 CHUNK, AT, FRAMES = 12, 49, 49 + 72
@@ -98,7 +97,7 @@ def test_a_change_too_near_to_another_or_to_an_end_is_refused(at, stop):
 
 def test_a_video_counts_once_under_all():
     def message(attribute, chunks):
-        numbers = dict.fromkeys(digits_switch.NUMBERS, 1.0)
+        numbers = dict.fromkeys(NUMBERS, 1.0)
         return {"attribute": attribute, "curve": np.ones(4), **numbers, "chunks": chunks}
 
     videos = [[message("colour", 1.0), message("digit", 3.0)], [message("colour", 4.0), message("digit", np.nan)]]
@@ -110,7 +109,7 @@ def test_a_video_counts_once_under_all():
 
 def test_the_committed_scripts_follow_their_rule():
     path = ROOT / "prompts/digits_switch_32.jsonl"
-    assert path.read_text() == "".join(json.dumps(line) + "\n" for line in switch_scripts())
+    assert path.read_text() == "".join(json.dumps(line) + "\n" for line in switch_schedules())
     lines = read_schedules(path)
     assert [line.cues[0].text for line in lines] == balanced_prompts(32)
     places = Counter()
@@ -120,4 +119,4 @@ def test_the_committed_scripts_follow_their_rule():
         order = tuple(switch.attribute for switch in find_switches(cues, 200))
         assert order in ORDERS and [cue.end.value for cue in line.cues] == [30, 60, 90, 120]
         places.update(enumerate(order))
-    assert set(VALUES) == set(digits_switch.ATTRIBUTES) and set(places.values()) <= {10, 11, 12}
+    assert set(VALUES) == set(ATTRIBUTES) and set(places.values()) <= {10, 11, 12}

@@ -1,15 +1,14 @@
 """The shipped text encoder: small, frozen, and able to tell every word of the grammar from another."""
 
 import importlib.util
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from tests.architecture.source import ROOT
 from utils.digits.world import WORDS, all_prompts, parse_prompt
 
-ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "assets/digits"
 
 

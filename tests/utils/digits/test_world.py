@@ -1,4 +1,4 @@
-"""The digits world: grammar, motion, reproducibility, and the split between sprites and judge."""
+"""Digits clips: grammar, motion, reproducibility, and the split between sprites and classifier."""
 
 import numpy as np
 import pytest
