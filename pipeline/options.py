@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 
 from utils.config.field import collect_error
+from wan.attention.config import AttentionConfig
 from wan.family import published_specs
 from wan.geometry import chunks
 from wan.ledger import CacheConfig
@@ -73,7 +74,7 @@ class ModelConfig:
     lora_alpha: float = 0.0  # 0 = the rank (scale 1), as LongLive trains
     dtype: str = "bf16"  # fp32 | bf16
     precision: str = "weights"  # weights | upstream (fp32 modulation and head, for undistilled Wan weights)
-    attention: str = "auto"
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
 
     def problems(self) -> Iterator[str]:
         if self.dtype not in DTYPES or self.precision not in PRECISIONS:

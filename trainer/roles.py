@@ -12,6 +12,8 @@ from trainer.lora import LoraConfig
 from utils.parallel import fsdp
 from utils.parallel.layout import ParallelLayout
 from utils.rng import Rng, seed_libraries
+from wan.attention import dispatch
+from wan.attention.config import AttentionConfig
 from wan.checkpoint.parts import find_parts
 from wan.checkpoint.weights import read_weights
 from wan.condition import Condition
@@ -42,6 +44,7 @@ class RoleConfig:
     compile: bool = False
     offload: bool = False
     lora: LoraConfig = field(default_factory=LoraConfig)
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
 
     def problems(self) -> Iterator[str]:
         if bool(self.spec) == bool(self.weights):
@@ -64,6 +67,7 @@ class RoleConfig:
         if self.lora.rank:
             self.lora.apply(transformer, rng.at("init", "lora"), trained)
         transformer.precision, transformer.checkpointing = self.precision, self.checkpointing
+        dispatch.apply(transformer, self.attention)
         self._place(transformer, device, layout, trained)
         return family_of(transformer.spec).denoiser(transformer)
 
