@@ -12,6 +12,7 @@ from torch import nn
 
 from model.config import DiscriminatorConfig
 from wan.adapters import tap
+from wan.attention.call import AttentionCall
 from wan.attention.dispatch import attend
 from wan.blocks import Attention
 from wan.condition import Condition
@@ -32,7 +33,8 @@ class Reader(Attention):
     def forward(self, token_B1D: torch.Tensor, x_BLD: torch.Tensor) -> torch.Tensor:
         x = self.norm3(x_BLD)
         q, k = self.heads(self.norm_q(self.q(token_B1D))), self.heads(self.norm_k(self.k(x)))
-        token = token_B1D + self.o(attend(q, k, self.heads(self.v(x))).flatten(2))
+        read = attend(AttentionCall(q, k, self.heads(self.v(x))), self.config)
+        token = token_B1D + self.o(read.flatten(2))
         return token + self.ffn(layer_norm(token, self.eps))
 
 
@@ -53,12 +55,12 @@ class Discriminator(nn.Module):
 
     def forward(self, critic, x_BFCHW, sigma_BF, condition: Condition) -> torch.Tensor:
         """Runs the critic once and classifies its features."""
-        with tap(critic.transformer, self.layers) as features:
+        with tap(critic.transformer, self.layers) as tapped:
             critic(x_BFCHW, sigma_BF, condition, Full())
         tokens = self.register_norm(self.registers).expand(len(x_BFCHW), -1, -1)
-        num_frames = x_BFCHW.shape[1] // critic.spec.patch_size[0]
+        join = critic.transformer.sequence.join
         read = [
-            reader(tokens[:, i : i + 1], critic.transformer.sequence.join(features[layer], num_frames))
+            reader(tokens[:, i : i + 1], join(tapped.features[layer], tapped.tokens))
             for i, (layer, reader) in enumerate(zip(self.layers, self.readers, strict=True))
         ]
         return self.classify(torch.cat(read, 1).flatten(1))

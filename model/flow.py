@@ -24,7 +24,7 @@ from wan.context import Full, Masked
 from wan.geometry import Span
 from wan.ledger import CacheConfig
 from wan.schedule import Schedule, shift_sigma
-from wan.transformer import Segment
+from wan.transformer import RunInput
 
 
 class FlowLoss:
@@ -81,13 +81,13 @@ class FlowLoss:
             return Full()
         return masked_context(self.config.mode, sample.spans, self.config.cache)
 
-    def _clean(self, sample: Sample, noise: torch.Tensor) -> Segment | None:
+    def _clean(self, sample: Sample, noise: torch.Tensor) -> RunInput | None:
         """Returns the clean half of teacher forcing."""
         if self.config.mode != "teacher_forcing":
             return None
         sigma = torch.full(sample.latents.shape[:2], self.config.context_sigma, device=noise.device)
         clean = self.schedule.diffuse(sample.latents, noise, sigma) if self.config.context_sigma else sample.latents
-        return Segment(clean, sigma)
+        return RunInput(clean, sigma, "clean")
 
 
 def diffuse_noisy(schedule: Schedule, x0: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ from wan.condition import Condition
 from wan.geometry import Span
 from wan.ledger import CacheConfig
 from wan.schedule import Schedule
-from wan.transformer import Segment
+from wan.transformer import RunInput
 
 
 def generate_from_data(
@@ -32,6 +32,6 @@ def generate_from_data(
     """
     x = diffuse_noisy(schedule, clean, noise, sigma)
     mode = "teacher_forcing" if teacher_forcing else "diffusion_forcing"
-    clean_segment = Segment(clean, torch.zeros_like(sigma)) if teacher_forcing else None
-    velocity = generator(x, sigma, condition, masked_context(mode, spans, cache), clean_segment)
+    clean_run = RunInput(clean, torch.zeros_like(sigma), "clean") if teacher_forcing else None
+    velocity = generator(x, sigma, condition, masked_context(mode, spans, cache), clean_run)
     return schedule.velocity_to_x0(x, velocity, sigma)

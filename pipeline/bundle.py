@@ -11,6 +11,7 @@ from pipeline.config import ModelConfig
 from utils import hub
 from utils.lora import inject_pairs
 from utils.parallel import ranks
+from wan.attention import dispatch
 from wan.checkpoint.parts import Parts, find_parts
 from wan.checkpoint.weights import Sizes, load_lora, merge_lora, read_weights
 from wan.codec.base import Codec, StreamingDecoder, check_fit, resolve_device
@@ -124,8 +125,7 @@ def build_decoder(config, vae: Codec, device: torch.device) -> StreamingDecoder:
 def set_knobs(network: torch.nn.Module, config: ModelConfig) -> torch.nn.Module:
     """Returns the network frozen, in evaluation mode, with the precision and attention that `config` names."""
     network.precision = config.precision
-    for block in network.blocks:
-        block.self_attn.backend = block.cross_attn.backend = config.attention
+    dispatch.apply(network, config.attention)
     return network.requires_grad_(False).eval()
 
 

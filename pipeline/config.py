@@ -13,6 +13,7 @@ from utils.config.field import collect_error, one_of
 from utils.config.layer import parse_overrides, read_defaults, read_recipe
 from utils.config.load import load
 from utils.data.schedules import LARGEST, LARGEST_SEED, SUFFIX, parse_switch_frames
+from wan.attention.config import AttentionConfig
 from wan.codec import DECODERS
 from wan.codec.config import VAEDecoderConfig
 from wan.config import DTYPES, PRECISIONS, Buildable, TextConfig, VAEConfig, clock_problems, step_problems
@@ -83,7 +84,7 @@ class ModelConfig:
     lora_alpha: float = 0.0  # 0 = the rank (scale 1), as LongLive trains
     dtype: str = "bf16"  # fp32 | bf16
     precision: str = "weights"  # weights | upstream (fp32 modulation and head, for undistilled Wan weights)
-    attention: str = "auto"
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
 
     def problems(self) -> Iterator[str]:
         if self.dtype not in DTYPES or self.precision not in PRECISIONS:

@@ -24,6 +24,7 @@ from wan.geometry import Geometry, Span
 from wan.ledger import CacheConfig, Ledger
 from wan.schedule import Schedule
 from wan.spec import TransformerSpec
+from wan.tokens import Run, TokenLayout
 from wan.transformer import WanTransformer
 
 SPEC = TransformerSpec(
@@ -143,6 +144,11 @@ def rounding(passes: int = 1, dtype=torch.float32) -> float:
     """
     terms = 1 if dtype == torch.bfloat16 else 21 * GEOMETRY.frame_tokens
     return tolerance.rounding(terms, (15 * SPEC.num_layers + 6) * passes, dtype=dtype)
+
+
+def layout(num_frames: int, frame_tokens: int = 1, **fields) -> TokenLayout:
+    """Returns the layout of one video run at positions 0, 1, 2 ..."""
+    return TokenLayout((Run("video", range(num_frames), range(1), range(frame_tokens)),), **fields)
 
 
 def error(a: torch.Tensor, b: torch.Tensor) -> float:

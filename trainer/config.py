@@ -25,6 +25,7 @@ from utils.config.layer import parse_overrides, read_defaults, read_recipe
 from utils.config.load import load
 from utils.digits.world import DigitsConfig
 from utils.parallel.layout import LayoutConfig
+from wan.attention.config import AttentionConfig
 from wan.config import DTYPES, PRECISIONS, Buildable, TextConfig, VAEConfig
 from wan.family import published_specs
 
@@ -113,6 +114,7 @@ class RoleConfig(Buildable):
     compile: bool = False
     offload: bool = False
     lora: LoraConfig = field(default_factory=LoraConfig)
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
 
     def problems(self) -> Iterator[str]:
         if bool(self.spec) == bool(self.weights):

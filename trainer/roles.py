@@ -12,6 +12,7 @@ from trainer.lora import apply_lora
 from utils.parallel import fsdp
 from utils.parallel.layout import ParallelLayout
 from utils.rng import Rng, seed_libraries
+from wan.attention import dispatch
 from wan.checkpoint.parts import find_parts
 from wan.checkpoint.weights import read_weights
 from wan.condition import Condition
@@ -32,6 +33,7 @@ def build_network(
     if config.lora.rank:
         apply_lora(config.lora, transformer, rng.at("init", "lora"), trained)
     transformer.precision, transformer.checkpointing = config.precision, config.checkpointing
+    dispatch.apply(transformer, config.attention)
     _place(config, transformer, device, layout, trained)
     return family_of(transformer.spec).denoiser(transformer)
 

@@ -1,27 +1,68 @@
-"""What records or changes hidden states after a block, from outside the transformer."""
+"""What reads or changes hidden states after a block, from outside the transformer: the face, and the first of them."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import torch
 
+from wan.condition import Condition
+from wan.tokens import TokenLayout
 from wan.transformer import WanTransformer
 
 
-@contextlib.contextmanager
-def tap(transformer: WanTransformer, layers: Sequence[int]) -> Iterator[dict[int, torch.Tensor]]:
-    """Records the tokens [B, L, D] after the given blocks (negative = from the end) during one forward.
+class Adapter(Protocol):
+    """A member of `transformer.adapters`. Weights of an adapter are registered where their names should be.
 
-    What a recompute in backward would add comes after the block is left and is not seen.
+    The block loop calls it inside activation checkpointing, so it may run a second time in backward. Tensor code
+    for the compiler stands in methods that `regions` names, as a block's does.
     """
-    count, found = len(transformer.blocks), {}
+
+    def after_block(self, layer: int, x: torch.Tensor, tokens: TokenLayout, condition: Condition) -> torch.Tensor:
+        """Returns the tokens x [B, L / size, D] after block `layer`, changed or as they are.
+
+        tokens: the layout of this rank's tokens: runs, frames, positions, which of them are here.
+        """
+
+
+class Tap:
+    """Records the tokens after some blocks.
+
+    features: layer, as it was given -> [B, L / size, D]. tokens: their layout.
+    """
+
+    def __init__(self, layers: Sequence[int], num_blocks: int):
+        self.features: dict[int, torch.Tensor] = {}
+        self.tokens: TokenLayout | None = None
+        self.is_open = True
+        self._names: dict[int, list[int]] = {}
+        for layer in layers:
+            self._names.setdefault(layer % num_blocks, []).append(layer)
+
+    def after_block(self, layer: int, x: torch.Tensor, tokens: TokenLayout, condition: Condition) -> torch.Tensor:
+        """Records x; returns it as it is."""
+        if self.is_open and layer in self._names:
+            self.tokens = tokens
+            self.features |= dict.fromkeys(self._names[layer], x)
+        return x
+
+
+@contextlib.contextmanager
+def tap(transformer: WanTransformer, layers: Sequence[int]) -> Iterator[Tap]:
+    """Records the tokens after the given blocks (negative = from the end) during one forward.
+
+    Recomputation under checkpointing happens after the context exits and is not recorded.
+    Errors: ValueError for blocks that the transformer does not have.
+    """
+    count = len(transformer.blocks)
     wrong = [layer for layer in layers if not -count <= layer < count]
     if wrong:
         raise ValueError(f"blocks {wrong} cannot be tapped: the transformer has {count} (0..{count - 1})")
-    with contextlib.ExitStack() as stack:
-        for layer in layers:
-            hook = lambda module, inputs, output, layer=layer: found.__setitem__(layer, output)  # noqa: E731
-            stack.callback(transformer.blocks[layer].register_forward_hook(hook).remove)
-        yield found
+    made, before = Tap(layers, count), transformer.adapters
+    transformer.adapters = (*before, made)
+    try:
+        yield made
+    finally:
+        transformer.adapters, made.is_open = before, False

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from wan.attention.call import AttentionCall
+from wan.attention.config import AttentionConfig
 from wan.attention.dispatch import attend
 from wan.layers import RMSNorm, gated_sum, layer_norm, modulate
 from wan.spec import CLIP_TOKENS, TransformerSpec
@@ -23,7 +25,7 @@ class Attention(nn.Module):
         self.q, self.k, self.v, self.o = (nn.Linear(dim, dim) for _ in range(4))
         self.norm_q = RMSNorm(dim, spec.eps) if spec.qk_norm else nn.Identity()
         self.norm_k = RMSNorm(dim, spec.eps) if spec.qk_norm else nn.Identity()
-        self.backend = "auto"
+        self.config = AttentionConfig()
 
     def heads(self, x_BLD: torch.Tensor) -> torch.Tensor:
         """[B, L, D] -> [B, L, N, E]."""
@@ -31,7 +33,7 @@ class Attention(nn.Module):
 
 
 class SelfAttention(Attention):
-    """Attention among video tokens; what they see is the sight's business."""
+    """Attention among the tokens of the sequence; the context decides what they may attend to."""
 
     def project(self, x_BLD: torch.Tensor):
         """Returns q, k, v [B, L, N, E]."""
@@ -56,17 +58,18 @@ class CrossAttention(Attention):
             pairs.append((self.heads(k), self.heads(self.v_img(image_BTD))))
         return pairs
 
-    def read(self, q_BLNE: torch.Tensor, pairs) -> torch.Tensor:
+    def read(self, layer: int, q_BLNE: torch.Tensor, pairs) -> torch.Tensor:
         """Returns what the queries read from the pairs, summed, [B, L, D] before the projection `o`."""
-        return sum(attend(q_BLNE, k, v, backend=self.backend).flatten(2) for k, v in pairs)
+        return sum(attend(AttentionCall(q_BLNE, k, v, layer), self.config).flatten(2) for k, v in pairs)
 
 
 class Block(nn.Module):
     """x += gate * SelfAttn(mod(x)); x += CrossAttn(norm3(x)); x += gate * FFN(mod(x)).
 
-    Modulation rows: shift, scale, gate of attention, then of the feed-forward; one set per frame.
+    Modulation rows: shift, scale, gate of attention, then of the feed-forward; one set for all tokens, per frame,
+    or per stretch of equal length (R of them).
     The methods named in `regions` are tensor code alone, the same for every layer: caches, masks,
-    kept text and the choice of a kernel stay between them, so a compiler can take each as one graph.
+    cached text and the choice of a kernel stay between them, so a compiler can take each as one graph.
     """
 
     regions = ("qkv", "attention_out", "cross_and_ffn")
@@ -80,30 +83,30 @@ class Block(nn.Module):
         self.ffn = nn.Sequential(nn.Linear(spec.dim, spec.ffn_dim), nn.GELU("tanh"), nn.Linear(spec.ffn_dim, spec.dim))
         self.modulation = nn.Parameter(torch.empty(1, 6, spec.dim))
 
-    def forward(self, x_BLD, time_BF6D, text, sight, layer: int) -> torch.Tensor:
-        """`text`: callable without arguments -> (text tokens, image tokens), asked only if not kept."""
-        rows = (self.modulation[:, None].to(time_BF6D.dtype) + time_BF6D).unbind(2)
+    def forward(self, x_BLD, time_BR6D, text, view, layer: int) -> torch.Tensor:
+        """`text`: callable without arguments -> (text tokens, image tokens), called only where none are cached."""
+        rows = (self.modulation[:, None].to(time_BR6D.dtype) + time_BR6D).unbind(2)
         shift_attn, scale_attn, gate_attn, shift_ffn, scale_ffn, gate_ffn = rows
         q, k, v = self.qkv(x_BLD, shift_attn, scale_attn)
-        x_BLD, q = self.attention_out(x_BLD, sight.look(layer, q, k, v, self.self_attn.backend), gate_attn)
-        pairs = sight.text.get(layer, text.key, lambda: self.cross_attn.project(*text()))
-        return self.cross_and_ffn(x_BLD, self.cross_attn.read(q, pairs), shift_ffn, scale_ffn, gate_ffn)
+        x_BLD, q = self.attention_out(x_BLD, view.attend(layer, q, k, v, self.self_attn.config), gate_attn)
+        pairs = view.text.get(layer, text.key, lambda: self.cross_attn.project(*text()))
+        return self.cross_and_ffn(x_BLD, self.cross_attn.read(layer, q, pairs), shift_ffn, scale_ffn, gate_ffn)
 
-    def qkv(self, x_BLD, shift_BFD, scale_BFD):
+    def qkv(self, x_BLD, shift_BRD, scale_BRD):
         """Returns q, k, v [B, L, N, E] of self-attention."""
-        return self.self_attn.project(modulate(layer_norm(x_BLD, self.eps), shift_BFD, scale_BFD).to(self._half))
+        return self.self_attn.project(modulate(layer_norm(x_BLD, self.eps), shift_BRD, scale_BRD).to(self._half))
 
-    def attention_out(self, x_BLD, seen_BLNE, gate_BFD):
-        """Adds what self-attention saw; returns x and the queries [B, L, N, E] of cross-attention."""
-        x_BLD = gated_sum(x_BLD, self.self_attn.o(seen_BLNE.flatten(2)), gate_BFD)
+    def attention_out(self, x_BLD, attended_BLNE, gate_BRD):
+        """Adds the self-attention output; returns x and the queries [B, L, N, E] of cross-attention."""
+        x_BLD = gated_sum(x_BLD, self.self_attn.o(attended_BLNE.flatten(2)), gate_BRD)
         attention = self.cross_attn
         return x_BLD, attention.heads(attention.norm_q(attention.q(self._norm3(x_BLD).to(self._half))))
 
-    def cross_and_ffn(self, x_BLD, read_BLD, shift_BFD, scale_BFD, gate_BFD):
-        """Adds what cross-attention read, then the feed-forward; returns x."""
+    def cross_and_ffn(self, x_BLD, read_BLD, shift_BRD, scale_BRD, gate_BRD):
+        """Adds the cross-attention output, then the feed-forward; returns x."""
         x_BLD = x_BLD + self.cross_attn.o(read_BLD)
-        h = modulate(layer_norm(x_BLD, self.eps), shift_BFD, scale_BFD).to(self._half)
-        return gated_sum(x_BLD, self.ffn(h), gate_BFD)
+        h = modulate(layer_norm(x_BLD, self.eps), shift_BRD, scale_BRD).to(self._half)
+        return gated_sum(x_BLD, self.ffn(h), gate_BRD)
 
     @property
     def _half(self) -> torch.dtype:
@@ -128,8 +131,8 @@ class Head(nn.Module):
         self.head = nn.Linear(spec.dim, patch * spec.out_dim)
         self.modulation = nn.Parameter(torch.empty(1, 2, spec.dim))
 
-    def forward(self, x_BLD: torch.Tensor, time_BFD: torch.Tensor) -> torch.Tensor:
-        shift, scale = (self.modulation[:, None].to(time_BFD.dtype) + time_BFD[:, :, None]).unbind(2)
+    def forward(self, x_BLD: torch.Tensor, time_BRD: torch.Tensor) -> torch.Tensor:
+        shift, scale = (self.modulation[:, None].to(time_BRD.dtype) + time_BRD[:, :, None]).unbind(2)
         h = modulate(layer_norm(x_BLD, self.eps), shift, scale)
         return functional.linear(h, self.head.weight.to(h.dtype), self.head.bias.to(h.dtype))
 

@@ -6,12 +6,14 @@ the loss stays, the gradient is wrong (measured: 55 % off) and nothing complains
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from wan.geometry import Span
 from wan.ledger import Ledger, Plan
+from wan.rope import rotate
+from wan.tokens import Run
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,10 @@ class TextKVCache:
 
 
 class KVCache:
-    """What both storages share: where the condition changes they follow their ledger."""
+    """Common base of the two storages: snapshot, restore, rewind, reset, pinned runs.
+
+    Pinned keys are kept as the prefill pass made them, not rotated: their positions may differ in every forward.
+    """
 
     ledger: Ledger
     shape: CacheShape
@@ -66,22 +71,42 @@ class KVCache:
     def snapshot(self, device=None) -> dict[str, torch.Tensor]:
         """Returns copies of the committed keys and values [layers, B, F tokens, N, E], frames in time order.
 
+        Pinned ones, if there are any, are apart.
+
         device: where they lie; another one takes no memory of a second window where the cache is.
         """
         frames, layers = list(self.ledger.slot_of), range(self.shape.num_layers)
+        found = {}
+        if self.ledger.pinned and self.ledger.prefilled:
+            pairs = zip(*(self.pinned(n) for n in layers), strict=True)
+            found = {f"pinned_{n}": torch.stack(x).to(device) for n, x in zip(("keys", "values"), pairs, strict=True)}
         if not frames:
-            return {}
+            return found
         rows = [[torch.cat([self.frame(n, f)[i] for f in frames], 1).to(device) for n in layers] for i in (0, 1)]
-        return {"keys": torch.stack(rows[0]), "values": torch.stack(rows[1])}
+        return {"keys": torch.stack(rows[0]), "values": torch.stack(rows[1]), **found}
 
     def restore(self, book: dict, tensors: dict[str, torch.Tensor]) -> None:
         """Takes back the ledger's `state` and what `snapshot` returned beside it."""
         self.ledger.load_state(book)
         self.prune()
+        for layer in range(self.shape.num_layers) if "pinned" in book else ():
+            self.pin(layer, tensors["pinned_keys"][layer], tensors["pinned_values"][layer])
         for number, frame in enumerate(self.ledger.slot_of):
             where = slice(number * self.shape.frame_tokens, (number + 1) * self.shape.frame_tokens)
             for layer in range(self.shape.num_layers):
                 self.write_frame(layer, frame, tensors["keys"][layer][:, where], tensors["values"][layer][:, where])
+
+    def commit_prefill(self) -> None:
+        """Lets chunks read the pinned runs that `pin` wrote in every layer."""
+        self.ledger.prefilled = True
+
+    def pin(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
+        """Writes the keys, not rotated, and values [B, P, N, E] of the pinned runs."""
+        raise NotImplementedError
+
+    def pinned(self, layer: int):
+        """Returns (k, v) [B, P, N, E] of the pinned runs, not rotated."""
+        raise NotImplementedError
 
     def frame(self, layer: int, frame: int):
         """Returns (k, v) [B, tokens, N, E] of one committed frame."""
@@ -95,10 +120,12 @@ class KVCache:
 
 
 class Ring(KVCache):
-    """Per layer one tensor [B, (n + S + H) tokens, N, E], laid out [scratch n | sink S | history H].
+    """Per layer one tensor of (n + S + H) frames and P pinned tokens: [scratch n | pinned P | sink S | history H].
 
     Every pass writes only the scratch (right-aligned when the chunk is shorter) and reads one
-    contiguous view; slots are filled from the left, so scratch and filled slots always touch.
+    contiguous view; slots are filled from the left, so scratch, pinned and filled slots always touch.
+    Where keys are rotated when written, the pinned part holds rotated keys, rotated again from the raw ones
+    when their positions change.
     Committing copies the scratch into its slots; nothing older moves, addresses are static once
     the window is full, and a chunk can be abandoned at any step. A recache fills the whole ring in one
     pass: each frame goes to its slot, those that are not kept to the scratch. No gradient.
@@ -106,37 +133,62 @@ class Ring(KVCache):
 
     def __init__(self, ledger: Ledger, shape: CacheShape, device=None, dtype=torch.float32):
         self.ledger, self.shape = ledger, shape
-        tokens = (ledger.chunk_frames + ledger.num_slots) * shape.frame_tokens
+        self._slots = ledger.chunk_frames * shape.frame_tokens + ledger.pinned_tokens  # where the first slot begins
+        tokens = self._slots + ledger.num_slots * shape.frame_tokens
         size = (shape.num_layers, shape.batch, tokens, shape.num_heads, shape.head_dim)
         self.keys = torch.zeros(size, device=device, dtype=dtype)
         self.values = torch.zeros(size, device=device, dtype=dtype)
         self.text = TextKVCache()
+        self._raw = self.keys[:, :, self._pinned]  # of the pinned runs, not rotated
+        if ledger.pinned and ledger.config.rope == "write":
+            self._raw = self._raw.clone()
+        self._rotated_at: list = [None] * shape.num_layers  # the pinned runs, as they are rotated in `keys`
 
-    def write(self, layer: int, plan: Plan, k: torch.Tensor, v: torch.Tensor):
+    @property
+    def _pinned(self) -> slice:
+        return slice(self._slots - self.ledger.pinned_tokens, self._slots)
+
+    def write(self, layer: int, plan: Plan, k: torch.Tensor, v: torch.Tensor, pinned_angles=None):
         """Writes the pass's own k, v [B, L, N, E] to the scratch (a recache: to their slots too).
 
-        Returns views of all that it sees.
+        pinned_angles: of the pinned keys, where keys are rotated when written. Returns views of all that it attends to.
         """
         assert not torch.is_grad_enabled(), "a ring has no gradient; training uses Chunks"
         if len(k) != self.shape.batch:
             raise ValueError(f"a batch of {len(k)} came to a cache of batch {self.shape.batch}")
+        if pinned_angles is not None and self._rotated_at[layer] != plan.pinned:
+            self.keys[layer, :, self._pinned].copy_(rotate(self._raw[layer], *pinned_angles))
+            self._rotated_at[layer] = plan.pinned
         unit, chunk = self.shape.frame_tokens, self.ledger.chunk_frames
         loose, stored = plan.scratch, plan.writes if plan.recache else ()
         first = chunk - len(loose)
-        places = [(index, first + i) for i, index in enumerate(loose)]
-        for index, place, length in _runs(sorted(places + [(index, chunk + slot) for index, slot in stored])):
-            source, target = (slice(i * unit, (i + length) * unit) for i in (index, place))
+        places = [(index, (first + i) * unit) for i, index in enumerate(loose)]
+        places += [(index, self._slots + slot * unit) for index, slot in stored]
+        for index, place, length in _runs(sorted(places), unit):
+            source, target = slice(index * unit, (index + length) * unit), slice(place, place + length * unit)
             self.keys[layer, :, target].copy_(k[:, source])
             self.values[layer, :, target].copy_(v[:, source])
-        seen = slice(first * unit, (chunk + len(plan.slots) + len(stored)) * unit)
-        return self.keys[layer, :, seen], self.values[layer, :, seen]
+        visible = slice(first * unit, self._slots + (len(plan.slots) + len(stored)) * unit)
+        return self.keys[layer, :, visible], self.values[layer, :, visible]
 
-    def key_positions(self, plan: Plan) -> tuple[int, ...]:
-        """Returns the rotary position of each frame of what `put` returns, in its physical order."""
+    def key_runs(self, plan: Plan, own: Run) -> tuple[Run, ...]:
+        """Returns the token runs of what `write` returns, in its physical order; own: the run of the pass."""
         by_slot = list(zip(plan.slots, plan.read_positions, strict=True))
         if plan.recache:
             by_slot += [(slot, plan.positions[index]) for index, slot in plan.writes]
-        return (*(plan.positions[i] for i in plan.scratch), *(position for _, position in sorted(by_slot)))
+        scratch = replace(own, times=tuple(plan.positions[i] for i in plan.scratch))
+        slots = replace(own, times=tuple(position for _, position in sorted(by_slot)))
+        return tuple(run for run in (scratch, *plan.pinned, slots) if run.num_frames)
+
+    def pin(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
+        """Writes the keys, not rotated, and values [B, P, N, E] of the pinned runs."""
+        self._raw[layer].copy_(k)
+        self.values[layer, :, self._pinned].copy_(v)
+        self._rotated_at[layer] = None
+
+    def pinned(self, layer: int):
+        """Returns (k, v) [B, P, N, E] of the pinned runs, not rotated."""
+        return self._raw[layer], self.values[layer, :, self._pinned]
 
     def frozen_view(self, plan: Plan) -> Ring:
         """Returns what a pass may close over: the ring itself, for it is never recomputed."""
@@ -151,14 +203,14 @@ class Ring(KVCache):
         begin = chunk - len(plan.span)
         for index, slot in () if plan.recache else plan.writes:
             source = slice((begin + index) * unit, (begin + index + 1) * unit)
-            target = slice((chunk + slot) * unit, (chunk + slot + 1) * unit)
+            target = slice(self._slots + slot * unit, self._slots + (slot + 1) * unit)
             for store in (self.keys, self.values):
                 store[:, :, target].copy_(store[:, :, source])
         self.ledger.commit(plan)
 
     def frame(self, layer: int, frame: int):
         """Returns (k, v) [B, tokens, N, E] of one committed frame."""
-        start = (self.ledger.chunk_frames + self.ledger.slot_of[frame]) * self.shape.frame_tokens
+        start = self._slots + self.ledger.slot_of[frame] * self.shape.frame_tokens
         where = slice(start, start + self.shape.frame_tokens)
         return self.keys[layer, :, where], self.values[layer, :, where]
 
@@ -179,19 +231,34 @@ class Chunks(KVCache):
         self.text = TextKVCache()
         self._kept: list[dict] = [{} for _ in range(shape.num_layers)]
         self._own: list = [None] * shape.num_layers
+        self._pinned: list = [None] * shape.num_layers
 
-    def write(self, layer: int, plan: Plan, k: torch.Tensor, v: torch.Tensor):
-        """Returns all keys and values that the pass sees: the kept frames in time order, then its own."""
+    def write(self, layer: int, plan: Plan, k: torch.Tensor, v: torch.Tensor, pinned_angles=None):
+        """Returns all keys and values that the pass attends to: pinned runs, cached frames in time order, its own.
+
+        pinned_angles: of the pinned keys, where keys are rotated when written.
+        """
         if not torch.is_grad_enabled():
             self._own[layer] = (k, v)
         kept = [self._kept[layer][f] for f in plan.read]
+        if plan.pinned:
+            raw, values = self._pinned[layer]
+            kept.insert(0, (raw if pinned_angles is None else rotate(raw, *pinned_angles), values))
         if not kept:
             return k, v
         return torch.cat([pair[0] for pair in kept] + [k], 1), torch.cat([pair[1] for pair in kept] + [v], 1)
 
-    def key_positions(self, plan: Plan) -> tuple[int, ...]:
-        """Returns the rotary position of each frame of what `put` returns, in its order."""
-        return (*plan.read_positions, *plan.positions)
+    def key_runs(self, plan: Plan, own: Run) -> tuple[Run, ...]:
+        """Returns the token runs of what `write` returns, in its order; own: the run of the pass."""
+        return *plan.pinned, replace(own, times=(*plan.read_positions, *plan.positions))
+
+    def pin(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
+        """Keeps the keys, not rotated, and values [B, P, N, E] of the pinned runs."""
+        self._pinned[layer] = (k.clone(), v.clone())
+
+    def pinned(self, layer: int):
+        """Returns (k, v) [B, P, N, E] of the pinned runs, not rotated."""
+        return self._pinned[layer]
 
     def frozen_view(self, plan: Plan) -> Chunks:
         """Returns a view with the tensors of now: a checkpointed block must not see later commits."""
@@ -200,6 +267,7 @@ class Chunks(KVCache):
         frozen = Chunks(self.ledger, self.shape)
         frozen.text = self.text
         frozen._kept = [{f: kept[f] for f in plan.read} for kept in self._kept]
+        frozen._pinned = list(self._pinned)
         return frozen
 
     def commit(self, plan: Plan) -> None:
@@ -228,12 +296,12 @@ class Chunks(KVCache):
         self._kept = [{f: pair for f, pair in kept.items() if f in named} for kept in self._kept]
 
 
-def _runs(writes):
-    """Groups (index, slot) pairs into (index, slot, length) where both are consecutive."""
+def _runs(writes, unit: int):
+    """Groups (index, place) pairs into (index, place, length) where both are consecutive; places are `unit` apart."""
     runs: list[list[int]] = []
-    for index, slot in writes:
-        if runs and runs[-1][0] + runs[-1][2] == index and runs[-1][1] + runs[-1][2] == slot:
+    for index, place in writes:
+        if runs and runs[-1][0] + runs[-1][2] == index and runs[-1][1] + runs[-1][2] * unit == place:
             runs[-1][2] += 1
         else:
-            runs.append([index, slot, 1])
+            runs.append([index, place, 1])
     return [tuple(r) for r in runs]

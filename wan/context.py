@@ -1,62 +1,87 @@
-"""What a query may see: `Full`, `Masked`, `Cached`. Attention layers know no other difference.
+"""What a query may attend to: `Full`, `Masked`, `Cached`; `Prefill` writes a cache's pinned runs.
 
-A context opens one `View` per forward: positions and angles are computed there, once, and each
-layer calls `view.extend(layer, q, k, v)`. Whether keys are rotated when written or when read is
-decided here and nowhere else.
+A context opens one `View` per forward: layouts and angles are computed there, once, and each layer calls
+`view.attend(layer, q, k, v, config)`. Whether keys are rotated when written or when read is decided here and
+nowhere else.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
+from wan.attention.call import AttentionCall
+from wan.attention.config import AttentionConfig
+from wan.attention.dispatch import attend
 from wan.attention.masks import FrameMask
-from wan.cache import TextKVCache
+from wan.cache import KVCache, TextKVCache
 from wan.geometry import Span
+from wan.ledger import Plan
 from wan.rope import RotaryTable, rotate
+from wan.tokens import Run, TokenLayout
 
 
 class View:
-    """One forward's view: rotates, stores and returns what each layer attends to."""
+    """Self-attention of one forward: rotates q and k, extends k and v by the cache, then calls the kernel."""
 
-    def __init__(self, query_angles, key_angles, text: TextKVCache, mask=None, cache=None, plan=None):
-        self._query_angles, self._key_angles = query_angles, key_angles
-        self._mask, self._cache, self._plan = mask, cache, plan
-        self.text = text
+    def __init__(self, queries: TokenLayout, query_angles, text: TextKVCache, mask: FrameMask | None = None):
+        self._queries, self._query_angles = queries, query_angles
+        self._mask, self.text = mask, text
 
-    def extend(self, layer: int, q, k, v):
-        """[B, L, N, E] -> (q, k, v, mask): rotated queries, and all keys and values they may see."""
-        q = rotate(q, *self._query_angles)
-        if self._key_angles is None:  # rotated when written: keys share the queries' positions
-            k = rotate(k, *self._query_angles)
-        if self._cache is not None:
-            k, v = self._cache.write(layer, self._plan, k, v)
-        if self._key_angles is not None:  # rotated when read: one fused copy of the keys in view
-            k = rotate(k, *self._key_angles)
-        return q, k, v, self._mask
+    def attend(self, layer: int, q, k, v, config: AttentionConfig) -> torch.Tensor:
+        """[B, L, N, E] of the layer's own tokens in; returns the attention output [B, L, N, E]."""
+        q, k = rotate(q, *self._query_angles), rotate(k, *self._query_angles)
+        return attend(AttentionCall(q, k, v, layer, self._queries, self._queries, self._mask), config)
 
 
 class Full:
-    """Every token sees every other; positions 0..F-1 unless told."""
+    """Every token sees every other. positions: of the frames (of each run that does not bring its own), 0.. if None."""
 
-    def __init__(self, positions=None):
-        self.positions, self.text = positions, TextKVCache()
-
+    cached = False  # are the run's keys written to a cache?
     mask: FrameMask | None = None
 
-    def open(self, num_frames: int, num_segments: int, table: RotaryTable, grid, device, dtype) -> View:
-        """Returns the view of a forward over `num_segments` segments of `num_frames` frames each."""
-        positions = list(self.positions if self.positions is not None else range(num_frames)) * num_segments
-        if len(positions) != num_frames * num_segments:
-            raise ValueError(f"{len(positions)} positions for {num_frames * num_segments} frames")
-        return View(table(positions, grid, device, dtype), None, self.text, self.mask)
+    def __init__(self, positions: Sequence[float] | None = None):
+        self.positions, self.text = positions, TextKVCache()
+
+    def times(self, num_frames: int) -> Sequence[float]:
+        """Returns the positions of the frames of a run."""
+        positions = range(num_frames) if self.positions is None else self.positions
+        if len(positions) != num_frames:
+            raise ValueError(f"{len(positions)} positions for {num_frames} frames")
+        return positions
+
+    def open(self, layout: TokenLayout, table: RotaryTable, device, dtype) -> View:
+        """Returns the view of one forward."""
+        return View(layout, table.angles(layout, device, dtype), self.text, self.mask)
 
 
 class Masked(Full):
     """A frame mask over the whole sequence (training on whole clips)."""
 
-    def __init__(self, mask: FrameMask, positions=None):
+    def __init__(self, mask: FrameMask, positions: Sequence[float] | None = None):
         super().__init__(positions)
         self.mask = mask
+
+
+class CachedView(View):
+    """A view over a cache: keys are rotated when they are written (`key_angles` None), or all of them when read."""
+
+    def __init__(self, queries, keys, query_angles, key_angles, pinned_angles, cache: KVCache, plan):
+        super().__init__(queries, query_angles, cache.text)
+        self._keys, self._key_angles = keys, key_angles
+        self._pinned = () if pinned_angles is None else (pinned_angles,)
+        self._cache, self._plan = cache, plan
+
+    def attend(self, layer: int, q, k, v, config: AttentionConfig) -> torch.Tensor:
+        """[B, L, N, E] of the layer's own tokens in; returns the attention output [B, L, N, E]."""
+        q = rotate(q, *self._query_angles)
+        if self._key_angles is None:  # rotated when written: keys share the queries' positions
+            k = rotate(k, *self._query_angles)
+        k, v = self._cache.write(layer, self._plan, k, v, *self._pinned)
+        if self._key_angles is not None:  # rotated when read: one fused copy of the keys in view
+            k = rotate(k, *self._key_angles)
+        return attend(AttentionCall(q, k, v, layer, self._queries, self._keys), config)
 
 
 class Cached:
@@ -64,23 +89,45 @@ class Cached:
 
     Forwards with it leave committed frames as they are; `commit()` after the chunk's one context
     pass enters its keys and values.
+    pinned: the pinned runs at other positions than those of their prefill pass (a reference that moves along).
     """
 
-    def __init__(self, cache, span: Span):
-        self.cache, self.plan = cache, cache.ledger.plan(span)
-        self._angles = None  # the plan is the same for every pass of the chunk
+    cached = True
 
-    def open(self, num_frames: int, num_segments: int, table: RotaryTable, grid, device, dtype) -> View:
+    def __init__(self, cache: KVCache, span: Span, pinned: Sequence[Run] | None = None):
+        self._start(cache, cache.ledger.plan(span), pinned)
+
+    def _start(self, cache: KVCache, plan: Plan, pinned: Sequence[Run] | None) -> None:
+        self.cache = cache
+        self.plan = plan if pinned is None else cache.ledger.with_pinned(plan, pinned)
+        self._opened = None  # layouts and angles: the plan is the same for every pass of the chunk
+
+    def times(self, num_frames: int) -> Sequence[float]:
+        """Returns the positions of the span's frames."""
+        if num_frames != len(self.plan.frames):
+            raise ValueError(f"{num_frames} frames given for the span {self.plan.span}")
+        return self.plan.positions
+
+    def open(self, layout: TokenLayout, table: RotaryTable, device, dtype) -> View:
         """Returns the view of one forward over the span."""
+        if len(layout.runs) != 1:
+            kinds = [run.kind for run in layout.runs]
+            raise ValueError(
+                f"runs {kinds} given; a cached forward takes the frames of the span {self.plan.span} alone"
+            )
+        if self._opened is None:
+            self._opened = self._layouts_and_angles(layout, table, device, dtype)
+        return CachedView(layout, *self._opened, self.cache.frozen_view(self.plan), self.plan)
+
+    def _layouts_and_angles(self, layout: TokenLayout, table: RotaryTable, device, dtype):
+        """Returns the keys' layout, and the angles of queries, of all keys (or None), of pinned keys (or None)."""
         plan = self.plan
-        if (num_frames, num_segments) != (len(plan.frames), 1):
-            raise ValueError(f"{num_segments} x {num_frames} frames given for the span {plan.span}")
-        if self._angles is None:
-            keys = None
-            if self.cache.ledger.config.rope == "read":
-                keys = table(self.cache.key_positions(plan), grid, device, dtype)
-            self._angles = (table(plan.positions, grid, device, dtype), keys)
-        return View(*self._angles, self.cache.text, cache=self.cache.frozen_view(plan), plan=plan)
+        keys = TokenLayout(self.cache.key_runs(plan, layout.runs[0]), layout.order)
+        queries = table.angles(layout, device, dtype)
+        if self.cache.ledger.config.rope == "read":
+            return keys, queries, table.angles(keys, device, dtype), None
+        pinned = table.angles(TokenLayout(plan.pinned, layout.order), device, dtype) if plan.pinned else None
+        return keys, queries, None, pinned
 
     def commit(self) -> None:
         """Enters the keys and values of the last forward; must have run without grad."""
@@ -91,6 +138,44 @@ class Cached:
 class Recached(Cached):
     """The latest frames of a window once more, under another condition: one forward in which all see each other."""
 
-    def __init__(self, cache):
-        self.cache, self.plan = cache, cache.ledger.plan_recache()
-        self._angles = None
+    def __init__(self, cache: KVCache, pinned: Sequence[Run] | None = None):
+        self._start(cache, cache.ledger.plan_recache(), pinned)
+
+
+class PrefillView(View):
+    """Attention among the pinned runs alone; their keys go to the cache as they are, not rotated."""
+
+    def __init__(self, layout: TokenLayout, angles, cache: KVCache):
+        super().__init__(layout, angles, cache.text)
+        self._cache = cache
+
+    def attend(self, layer: int, q, k, v, config: AttentionConfig) -> torch.Tensor:
+        """[B, L, N, E] of the layer's own tokens in; returns the attention output [B, L, N, E]."""
+        self._cache.pin(layer, k, v)
+        return super().attend(layer, q, k, v, config)
+
+
+class Prefill:
+    """The one pass that writes the pinned runs of a cache; they attend to each other. Without grad, then `commit()`.
+
+    Once before the first chunk, and again where the condition changes.
+    """
+
+    cached = True
+
+    def __init__(self, cache: KVCache):
+        self.cache = cache
+
+    def times(self, num_frames: int) -> Sequence[float]:
+        """Raises ValueError: pinned runs bring their positions."""
+        raise ValueError("a pinned run has no frame of the video: give it positions")
+
+    def open(self, layout: TokenLayout, table: RotaryTable, device, dtype) -> View:
+        """Returns the view of the pass; until it is committed the cache cannot be read."""
+        assert not torch.is_grad_enabled(), "a prefill pass runs without grad"
+        self.cache.ledger.begin_prefill(layout.runs)
+        return PrefillView(layout, table.angles(layout, device, dtype), self.cache)
+
+    def commit(self) -> None:
+        """Lets chunks read what the pass wrote."""
+        self.cache.commit_prefill()

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from wan.condition import Condition
-from wan.transformer import Segment, WanTransformer
+from wan.transformer import RunInput, WanTransformer
 
 
 class Denoiser(nn.Module):
@@ -26,15 +26,14 @@ class Denoiser(nn.Module):
         """How many heads a cache of this denoiser holds; fewer than it has where its sequence is split."""
         return self.spec.num_heads // self.transformer.sequence.size
 
-    def forward(self, x_BFCHW, sigma, condition: Condition, context, clean: Segment | None = None) -> torch.Tensor:
+    def forward(self, x_BFCHW, sigma, condition: Condition, context, clean: RunInput | None = None) -> torch.Tensor:
         """Returns the velocity [B, F, C, H, W].
 
         sigma: a float (one for all, no device is asked), or a tensor [B] or [B, F].
-        clean: the clean segment of teacher forcing, placed before x.
+        clean: the clean run of teacher forcing, placed before x.
         """
-        segment = Segment(x_BFCHW, sigma_rows(sigma, x_BFCHW))
-        segments = (segment,) if clean is None else (clean, segment)
-        return self.transformer(segments, condition, context)
+        video = RunInput(x_BFCHW, sigma_rows(sigma, x_BFCHW))
+        return self.transformer((video,) if clean is None else (clean, video), condition, context)
 
 
 class ExpertDenoiser(nn.Module):

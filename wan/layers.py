@@ -34,18 +34,18 @@ def sinusoid(timestep: torch.Tensor, dim: int) -> torch.Tensor:
     return torch.cat((angles.cos(), angles.sin()), -1)
 
 
-def by_frame(x_BLD: torch.Tensor, num_frames: int) -> torch.Tensor:
-    """Views tokens [B, L, D] as [B, F, L/F, D], so that per-frame values broadcast."""
-    return x_BLD.unflatten(1, (num_frames, -1))
+def by_row(x_BLD: torch.Tensor, num_rows: int) -> torch.Tensor:
+    """Views tokens [B, L, D] as [B, R, L/R, D], so that the values of a modulation row broadcast."""
+    return x_BLD.unflatten(1, (num_rows, -1))
 
 
-def modulate(x_BLD: torch.Tensor, shift_BFD: torch.Tensor, scale_BFD: torch.Tensor) -> torch.Tensor:
-    """Returns x (1 + scale) + shift with one shift and scale per frame; dtype of the modulation."""
-    frames = by_frame(x_BLD, shift_BFD.shape[1])
-    return (frames * (1 + scale_BFD.unsqueeze(2)) + shift_BFD.unsqueeze(2)).flatten(1, 2)
+def modulate(x_BLD: torch.Tensor, shift_BRD: torch.Tensor, scale_BRD: torch.Tensor) -> torch.Tensor:
+    """Returns x (1 + scale) + shift, R rows of both for equal stretches of x; dtype of the modulation."""
+    stretches = by_row(x_BLD, shift_BRD.shape[1])
+    return (stretches * (1 + scale_BRD.unsqueeze(2)) + shift_BRD.unsqueeze(2)).flatten(1, 2)
 
 
-def gated_sum(x_BLD: torch.Tensor, update_BLD: torch.Tensor, gate_BFD: torch.Tensor) -> torch.Tensor:
-    """Returns x + update * gate with one gate per frame."""
-    gated = by_frame(update_BLD, gate_BFD.shape[1]) * gate_BFD.unsqueeze(2)
+def gated_sum(x_BLD: torch.Tensor, update_BLD: torch.Tensor, gate_BRD: torch.Tensor) -> torch.Tensor:
+    """Returns x + update * gate, R gates for equal stretches of x."""
+    gated = by_row(update_BLD, gate_BRD.shape[1]) * gate_BRD.unsqueeze(2)
     return x_BLD + gated.flatten(1, 2)

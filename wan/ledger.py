@@ -11,15 +11,19 @@ A recache (the condition changed) computes the window's latest frames anew: the 
 there are. Where the sink is kept and they would not reach its first frame, they are the last W - S, and
 the sink stays as it is; else their first S frames are the new sink. A recache may reach further back than
 the window (`recache_frames`): then the new sink is the first S frames of that reach.
+
+Pinned runs (a reference image, motion) are no frames of the video: one prefill pass writes them, every pass
+attends to them, at positions of their own that may change from chunk to chunk, and nothing evicts them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from wan.config import raise_first
 from wan.geometry import Span
+from wan.tokens import Run
 
 RECACHES = ("bidirectional", "causal", "reset", "none")
 
@@ -87,6 +91,7 @@ class Plan:
     writes: tuple[tuple[int, int], ...]  # (index in `frames`, slot) that a commit stores
     evict: tuple[int, ...]  # frames that a commit drops
     recache: bool = False
+    pinned: tuple[Run, ...] = ()  # at the positions that they have in this forward
 
     @property
     def scratch(self) -> tuple[int, ...]:
@@ -96,13 +101,17 @@ class Plan:
 
 
 class Ledger:
-    """The book of one cache: `plan(span)` before a forward, `commit(plan)` after the last one of a chunk.
+    """Bookkeeping of one KV cache: `plan(span)` before a forward, `commit(plan)` after the last one of a chunk.
 
     Where the condition changes: `plan_recache` and `commit`, or `rewind` and the chunks again, or `reset`.
     """
 
-    def __init__(self, config: CacheConfig, chunk_frames: int, max_frames: int | None = None):
+    def __init__(
+        self, config: CacheConfig, chunk_frames: int, max_frames: int | None = None, pinned: Sequence[Run] = ()
+    ):
         """`chunk_frames`: the rollout's largest chunk. `max_frames`: the video's length, if known.
+
+        pinned: the runs that a prefill pass will write; their sizes are fixed, their positions are not.
 
         Errors: ValueError for a window smaller than sink + chunk, or neither window nor length.
         """
@@ -118,16 +127,33 @@ class Ledger:
         self.slot_of: dict[int, int] = {}  # committed frame -> slot, in time order
         self.next_frame = 0
         self.first_frame = 0  # of the sink, or where it will begin
+        self.pinned = tuple(
+            replace(run, cached=True) for run in pinned
+        )  # at their default positions: those of the prefill pass
+        self.prefilled = not pinned
 
     @property
     def num_slots(self) -> int:
         """Slots for committed frames: sink + history."""
         return self.sink_frames + self.history_frames
 
+    @property
+    def pinned_tokens(self) -> int:
+        """Tokens of all pinned runs."""
+        return sum(run.num_tokens for run in self.pinned)
+
+    def begin_prefill(self, runs: Sequence[Run]) -> None:
+        """Notes the positions of a prefill pass; until `prefilled` is set again nothing can be read.
+
+        Errors: ValueError if the runs are not those that the cache was made for.
+        """
+        self.pinned, self.prefilled = self._checked(runs), False
+
     def plan(self, span: Span) -> Plan:
         """Returns what a forward over `span` reads, and what committing it would store and drop.
 
-        Errors: ValueError if the span does not start at the next frame or is longer than a chunk.
+        Errors: ValueError if the span does not start at the next frame or is longer than a chunk, or if pinned runs
+        were not written.
         """
         if span.start != self.next_frame:
             raise ValueError(f"span {span} does not start at the next frame {self.next_frame}")
@@ -141,6 +167,13 @@ class Ledger:
         read = tuple(self.slot_of)
         writes, evict = self._writes(span)
         return self._plan(span, read, writes, evict)
+
+    def with_pinned(self, plan: Plan, runs: Sequence[Run]) -> Plan:
+        """Returns the plan with the pinned runs at other positions than those of the prefill pass.
+
+        Errors: ValueError if they are not the cache's.
+        """
+        return replace(plan, pinned=self._checked(runs))
 
     def commit(self, plan: Plan) -> None:
         """Enters the span of `plan` as the newest committed frames."""
@@ -204,8 +237,17 @@ class Ledger:
     def _in_sink(self, frame: int) -> bool:
         return frame < self.first_frame + self.sink_frames
 
+    def _checked(self, runs: Sequence[Run]) -> tuple[Run, ...]:
+        """Returns the runs as those of a cache. Errors: ValueError if their sizes are not those of the pinned runs."""
+        given, wanted = ([run.size for run in those] for those in (runs, self.pinned))
+        if given != wanted:
+            raise ValueError(f"pinned runs {given} (kind, frames, grid) given to a cache that was made for {wanted}")
+        return tuple(replace(run, sigma=(), cached=True) for run in runs)
+
     def _plan(self, span: Span, read: tuple[int, ...], writes, evict, again: Sequence[int] | None = None) -> Plan:
         """Returns the plan with its positions; `again`: the frames that a recache computes."""
+        if not self.prefilled:
+            raise ValueError(f"the pinned runs {[run.kind for run in self.pinned]} are not written: run Prefill first")
         frames = range(span.start, span.stop) if again is None else again
         if self.config.rope == "read":
             read_positions = tuple(range(len(read)))
@@ -213,7 +255,7 @@ class Ledger:
         else:
             read_positions, positions = read, frames
         slots = tuple(self.slot_of[f] for f in read)
-        return Plan(span, frames, read, slots, positions, read_positions, writes, evict, again is not None)
+        return Plan(span, frames, read, slots, positions, read_positions, writes, evict, again is not None, self.pinned)
 
     def _writes(self, span: Span):
         """Returns (writes, evicted frames): fill the sink, then free slots, then the oldest history's."""
@@ -234,14 +276,22 @@ class Ledger:
         return tuple(writes), evict
 
     def state(self) -> dict:
-        """Returns the book as plain integers; `load_state` takes it back."""
-        return {
+        """Returns the book as plain numbers; `load_state` takes it back. Pinned runs are in it if there are any."""
+        state: dict = {
             "next_frame": self.next_frame,
             "first_frame": self.first_frame,
             "slot_of": [list(pair) for pair in self.slot_of.items()],
         }
+        if self.pinned and self.prefilled:
+            state["pinned"] = [[list(run.times), list(run.rows), list(run.columns)] for run in self.pinned]
+        return state
 
     def load_state(self, state: dict) -> None:
         """Restores what `state` returned."""
         self.next_frame, self.first_frame = state["next_frame"], state["first_frame"]
         self.slot_of = {int(f): int(s) for f, s in state["slot_of"]}
+        self.prefilled = not self.pinned or "pinned" in state
+        if "pinned" in state:
+            positions = zip(self.pinned, state["pinned"], strict=True)
+            moved = [replace(run, times=t, rows=r, columns=c) for run, (t, r, c) in positions]
+            self.pinned = self._checked(moved)

@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import torch
 
+from wan.sequence import index
+from wan.tokens import TokenLayout
+
 
 class RotaryTable:
     """Cosines and sines of any positions, made when they are asked for: frame 3,000,000 costs what frame 3 does.
@@ -24,10 +27,20 @@ class RotaryTable:
         self._parts = (head_dim - 2 * side, side, side)
         self._grids: dict = {}  # of each size of a frame
 
-    def __call__(self, positions, grid: tuple[int, int], device, dtype=torch.float32):
+    def angles(self, layout: TokenLayout, device, dtype=torch.float32):
+        """Returns (cos, sin), each [L, E/2], of all tokens of a layout, in its order."""
+        parts = [self(times, (rows, columns), device, dtype) for times, rows, columns in layout.same_grids()]
+        cos, sin = parts[0] if len(parts) == 1 else (torch.cat(half) for half in zip(*parts, strict=True))
+        if layout.order is None:
+            return cos, sin
+        places = index(layout, "permutation", device)
+        return cos[places], sin[places]
+
+    def __call__(self, positions, grid: tuple, device, dtype=torch.float32):
         """Returns (cos, sin), each [len(positions) * rows * columns, E/2], frame slowest.
 
-        positions: frame positions, a `range` or a list of ints; grid: (rows, columns) of a frame.
+        positions: of the frames. grid: (rows, columns) of a frame: their number, or the position of each. Positions
+        are any numbers, in a `range` or a tuple.
         """
         time = self._axis(0, positions).to(device, dtype, non_blocking=True)
         space = self._space(grid, device, dtype)
@@ -41,9 +54,9 @@ class RotaryTable:
     def _space(self, grid, device, dtype) -> torch.Tensor:
         key = (grid, str(device), dtype)
         if key not in self._grids:
-            rows, columns = grid
-            row = self._axis(1, range(rows))[:, :, None].expand(-1, -1, columns, -1)
-            column = self._axis(2, range(columns))[:, None].expand(-1, rows, -1, -1)
+            rows, columns = (range(places) if isinstance(places, int) else places for places in grid)
+            row = self._axis(1, rows)[:, :, None].expand(-1, -1, len(columns), -1)
+            column = self._axis(2, columns)[:, None].expand(-1, len(rows), -1, -1)
             self._grids[key] = torch.cat((row, column), -1).flatten(1, 2).to(device, dtype)
         return self._grids[key]
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -22,20 +23,27 @@ from wan.condition import Condition
 from wan.layers import sinusoid
 from wan.rope import RotaryTable
 from wan.schedule import NUM_TRAIN_TIMESTEPS
-from wan.sequence import WholeSequence
+from wan.sequence import WholeSequence, index
 from wan.spec import TransformerSpec
+from wan.tokens import Run, TokenLayout
 
 
 @dataclass(frozen=True)
-class Segment:
-    """A stretch of the token sequence with its own sigma per frame: x [B, F, C, H, W], sigma [B, F]."""
+class RunInput:
+    """What enters one run of tokens: latents x [B, F, C, H, W], and sigma [B, F] or [B, 1] for all its frames.
+
+    kind: see `wan.tokens.Run`. positions: rotary positions (times, rows, columns) of the patches; by default the
+    context's times, and rows and columns 0, 1, 2 ...
+    """
 
     x: torch.Tensor
     sigma: torch.Tensor
+    kind: str = "video"
+    positions: tuple[Sequence[float], Sequence[float], Sequence[float]] | None = None
 
 
 class _LazyText:
-    """Embeds the text the first time a layer asks; layers that kept their keys and values never do."""
+    """Embeds the text lazily: not at all if every layer has cached text keys and values."""
 
     def __init__(self, model: WanTransformer, condition: Condition):
         self.key = (condition.key, model.weights_version)
@@ -48,10 +56,11 @@ class _LazyText:
 
 
 class WanTransformer(nn.Module):
-    """Predicts the velocity of the last segment.
+    """Predicts the velocity of the video.
 
-    `weights_version` belongs to the identity of kept text keys: whoever changes weights in place
-    raises it by one. `sequence` says which tokens are worked on here (all; see wan/sequence.py).
+    `weights_version` belongs to the identity of cached text keys: whoever changes weights in place raises it by
+    one. `sequence` orders the tokens and splits them between processes (wan/sequence.py). `adapters` read or change
+    the tokens after each block (wan/adapters.py).
     """
 
     def __init__(self, spec: TransformerSpec):
@@ -60,6 +69,7 @@ class WanTransformer(nn.Module):
         self.checkpointing = False
         self.weights_version = 0
         self.sequence = WholeSequence()
+        self.adapters: tuple = ()
         dim, patch = spec.dim, spec.patch_size
         self.patch_embedding = nn.Conv3d(spec.in_dim, dim, kernel_size=patch, stride=patch)
         self.text_embedding = nn.Sequential(nn.Linear(spec.text_dim, dim), nn.GELU("tanh"), nn.Linear(dim, dim))
@@ -92,39 +102,70 @@ class WanTransformer(nn.Module):
         """Dtype of the weights."""
         return self.patch_embedding.weight.dtype
 
-    def forward(self, segments: Sequence[Segment], condition: Condition, context) -> torch.Tensor:
-        """Returns the velocity [B, F, C_out, H, W] of the last segment, in the compute dtype.
+    def forward(self, runs: Sequence[RunInput], condition: Condition, context) -> torch.Tensor | None:
+        """Returns the velocity [B, F, C_out, H, W] of the video run, in the compute dtype; None without such a run.
 
-        All segments share their size. Positions, masks and kept keys come from the context.
+        What each token may attend to, its frame's position and cached keys come from the context.
+        R: sigma rows, one for all tokens, per frame, or per stretch of equal length.
         """
-        for segment in segments:
-            _check_sigma(segment)
-        parts = [self.embed_patches(s.x, condition) for s in segments]
-        grid = self._grid(segments[-1].x)
-        num_frames = segments[-1].x.shape[1] // self.spec.patch_size[0]
-        total = num_frames * len(segments)
-        x = self.sequence.split(parts[0] if len(parts) == 1 else torch.cat(parts, 1), total)
-        time, rows = self.embed_time(_joined_sigma(segments))
-        x = x.to(time.dtype)
+        layout = self.sequence.arrange(self.lay_out(runs, context))
+        local = self.sequence.local(layout)
+        x = self.sequence.split(self.embed_runs(runs, condition), layout)  # [B, L / size, D]
+        time, rows = self.embed_time(_joined_sigma(runs))  # [B, R, D], [B, R, 6, D]
+        x, rows = x.to(time.dtype), _rows_of_tokens(rows, local)
         angle_dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        view = context.open(num_frames, len(segments), self.rotary, grid, x.device, angle_dtype)
-        sight = self.sequence.sight(view, total)
+        view = self.sequence.view(context.open(layout, self.rotary, x.device, angle_dtype), layout)
         text = _LazyText(self, condition)
         if torch.is_grad_enabled():
             text()  # outside the first checkpointed block, whose recompute would not see it
-        for layer, block in enumerate(self.blocks):
+        for layer in range(len(self.blocks)):
+            arguments = (layer, x, rows, text, view, self.adapters, local, condition)
             if self.checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, rows, text, sight, layer, use_reentrant=False)
+                x = checkpoint(self._run_block, *arguments, use_reentrant=False)
             else:
-                x = block(x, rows, text, sight, layer)
-        length = x.shape[1] // len(segments)
-        time = time[:, -segments[-1].sigma.shape[1] :] if len(segments) == 1 else time[:, -num_frames:]
-        x = self.sequence.join(self.head(x[:, -length:], time), num_frames)
-        return self._unpatchify(x, num_frames, grid)
+                x = self._run_block(*arguments)  # [B, L / size, D]
+        if layout.output is None:
+            return None
+        x = self.head(x[:, local.tokens(layout.output)], _rows_of_output(time, local))  # [B, L / size, patch * C]
+        x = self.sequence.join(x, layout.only(layout.output))  # [B, L, patch * C]
+        return self.unpatchify(x, layout.runs[layout.output])  # [B, F, C, H, W]
 
-    def embed_patches(self, x_BFCHW: torch.Tensor, condition: Condition) -> torch.Tensor:
-        """Returns tokens [B, L, D]; joins the condition's channels (i2v) behind the latents."""
-        if condition.channels is not None:
+    def _run_block(self, layer, x, rows, text, view, adapters, tokens, condition) -> torch.Tensor:
+        """Returns the tokens after one block and the adapters; what a recompute in backward repeats."""
+        x = self.blocks[layer](x, rows, text, view, layer)
+        for adapter in adapters:
+            x = adapter.after_block(layer, x, tokens, condition)
+        return x
+
+    def lay_out(self, runs: Sequence[RunInput], context) -> TokenLayout:
+        """Returns the layout of the sequence. Errors: ValueError for sigmas or positions that do not fit."""
+        made, rows, frames = [], 0, self.spec.patch_size[0]
+        for run in runs:
+            _check_sigma(run)
+            count, grid = run.x.shape[1] // frames, self._grid(run.x)
+            one_row = len(runs) == 1 and run.sigma.shape[1] == 1
+            sigma, rows = (0,) * count if one_row else range(rows, rows + count), rows + count
+            times, *grid_positions = run.positions or (context.times(count), range(grid[0]), range(grid[1]))
+            made.append(Run(run.kind, times, *grid_positions, sigma, context.cached))
+            if (made[-1].num_frames, made[-1].grid) != (count, grid):
+                raise ValueError(
+                    f"positions for {made[-1].num_frames} x {made[-1].grid} tokens given for a {run.kind} run of "
+                    f"{count} x {grid}"
+                )
+        if [run.kind for run in made].count("video") > 1:
+            raise ValueError(
+                "two runs of kind video given; only one is predicted: call the other clean, reference or motion"
+            )
+        return TokenLayout(tuple(made))
+
+    def embed_runs(self, runs: Sequence[RunInput], condition: Condition) -> torch.Tensor:
+        """Returns the tokens [B, L, D] of all runs, frame slowest."""
+        parts = [self.embed_patches(run.x, condition, run.kind in ("video", "clean")) for run in runs]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+    def embed_patches(self, x_BFCHW: torch.Tensor, condition: Condition, joined: bool = True) -> torch.Tensor:
+        """Returns tokens [B, L, D]; joined: with the condition's channels (i2v) behind the latents'."""
+        if joined and condition.channels is not None:
             x_BFCHW = torch.cat((x_BFCHW, condition.channels.to(x_BFCHW)), 2)
         given, wanted = x_BFCHW.shape[2], self.spec.in_dim
         if given != wanted:
@@ -133,13 +174,14 @@ class WanTransformer(nn.Module):
             raise ValueError(
                 f"latents of {tuple(x_BFCHW.shape[3:])} cells do not fill patches of {self.spec.patch_size[1:]}"
             )
-        return self.patch_embedding(x_BFCHW.transpose(1, 2).to(self.dtype)).flatten(2).transpose(1, 2)
+        x = self.patch_embedding(rearrange(x_BFCHW, "b f c h w -> b c f h w").to(self.dtype))
+        return rearrange(x, "b d f h w -> b (f h w) d")
 
-    def embed_time(self, sigma_BF: torch.Tensor):
-        """Returns (time [B, F, D], rows [B, F, 6, D]); F may be 1 for one sigma per sample."""
+    def embed_time(self, sigma_BR: torch.Tensor):
+        """Returns (time [B, R, D], rows [B, R, 6, D]) of R sigmas per sample."""
         wide = self.precision == "upstream"
         dtype = torch.float32 if wide and self.dtype != torch.float64 else self.dtype
-        wave = sinusoid(sigma_BF * NUM_TRAIN_TIMESTEPS, self.spec.freq_dim).to(dtype)
+        wave = sinusoid(sigma_BR * NUM_TRAIN_TIMESTEPS, self.spec.freq_dim).to(dtype)
         time = _run_in(self.time_embedding, wave)
         return time, _run_in(self.time_projection, time).unflatten(-1, (6, -1))
 
@@ -159,27 +201,42 @@ class WanTransformer(nn.Module):
     def _grid(self, x_BFCHW: torch.Tensor) -> tuple[int, int]:
         return x_BFCHW.shape[3] // self.spec.patch_size[1], x_BFCHW.shape[4] // self.spec.patch_size[2]
 
-    def _unpatchify(self, x_BLD: torch.Tensor, num_frames: int, grid) -> torch.Tensor:
-        """[B, L, patch * C] -> [B, F, C, H, W]; a token holds (patch time, row, column, channel)."""
-        t, h, w = self.spec.patch_size
-        x = x_BLD.unflatten(1, (num_frames, *grid)).unflatten(-1, (t, h, w, self.spec.out_dim))
-        x = x.permute(0, 1, 4, 7, 2, 5, 3, 6)  # B F t C rows h columns w
-        # In one step, so that the copy is no view: sharded modules (FSDP2) warn of outputs that are views.
-        return x.reshape(len(x), num_frames * t, self.spec.out_dim, grid[0] * h, grid[1] * w)
+    def unpatchify(self, x_BLD: torch.Tensor, run: Run) -> torch.Tensor:
+        """Returns [B, F, C, H, W] of tokens that each hold (frames, rows, columns of a patch, channel)."""
+        (t, h, w), (rows, columns) = self.spec.patch_size, run.grid
+        sizes = {"f": run.num_frames, "h": rows, "w": columns, "t": t, "p": h, "q": w}
+        # In one step, so that the copy is not a view: sharded modules (FSDP2) warn of outputs that are views.
+        return rearrange(x_BLD, "b (f h w) (t p q c) -> b (f t) c (h p) (w q)", **sizes)
 
 
-def _check_sigma(segment: Segment) -> None:
+def _check_sigma(run: RunInput) -> None:
     """Raises ValueError unless sigma is [B, 1] or [B, F]."""
-    given, (batch, frames) = tuple(segment.sigma.shape), segment.x.shape[:2]
+    given, (batch, frames) = tuple(run.sigma.shape), run.x.shape[:2]
     if given not in ((batch, 1), (batch, frames)):
         raise ValueError(f"sigma is {list(given)} for {batch} x {frames} frames; give one per sample or per frame")
 
 
-def _joined_sigma(segments: Sequence[Segment]) -> torch.Tensor:
-    """Returns sigma [B, F of all segments], or [B, 1] if one segment has one sigma."""
-    if len(segments) == 1:
-        return segments[0].sigma
-    return torch.cat([s.sigma.expand(-1, s.x.shape[1]) for s in segments], 1)
+def _joined_sigma(runs: Sequence[RunInput]) -> torch.Tensor:
+    """Returns sigma [B, F of all runs], or [B, 1] if a single run has one sigma."""
+    if len(runs) == 1:
+        return runs[0].sigma
+    return torch.cat([run.sigma.expand(-1, run.x.shape[1]) for run in runs], 1)
+
+
+def _rows_of_tokens(rows_BR6D: torch.Tensor, local: TokenLayout) -> torch.Tensor:
+    """Returns one row per equal stretch of tokens: as they are, unless frames differ in size or are mixed."""
+    if local.modulation_rows is None:
+        return rows_BR6D
+    return rows_BR6D.index_select(1, index(local, "modulation_rows", rows_BR6D.device))
+
+
+def _rows_of_output(time_BRD: torch.Tensor, local: TokenLayout) -> torch.Tensor:
+    """Returns the rows of `time` for the run that is predicted, whose frames are alike."""
+    output = local.only(local.output)
+    if output.mixes_frames and output.modulation_rows is not None:
+        return time_BRD.index_select(1, index(output, "modulation_rows", time_BRD.device))
+    sigma = output.runs[0].sigma
+    return time_BRD[:, sigma[0] : sigma[-1] + 1]
 
 
 def _run_in(sequence: nn.Sequential, x: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,6 @@ On CUDA the parts are separated by events on the stream, so that measuring adds 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import time
 from collections import Counter
 from dataclasses import fields, replace
@@ -24,7 +23,8 @@ from pipeline.rollout import Rollout
 from utils.counter import OTHER, CopiedBytes, count_allocations
 from utils.media.image import to_uint8
 from utils.rng import Rng
-from wan.attention import BACKENDS
+from wan.attention import dispatch
+from wan.attention.call import AttentionCall
 from wan.cache import Ring
 from wan.checkpoint.library import VAE_CONFIGS, build_vae, load_vae
 from wan.checkpoint.parts import find_parts
@@ -76,13 +76,11 @@ def draw_zeros(network: torch.nn.Module) -> torch.nn.Module:
 
 def attention_backend(config, bundle: ModelBundle) -> str:
     """Returns the backend that runs: the configured one, or what `auto` comes to for these heads on this device."""
-    if config.model.attention != "auto":
-        return config.model.attention
+    if config.model.attention.backend != "auto":
+        return config.model.attention.backend
     spec = bundle.spec.transformer
     q = torch.empty(1, 1, spec.num_heads, spec.head_dim, device=bundle.device, dtype=bundle.dtype)
-    kernels = {name: entry.partition(":") for name, entry in BACKENDS.items()}
-    found = {name: vars(importlib.import_module(module))[kernel]() for name, (module, _, kernel) in kernels.items()}
-    return "auto: " + next(name for name, kernel in found.items() if kernel.usable(q, None, False) is None)
+    return f"auto: {dispatch.chosen(AttentionCall(q, q, q))}"
 
 
 class TimedRollout(Rollout):
@@ -225,7 +223,7 @@ def cache_scopes(copies: CopiedBytes):
         for owner, name, wrapped in (
             (Ring, "write", copies.scoped("cache write", noted_write)),
             (Ring, "commit", copies.scoped("commit", Ring.commit)),
-            (RotaryTable, "__call__", copies.scoped("angle tables", RotaryTable.__call__)),
+            (RotaryTable, "angles", copies.scoped("angle tables", RotaryTable.angles)),
             (wan.context, "rotate", noted_rotate),
             (MeasuredVideo, "decode", copies.scoped("decode", MeasuredVideo.decode)),
         ):

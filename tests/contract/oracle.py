@@ -13,6 +13,8 @@ from dataclasses import replace
 
 import torch
 
+from wan.attention.call import AttentionCall
+from wan.attention.dispatch import attend
 from wan.attention.masks import FrameMask
 from wan.geometry import Span
 
@@ -122,12 +124,14 @@ class Oracle:
         self.store, self.rope, self.frames, self.theta = store, rope, list(frames), theta
         self.seen, self.text, self.own = list(seen), ForgetfulText(), {}
 
-    def open(self, num_frames, num_segments, table, grid, device, dtype):
+    cached, times = True, range
+
+    def open(self, layout, table, device, dtype):
         """Returns itself as the view; the model's rotary table stays unused."""
-        self.grid = grid
+        self.grid = layout.runs[0].grid
         return self
 
-    def extend(self, layer: int, q, k, v):
+    def attend(self, layer: int, q, k, v, config):
         """Gathers the frames that the book names and rotates everything by its place."""
         places = self.seen + self.frames
         if self.rope == "read":
@@ -136,7 +140,7 @@ class Oracle:
         kept = [self.store[layer][frame] for frame in self.seen]
         k, v = (torch.cat([pair[i] for pair in kept] + [new], 1) for i, new in enumerate((k, v)))
         q = rotate(q, places[len(self.seen) :], self.grid, self.theta)
-        return q, rotate(k, places, self.grid, self.theta), v, None
+        return attend(AttentionCall(q, rotate(k, places, self.grid, self.theta), v), config)
 
     def commit(self) -> None:
         """Enters the frames of the last forward."""

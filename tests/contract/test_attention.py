@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
 
 from tests import tiny, tolerance
 from wan.attention import BACKENDS, dispatch
-from wan.attention.dispatch import attend
+from wan.attention.call import AttentionCall
+from wan.attention.config import AttentionConfig
 from wan.attention.masks import FrameMask, causal, teacher_forcing
+from wan.context import Full
+from wan.tokens import TokenLayout
 
 
 def inputs(num_queries=30, num_keys=30, width=16, dtype=None, device="cpu", grad=True):
     shapes = {"q": num_queries, "k": num_keys, "v": num_keys}
     made = [tiny.draw(name, shape=(2, length, 3, width), dtype=dtype) for name, length in shapes.items()]
     return [x.to(device).requires_grad_(grad) for x in made]
+
+
+def call(q, k, v, mask: FrameMask | None = None) -> AttentionCall:
+    """Returns a call whose frames are as many as those of the mask."""
+    frames = (1, 1) if mask is None else mask.frames.shape
+    layouts = [tiny.layout(count, x.shape[1] // count) for count, x in zip(frames, (q, k), strict=True)]
+    return AttentionCall(q, k, v, 0, *layouts, mask)
+
+
+def attend(q, k, v, mask: FrameMask | None = None, backend: str = "auto") -> torch.Tensor:
+    return dispatch.attend(call(q, k, v, mask), AttentionConfig(backend))
 
 
 def reference(q, k, v, mask: FrameMask | None, scale=None) -> torch.Tensor:
@@ -80,7 +95,7 @@ REASONS = [
 @pytest.mark.parametrize(("backend", "mask", "reason"), REASONS)
 def test_an_unusable_backend_says_why(backend, mask, reason):
     q, k, v = inputs()
-    assert reason in dispatch._kernel(backend).usable(q, mask, needs_grad=True)
+    assert reason in dispatch._kernel(backend).usable(call(q, k, v, mask))
     with pytest.raises(ValueError, match=f"'{backend}' cannot be used here: .*{reason}.*; write backend=auto"):
         attend(q, k, v, mask=mask, backend=backend)
 
@@ -111,8 +126,23 @@ def test_auto_takes_the_first_usable_and_logs_it_once(monkeypatch, caplog):
 
 def test_a_mask_is_expanded_once_per_size():
     mask = causal(tiny.spans(1, 2))
-    assert mask.dense(6, 6, "cpu") is mask.dense(6, 6, "cpu")
-    assert mask.dense(6, 12, "cpu").shape == (6, 12)
+    small, large = tiny.layout(3, 2), tiny.layout(3, 4)
+    moved = TokenLayout((replace(small.runs[0], times=range(7, 10)),))
+    assert mask.dense(small, small, "cpu") is mask.dense(moved, small, "cpu"), "positions do not matter"
+    assert mask.dense(small, large, "cpu").shape == (6, 12)
+    with pytest.raises(ValueError, match=r"a mask of \(3, 3\) frames was given for \(3, 4\) frames"):
+        mask.dense(small, tiny.layout(4), "cpu")
+
+
+def test_a_configuration_is_put_on_every_block():
+    model = tiny.transformer()
+    dispatch.apply(model, AttentionConfig("flex"))
+    for attention in ("self_attn", "cross_attn"):
+        assert [getattr(block, attention).config.backend for block in model.blocks] == ["flex"] * 2
+    with pytest.raises(ValueError, match="'flex' cannot be used here"):
+        tiny.Denoiser(model)(tiny.latents(2), 0.5, tiny.condition(), Full())
+    with pytest.raises(ValueError, match="attention.backend is 'flash9'; write auto or one of flash3"):
+        dispatch.apply(model, AttentionConfig("flash9"))
 
 
 @pytest.mark.gpu
@@ -121,7 +151,7 @@ def test_a_mask_is_expanded_once_per_size():
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "sdpa"])
 def test_gpu_backends_equal_sdpa(backend, dtype, mask):
     tensors = inputs(384, 384, 64, dtype, "cuda")
-    reason = dispatch._kernel(backend).usable(tensors[0], mask, needs_grad=True)
+    reason = dispatch._kernel(backend).usable(call(*tensors, mask))
     if reason:
         pytest.skip(reason)
     given = with_gradients(lambda *x: attend(*x, mask=mask, backend=backend), tensors)

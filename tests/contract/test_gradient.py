@@ -12,6 +12,8 @@ from pipeline.sampler import FewStep, RandomExit
 from pipeline.track import PromptSchedule
 from tests import tiny, tolerance
 from tests.contract.oracle import Book, ForgetfulText, rotate
+from wan.attention.call import AttentionCall
+from wan.attention.dispatch import attend
 from wan.attention.masks import FrameMask
 from wan.cache import Chunks, TextKVCache
 from wan.ledger import CacheConfig
@@ -117,18 +119,22 @@ class Recording:
         self.mask, self.theta, self.constants = mask, theta, constants
         self.text, self.noted = ForgetfulText(), {}
 
-    def open(self, num_frames, num_segments, table, grid, device, dtype):
+    cached, times = False, range
+
+    def open(self, layout, table, device, dtype):
         """Returns itself as the view."""
-        self.frames, self.grid = range(num_frames), grid
+        self.queries = layout
+        self.keys = replace(layout, runs=layout.runs * (2 if self.constants else 1))
         return self
 
-    def extend(self, layer, q, k, v):
+    def attend(self, layer, q, k, v, config):
         """Rotates by the frames' own numbers."""
-        q, k = (rotate(x, self.frames, self.grid, self.theta) for x in (q, k))
+        run = self.queries.runs[0]
+        q, k = (rotate(x, run.times, run.grid, self.theta) for x in (q, k))
         self.noted[layer] = (k, v)
         if self.constants:
             k, v = (torch.cat(pair, 1) for pair in zip(self.constants[layer], (k, v), strict=True))
-        return q, k, v, self.mask
+        return attend(AttentionCall(q, k, v, layer, self.queries, self.keys, self.mask), config)
 
 
 def independent_step(config, video, sigma, window=None):

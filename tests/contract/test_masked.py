@@ -15,7 +15,7 @@ from wan.attention.masks import FrameMask
 from wan.context import Cached, Masked
 from wan.geometry import Geometry
 from wan.ledger import CacheConfig, Ledger
-from wan.transformer import Segment
+from wan.transformer import RunInput
 
 BATCH = 2
 LENGTHS = (1, 3, 2, 3, 3, 1, 3)
@@ -53,7 +53,7 @@ def masked(mask: FrameMask, lengths=LENGTHS, positions=None, geometry=tiny.GEOME
 def forced(mask: FrameMask, noisy, sigma, clean_sigma: float = 0.0) -> torch.Tensor:
     """Returns the noisy half's velocities of one forward over [clean | noisy]."""
     model, text = network(tiny.DTYPE)
-    clean = Segment(clip(1), torch.full((BATCH, sum(LENGTHS)), clean_sigma))
+    clean = RunInput(clip(1), torch.full((BATCH, sum(LENGTHS)), clean_sigma), "clean")
     return tiny.healthy(model(noisy, sigma, text, Masked(mask), clean))
 
 

@@ -18,8 +18,10 @@ from wan.cache import CacheShape, Chunks, Ring
 from wan.context import Cached, Recached
 from wan.geometry import Span
 from wan.ledger import CacheConfig, Ledger
+from wan.tokens import Run
 
 SHAPE = CacheShape(num_layers=1, batch=2, num_heads=1, head_dim=1, frame_tokens=2)
+RUN = Run("video", range(0), range(1), range(SHAPE.frame_tokens))
 KINDS = ("bidirectional", "causal", "reset", "none")
 
 
@@ -81,7 +83,8 @@ class Numbered:
         assert torch.equal(seen_k + 0.5, seen_v), "a key without its value, or one that was never written"
         assert torch.equal(seen_k[0], -seen_k[1]), "rows of the batch were mixed"
         frames = seen_k[0, :: SHAPE.frame_tokens, 0, 0].tolist()
-        return sorted(zip(map(int, frames), self.cache.key_positions(plan), strict=True))
+        positions = [time for run in self.cache.key_runs(plan, RUN) for time in run.times]
+        return sorted(zip(map(int, frames), positions, strict=True))
 
     @torch.no_grad()
     def chunk(self, span, number, commit=True):

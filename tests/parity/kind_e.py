@@ -10,7 +10,7 @@ from wan.attention import masks
 from wan.context import Masked
 from wan.denoiser import Denoiser
 from wan.geometry import chunks
-from wan.transformer import Segment
+from wan.transformer import RunInput
 
 
 def run(case: Case) -> dict[str, torch.Tensor]:
@@ -23,7 +23,7 @@ def run(case: Case) -> dict[str, torch.Tensor]:
     clean = None
     if "clean_x" in inputs:
         sigma = inputs.get("aug_t", torch.zeros_like(inputs["t"])) / 1000
-        clean = Segment(inputs["clean_x"].transpose(1, 2), sigma)
+        clean = RunInput(inputs["clean_x"].transpose(1, 2), sigma, "clean")
         mask = masks.teacher_forcing(spans, config["local_attn_size"])
     else:
         mask = masks.causal(spans, config["local_attn_size"])

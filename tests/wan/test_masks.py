@@ -64,5 +64,5 @@ def test_teacher_forcing_in_a_window_with_sink():
 
 def test_expansion_to_tokens():
     mask = FrameMask(torch.tensor([[1, 0, 1], [0, 1, 1]]))
-    given = mask.dense(4, 6, "cpu")
+    given = mask.dense(tiny.layout(2, 2), tiny.layout(3, 2), "cpu")
     assert str(FrameMask(given)) == picture("##..## ##..## ..#### ..####")

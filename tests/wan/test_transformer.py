@@ -16,7 +16,8 @@ from wan.geometry import Span
 from wan.layers import sinusoid
 from wan.ledger import CacheConfig
 from wan.spec import CLIP_TOKENS, SPECS, TransformerSpec
-from wan.transformer import Segment, WanTransformer
+from wan.tokens import Run
+from wan.transformer import RunInput, WanTransformer
 
 pytestmark = pytest.mark.usefixtures("float64")
 WIDE = torch.float64
@@ -39,7 +40,7 @@ def test_a_new_model_predicts_nothing_and_a_drawn_one_does():
 def test_tokens_lie_by_patch_row_column_and_channel():
     """A token's features are (row in the patch, column in the patch, channel); tokens go row by row."""
     tokens = torch.arange(2 * 3 * 2 * 3 * 16.0).reshape(2, 3 * 6, 16)
-    image = MODEL.transformer._unpatchify(tokens, 3, (2, 3))
+    image = MODEL.transformer.unpatchify(tokens, Run("video", range(3), range(2), range(3)))
     assert image.shape == (2, 3, 4, 4, 6)
     for b, f, c, y, x in [(0, 0, 0, 0, 0), (1, 2, 3, 3, 5), (0, 1, 2, 1, 4), (1, 0, 1, 2, 3)]:
         feature = ((y % 2) * 2 + x % 2) * 4 + c
@@ -87,8 +88,8 @@ def test_positions_shift_freely_together():
     assert tiny.error(velocity(context=Full([0, 1, 2, 9])), velocity()) > tolerance.DIFFERENT
 
 
-def test_the_last_segment_is_predicted():
-    clean = Segment(tiny.latents(4, 2, seed=5), torch.zeros(2, 4, dtype=WIDE))
+def test_the_video_run_is_predicted():
+    clean = RunInput(tiny.latents(4, 2, seed=5), torch.zeros(2, 4, dtype=WIDE), "clean")
     given = velocity(sigma=torch.full((2, 4), 0.7, dtype=WIDE), clean=clean)
     assert given.shape == X.shape
     assert tiny.error(given, velocity()) > 1e-2, "the clean half is seen"
@@ -160,8 +161,11 @@ def cached(window: int, chunk: int, num_frames: int):
         (lambda: velocity(model=image_model()), "takes 9 channels and got 4"),
         (lambda: velocity(condition=tiny.condition(2, num_tokens=6)), "6 text tokens given; the model takes 5"),
         (lambda: velocity(context=Full(range(3))), "3 positions for 4 frames"),
-        (lambda: velocity(context=cached(9, 3, 3)), r"1 x 4 frames given for the span \[0, 3\)"),
-        (lambda: velocity(clean=Segment(X, torch.zeros(2, 4)), context=cached(9, 4, 4)), r"2 x 4 frames given"),
+        (lambda: velocity(context=cached(9, 3, 3)), r"4 frames given for the span \[0, 3\)"),
+        (
+            lambda: velocity(clean=RunInput(X, torch.zeros(2, 4), "clean"), context=cached(9, 4, 4)),
+            r"runs \['clean', 'video'\] given; a cached forward",
+        ),
         (lambda: replace(TEXT, null_text=None).null(), "guidance needs the encoded negative prompt"),
         (lambda: replace(tiny.SPEC, num_heads=3), "dim 32 is no multiple of num_heads 3"),
         (lambda: replace(tiny.SPEC, dim=6), "head width 3 is odd"),

@@ -1,7 +1,7 @@
-"""`torch.compile` of a finished transformer: the tensor code of its blocks, region by region.
+"""`torch.compile` of a finished transformer: the tensor code of its blocks and adapters, region by region.
 
-A block names its regions (`wan/blocks.py`): methods without caches, masks or layer numbers between which the
-attentions run as they are. One graph of each serves all layers and all chunks of a size.
+A block or an adapter names its regions (`wan/blocks.py`): methods without caches, masks or layer numbers between
+which the attentions run as they are. One graph of each serves all layers and all chunks of a size.
 """
 
 from __future__ import annotations
@@ -15,29 +15,30 @@ RECOMPILE_LIMIT = 64  # graphs of one region of one network: grad modes x frozen
 
 
 def compile_blocks(transformer: nn.Module, **options) -> nn.Module:
-    """Compiles the regions of every block; returns the transformer, changed in place.
+    """Compiles the regions of every block and adapter; returns the transformer, changed in place.
 
-    After LoRA, before sharding. Names of weights, copies and hooks stay as they are. Nothing is compiled until
-    the first forward, and anew for another grad mode or dtype, and for sizes: of 1, and the second time one
-    changes, after which it is variable. options: those of `torch.compile` (backend, mode, dynamic ...); a region
-    must be one graph.
+    After LoRA and adapters, before sharding. Names of weights, copies and hooks stay as they are. Nothing is
+    compiled until the first forward, and anew for another grad mode or dtype, and for sizes: of 1, and the second
+    time one changes, after which it is variable. options: those of `torch.compile` (backend, mode, dynamic ...); a
+    region must be one graph.
     Errors: ValueError if the blocks are compiled already.
     """
     # torch's own limit of 8 is near for a generator that makes chunks of two sizes, and reaching it ends the run.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
     made: dict[type, type] = {}
-    for block in transformer.blocks:
-        kind = type(block)
+    adapters = [adapter for adapter in transformer.adapters if hasattr(adapter, "regions")]
+    for part in (*transformer.blocks, *adapters):
+        kind = type(part)
         if hasattr(kind, "compiled"):
             raise ValueError("the blocks are compiled already; compile a transformer once, before it is sharded")
         if kind not in made:
             made[kind] = _compiled_kind(kind, options)
-        block.__class__ = made[kind]  # as FSDP does: a compiled method in the instance would not survive a copy
+        part.__class__ = made[kind]  # as FSDP does: a compiled method in the instance would not survive a copy
     return transformer
 
 
 def _compiled_kind(kind: type, options: dict) -> type:
-    """Returns a subclass whose regions are compiled."""
+    """Returns a subclass whose regions are compiled, of a block or of an adapter (which has `after_block`)."""
 
     def forward(self, x: torch.Tensor, *rest) -> torch.Tensor:
         # The first block gets a view of the patches, in another memory order: without this, two graphs of each.
@@ -45,8 +46,10 @@ def _compiled_kind(kind: type, options: dict) -> type:
             x = x.clone(memory_format=torch.contiguous_format)
         return kind.forward(self, x, *rest)
 
-    regions = {name: _compiled(getattr(kind, name), options) for name in kind.regions}
-    return type(f"Compiled{kind.__name__}", (kind,), {**regions, "forward": forward, "compiled": True})
+    members = {name: _compiled(getattr(kind, name), options) for name in kind.regions}
+    if not hasattr(kind, "after_block"):
+        members["forward"] = forward
+    return type(f"Compiled{kind.__name__}", (kind,), {**members, "compiled": True})
 
 
 def _compiled(method: types.FunctionType, options: dict):

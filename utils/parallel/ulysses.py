@@ -17,6 +17,8 @@ Source: DeepSpeed-Ulysses, arXiv 2309.14509.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -51,59 +53,69 @@ def divisors(number: int) -> list[int]:
 
 
 class SharedSequence:
-    """This rank's part of every frame's tokens; takes the place of `transformer.sequence`, which it keeps inside."""
+    """This rank's part of every frame's tokens; takes the place of `transformer.sequence`, which it keeps inside.
+
+    A unit is a whole frame, or where runs differ in size, the greatest stretch that fits all frames.
+    """
 
     def __init__(self, group, rank: int, size: int, inner):
         self.group, self.rank, self.size, self._inner = group, rank, size, inner
 
-    def split(self, x_BLD: torch.Tensor, num_frames: int) -> torch.Tensor:
-        """Returns this rank's tokens [B, L / size, D] of all tokens, an equal part of each frame.
+    def arrange(self, layout):
+        """Returns the layout of all tokens in the order in which they are processed."""
+        return self._inner.arrange(layout)
+
+    def local(self, layout):
+        """Returns the layout of this rank's tokens.
 
         Errors: ValueError if a frame's tokens do not divide; on every rank alike, before any of them waits.
         """
-        tokens = x_BLD.shape[1] // num_frames
-        if tokens % self.size:
+        if layout.unit % self.size:
             raise ValueError(
-                f"a frame of {tokens} tokens cannot be shared by {self.size} ranks; change the height or width, "
-                f"or share a sample among one of {divisors(tokens)}"
+                f"a frame of {layout.unit} tokens cannot be shared by {self.size} ranks; change the height or width, "
+                f"or share a sample among one of {divisors(layout.unit)}"
             )
-        parts = _frames(x_BLD, num_frames, self.size).movedim(2, 0)
+        return replace(self._inner.local(layout), share=(self.rank, self.size))
+
+    def split(self, x_BLD: torch.Tensor, layout) -> torch.Tensor:
+        """Returns this rank's tokens [B, L / size, D] of all tokens, an equal part of each unit, so of each frame."""
+        parts = _units(self._inner.split(x_BLD, layout), layout.num_units, self.size).movedim(2, 0)
         return _Take.apply(parts, self.rank, self.group).flatten(1, 2)
 
-    def join(self, x_BLD: torch.Tensor, num_frames: int) -> torch.Tensor:
+    def join(self, x_BLD: torch.Tensor, layout) -> torch.Tensor:
         """Returns all tokens [B, L, D], on every rank, of what the ranks' `split` returned."""
-        parts = _Gather.apply(_frames(x_BLD, num_frames, 1).squeeze(2), self.group)  # [size, B, F, t, D]
-        return parts.movedim(0, 2).flatten(1, 3)
+        parts = _Gather.apply(_units(x_BLD, layout.num_units, 1).squeeze(2), self.group)  # [size, B, U, t, D]
+        return self._inner.join(parts.movedim(0, 2).flatten(1, 3), layout)
 
-    def sight(self, view, num_frames: int) -> SharedSight:
-        """Returns what the blocks of one forward look through; num_frames counts all segments."""
-        return SharedSight(self._inner.sight(view, num_frames), self, num_frames)
+    def view(self, view, layout) -> SharedView:
+        """Returns the view through which the blocks of one forward attend."""
+        return SharedView(self._inner.view(view, layout), self, layout.num_units)
 
 
-class SharedSight:
+class SharedView:
     """All tokens and this rank's heads on the inside, this rank's tokens and all heads on the outside.
 
-    It keeps the frames of its own forward, so a recompute in backward exchanges exactly as the forward did.
+    It keeps the units of its own forward, so a recompute in backward exchanges exactly as the forward did.
     """
 
-    def __init__(self, inner, sequence: SharedSequence, num_frames: int):
-        self._inner, self._sequence, self._num_frames = inner, sequence, num_frames
+    def __init__(self, inner, sequence: SharedSequence, num_units: int):
+        self._inner, self._sequence, self._num_units = inner, sequence, num_units
         self.text = inner.text
 
-    def look(self, layer: int, q, k, v, backend: str) -> torch.Tensor:
-        """[B, L / size, N, E] in and out; the layer's keys and values are entered for N / size heads."""
-        size, group, frames = self._sequence.size, self._sequence.group, self._num_frames
+    def attend(self, layer: int, q, k, v, config) -> torch.Tensor:
+        """[B, L / size, N, E] in and out; the layer's keys and values are cached for N / size heads."""
+        size, group, units = self._sequence.size, self._sequence.group, self._num_units
         heads = [x.unflatten(2, (size, -1)).movedim(2, 0) for x in (q, k, v)]  # [size, B, L / size, n, E]
-        parts = _Exchange.apply(torch.stack(heads, 1), group).unflatten(3, (frames, -1))
-        q, k, v = parts.movedim(0, 3).flatten(2, 4).unbind(0)  # rank slowest inside each frame
-        seen = self._inner.look(layer, q, k, v, backend)
-        parts = _Exchange.apply(_frames(seen, frames, size).movedim(2, 0), group)
+        parts = _Exchange.apply(torch.stack(heads, 1), group).unflatten(3, (units, -1))
+        q, k, v = parts.movedim(0, 3).flatten(2, 4).unbind(0)  # rank slowest inside each unit
+        attended = self._inner.attend(layer, q, k, v, config)
+        parts = _Exchange.apply(_units(attended, units, size).movedim(2, 0), group)
         return parts.movedim(0, 3).flatten(1, 2).flatten(2, 3)
 
 
-def _frames(x: torch.Tensor, num_frames: int, parts: int) -> torch.Tensor:
-    """Views tokens [B, L, ...] as [B, F, parts, L / (F parts), ...]."""
-    return x.unflatten(1, (num_frames, parts, -1))
+def _units(x: torch.Tensor, num_units: int, parts: int) -> torch.Tensor:
+    """Views tokens [B, L, ...] as [B, U, parts, L / (U parts), ...]."""
+    return x.unflatten(1, (num_units, parts, -1))
 
 
 class _Exchange(Function):

@@ -7,18 +7,20 @@ import importlib.util
 import torch
 from torch.nn import functional
 
+from wan.attention.call import AttentionCall
+
 
 class Sdpa:
     """torch's scaled_dot_product_attention (cuDNN, flash or math); takes everything."""
 
-    def usable(self, q, mask, needs_grad) -> str | None:
+    def usable(self, call: AttentionCall) -> str | None:
         """Returns None: this one always works."""
         return None
 
-    def run(self, q, k, v, mask):
+    def run(self, call: AttentionCall) -> torch.Tensor:
         """[B, L, N, E] in and out."""
-        dense = None if mask is None else mask.dense(q.shape[1], k.shape[1], q.device)
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        dense = None if call.mask is None else call.mask.dense(call.queries, call.keys, call.q.device)
+        q, k, v = (x.transpose(1, 2) for x in (call.q, call.k, call.v))
         return functional.scaled_dot_product_attention(q, k, v, attn_mask=dense).transpose(1, 2)
 
 
@@ -27,13 +29,14 @@ class Flash2:
 
     package, capability = "flash_attn", (8, 0)
 
-    def usable(self, q, mask, needs_grad) -> str | None:
+    def usable(self, call: AttentionCall) -> str | None:
         """Returns why it cannot run, or None."""
+        q = call.q
         if q.device.type != "cuda":
             return "it needs a CUDA device"
         if q.dtype not in (torch.float16, torch.bfloat16):
             return f"it needs fp16 or bf16, not {q.dtype}"
-        if mask is not None:
+        if call.mask is not None:
             return "it takes no frame mask"
         if torch.cuda.get_device_capability(q.device) < self.capability:
             return f"it needs compute capability {self.capability}"
@@ -41,11 +44,11 @@ class Flash2:
             return f"the package {self.package} is not installed (pip install longtake[flash])"
         return None
 
-    def run(self, q, k, v, mask):
+    def run(self, call: AttentionCall) -> torch.Tensor:
         """[B, L, N, E] in and out."""
         from flash_attn import flash_attn_func
 
-        return flash_attn_func(q, k, v)
+        return flash_attn_func(call.q, call.k, call.v)
 
 
 class Flash3(Flash2):
@@ -53,16 +56,16 @@ class Flash3(Flash2):
 
     package, capability = "flash_attn_interface", (9, 0)
 
-    def usable(self, q, mask, needs_grad) -> str | None:
+    def usable(self, call: AttentionCall) -> str | None:
         """Returns why it cannot run, or None."""
-        reason = super().usable(q, mask, needs_grad)
-        if reason is None and torch.cuda.get_device_capability(q.device)[0] != 9:
+        reason = super().usable(call)
+        if reason is None and torch.cuda.get_device_capability(call.q.device)[0] != 9:
             return "its kernels are built for Hopper (compute capability 9.x)"
         return reason
 
-    def run(self, q, k, v, mask):
+    def run(self, call: AttentionCall) -> torch.Tensor:
         """[B, L, N, E] in and out."""
         from flash_attn_interface import flash_attn_func
 
-        out = flash_attn_func(q, k, v)
+        out = flash_attn_func(call.q, call.k, call.v)
         return out[0] if isinstance(out, tuple) else out  # older builds also return the log-sum-exp

@@ -1,4 +1,4 @@
-"""`attend`: the one call of every attention layer, and how it finds its kernel."""
+"""`attend`: how every attention finds its kernel; `apply`: how a network gets its configuration."""
 
 from __future__ import annotations
 
@@ -7,42 +7,56 @@ import importlib
 import logging
 
 import torch
+from torch import nn
 
 from wan.attention import BACKENDS
-from wan.attention.masks import FrameMask
+from wan.attention.call import AttentionCall
+from wan.attention.config import AttentionConfig
+from wan.options import raise_first
 
 logger = logging.getLogger(__name__)
 
 
-def attend(q_BLNE, k_BSNE, v_BSNE, *, mask: FrameMask | None = None, backend: str = "auto") -> torch.Tensor:
-    """Returns softmax(q k^T / sqrt(E)) v, shape of q; `mask` hides key frames from query frames.
+def apply(network: nn.Module, config: AttentionConfig) -> nn.Module:
+    """Lets all attentions of a network's blocks run as `config` says; returns the network, changed in place.
 
-    backend: a name of `BACKENDS`, or `auto` = the first usable one, logged once.
-    Errors: ValueError if the name is unknown or the named backend cannot take these tensors.
+    Errors: ValueError if the backend is unknown.
     """
-    needs_grad = torch.is_grad_enabled() and (q_BLNE.requires_grad or k_BSNE.requires_grad or v_BSNE.requires_grad)
-    if backend != "auto":
-        kernel = _kernel(backend)
-        reason = kernel.usable(q_BLNE, mask, needs_grad)
+    raise_first(config.problems())
+    for block in network.blocks:
+        block.self_attn.config = block.cross_attn.config = config
+    return network
+
+
+def attend(call: AttentionCall, config: AttentionConfig) -> torch.Tensor:
+    """Returns softmax(q k^T / sqrt(E)) v, shape of q.
+
+    Errors: ValueError if the backend is unknown or cannot take these tensors.
+    """
+    if config.backend != "auto":
+        kernel = _kernel(config.backend)
+        reason = kernel.usable(call)
         if reason:
-            raise ValueError(f"attention backend {backend!r} cannot be used here: {reason}; write backend=auto")
-        return kernel.run(q_BLNE, k_BSNE, v_BSNE, mask)
-    kind = (q_BLNE.device.type, q_BLNE.dtype, q_BLNE.shape[-1], mask is None, needs_grad)
-    return _kernel(_choose(kind, q_BLNE, mask)).run(q_BLNE, k_BSNE, v_BSNE, mask)
+            raise ValueError(f"attention backend {config.backend!r} cannot be used here: {reason}; write backend=auto")
+        return kernel.run(call)
+    return _kernel(_choose(call)).run(call)
+
+
+def chosen(call: AttentionCall) -> str:
+    """Returns the first usable backend for a call."""
+    return next(name for name in BACKENDS if _kernel(name).usable(call) is None)
 
 
 _chosen: dict = {}
 
 
-def _choose(kind, q, mask) -> str:
+def _choose(call: AttentionCall) -> str:
     """Returns the first usable backend for this kind of call; remembers it."""
+    q = call.q
+    kind = (q.device.type, q.dtype, q.shape[-1], call.mask is None, call.needs_grad)
     if kind not in _chosen:
-        for name in BACKENDS:
-            reason = _kernel(name).usable(q, mask, kind[-1])
-            if reason is None:
-                _chosen[kind] = name
-                logger.info("attention on %s %s, mask %s, gradient %s: %s", *kind[:2], not kind[3], kind[4], name)
-                break
+        _chosen[kind] = chosen(call)
+        logger.info("attention on %s %s, mask %s, gradient %s: %s", *kind[:2], not kind[3], kind[4], _chosen[kind])
     return _chosen[kind]
 
 

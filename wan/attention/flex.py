@@ -6,6 +6,9 @@ import functools
 
 import torch
 
+from wan.attention.call import AttentionCall
+from wan.tokens import TokenLayout
+
 
 class Flex:
     """Compiled FlexAttention; for masks on a GPU."""
@@ -13,36 +16,48 @@ class Flex:
     def __init__(self):
         self._block_masks: dict = {}
 
-    def usable(self, q, mask, needs_grad) -> str | None:
+    def usable(self, call: AttentionCall) -> str | None:
         """Returns why it cannot run, or None."""
-        if mask is None:
+        q = call.q
+        if call.mask is None:
             return "there is no mask; a dense kernel is faster"
         if q.device.type != "cuda":
-            return "it has no backward on the CPU" if needs_grad else "on the CPU it needs a C++ compiler"
+            return "it has no backward on the CPU" if call.needs_grad else "on the CPU it needs a C++ compiler"
         if q.shape[-1] < 16:
             return f"it needs a head width of at least 16, not {q.shape[-1]}"
         return None
 
-    def run(self, q, k, v, mask):
+    def run(self, call: AttentionCall) -> torch.Tensor:
         """[B, L, N, E] in and out."""
-        block_mask = self._block_mask(mask, q.shape[1], k.shape[1], q.device)
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        block_mask = self._block_mask(call)
+        q, k, v = (x.transpose(1, 2) for x in (call.q, call.k, call.v))
         return _compiled()(q, k, v, block_mask=block_mask).transpose(1, 2)
 
-    def _block_mask(self, mask, num_queries, num_keys, device):
+    def _block_mask(self, call: AttentionCall):
         """Builds the block mask of a frame mask once per size; keyed by content, not by object."""
-        frames = mask.frames.to(device)
-        key = (mask.frames.numpy().tobytes(), tuple(frames.shape), num_queries, num_keys, str(device))
+        mask, device = call.mask, call.q.device
+        shape = (call.queries.plain, call.keys.plain)
+        key = (mask.frames.numpy().tobytes(), tuple(mask.frames.shape), *shape, str(device))
         if key not in self._block_masks:
             from torch.nn.attention.flex_attention import create_block_mask
 
-            per_query, per_key = num_queries // frames.shape[0], num_keys // frames.shape[1]
+            frames, (query_frame, key_frame) = mask.frames.to(device), (_frame_of(x, device) for x in shape)
 
-            def seen(batch, head, query, key_index):
-                return frames[query // per_query, key_index // per_key]
+            def visible(batch, head, query, key_index):
+                return frames[query_frame(query), key_frame(key_index)]
 
-            self._block_masks[key] = create_block_mask(seen, None, None, num_queries, num_keys, device=str(device))
+            sizes = (call.q.shape[1], call.k.shape[1])
+            self._block_masks[key] = create_block_mask(visible, None, None, *sizes, device=str(device))
         return self._block_masks[key]
+
+
+def _frame_of(layout: TokenLayout, device):
+    """Returns a function from the number of a token to that of its frame: a division where frames are alike."""
+    if layout.is_even and not layout.mixes_frames:
+        per_frame = layout.runs[0].frame_tokens
+        return lambda token: token // per_frame
+    frames = torch.tensor(layout.frame_of_token, device=device)
+    return lambda token: frames[token]
 
 
 @functools.cache

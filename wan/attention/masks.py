@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from wan.geometry import Span
+from wan.tokens import TokenLayout
 
 
 class FrameMask:
@@ -14,13 +15,18 @@ class FrameMask:
         self.frames = frames.bool()
         self._expanded: dict = {}
 
-    def dense(self, num_queries: int, num_keys: int, device) -> torch.Tensor:
-        """Returns the token matrix [L, S] on `device`; computed once per size."""
-        key = (num_queries, num_keys, str(device))
+    def dense(self, queries: TokenLayout, keys: TokenLayout, device) -> torch.Tensor:
+        """Returns the token matrix [L, S] on `device`; computed once per size.
+
+        Errors: ValueError if the layouts do not have as many frames as the mask.
+        """
+        key = (queries.plain, keys.plain, str(device))
         if key not in self._expanded:
-            rows, columns = self.frames.shape
-            mask = self.frames.repeat_interleave(num_queries // rows, 0)
-            self._expanded[key] = mask.repeat_interleave(num_keys // columns, 1).to(device)
+            given = (queries.num_frames, keys.num_frames)
+            if given != tuple(self.frames.shape):
+                raise ValueError(f"a mask of {tuple(self.frames.shape)} frames was given for {given} frames")
+            rows, columns = (torch.tensor(layout.frame_of_token) for layout in (queries, keys))
+            self._expanded[key] = self.frames[rows][:, columns].to(device)
         return self._expanded[key]
 
     def __str__(self) -> str:

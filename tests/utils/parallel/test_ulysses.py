@@ -17,6 +17,7 @@ from tests.architecture.source import ROOT
 from tests.utils.parallel import ulysses_worker as sequence_worker
 from utils.parallel import ulysses as sequence_parallel
 from utils.parallel.ulysses import SharedSequence
+from wan.sequence import WholeSequence
 
 ROUNDED = {  # what is not in float64: passes of the network, forward and back
     "whole_clip fp32": tiny.rounding(2),
@@ -58,12 +59,14 @@ def test_shared_is_alone(found, name):
 
 
 def sequence(size: int = 2) -> SharedSequence:
-    return SharedSequence(None, 1, size, None)
+    return SharedSequence(None, 1, size, WholeSequence())
 
 
 def test_a_rank_takes_its_part_of_every_frame():
     tokens = torch.arange(2 * 3 * 4.0).reshape(2, 3 * 4, 1)
-    assert sequence().split(tokens, 3)[0, :, 0].tolist() == [2, 3, 6, 7, 10, 11]
+    layout = tiny.layout(3, 4)
+    assert sequence().split(tokens, layout)[0, :, 0].tolist() == [2, 3, 6, 7, 10, 11]
+    assert sequence().local(layout).frame_of_token == (0, 0, 1, 1, 2, 2)
 
 
 def test_heads_must_divide():
@@ -76,7 +79,7 @@ def test_heads_must_divide():
 
 def test_tokens_of_a_frame_must_divide():
     with pytest.raises(ValueError, match=r"6 tokens cannot be shared by 4 ranks; .* one of \[1, 2, 3, 6\]"):
-        sequence(4).split(torch.zeros(1, 12, 2), 2)
+        sequence(4).local(tiny.layout(2, 6))
 
 
 def test_sharing_twice_is_refused_and_one_rank_shares_nothing():

@@ -27,7 +27,7 @@ from wan.attention.masks import teacher_forcing
 from wan.context import Full, Masked
 from wan.geometry import Geometry
 from wan.ledger import CacheConfig
-from wan.transformer import Segment
+from wan.transformer import RunInput
 
 GEOMETRY = Geometry(32, 64, latent_channels=4)  # 2 x 4 tokens a frame
 HEADS = 4
@@ -126,14 +126,14 @@ def twin_without_the_other_tokens(by_size) -> dict:
 
 @check
 def teacher_forcing_clip(by_size) -> dict:
-    """Two segments and a frame mask."""
+    """Two runs and a frame mask."""
 
     def run(group):
         model, x = network(group), tiny.latents(4, 2, geometry=GEOMETRY).requires_grad_()
         clean = tiny.latents(4, 2, seed=3, geometry=GEOMETRY).requires_grad_()
-        segment = Segment(clean, torch.zeros(2, 4))
+        run = RunInput(clean, torch.zeros(2, 4), "clean")
         context = Masked(teacher_forcing(tiny.spans(1, 2, 1)))
-        out = model(x, torch.tensor([[0.2, 0.9, 0.9, 0.5]]).expand(2, -1), tiny.condition(2), context, segment)
+        out = model(x, torch.tensor([[0.2, 0.9, 0.9, 0.5]]).expand(2, -1), tiny.condition(2), context, run)
         return out, {"x": x, "clean": clean}, {"model": model}
 
     return compare(run, by_size[4])
