@@ -12,7 +12,7 @@ from torch import nn
 from wan.attention import BACKENDS
 from wan.attention.call import AttentionCall
 from wan.attention.config import AttentionConfig
-from wan.options import raise_first
+from wan.config import raise_first
 
 logger = logging.getLogger(__name__)
 
