@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
+from einops import rearrange
 from torch import nn
 from torch.autograd import Function
 
@@ -67,13 +68,13 @@ class SharedSequence:
                 f"a frame of {tokens} tokens cannot be shared by {self.size} ranks; change the height or width, "
                 f"or share a sample among one of {divisors(tokens)}"
             )
-        parts = _frames(x_BLD, num_frames, self.size).movedim(2, 0)
+        parts = rearrange(x_BLD, "b (f r t) d -> r b f t d", f=num_frames, r=self.size)
         return _Take.apply(parts, self.rank, self.group).flatten(1, 2)
 
     def join(self, x_BLD: torch.Tensor, num_frames: int) -> torch.Tensor:
         """Returns all tokens [B, L, D], on every rank, of what the ranks' `split` returned."""
-        parts = _Gather.apply(_frames(x_BLD, num_frames, 1).squeeze(2), self.group)  # [size, B, F, t, D]
-        return parts.movedim(0, 2).flatten(1, 3)
+        parts = _Gather.apply(rearrange(x_BLD, "b (f t) d -> b f t d", f=num_frames), self.group)
+        return rearrange(parts, "r b f t d -> b (f r t) d")
 
     def sight(self, view, num_frames: int) -> SharedSight:
         """Returns what the blocks of one forward look through; num_frames counts all segments."""
@@ -93,17 +94,12 @@ class SharedSight:
     def look(self, layer: int, q, k, v, backend: str) -> torch.Tensor:
         """[B, L / size, N, E] in and out; the layer's keys and values are entered for N / size heads."""
         size, group, frames = self._sequence.size, self._sequence.group, self._num_frames
-        heads = [x.unflatten(2, (size, -1)).movedim(2, 0) for x in (q, k, v)]  # [size, B, L / size, n, E]
-        parts = _Exchange.apply(torch.stack(heads, 1), group).unflatten(3, (frames, -1))
-        q, k, v = parts.movedim(0, 3).flatten(2, 4).unbind(0)  # rank slowest inside each frame
+        heads = [rearrange(x, "b l (r n) e -> r b l n e", r=size) for x in (q, k, v)]
+        parts = _Exchange.apply(torch.stack(heads, 1), group)
+        q, k, v = rearrange(parts, "r qkv b (f t) n e -> qkv b (f r t) n e", f=frames).unbind(0)
         seen = self._inner.look(layer, q, k, v, backend)
-        parts = _Exchange.apply(_frames(seen, frames, size).movedim(2, 0), group)
-        return parts.movedim(0, 3).flatten(1, 2).flatten(2, 3)
-
-
-def _frames(x: torch.Tensor, num_frames: int, parts: int) -> torch.Tensor:
-    """Views tokens [B, L, ...] as [B, F, parts, L / (F parts), ...]."""
-    return x.unflatten(1, (num_frames, parts, -1))
+        parts = _Exchange.apply(rearrange(seen, "b (f r t) n e -> r b f t n e", f=frames, r=size), group)
+        return rearrange(parts, "r b f t n e -> b (f t) (r n) e")
 
 
 class _Exchange(Function):
