@@ -21,6 +21,7 @@ from dataclasses import replace
 
 import torch
 import torch.distributed as dist
+from einops import rearrange
 from torch import nn
 from torch.autograd import Function
 
@@ -79,13 +80,14 @@ class SharedSequence:
 
     def split(self, x_BLD: torch.Tensor, layout) -> torch.Tensor:
         """Returns this rank's tokens [B, L / size, D] of all tokens, an equal part of each unit, so of each frame."""
-        parts = _units(self._inner.split(x_BLD, layout), layout.num_units, self.size).movedim(2, 0)
+        tokens = self._inner.split(x_BLD, layout)
+        parts = rearrange(tokens, "b (u r t) d -> r b u t d", u=layout.num_units, r=self.size)
         return _Take.apply(parts, self.rank, self.group).flatten(1, 2)
 
     def join(self, x_BLD: torch.Tensor, layout) -> torch.Tensor:
         """Returns all tokens [B, L, D], on every rank, of what the ranks' `split` returned."""
-        parts = _Gather.apply(_units(x_BLD, layout.num_units, 1).squeeze(2), self.group)  # [size, B, U, t, D]
-        return self._inner.join(parts.movedim(0, 2).flatten(1, 3), layout)
+        parts = _Gather.apply(rearrange(x_BLD, "b (u t) d -> b u t d", u=layout.num_units), self.group)
+        return self._inner.join(rearrange(parts, "r b u t d -> b (u r t) d"), layout)
 
     def view(self, view, layout) -> SharedView:
         """Returns the view through which the blocks of one forward attend."""
@@ -105,17 +107,12 @@ class SharedView:
     def attend(self, layer: int, q, k, v, config) -> torch.Tensor:
         """[B, L / size, N, E] in and out; the layer's keys and values are cached for N / size heads."""
         size, group, units = self._sequence.size, self._sequence.group, self._num_units
-        heads = [x.unflatten(2, (size, -1)).movedim(2, 0) for x in (q, k, v)]  # [size, B, L / size, n, E]
-        parts = _Exchange.apply(torch.stack(heads, 1), group).unflatten(3, (units, -1))
-        q, k, v = parts.movedim(0, 3).flatten(2, 4).unbind(0)  # rank slowest inside each unit
+        heads = [rearrange(x, "b l (r n) e -> r b l n e", r=size) for x in (q, k, v)]
+        parts = _Exchange.apply(torch.stack(heads, 1), group)
+        q, k, v = rearrange(parts, "r qkv b (u t) n e -> qkv b (u r t) n e", u=units).unbind(0)
         attended = self._inner.attend(layer, q, k, v, config)
-        parts = _Exchange.apply(_units(attended, units, size).movedim(2, 0), group)
-        return parts.movedim(0, 3).flatten(1, 2).flatten(2, 3)
-
-
-def _units(x: torch.Tensor, num_units: int, parts: int) -> torch.Tensor:
-    """Views tokens [B, L, ...] as [B, U, parts, L / (U parts), ...]."""
-    return x.unflatten(1, (num_units, parts, -1))
+        parts = _Exchange.apply(rearrange(attended, "b (u r t) n e -> r b u t n e", u=units, r=size), group)
+        return rearrange(parts, "r b u t n e -> b (u t) (r n) e")
 
 
 class _Exchange(Function):
