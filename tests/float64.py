@@ -10,10 +10,10 @@ from types import ModuleType
 from unittest import mock
 
 import torch
-from wan.text import DTYPES
 
 from tests.architecture.source import ROOT
 from utils.rng import Rng
+from wan.encoders.text import DTYPES
 
 ROOMS = ("model", "pipeline", "trainer", "utils", "wan")
 
