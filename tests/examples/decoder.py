@@ -18,9 +18,10 @@ class NearestConfig:
     gain: float = 0.5
     device: str = "auto"
 
-    def check(self):
+    def problems(self):
+        """Yields what is wrong with the knobs."""
         if not re.fullmatch(r"auto|cpu|cuda:\d+", self.device):
-            raise ValueError(f"decoder.device is {self.device!r}; write auto, cpu, or a GPU, e.g. cuda:1")
+            yield f"decoder.device is {self.device!r}; write auto, cpu, or a GPU, e.g. cuda:1"
 
     def build(self, vae, device):
         """Returns the decoder. vae: the model's. device: where the model runs."""

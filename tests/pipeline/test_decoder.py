@@ -187,25 +187,23 @@ def test_decoder_error_of_a_reader_leaves_the_state_before_the_chunk(device):
 
 
 def test_decoder_ends_its_thread_where_the_caller_fails():
-    inside, before, model = threading.Event(), threading.active_count(), Sum()
+    inside, model = threading.Event(), Sum()
     model.during = lambda n: (inside.set(), time.sleep(0.1))
     with pytest.raises(KeyboardInterrupt), Decoder(model, CPU) as decoder:
         futures = [decoder.submit(x) for x in chunks(2)]
         assert inside.wait(30)
         raise KeyboardInterrupt
-    assert threading.active_count() == before
+    assert not model.calls[0][1].is_alive()
     assert futures[0].done() and futures[1].cancelled() and len(model.calls) == 1
 
 
 def test_decoder_that_is_dropped_ends_its_thread():
-    before = threading.active_count()
-    Decoder(Sum(), CPU).submit(chunks(1)[0]).result(30)
+    model = Sum()
+    Decoder(model, CPU).submit(chunks(1)[0]).result(30)
     gc.collect()
-    for _ in range(300):
-        if threading.active_count() == before:
-            return
-        time.sleep(0.01)
-    pytest.fail("the thread runs on")
+    (_, thread) = model.calls[0]
+    thread.join(30)
+    assert not thread.is_alive()
 
 
 @pytest.mark.gpu

@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from pipeline.decoder import WAITING
+from pipeline.decoder import WAITING, DecodingStopped
 from pipeline.session import Session
 from tests import tiny
 from tests.pipeline.test_session import StreamedMean, equal, make_pipeline, started
@@ -131,11 +131,18 @@ def test_session_chunks_behind_a_failed_one_come_again_in_order():
     decoder.before = lambda: free.wait(60)
     session = session_with(decoder)
     made = [session.step_ahead() for _ in range(2)]
-    third = threading.Thread(target=lambda: raised.append(pytest.raises(OutOfMemory, session.step_ahead)))
+
+    def ask():
+        """The queue is full: waits for the first two, and meets the failure of the second now or with its pixels."""
+        try:
+            session.step_ahead()[1].result(60)
+        except (OutOfMemory, DecodingStopped) as error:
+            raised.append(error)
+
+    third = threading.Thread(target=ask)
     third.start()
-    while session._next < 9:  # it is generated, and then waits for the first two, of which the second fails
+    while session._next < 9:  # until it is generated
         time.sleep(0.01)
-    time.sleep(0.2)
     free.set()
     third.join(60)
     assert len(raised) == 1
@@ -178,17 +185,14 @@ def test_session_generation_that_failed_behind_an_undecoded_chunk_keeps_its_prom
 
 @pytest.mark.parametrize("end", ["close", "start"])
 def test_session_that_ends_gives_up_what_waits(end):
-    decoder, free, before = Mean(CPU), threading.Event(), threading.active_count()
+    decoder, free = Mean(CPU), threading.Event()
     decoder.before = lambda: free.wait(60)
     session = session_with(decoder)
     made = [session.step_ahead() for _ in range(2)]
     threading.Timer(0.1, free.set).start()
     session.close() if end == "close" else session.start("two")
     assert made[0][1].done() and made[1][1].cancelled() and len(decoder.threads) == 1
-    for thread in threading.enumerate():
-        if isinstance(thread, threading.Timer):
-            thread.join()
-    assert threading.active_count() == before
+    assert not decoder.threads[0].is_alive()
 
 
 def test_session_without_pixels_has_no_decoder():

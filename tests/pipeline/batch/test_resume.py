@@ -129,7 +129,7 @@ def test_an_interrupt_keeps_what_a_snapshot_holds_and_says_so(tmp_path, caplog, 
 def test_a_decoder_of_its_own_is_waited_for(tmp_path, monkeypatch):
     """On its thread it is behind the chunks; a snapshot is of one moment."""
     make(tmp_path / "whole", SWITCHED)
-    monkeypatch.setattr(killed_videos.Codec.config, "apart", True)
+    monkeypatch.setattr(killed_videos.Codec, "own_device", torch.device("cpu"))
     make(tmp_path / "apart", SWITCHED)
     killed(tmp_path / "killed", SWITCHED, 6)
     make(tmp_path / "killed", SWITCHED, resume=True)
