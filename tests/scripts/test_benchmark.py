@@ -92,7 +92,7 @@ def test_windows_are_compared(tmp_path):
     assert f"{rotated[0]:,}" in text
 
 
-def test_too_much_for_a_cpu_is_not_run_and_spares_what_was_measured(tmp_path, capsys):
+def test_too_much_for_a_cpu_keeps_an_older_result(tmp_path, capsys):
     argv = ["--config_path", str(WAN), "--random_weights"]
     result, text = run(tmp_path, *argv, name="wan_1.3B")
     assert result["status"] == "not run" and "141.5 tera-operations" in result["reason"]
