@@ -15,12 +15,12 @@ from wan.attention import dispatch
 from wan.checkpoint.parts import Parts, find_parts
 from wan.checkpoint.weights import Sizes, load_lora, merge_lora, read_weights
 from wan.codec.base import Codec, StreamingDecoder, check_fit, resolve_device
-from wan.codec.vae import StreamingVAE, VAEConfig
 from wan.condition import Condition
 from wan.denoiser import Denoiser, ExpertDenoiser
 from wan.encoders.prompts import PromptCache
 from wan.encoders.text import DTYPES, TextConfig
 from wan.family import family_of, find_published, spec_for
+from wan.options import VAEConfig
 from wan.spec import ModelSpec
 
 HASHED_BYTES = 4096  # of each tensor; reading 28 GB for a name would take longer than a video
@@ -174,7 +174,7 @@ def _folder_sizes(parts: Parts) -> Sizes | None:
     return None if folder is None else read_weights(folder, shapes_only=True).sizes
 
 
-def _spec(config: ModelConfig, sizes, num_experts: int, vae: StreamingVAE) -> ModelSpec:
+def _spec(config: ModelConfig, sizes, num_experts: int, vae: Codec) -> ModelSpec:
     """Returns the published model that these networks are, or `custom`; with the sizes that they have."""
     if config.spec:
         return replace(find_published(config.spec), transformer=sizes)
