@@ -1,8 +1,6 @@
 LOSSES = {
     "flow": "model.config:FlowConfig",
     "ode": "model.config:OdeConfig",
-}
-OBJECTIVES = {
     "dmd": "model.config:DmdConfig",
     "sid": "model.config:SidConfig",
     "gan": "model.config:GanConfig",

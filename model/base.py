@@ -41,11 +41,10 @@ class Sample:
 class Loss(Protocol):
     """`loss, metrics = loss(sample, roles, rng)`; metrics are tensors that nobody has read yet.
 
-    `needs` names the fields of Sample and Roles that it reads, checked before any model is built.
-    A loss on trajectories also has `check_trajectory(count, sigmas)`: the states that its source holds.
+    What it reads is said by `needs` of its configuration (model/config.py). A distillation's has a `critic`, the loss
+    of the critic's update. A loss on trajectories also has `check_trajectory(count, sigmas)`: the states that its
+    source holds.
     """
-
-    needs: frozenset[str]
 
     def check_spans(self, spans: Sequence[Span]) -> None:
         """Raises ValueError for chunks on which the loss cannot work; asked before any model is built."""

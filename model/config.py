@@ -1,4 +1,9 @@
-"""Knobs of the training objectives, without torch: a configuration is read and checked before anything heavy loads."""
+"""Knobs of the training objectives, without torch: a configuration is read and checked before anything heavy loads.
+
+`needs` of an objective names what it reads beside the generator: fields of `Sample` that its source must fill
+(`null`: the condition of the unconditional branch) and networks that the training must build. One that needs a
+`critic` is a distillation's.
+"""
 
 from __future__ import annotations
 
@@ -45,6 +50,7 @@ class DmdConfig(Buildable):
     """Knobs of DMD: those of its scores."""
 
     consumer = "model.dmd:DmdLoss"
+    needs = frozenset({"latents", "condition", "null", "teacher", "critic"})
 
     score: ScoreConfig = field(default_factory=ScoreConfig)
 
@@ -54,6 +60,7 @@ class SidConfig(Buildable):
     """alpha: weight of the critic's own error; 1.0 in the published runs."""
 
     consumer = "model.sid:SidLoss"
+    needs = frozenset({"latents", "condition", "null", "teacher", "critic"})
 
     alpha: float = 1.0
     score: ScoreConfig = field(default_factory=ScoreConfig)
@@ -81,6 +88,7 @@ class GanConfig(Buildable):
     """Weights of the two losses and of the penalties; sigma: width of the penalties' perturbation."""
 
     consumer = "model.gan:GanLoss"
+    needs = frozenset({"latents", "condition", "real", "critic", "discriminator"})
 
     generator_weight: float = 1e-2
     discriminator_weight: float = 1e-2
@@ -102,6 +110,7 @@ class FlowConfig(Buildable):
     """Knobs of the flow objective."""
 
     consumer = "model.flow:FlowLoss"
+    needs = frozenset({"latents", "condition", "spans"})
 
     mode: str = "bidirectional"  # bidirectional | diffusion_forcing | teacher_forcing
     shift: float = 5.0  # of the drawn sigma
@@ -126,6 +135,7 @@ class OdeConfig(Buildable):
     """steps: the noise levels of the trajectory, noisiest first, on the 1000-grid; its clean end comes after them."""
 
     consumer = "model.regression:OdeLoss"
+    needs = frozenset({"trajectory", "condition", "spans"})
 
     steps: tuple[float, ...] = (1000.0, 750.0, 500.0, 250.0)
     shift: float = 5.0

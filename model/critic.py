@@ -15,8 +15,6 @@ from model.score import Score
 class CriticLoss:
     """The critic's objective on a sample without gradient."""
 
-    needs = frozenset({"latents", "condition", "critic"})
-
     def __init__(self, score: Score):
         self.score = score
 

@@ -22,8 +22,6 @@ from model.score import Score, per_sample_scale
 class DmdLoss:
     """The generator's objective."""
 
-    needs = frozenset({"latents", "condition", "null", "teacher", "critic"})
-
     def __init__(self, config: DmdConfig):
         self.config, self.score = config, Score(config.score)
         self.critic = CriticLoss(self.score)

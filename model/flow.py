@@ -30,8 +30,6 @@ from wan.transformer import RunInput
 class FlowLoss:
     """The flow objective of a generator on clean latents."""
 
-    needs = frozenset({"latents", "condition", "spans", "generator"})
-
     def __init__(self, config: FlowConfig):
         self.config = config
         self.schedule = Schedule(config.shift, config.rounding)

@@ -23,8 +23,6 @@ from model.score import Noised, Score
 class GanLoss:
     """The generator's objective. `sample.real` holds the real latents of the batch."""
 
-    needs = frozenset({"latents", "condition", "real", "critic", "discriminator"})
-
     def __init__(self, config: GanConfig):
         self.config, self.score = config, Score(config.score)
         self.critic = DiscriminatorLoss(config, self.score)
@@ -45,8 +43,6 @@ class GanLoss:
 
 class DiscriminatorLoss:
     """The discriminator's objective, on the same noise for real and fake."""
-
-    needs = frozenset({"latents", "condition", "real", "critic", "discriminator"})
 
     def __init__(self, config: GanConfig, score: Score):
         self.config, self.score = config, score

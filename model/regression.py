@@ -25,8 +25,6 @@ SAME_SIGMA = 1e-5  # noise levels nearer than this are one
 class OdeLoss:
     """The regression of a generator on ODE pairs."""
 
-    needs = frozenset({"trajectory", "condition", "spans", "generator"})
-
     def __init__(self, config: OdeConfig):
         self.config, self.schedule = config, Schedule(config.shift, config.rounding)
         self.sigmas = torch.tensor([*step_sigmas(config.steps, config.shift, config.warp), 0.0])

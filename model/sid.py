@@ -19,8 +19,6 @@ from model.score import Score, per_sample_scale
 class SidLoss:
     """The generator's objective; teacher and critic are frozen but differentiated through."""
 
-    needs = frozenset({"latents", "condition", "null", "teacher", "critic"})
-
     def __init__(self, config: SidConfig):
         self.config, self.score = config, Score(config.score)
         self.critic = CriticLoss(self.score)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from model import LOSSES, OBJECTIVES
+from model import LOSSES
 from pipeline import PIPELINES, SAMPLERS
 from pipeline.config import (
     BidirectionalConfig,
@@ -131,6 +131,23 @@ class RoleConfig(Buildable):
             yield f"{text}: write {name}.offload=false"
 
 
+NEEDED = {  # what a loss may need: its name for a reader, and how to get it
+    "real": ("real clips", "set trainer.source.clips (encoded clips; source rollout or noised_data)"),
+    "trajectory": ("recorded trajectories", "set trainer.source.name=ode_pairs"),
+    "latents": ("latents", "set another trainer.source.name than ode_pairs"),
+    "teacher": ("a teacher", "set trainer.teacher.weights"),
+    "null": ("a negative prompt's condition", "set trainer.source.name=rollout, stream or noised_data"),
+}
+
+
+def needs_problems(trainer) -> Iterator[str]:
+    """Yields what the loss of a trainer needs and neither its source fills nor the trainer builds."""
+    built = {"discriminator"} | {name for name in ("teacher", "critic") if values(trainer).get(name)}
+    for name in sorted(trainer.loss.needs - trainer.source.fills - built):
+        what, advice = NEEDED.get(name, (name, "take another loss or source"))
+        yield f"loss {trainer.loss.name} needs {what}, which source {trainer.source.name} does not give; {advice}"
+
+
 @dataclass
 class RegressConfig(Buildable):
     """A regression: the generator, where samples come from, what is minimised, how."""
@@ -148,6 +165,13 @@ class RegressConfig(Buildable):
     def problems(self) -> Iterator[str]:
         if self.accumulate < 1:
             yield f"accumulate is {self.accumulate}; write 1 (the whole share at once) or more"
+        if "critic" in self.loss.needs:
+            yield f"loss {self.loss.name} trains a critic too; write trainer.name=distill, or a loss without a critic"
+        elif getattr(self.source, "generates", False):
+            text = f"source {self.source.name} generates its latents, which a regression cannot use"
+            yield f"{text}; write source.name=latents or ode_pairs, or trainer.name=distill"
+        else:
+            yield from needs_problems(self)
         yield from self.generator.problems_if_trained("generator")
 
 
@@ -161,7 +185,7 @@ class DistillConfig(Buildable):
     teacher: RoleConfig | None = None  # a GAN needs none
     critic: RoleConfig = field(default_factory=RoleConfig)
     source: Any = one_of(SOURCES, default="rollout")
-    loss: Any = one_of(OBJECTIVES, default="dmd")
+    loss: Any = one_of(LOSSES, default="dmd")
     optim: OptimConfig = field(default_factory=OptimConfig)
     critic_optim: OptimConfig = field(default_factory=OptimConfig)
     critic_updates_per_generator_update: int = 5
@@ -174,6 +198,10 @@ class DistillConfig(Buildable):
     def problems(self) -> Iterator[str]:
         if self.critic_updates_per_generator_update < 1 or self.accumulate < 1:
             yield "critic_updates_per_generator_update and accumulate must be at least 1"
+        if "critic" not in self.loss.needs:
+            yield f"loss {self.loss.name} has no update of a critic; write trainer.name=regress, or loss.name=dmd"
+        else:
+            yield from needs_problems(self)
         yield from self.generator.problems_if_trained("generator")
         yield from self.critic.problems_if_trained("critic")
 

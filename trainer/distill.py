@@ -14,7 +14,6 @@ from trainer.config import DistillConfig
 from trainer.ema import Ema
 from trainer.export import export_generator
 from trainer.optim import Optim
-from trainer.preflight import check_fills
 from trainer.roles import Roles
 from utils.parallel.layout import ParallelLayout
 from utils.rng import Rng
@@ -24,11 +23,8 @@ from wan.family import write_config
 def build_distill(
     config: DistillConfig, model: str, total: int, rng: Rng, device: torch.device, layout: ParallelLayout
 ) -> Distill:
-    """Returns the method; source and loss are matched before any network is built."""
+    """Returns the method; source and loss are built before any network."""
     source, loss = config.source.build(), config.loss.build()
-    roles = {"generator", "critic"} | ({"teacher"} if config.teacher else set())
-    roles |= {"discriminator"} if config.loss.name == "gan" else set()
-    check_fills(config, loss.needs | loss.critic.needs, source.fills | roles)
     layout.check_batch(config.source.batch, config.accumulate)
     return Distill(config, Roles.for_distillation(model, config, rng, device, layout), source, loss, total, rng)
 

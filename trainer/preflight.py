@@ -5,7 +5,7 @@ Values that are wrong by themselves are refused when the configuration is read (
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -30,13 +30,6 @@ DATA = {
     "clips": "write a folder or LMDB of encoded clips (scripts/encode_latents.py)",
     "path": "write the folder or LMDB that scripts/encode_latents.py or scripts/make_ode_pairs.py filled",
 }
-FILLED_BY = {  # what a loss may need -> the way to it
-    "real": "write trainer.source.clips (a folder of encoded clips)",
-    "trajectory": "write trainer.source.name=ode_pairs",
-    "teacher": "write trainer.teacher.weights",
-    "null": "write trainer.source.name=rollout or noised_data",
-}
-GENERATING = ("rollout", "stream", "noised_data")  # sources whose latents the generator makes, under a distillation
 
 Problem = tuple[str, str]  # (key of the configuration, what is wrong and what to do)
 
@@ -58,16 +51,13 @@ def find_problems(config) -> Iterator[Problem]:
     knobs = values(config.trainer)
     if "generator" not in knobs:
         return  # a codec starts from nothing and reads nothing
-    if config.trainer.name == "regress" and knobs["source"].name in GENERATING:
-        text = f"source {knobs['source'].name!r} generates its latents, which a regression cannot use"
-        yield "trainer.source.name", f"{text}; write latents or ode_pairs, or trainer.name=distill"
     yield from find_lost_data("trainer.source", knobs["source"])
     if knobs["source"].name == "stream":
-        yield from find_unfit_stream(knobs["source"], knobs["loss"])
+        yield from find_unfit_stream(knobs["source"])
     yield from find_lost_data("preview", config.preview)
     sizes, lost = {}, []
     for name in ROLES:
-        if knobs.get(name) is not None and (name, knobs["loss"].name) != ("teacher", "gan"):  # which asks none
+        if knobs.get(name) is not None and name in knobs["loss"].needs | {"generator"}:
             found, problems = read_sizes(f"trainer.{name}", knobs[name])
             sizes |= {name: found} if found else {}
             lost += problems
@@ -87,14 +77,6 @@ def find_problems(config) -> Iterator[Problem]:
         yield from find_lost_layers(knobs["loss"].discriminator.layers, sizes["critic"].num_layers)
 
 
-def check_fills(trainer, needs: Set[str], filled: Set[str]) -> None:
-    """Raises ValueError if the loss of a trainer's configuration needs what its source (and roles) do not fill."""
-    if missing := sorted(needs - filled):
-        names = f"loss {trainer.loss.name!r} needs {missing}, source {trainer.source.name!r} does not fill it"
-        advice = [FILLED_BY[name] for name in missing if name in FILLED_BY]
-        raise ValueError(f"trainer.loss, trainer.source: {names}; {'; '.join(advice) or 'take another of the two'}")
-
-
 def find_lost_data(where: str, config) -> Iterator[Problem]:
     """Yields the paths of a source (or of the previews) that are not there."""
     for name, advice in DATA.items():
@@ -104,11 +86,8 @@ def find_lost_data(where: str, config) -> Iterator[Problem]:
             yield f"{where}.{name}", f"{path} is not there ({near} holds: {tensor_file.listing(near)}); {advice}"
 
 
-def find_unfit_stream(source, loss) -> Iterator[Problem]:
-    """Yields a loss that cannot use a stream, and prompt files whose lines do not belong together."""
-    if loss.name == "gan":
-        text = "a GAN needs real clips and the source stream has none"
-        yield "trainer.loss.name", f"{text}; write dmd or sid, or trainer.source.name=rollout with clips"
+def find_unfit_stream(source) -> Iterator[Problem]:
+    """Yields prompt files whose lines do not belong together."""
     if source.switch_prompts and Path(source.prompts).exists() and Path(source.switch_prompts).exists():
         try:
             read_pairs(source.prompts, source.switch_prompts)

@@ -9,7 +9,6 @@ from trainer.config import RegressConfig
 from trainer.ema import Ema
 from trainer.export import export_generator
 from trainer.optim import Optim
-from trainer.preflight import check_fills
 from trainer.roles import Roles
 from utils.parallel.layout import ParallelLayout
 from utils.rng import Rng
@@ -19,11 +18,10 @@ from wan.family import write_config
 def build_regress(
     config: RegressConfig, model: str, total: int, rng: Rng, device: torch.device, layout: ParallelLayout
 ) -> Regress:
-    """Returns the method; source and loss are matched before any network is built."""
+    """Returns the method; source and loss are built before any network."""
     source, loss = config.source.build(), config.loss.build()
-    check_fills(config, loss.needs, source.fills | {"generator"})
     loss.check_spans(source.spans)
-    if "trajectory" in loss.needs:
+    if "trajectory" in config.loss.needs:
         loss.check_trajectory(source.num_states, source.sigmas)
     layout.check_batch(config.source.batch, config.accumulate)
     return Regress(config, Roles.build(model, config, rng, device, layout), source, loss, total, rng)

@@ -98,11 +98,12 @@ class Roles:
     def for_distillation(cls, model: str, config, rng: Rng, device: torch.device, layout: ParallelLayout) -> Roles:
         """Returns generator, teacher, critic (and discriminator) of a `DistillConfig`, with text encoder and VAE."""
         roles = cls.build(model, config, rng, device, layout)
-        adversarial = config.loss.name == "gan"  # asks no teacher
-        teacher = None if adversarial else config.teacher.build(rng, device, layout, trained=False)
+        needs, teacher = config.loss.needs, None
+        if "teacher" in needs:
+            teacher = config.teacher.build(rng, device, layout, trained=False)
         critic = config.critic.build(rng, device, layout, trained=True)
         discriminator = None
-        if adversarial:
+        if "discriminator" in needs:
             seed_libraries(rng.at("init", "discriminator"))
             fsdp.keep_root(critic.transformer)
             discriminator = Discriminator(critic.spec, config.loss.discriminator).to(device)

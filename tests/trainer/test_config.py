@@ -12,7 +12,6 @@ from tests import digits_fixture
 from trainer.build import build
 from trainer.config import load_recipe
 from trainer.sources.config import LatentsConfig
-from utils.parallel.layout import ParallelLayout
 from utils.rng import Rng
 
 WRONG = [
@@ -55,10 +54,14 @@ def test_a_window_means_nothing_to_a_bidirectional_loss(config):
 
 
 def test_a_source_that_does_not_fill_what_the_loss_needs(config, monkeypatch):
-    settings = config()
-    monkeypatch.setattr("trainer.sources.latents.Latents.fills", frozenset({"latents"}))
-    with pytest.raises(ValueError, match=r"loss 'flow' needs \['condition', 'spans'\], source 'latents'"):
-        settings.trainer.build(settings.model, 1, Rng(0), torch.device("cpu"), ParallelLayout.single())
+    monkeypatch.setattr("trainer.sources.config.LatentsConfig.fills", frozenset({"latents"}))
+    with pytest.raises(ValueError, match="loss flow needs condition, which source latents does not give"):
+        config()
+
+
+def test_a_loss_with_a_critic_is_a_distillation_and_no_regression(config):
+    with pytest.raises(ValueError, match="loss dmd trains a critic too; write trainer.name=distill"):
+        config("trainer.loss.name=dmd")
 
 
 @pytest.mark.parametrize(

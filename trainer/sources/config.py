@@ -1,4 +1,7 @@
-"""Knobs of the sources of samples, without torch: a configuration is read and checked before anything heavy loads."""
+"""Knobs of the sources of samples, without torch: a configuration is read and checked before anything heavy loads.
+
+`fills` of a source names the fields of `Sample` that it fills; `generates`: its latents are the generator's own.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,7 @@ class LatentsConfig(Buildable):
     """
 
     consumer = "trainer.sources.latents:Latents"
+    fills = frozenset({"latents", "condition", "spans"})
 
     path: str = ""
     batch: int = 8  # clips in the global batch
@@ -53,6 +57,7 @@ class RolloutConfig(Buildable):
     """
 
     consumer = "trainer.sources.rollout:RolloutSource"
+    generates = True
 
     prompts: str = ""
     clips: str = ""
@@ -71,6 +76,11 @@ class RolloutConfig(Buildable):
     cache: CacheConfig = field(default_factory=CacheConfig)
     context: ContextConfig = field(default_factory=ContextConfig)
     on_bad: str = "stop"  # stop | skip a clip that cannot be used
+
+    @property
+    def fills(self) -> frozenset[str]:
+        """The fields of `Sample` that it fills; the real latents are those of the clips."""
+        return frozenset({"latents", "condition", "null", "spans"} | ({"real"} if self.clips else set()))
 
     def __post_init__(self):
         if isinstance(self.frames, dict) and self.frames.keys() == {"min", "max"} and not self.frames_max:
@@ -112,6 +122,8 @@ class StreamConfig(Buildable):
     """
 
     consumer = "trainer.sources.stream:StreamSource"
+    fills = frozenset({"latents", "condition", "null", "spans"})
+    generates = True
 
     prompts: str = ""
     switch_prompts: str = ""
@@ -193,6 +205,8 @@ class NoisedDataConfig(Buildable):
     """
 
     consumer = "trainer.sources.recorded:NoisedData"
+    fills = frozenset({"latents", "condition", "null", "spans", "real"})
+    generates = True
 
     clips: str = ""
     batch: int = 8  # clips in the global batch
@@ -224,6 +238,7 @@ class OdePairsConfig(Buildable):
     """A teacher's recorded trajectories (`scripts/make_ode_pairs.py`, or an LMDB in Self-Forcing's layout)."""
 
     consumer = "trainer.sources.recorded:OdePairs"
+    fills = frozenset({"trajectory", "condition", "spans"})
 
     path: str = ""
     batch: int = 8  # pairs in the global batch

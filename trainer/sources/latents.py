@@ -55,8 +55,6 @@ class Source:
 class Latents(Source):
     """Clean latents with their prompts; fills latents, condition and spans."""
 
-    fills = frozenset({"latents", "condition", "spans"})
-
     def __init__(self, config: LatentsConfig):
         self.config, self.clips = config, open_clips(config.path, config.on_bad)
         self.spans = chunks(config.frames, config.chunk)

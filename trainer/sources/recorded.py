@@ -20,8 +20,6 @@ logger = logging.getLogger(__name__)
 class NoisedData(Source):
     """Latents that the generator makes of noised clips. `real` are the clips themselves."""
 
-    fills = frozenset({"latents", "condition", "null", "spans", "real"})
-
     def __init__(self, config: NoisedDataConfig):
         self.config, self.clips = config, open_clips(config.clips, config.on_bad)
         check_length(config.clips, self.clips.shortest, config.frames)
@@ -62,8 +60,6 @@ class NoisedData(Source):
 
 class OdePairs(Source):
     """Trajectories with their prompts; fills trajectory, condition and spans."""
-
-    fills = frozenset({"trajectory", "condition", "spans"})
 
     def __init__(self, config: OdePairsConfig):
         self.config, self.pairs = config, open_pairs(config.path, config.on_bad)

@@ -52,7 +52,6 @@ class RolloutSource(Generating):
         if self.clips:
             check_length(config.clips, self.clips.shortest, max(config.given, config.loss_frames))
         self.prompts = [] if self.clips else [line.prompt for line in read_prompts(config.prompts)]
-        self.fills = frozenset({"latents", "condition", "null", "spans"} | ({"real"} if self.clips else set()))
 
     def next(self, step: int, roles, rng, with_grad: bool = True, index: range | None = None) -> Sample:
         """Rolls out one batch; `step` counts samples, so that generator and critic never share one."""

@@ -33,8 +33,6 @@ logger = logging.getLogger(__name__)
 class StreamSource(Generating):
     """Rollout segments of long videos. Each part of a rank's share has its own, so parts and ranks change nothing."""
 
-    fills = frozenset({"latents", "condition", "null", "spans"})
-
     def __init__(self, config: StreamConfig):
         self.config = config
         self.lines = read_pairs(config.prompts, config.switch_prompts)

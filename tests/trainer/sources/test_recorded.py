@@ -100,7 +100,7 @@ def test_gradient_follows_graded(clips, teacher_forcing):
     sample = source.next(0, networks, RNG, with_grad=False)
     assert not sample.latents.requires_grad
     assert sample.real.shape == sample.latents.shape and not torch.allclose(sample.real, sample.latents)
-    assert source.fills >= {"latents", "condition", "null", "spans", "real"}
+    assert source.config.fills >= {"latents", "condition", "null", "spans", "real"}
 
 
 def test_a_clean_chunk_stays_as_it_is(clips):
