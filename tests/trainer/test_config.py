@@ -13,6 +13,7 @@ from trainer.build import build
 from trainer.config import load_recipe
 from trainer.sources.config import LatentsConfig
 from utils.rng import Rng
+from wan.condition import Condition
 
 WRONG = [
     (["trainer.loss.name=flwo"], "flow"),
@@ -96,9 +97,9 @@ class Text:
     def __init__(self):
         self.requested = []
 
-    def text(self, prompts):
+    def condition(self, prompts, null=True):
         self.requested += prompts
-        return torch.zeros(len(prompts), 2, 3)
+        return Condition(torch.zeros(len(prompts), 2, 3))
 
 
 def test_dropout_share_and_what_a_sample_depends_on(tmp_path):

