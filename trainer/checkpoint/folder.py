@@ -40,7 +40,7 @@ class CheckpointConfig:
     def problems(self) -> Iterator[str]:
         if self.every < 1 or self.keep < 1:
             yield "checkpoint.every and checkpoint.keep must be at least 1"
-        if self.keep_every < 0 or self.keep_every % self.every:
+        elif self.keep_every < 0 or self.keep_every % self.every:
             yield (
                 f"checkpoint.keep_every is {self.keep_every}; write 0 (none) or a multiple of checkpoint.every, "
                 f"{self.every}: other steps are not saved"
