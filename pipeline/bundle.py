@@ -16,10 +16,10 @@ from wan.checkpoint.parts import Parts, find_parts
 from wan.checkpoint.weights import Sizes, load_lora, merge_lora, read_weights
 from wan.codec.base import Codec, StreamingDecoder, check_fit, resolve_device
 from wan.condition import Condition
-from wan.config import VAEConfig
+from wan.config import TextConfig, VAEConfig
 from wan.denoiser import Denoiser, ExpertDenoiser
 from wan.encoders.prompts import PromptCache
-from wan.encoders.text import DTYPES, TextConfig
+from wan.encoders.text import DTYPES
 from wan.family import family_of, find_published, spec_for
 from wan.spec import ModelSpec
 
