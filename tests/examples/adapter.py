@@ -8,26 +8,21 @@ The transformer calls it after every block, cached or masked, inside activation 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from wan.condition import Condition
-from wan.geometry import Span
+from wan.condition import Condition, part
 from wan.sequence import index
 from wan.tokens import TokenLayout
 
 
 @dataclass(frozen=True, eq=False)
 class SignalCondition(Condition):
-    """Text, and a signal [B, F, S] with one row for each frame of the pass."""
+    """Text, and a signal [B, F, S] with one row for each frame of the video; a pass gets those of its frames."""
 
-    signal: torch.Tensor | None = None
-
-    def at(self, span: Span) -> SignalCondition:
-        """Returns the condition with the signal cut to the span's frames."""
-        return replace(super().at(span), signal=self.signal[:, span.start : span.stop])
+    signal: torch.Tensor | None = part(frames=1, default=None)
 
 
 class SignalAdapter(nn.Module):

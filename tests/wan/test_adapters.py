@@ -10,7 +10,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import set_checkpoint_early_stop
 
-from tests import tiny
+from tests import tiny, tolerance
 from tests.examples.adapter import SignalAdapter, SignalCondition, attach
 from tests.examples.pinned import past_input
 from utils.parallel.compiled import compile_blocks
@@ -60,7 +60,7 @@ def walked(model, storage=tiny.ring, rope: str = "write"):
     """Returns the velocities of the context passes and of noisy passes over a cache, the condition cut per chunk."""
     cache, made = storage(model, CacheConfig(6, 2, rope), 3, batch=BATCH), ([], [])
     for span in BORDERS:
-        pair = tiny.walk(model, cache, [span], CLIP, CONDITION.at(span), CLIP.flip(1))
+        pair = tiny.walk(model, cache, [span], CLIP, CONDITION.cut(span), CLIP.flip(1))
         for velocities, velocity in zip(made, pair, strict=True):
             velocities.append(velocity)
     return [torch.cat(velocities, 1) for velocities in made]
@@ -72,7 +72,7 @@ def test_full_and_masked():
     mask = Masked(masks.causal(BORDERS, 6, 2))
     for context in (Full(), mask):
         wanted = tiny.healthy(reference(CLIP, 0.7, TEXT, context))
-        assert tiny.error(model(CLIP, 0.7, CONDITION, context), wanted) < tiny.EXACT
+        assert tiny.error(model(CLIP, 0.7, CONDITION, context), wanted) < tolerance.EXACT
     assert tiny.error(tiny.denoiser(dtype=torch.float64)(CLIP, 0.7, TEXT, mask), wanted) > 1e-2, "it does something"
 
 
@@ -83,14 +83,14 @@ def test_every_run_has_its_own_frames():
     clean = RunInput(CLIP.flip(1), torch.zeros(BATCH, 9), "clean")
     context = Masked(masks.teacher_forcing(BORDERS, 6, 2))
     wanted = tiny.healthy(reference(CLIP, 0.7, TEXT, context, clean))
-    assert tiny.error(model(CLIP, 0.7, CONDITION, context, clean), wanted) < tiny.EXACT
+    assert tiny.error(model(CLIP, 0.7, CONDITION, context, clean), wanted) < tolerance.EXACT
     past = past_input(tiny.draw("past", shape=(BATCH, 2, 4, 2, 6), dtype=torch.float64))
     video = RunInput(CLIP, torch.full((BATCH, 1), 0.7))
     beside = model.transformer((past, video), CONDITION, Full())
     silent = replace(CONDITION, signal=torch.zeros_like(SIGNAL), key=-1)
     assert tiny.error(beside, tiny.healthy(model.transformer((past, video), silent, Full()))) > 1e-2
     model.transformer.sequence = WholeSequence(lambda f, r, c: range(f * r * c - 1, -1, -1))
-    assert tiny.error(model.transformer((past, video), CONDITION, Full()), beside) < tiny.EXACT
+    assert tiny.error(model.transformer((past, video), CONDITION, Full()), beside) < tolerance.EXACT
 
 
 @pytest.mark.parametrize("storage", [tiny.ring, tiny.kept_chunks], ids=["ring", "chunks"])
@@ -99,10 +99,10 @@ def test_cached_is_one_masked_forward(storage):
     given, noisy = walked(network(), storage)
     reference, _ = naive()
     wanted = tiny.healthy(reference(CLIP, 0.0, TEXT, Masked(masks.causal(BORDERS, 6, 2))))
-    assert tiny.error(given, wanted) < tiny.EXACT
+    assert tiny.error(given, wanted) < tolerance.EXACT
     clean = RunInput(CLIP, torch.zeros(BATCH, 9), "clean")
     wanted = reference(CLIP.flip(1), 0.7, TEXT, Masked(masks.teacher_forcing(BORDERS, 6, 2)), clean)
-    assert tiny.error(noisy, wanted) < tiny.EXACT
+    assert tiny.error(noisy, wanted) < tolerance.EXACT
 
 
 def gradients(model, weight, condition, context=None) -> dict[str, torch.Tensor]:
@@ -136,8 +136,8 @@ def checkpointed(transformer):
 
 
 def test_recomputed_in_backward(wanted):
-    assert worst(trained(), wanted) < tiny.EXACT
-    assert worst(trained(checkpointed), wanted) < tiny.EXACT
+    assert worst(trained(), wanted) < tolerance.EXACT
+    assert worst(trained(checkpointed), wanted) < tolerance.EXACT
 
 
 def test_recompute_asks_the_adapters_of_the_forward(wanted):
@@ -155,7 +155,7 @@ def test_recompute_asks_the_adapters_of_the_forward(wanted):
         out = model(CLIP, 0.7, CONDITION, Masked(masks.causal(BORDERS, 6, 2)))
     (out * tiny.draw("loss", shape=out.shape, dtype=out.dtype)).sum().backward()
     given = model.transformer.blocks[0].ffn[0].weight.grad
-    assert tiny.error(given, wanted["blocks.0.ffn.0.weight"]) < tiny.EXACT
+    assert tiny.error(given, wanted["blocks.0.ffn.0.weight"]) < tolerance.EXACT
 
 
 @pytest.fixture
@@ -175,7 +175,7 @@ def test_compiled_with_its_own_graph(wanted, fresh_compiler):
         compile_blocks(transformer, backend=counter)
         assert list(transformer.state_dict()) == [name.removeprefix("transformer.") for name in names]
 
-    assert worst(trained(compiled), wanted) < tiny.EXACT
+    assert worst(trained(compiled), wanted) < tolerance.EXACT
     assert counter.frame_count == len(Block.regions) + len(SignalAdapter.regions)
     with pytest.raises(ValueError, match="compiled already"):
         compile_blocks(compile_blocks(network().transformer, backend="eager"))
@@ -199,8 +199,8 @@ def after_the_head_only(monkeypatch):
 
 def whole_signal(monkeypatch):
     """A condition that is not cut to the chunk's frames, but to the video's first."""
-    cut = SignalCondition.at
-    monkeypatch.setattr(SignalCondition, "at", lambda self, span: replace(cut(self, span), signal=self.signal))
+    cut = SignalCondition.cut
+    monkeypatch.setattr(SignalCondition, "cut", lambda self, span: replace(cut(self, span), signal=self.signal))
 
 
 @pytest.mark.parametrize("mutate", [frame_late, after_the_head_only, whole_signal])
@@ -241,7 +241,7 @@ def test_a_tap_has_the_gradient_of_its_features():
         features = tapped(transformer)[0].features
         (features[0].square().sum() + features[-1].sum()).backward()
         found[checkpointing] = {n: w.grad for n, w in transformer.named_parameters() if w.grad is not None}
-    assert worst(found[True], found[False]) < tiny.EXACT
+    assert worst(found[True], found[False]) < tolerance.EXACT
     assert found[True]["blocks.1.ffn.0.weight"].abs().max() > 0.01
     assert "head.head.weight" not in found[True]
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests import tiny
+from tests import tiny, tolerance
 from tests.contract.oracle import ForgetfulText
 from tests.examples.pinned import PAST, past_input, prefill
 from wan import cache as storages
@@ -313,7 +313,7 @@ def test_a_checkpointed_pass_with_gradient_reads_what_was_there():
         prefill(model, cache, replace(PINNED, x=-FRAMES), TEXT)
         out.square().sum().backward()
         found.append([w.grad for w in model.parameters()])
-    assert max(tiny.error(a, b) for a, b in zip(*found, strict=True)) < tiny.EXACT
+    assert max(tiny.error(a, b) for a, b in zip(*found, strict=True)) < tolerance.EXACT
 
 
 def test_what_does_not_fit_is_refused():

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests import tiny
+from tests import tiny, tolerance
 from tests.examples.pinned import PAST, past_input
 from wan import sequence
 from wan.attention import masks
@@ -169,7 +169,7 @@ def test_runs_of_unequal_frames_are_modulated_like_single_tokens(monkeypatch):
     with monkeypatch.context() as patch:
         by_token(patch)
         sequence._index.cache_clear()
-        assert tiny.error(given, velocity(before=[past()])) < tiny.EXACT
+        assert tiny.error(given, velocity(before=[past()])) < tolerance.EXACT
     sequence._index.cache_clear()
     swapped = replace(past(), sigma=past().sigma.flip(1))
     assert tiny.error(given, velocity(before=[swapped])) > 1e-3, "each frame has its own sigma"
@@ -194,7 +194,7 @@ def test_positions_of_a_run_are_its_own():
     shifted = Full([frame + 10 for frame in range(4)])
     places = ([time + 10 for time in moved.positions[0]], *moved.positions[1:])
     given_again = velocity(shifted, before=[replace(moved, positions=places)])
-    assert tiny.error(given, given_again) < tiny.EXACT, "only distances count"
+    assert tiny.error(given, given_again) < tolerance.EXACT, "only distances count"
 
 
 MASK = FrameMask(torch.block_diag(torch.ones(2, 2), masks.causal(tiny.spans(1, 3)).frames) > 0)
@@ -206,7 +206,7 @@ MASK.frames[2:, :2] = True  # the video sees the past
 @pytest.mark.parametrize("order", [shuffled, within_frames])
 def test_an_order_of_tokens_changes_nothing(order, sigma, context):
     wanted = velocity(context(), None, [past()], sigma)
-    assert tiny.error(velocity(context(), order, [past()], sigma), wanted) < tiny.EXACT
+    assert tiny.error(velocity(context(), order, [past()], sigma), wanted) < tolerance.EXACT
 
 
 @pytest.mark.parametrize("rope", ["write", "read"])
@@ -219,7 +219,7 @@ def test_an_order_of_tokens_changes_nothing_in_a_cache(storage, rope):
         cache = storage(MODEL, CacheConfig(6, 2, rope), 3)
         walks.append(tiny.walk(MODEL, cache, spans, clean, tiny.condition(dtype=torch.float64), clean.flip(1)))
     MODEL.transformer.sequence = WholeSequence()
-    assert all(tiny.error(a, tiny.healthy(b)) < tiny.EXACT for a, b in zip(*walks, strict=True))
+    assert all(tiny.error(a, tiny.healthy(b)) < tolerance.EXACT for a, b in zip(*walks, strict=True))
 
 
 def test_the_order_is_asked_everywhere(monkeypatch):

@@ -157,7 +157,7 @@ def pinned_run() -> dict:
         shape = CacheShape(2, 2, heads, model.spec.head_dim, GEOMETRY.frame_tokens)
         cache = Ring(Ledger(CacheConfig(5, 1), 3, 6, (PINNED,)), shape, dtype=torch.float64)
         prefill(model, cache, past_input(float64("past", shape=(2, 2, 4, 2, 4)), PINNED), text)
-        parts = [tiny.walk(model, cache, [span], clip(), text.at(span), clip(3)) for span in BORDERS]
+        parts = [tiny.walk(model, cache, [span], clip(), text.cut(span), clip(3)) for span in BORDERS]
         walks.append([torch.cat([part[i] for part in parts], 1) for i in (0, 1)])
     return {f"velocity {i}": errors({"": walks[1][i]}, {"": tiny.healthy(walks[0][i])}) for i in (0, 1)}
 
