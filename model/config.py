@@ -153,5 +153,7 @@ def mask_problems(cache: CacheConfig, spans: Sequence[Span] = ()) -> Iterator[st
     """Yields a cache that no single masked forward stands for, or too small for a chunk of `spans`."""
     if cache.rope == "read":
         yield "rope: read is no single masked forward; train it by rollouts, or write rope: write"
+    if cache.content == "same_step":
+        yield "content: same_step is not a masked forward over clean frames; write content: clean"
     if spans:
         yield from cache.chunk_problems(max(map(len, spans)))

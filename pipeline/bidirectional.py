@@ -34,8 +34,11 @@ class Bidirectional:
         """Any length will do."""
         return total
 
+    def start(self, batch: int, total: int, given: int = 0) -> None:
+        """Returns no state: a clip has one chunk."""
+
     @torch.no_grad()
-    def generate(self, condition: Condition, noise, batch: int, total: int, given=None) -> Iterator[Chunk]:
+    def generate(self, condition: Condition, noise, batch: int, total: int, given=None, state=None) -> Iterator[Chunk]:
         """Yields the clip. given: clean first frames that stay as they are, at sigma 0 (TI2V)."""
         span, device = Span(0, total), self.bundle.device
         predict = guided(self.bundle.denoiser, condition, [Full(), Full()], self.sampler.guidance)

@@ -8,7 +8,9 @@ import torch
 
 from pipeline.bundle import ModelBundle
 from pipeline.config import CausalConfig
+from pipeline.executor import PlainExecutor
 from pipeline.rollout import Chunk, Rollout
+from pipeline.state import RolloutState
 from pipeline.track import Fixed, Track
 from wan.condition import Condition
 from wan.geometry import Geometry, Span, chunks
@@ -26,6 +28,7 @@ class Causal:
         self.rollout = Rollout(
             bundle.denoiser, sampler, geometry, config.cache, config.context, device=bundle.device, dtype=bundle.dtype
         )
+        self.executor = PlainExecutor(self.rollout)
 
     def spans(self, total: int, given: int = 0) -> list[Span]:
         """Returns the chunks to generate of a video of `total` frames whose first `given` are there."""
@@ -51,16 +54,25 @@ class Causal:
         borders = [0, *range(head, given, self.config.chunk), given] if given else []
         return [Span(a, b) for a, b in zip(borders[:-1], borders[1:], strict=True)]
 
+    def start(self, batch: int, total: int, given: int = 0) -> RolloutState:
+        """Returns videos of `total` frames before their first one, `given` frames of which will be given."""
+        lengths = [len(span) for span in [*self.given_spans(given), *self.spans(total, given)]]
+        return self.rollout.start(batch, max(lengths), total)
+
     @torch.no_grad()
-    def generate(self, condition: Condition | Track, noise, batch: int, total: int, given=None) -> Iterator[Chunk]:
+    def generate(
+        self, condition: Condition | Track, noise, batch: int, total: int, given=None, state: RolloutState | None = None
+    ) -> Iterator[Chunk]:
         """Yields the given frames (latents [B, F, C, h, w] or None) and the generated chunks.
 
-        condition: that of the whole video, or a track of several.
+        condition: that of the whole video, or a track of several. state: from `start`, or that of a video that was
+        interrupted, which goes on where it was.
         """
         count = 0 if given is None else given.shape[1]
         spans = self.given_spans(count)
-        start = [
+        first = [
             Chunk(s, given[:, s.start : s.stop].to(self.bundle.device, self.bundle.dtype), given=True) for s in spans
         ]
         track = condition if isinstance(condition, Track) else Fixed(condition)
-        yield from self.rollout(track, self.spans(total, count), noise, batch, start)
+        state = self.start(batch, total, count) if state is None else state
+        yield from self.executor.run(state, track, self.spans(total, count), noise, first)

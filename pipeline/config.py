@@ -127,6 +127,7 @@ class CausalConfig(Buildable):
     def problems(self) -> Iterator[str]:
         if self.chunk < 1 or self.first_chunk < 0:
             yield "chunk must be at least 1 and first_chunk must not be negative"
+        yield from context_problems(self.cache, self.context)
 
     def problems_with(self, config) -> Iterator[str]:
         """Yields a length that does not fill chunks, or a window too small for them."""
@@ -150,6 +151,12 @@ class BidirectionalConfig(Buildable):
             yield "initial_latents and start_video are continued chunk by chunk; write pipeline.name=causal"
         if config.data.scheduled:
             yield "a script's prompts change from chunk to chunk; write pipeline.name=causal"
+
+
+def context_problems(cache: CacheConfig, context: ContextConfig) -> Iterator[str]:
+    """Yields knobs of a context pass that the cache's content does without."""
+    if cache.content == "same_step" and context != ContextConfig():
+        yield "cache.content is same_step: the steps fill the caches and no context pass runs; leave out context"
 
 
 def solver_problems(name: str, num_steps: int, shift: float) -> Iterator[str]:

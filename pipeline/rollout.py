@@ -1,37 +1,27 @@
-"""The one loop over chunks: denoise, then the context pass that enters the chunk into the caches.
+"""A causal video, chunk by chunk: what a chunk may see, the passes that commit it, and the recache at a prompt switch.
 
-Training, batch inference and the live server run this. It is a generator; a batch is a loop around
-it. One cache per guidance branch; each has exactly one committing pass per chunk, without grad. Where
-the condition changes, the caches are made anew under it (`cache.recache`).
+Training, batch generation and sessions share it. A `Rollout` holds knobs; a `RolloutState` holds the video; an executor
+(`pipeline/executor.py`) walks over the chunks. Each cache has exactly one committing pass per chunk, without gradient:
+the context pass on the finished chunk (`cache.content: clean`), or each step's own pass (`same_step`).
 """
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 
 from pipeline.config import ContextConfig
-from pipeline.sampler import iterate_steps
-from pipeline.track import Track
+from pipeline.state import RECACHE_INCOMPLETE, Committed, RolloutState
 from wan.cache import CacheShape, Chunks, Ring
-from wan.condition import Condition, select_frames
+from wan.condition import Condition
 from wan.context import Cached, Recached
 from wan.denoiser import sigma_rows
 from wan.geometry import Geometry, Span
 from wan.ledger import CacheConfig, Ledger
 from wan.schedule import Schedule
-
-RECACHE_INCOMPLETE = object()  # the key of no condition: a recache has begun and not ended
-MAX_PREEMPTIONS = 4  # of a chunk for what is urgent; then it is finished first, so that a flood of switches ends
-
-
-def no_preemption() -> bool:
-    """Returns False: nothing is urgent."""
-    return False
 
 
 @dataclass(frozen=True)
@@ -49,13 +39,25 @@ class Chunk:
     pixels: torch.Tensor | None = None
 
 
-@dataclass
-class Rollout:
-    """A causal video: `rollout(track, spans, noise)` yields its chunks.
+@dataclass(frozen=True)
+class Denoised:
+    """A chunk whose steps are all done, before it is committed.
 
-    noise(span, k) -> [B, F, C, h, w] normal noise: k = 0 starts the chunk, k >= 1 re-noises before
-    step k, k = -1 is the context pass's. training=True keeps keys in `Chunks` (gradients, no ring).
-    `begin` and then `make` for each span are the same, one chunk at a time.
+    latents: x0. inputs: x before each step. contexts: [cache of a step][guidance branch], used by these steps.
+    """
+
+    latents: torch.Tensor
+    inputs: Sequence[torch.Tensor]
+    contexts: Sequence[Sequence[Cached]]
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """The knobs of causal generation.
+
+    training=True keeps keys in `Chunks` (gradients, no ring). dtype: of the caches; by default that of the weights.
+    noise(span, k) -> [B, F, C, h, w] normal noise: k = 0 starts the chunk, k >= 1 re-noises before step k, k = -1 is
+    the context pass's.
     """
 
     denoiser: Callable
@@ -65,134 +67,120 @@ class Rollout:
     context: ContextConfig = field(default_factory=ContextConfig)
     training: bool = False
     device: torch.device | str = "cpu"
-    dtype: torch.dtype | None = None  # of the caches; by default that of the weights
+    dtype: torch.dtype | None = None
 
-    def __call__(
-        self, track: Track, spans: Sequence[Span], noise, batch: int, given: Sequence[Chunk] = (), max_frames=None
-    ) -> Iterator[Chunk]:
-        """Yields the given chunks, then one chunk per span.
+    @property
+    def same_step(self) -> bool:
+        """Whether each step has caches of its own."""
+        return self.cache.content == "same_step"
 
-        given: clean chunks before the first span (a start image, the end of a video).
-        max_frames: the video's length where no window bounds the cache; by default that of `spans`.
-        """
-        lengths = [len(s) for s in spans] + [len(c.span) for c in given]
-        total = max_frames or max(s.stop for s in [*spans, *(c.span for c in given)])
-        self.start(batch, max(lengths), total)
-        for chunk in given:
-            yield self.commit_given(track.at(chunk.span), chunk, noise)
-        for span in spans:
-            yield self.generate_chunk(track, span, noise)
+    def start(self, batch: int, chunk_frames: int, max_frames: int | None) -> RolloutState:
+        """Returns a video before its first frame. chunk_frames: its largest chunk; max_frames: its length, if known."""
+        steps, branches = self.sampler.num_steps if self.same_step else 1, 1 if self.sampler.guidance == 1 else 2
+        caches = [[self._cache(batch, chunk_frames, max_frames) for _ in range(branches)] for _ in range(steps)]
+        return RolloutState({"batch": batch, "chunk_frames": chunk_frames, "max_frames": max_frames}, caches)
 
-    def start(self, batch: int, chunk_frames: int, max_frames: int | None) -> None:
-        """Starts a video: empty caches. chunk_frames: its largest chunk; max_frames: its length, if known."""
-        self.sizes = {"batch": batch, "chunk_frames": chunk_frames, "max_frames": max_frames}
-        self.branches = self._open(batch, chunk_frames, max_frames)
-        self.key, self.latest = None, []
+    def restore(self, book: dict, tensors: dict[str, torch.Tensor], condition: Condition) -> RolloutState:
+        """Returns the state of which `RolloutState.snapshot` made these; condition: the one that was in force."""
+        state = self.start(**book["sizes"])
+        state.load(book, tensors, condition, self.device)
+        return state
 
-    def generate_chunk(self, track: Track, span: Span, noise) -> Chunk:
-        """Returns the next chunk, committed. Where the track is urgent it is begun anew, from the same noise."""
-        seconds = None
-        for begun in itertools.count():
-            condition = track.at(span)
-            seconds = self.set_condition(condition) or seconds
-            latents = self.denoise(
-                condition, span, noise, track.preempt_requested if begun < MAX_PREEMPTIONS else no_preemption
-            )
-            if latents is not None:
-                break
-        self.commit(condition, span, latents, noise)
-        return Chunk(span, latents, recache_seconds=seconds)
-
-    def commit_given(self, condition: Condition, chunk: Chunk, noise) -> Chunk:
-        """Commits a chunk that was given instead of made; returns it, with the seconds of a recache before it."""
-        seconds = self.set_condition(condition)
-        self.commit(condition, chunk.span, chunk.latents, noise)
-        return replace(chunk, recache_seconds=seconds)
-
-    def set_condition(self, condition: Condition) -> float | None:
+    def set_condition(self, state: RolloutState, condition: Condition) -> float | None:
         """Makes `condition` the one in force; recaches if another was. Returns the seconds that took, or None.
 
-        Where that fails, the caches hold some of both; the next try makes them anew, whatever its condition.
+        If it fails, the caches are inconsistent; the next call recaches again, under any condition.
         """
-        if self.key == condition.key or not self.latest:  # the same, or nothing to recache
-            self.key = condition.key
+        if state.key == condition.key or not state.latest:  # the same, or nothing to recache
+            state.key = condition.key
             return None
-        start, self.key = self._now(), RECACHE_INCOMPLETE
-        self.recache(condition)
-        self.key = condition.key
+        start, state.key = self._now(), RECACHE_INCOMPLETE
+        self.recache(state, condition)
+        state.key = condition.key
         return self._now() - start
 
-    def denoise(self, condition: Condition, span: Span, noise, preempt_requested=no_preemption) -> torch.Tensor | None:
-        """Returns x0 of the next chunk, or None if it was `urgent()` between two steps; the caches stay as they are."""
-        sampler, predict = self.sampler.at(span), self.predictor(condition, span)
-        start = noise(span, 0).to(self.device)
-        steps = iterate_steps(sampler, start, predict, lambda k: noise(span, k).to(self.device))
-        latents = None
-        for done, x in enumerate(steps, 1):
-            if done < sampler.num_steps and preempt_requested():
-                return None
-            latents = x
-        return latents
+    def contexts(self, state: RolloutState, span: Span, num_steps: int) -> list[list[Cached]]:
+        """Returns what the passes of a chunk of so many steps may see: [cache of a step][guidance branch]."""
+        return [[Cached(cache, span) for cache in branches] for branches in state.caches[:num_steps]]
 
-    def predictor(self, condition: Condition, span: Span):
-        """Returns predict(x, sigma) -> velocity over the span, guided if the sampler asks for it."""
-        contexts = [Cached(cache, span) for cache in self.branches]
-        return guided(self.denoiser, condition.cut(span), contexts, self.sampler.guidance)
+    def predictors(self, condition: Condition, contexts: Sequence[Sequence[Cached]]) -> list[Callable]:
+        """Returns predict(x, sigma) -> velocity of each step's cache, guided if the sampler asks for it."""
+        return [guided(self.denoiser, condition, branches, self.sampler.guidance) for branches in contexts]
 
-    @torch.no_grad()
-    def commit(self, condition: Condition, span: Span, latents: torch.Tensor, noise) -> None:
-        """Runs the context pass of every branch on the finished chunk."""
-        knobs, x = self.context, latents.detach()
-        if knobs.renoise:
-            sigma = sigma_rows(knobs.sigma, x).to(torch.promote_types(x.dtype, torch.float32))
-            x = Schedule(knobs.shift, knobs.rounding).diffuse(x, noise(span, -1).to(x), sigma)
-        self.context_pass(x, condition.cut(span), [Cached(cache, span) for cache in self.branches])
-        self._remember(span, latents.detach())
+    def commit_given(self, state: RolloutState, condition: Condition, chunk: Chunk, noise) -> Chunk:
+        """Commits a conditioning chunk; returns it, with the seconds of a recache before it.
+
+        Same-step caches see it as they would if the steps had led to it: diffused to each step's sigma.
+        """
+        seconds, latents, inputs = self.set_condition(state, condition), chunk.latents, []
+        contexts = self.contexts(state, chunk.span, self.sampler.num_steps) if self.same_step else []
+        with torch.no_grad():
+            for k, branches in enumerate(contexts):
+                inputs.append(self.sampler.diffuse(k, latents, lambda k: noise(chunk.span, k).to(latents)))
+                self._run(inputs[-1], self._sigmas()[k], condition.cut(chunk.span), branches)
+        self.commit(state, condition, chunk.span, Denoised(latents, inputs, contexts), noise)
+        return replace(chunk, recache_seconds=seconds)
 
     @torch.no_grad()
-    def recache(self, condition: Condition) -> None:
-        """Lets the caches hold the latest frames as `condition` makes them, from their clean latents, not re-noised.
+    def commit(self, state: RolloutState, condition: Condition, span: Span, chunk: Denoised, noise) -> None:
+        """Enters a finished chunk into the caches: keys of the context pass, or those that each step left."""
+        latents = chunk.latents.detach()
+        if self.same_step:
+            contexts, inputs = chunk.contexts, tuple(x.detach() for x in chunk.inputs)
+        else:
+            contexts, inputs = self.contexts(state, span, 1), (latents,)
+            self._run(self._shown(latents, span, noise), self.context.sigma, condition.cut(span), contexts[0])
+        for branches in contexts:
+            for context in branches:
+                context.commit()
+        window = self.cache.window_frames
+        frames = -1 if window == -1 else max(window, self.cache.recache_frames)
+        state.remember(Committed(span, latents, inputs), frames)
 
-        Needs of the caches only a sink that is kept, which it does not write: so it can be begun again.
+    @torch.no_grad()
+    def recache(self, state: RolloutState, condition: Condition) -> None:
+        """Computes the keys of the latest frames again under `condition`, by the passes that committed them.
+
+        Latents are not re-noised. Reads only the kept sink and never writes it, so it can be retried.
         """
         kind = self.cache.recache
         if kind == "reset":
-            for cache in self.branches:
-                cache.reset()
+            for branches in state.caches:
+                for cache in branches:
+                    cache.reset()
         elif kind == "bidirectional":
-            contexts = [Recached(cache) for cache in self.branches]
-            frames = contexts[0].plan.frames
-            self.context_pass(self._clean(frames), condition.cut(frames), contexts)
+            contexts = [Recached(cache) for cache in state.caches[0]]
+            self._recompute(state, 0, condition, contexts[0].plan.frames, contexts)
         elif kind == "causal":
-            end = self.latest[-1][0].stop
-            first = [cache.rewind(end).start for cache in self.branches][0]
-            for span in [s for s, _ in self.latest if s.stop > first]:
-                part = Span(max(span.start, first), span.stop)
-                contexts = [Cached(cache, part) for cache in self.branches]
-                self.context_pass(self._clean(range(part.start, part.stop)), condition.cut(part), contexts)
+            for step, branches in enumerate(state.caches[: state.num_inputs]):
+                first = [cache.rewind(state.next_frame).start for cache in branches][0]
+                for span in [chunk.span for chunk in state.latest if chunk.span.stop > first]:
+                    part = Span(max(span.start, first), span.stop)
+                    contexts = [Cached(cache, part) for cache in branches]
+                    self._recompute(state, step, condition, range(part.start, part.stop), contexts)
 
-    def snapshot(self, device=None) -> tuple[dict, dict[str, torch.Tensor]]:
-        """Returns (plain book, tensors) of the video so far; copies, on `device` or where the video is."""
-        book = {"sizes": dict(self.sizes), "ledgers": [cache.ledger.state() for cache in self.branches]}
-        book["latest"] = [[span.start, span.stop] for span, _ in self.latest]
-        if self.key is RECACHE_INCOMPLETE:
-            book["torn"] = True
-        tensors = {f"{n}.{name}": t for n, c in enumerate(self.branches) for name, t in c.snapshot(device).items()}
-        if self.latest:
-            tensors["latest"] = torch.cat([x for _, x in self.latest], 1).to(device)
-        return book, tensors
+    def _recompute(self, state: RolloutState, step: int, condition: Condition, frames, contexts) -> None:
+        """Runs and commits the pass of one step's cache over frames that are remembered, under their condition."""
+        self._run(state.inputs(step, frames), self._sigmas()[step], condition.cut(frames), contexts)
+        for context in contexts:
+            context.commit()
 
-    def restore(self, book: dict, tensors: dict[str, torch.Tensor], condition: Condition) -> None:
-        """Takes back what `snapshot` returned; condition: the one that was in force."""
-        self.start(**book["sizes"])
-        for number, (cache, ledger) in enumerate(zip(self.branches, book["ledgers"], strict=True)):
-            own = {name: tensors[f"{number}.{name}"] for name in ("keys", "values") if ledger["slot_of"]}
-            cache.restore(ledger, own)
-        spans = [Span(*borders) for borders in book["latest"]]
-        if spans:
-            parts = tensors["latest"].to(self.device, copy=True).split([len(s) for s in spans], 1)
-            self.latest = list(zip(spans, parts, strict=True))
-            self.key = RECACHE_INCOMPLETE if book.get("torn") else condition.key
+    def _run(self, x: torch.Tensor, sigma: float, condition: Condition, contexts: Sequence[Cached]) -> None:
+        """Runs one pass of each guidance branch; the caches change when their contexts are committed."""
+        for number, context in enumerate(contexts):
+            self.denoiser(x, sigma, condition.null() if number else condition, context)
+
+    def _shown(self, latents: torch.Tensor, span: Span, noise) -> torch.Tensor:
+        """Returns what the context pass sees of a finished chunk."""
+        knobs = self.context
+        if not knobs.renoise:
+            return latents
+        sigma = sigma_rows(knobs.sigma, latents).to(torch.promote_types(latents.dtype, torch.float32))
+        return Schedule(knobs.shift, knobs.rounding).diffuse(latents, noise(span, -1).to(latents), sigma)
+
+    def _sigmas(self) -> Sequence[float]:
+        """Returns the sigma of the committing pass of each step's cache."""
+        return self.sampler.model_sigmas if self.same_step else (self.context.sigma,)
 
     def _now(self) -> float:
         """Returns the host's clock when the device has done its work; asked only where a condition changes."""
@@ -200,34 +188,14 @@ class Rollout:
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
-    def context_pass(self, x: torch.Tensor, condition: Condition, contexts: Sequence[Cached]) -> None:
-        """One committing pass of each branch over clean (or re-noised) latents; if one fails, none is committed."""
-        for number, context in enumerate(contexts):
-            self.denoiser(x, self.context.sigma, condition.null() if number else condition, context)
-        for context in contexts:
-            context.commit()
-
-    def _remember(self, span: Span, latents: torch.Tensor) -> None:
-        """Keeps the latents of the last frames, as many as a recache may ask for."""
-        window = self.cache.window_frames
-        first = 0 if window == -1 else span.stop - max(window, self.cache.recache_frames)
-        self.latest = [(s, x) for s, x in self.latest if s.stop > first] + [(span, latents)]
-
-    def _clean(self, frames: Sequence[int]) -> torch.Tensor:
-        """Returns the latents of frames that are remembered."""
-        first = self.latest[0][0].start
-        return select_frames(torch.cat([x for _, x in self.latest], 1), [frame - first for frame in frames])
-
-    def _open(self, batch: int, chunk_frames: int, max_frames: int | None) -> list:
-        """Returns one empty cache per guidance branch."""
+    def _cache(self, batch: int, chunk_frames: int, max_frames: int | None) -> Ring | Chunks:
+        """Returns an empty cache."""
         spec, heads = self.denoiser.spec, self.denoiser.cache_heads
         shape = CacheShape(spec.num_layers, batch, heads, spec.head_dim, self.geometry.frame_tokens)
-        count = 1 if self.sampler.guidance == 1 else 2
-        ledgers = [Ledger(self.cache, chunk_frames, max_frames) for _ in range(count)]
+        ledger = Ledger(self.cache, chunk_frames, max_frames)
         if self.training:
-            return [Chunks(ledger, shape) for ledger in ledgers]
-        dtype = self.dtype or next(self.denoiser.parameters()).dtype
-        return [Ring(ledger, shape, self.device, dtype) for ledger in ledgers]
+            return Chunks(ledger, shape)
+        return Ring(ledger, shape, self.device, self.dtype or next(self.denoiser.parameters()).dtype)
 
 
 def guided(denoiser, condition, contexts: Sequence, w):

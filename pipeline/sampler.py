@@ -1,18 +1,18 @@
-"""The steps inside one chunk: from noise to x0. Who predicts, and what it may see, is the rollout's business.
+"""The steps inside one chunk: from noise to x0. The executor says who predicts and what the prediction may see.
 
 `predict(x, sigma: float) -> velocity` is already guided and bound to condition and context;
-`noise(k) -> tensor` is the chunk's k-th noise (k = 0 was the start). `step` is public: a pipeline
-over several devices calls it one step at a time.
+`noise(k) -> tensor` is the chunk's k-th noise (k = 0 was the start). `step(k, x, predict, noise, state)` is public: the
+steps of a chunk may run in several processes, which hand on x and `state.state_dict()`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 import torch
 
 from pipeline.config import FewStepConfig, MultiStepConfig
-from pipeline.solver import Solver
+from pipeline.solver import Solver, SolverState, StepState
 from wan.schedule import Schedule, step_sigmas
 
 
@@ -32,14 +32,20 @@ class Sampler:
     """What samplers share: `at(span)` is the sampler of one chunk, by default the same for all."""
 
     guidance = 1.0
+    num_steps: int  # network evaluations per chunk and guidance branch
+    model_sigmas: Sequence[float]  # the sigma passed to the network at each of them
 
     def at(self, span) -> Sampler:
         """Returns the sampler of the chunk over `span`."""
         return self
 
-    def start(self):
-        """Returns the state of a new chunk: none."""
-        return None
+    def start(self) -> StepState:
+        """Returns what the steps of a new chunk hand on besides x."""
+        return StepState()
+
+    def diffuse(self, k: int, x0_BFCHW: torch.Tensor, noise) -> torch.Tensor:
+        """Returns x0 at the noise level that step k starts from."""
+        raise NotImplementedError
 
 
 class FewStep(Sampler):
@@ -50,15 +56,23 @@ class FewStep(Sampler):
 
     @property
     def num_steps(self) -> int:
-        """Network evaluations per chunk (and guidance branch)."""
+        """Steps of the list."""
         return len(self.sigmas)
+
+    @property
+    def model_sigmas(self) -> Sequence[float]:
+        """The sigmas of the list."""
+        return self.sigmas
+
+    def diffuse(self, k: int, x0_BFCHW: torch.Tensor, noise) -> torch.Tensor:
+        return self.schedule.diffuse(x0_BFCHW, noise(k), _tensor(self.sigmas[k], x0_BFCHW))
 
     def step(self, k: int, x_BFCHW: torch.Tensor, predict, noise, state=None):
         """Returns x after step k: re-noised to the next sigma, or x0 after the last."""
         x0 = self.x0(k, x_BFCHW, predict)
         if k + 1 == self.num_steps:
             return x0
-        return self.schedule.diffuse(x0, noise(k + 1), _tensor(self.sigmas[k + 1], x0))
+        return self.diffuse(k + 1, x0, noise)
 
     def x0(self, k: int, x_BFCHW: torch.Tensor, predict) -> torch.Tensor:
         """Returns the x0 predicted at step k, in the dtype of x."""
@@ -70,12 +84,25 @@ class FewStep(Sampler):
 class RandomExit(Sampler):
     """Few steps for training: a chunk stops at its exit step, whose x0 is its result and alone has gradient.
 
-    exit_of(span) -> the exit step k; graded(span) -> whether the chunk may carry gradient at all.
+    exit_step(span) -> the exit step k; with_grad(span) -> whether the chunk may carry gradient at all.
     Source: Self-Forcing (arXiv 2506.08009), algorithm 1.
     """
 
     def __init__(self, few: FewStep, exit_step, with_grad=lambda span: True):
         self.few, self.exit_step, self.with_grad = few, exit_step, with_grad
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the list: those of a chunk that exits at the last one."""
+        return self.few.num_steps
+
+    @property
+    def model_sigmas(self) -> Sequence[float]:
+        """The sigmas of the list."""
+        return self.few.sigmas
+
+    def diffuse(self, k: int, x0_BFCHW: torch.Tensor, noise) -> torch.Tensor:
+        return self.few.diffuse(k, x0_BFCHW, noise)
 
     def at(self, span) -> Sampler:
         """Returns the few-step sampler that ends at the chunk's exit step."""
@@ -97,37 +124,39 @@ class _GradOnLastStep(FewStep):
 
 
 class MultiStep(Sampler):
-    """One solver walk per chunk."""
+    """One solver trajectory per chunk."""
 
     def __init__(self, solver: Solver, guidance: float = 1.0):
         self.solver, self.guidance = solver, guidance
 
     @property
     def num_steps(self) -> int:
-        """Network evaluations per chunk and guidance branch."""
+        """Steps of the solver."""
         return self.solver.num_steps
 
-    def start(self):
-        """Returns the state of a new chunk: a fresh walk."""
+    @property
+    def model_sigmas(self) -> Sequence[float]:
+        """The sigmas that the solver passes to the network."""
+        return self.start().model_sigmas
+
+    def start(self) -> SolverState:
+        """Returns the solver's state at the start of a chunk."""
         return self.solver.start()
 
-    def step(self, k: int, x_BFCHW: torch.Tensor, predict, noise, state):
-        """Returns x after step k of the walk."""
+    def diffuse(self, k: int, x0_BFCHW: torch.Tensor, noise) -> torch.Tensor:
+        """Returns x0 on the straight line to the chunk's only noise, its start."""
+        return Schedule().diffuse(x0_BFCHW, noise(0), _tensor(float(self.start().sigmas[k]), x0_BFCHW))
+
+    def step(self, k: int, x_BFCHW: torch.Tensor, predict, noise, state: SolverState):
+        """Returns x after step k of the trajectory; steps must come in order, in any process."""
         return state.step(predict(x_BFCHW, state.model_sigmas[k]), k, x_BFCHW).to(x_BFCHW.dtype)
-
-
-def iterate_steps(sampler, x_BFCHW: torch.Tensor, predict, noise) -> Iterator[torch.Tensor]:
-    """Yields x after each step of one chunk, from the noise x; the last one is x0."""
-    state = sampler.start()
-    for k in range(sampler.num_steps):
-        x_BFCHW = sampler.step(k, x_BFCHW, predict, noise, state)
-        yield x_BFCHW
 
 
 def sample(sampler, x_BFCHW: torch.Tensor, predict, noise) -> torch.Tensor:
     """Runs all steps of one chunk from the noise x; returns x0."""
-    for x in iterate_steps(sampler, x_BFCHW, predict, noise):
-        x_BFCHW = x
+    state = sampler.start()
+    for k in range(sampler.num_steps):
+        x_BFCHW = sampler.step(k, x_BFCHW, predict, noise, state)
     return x_BFCHW
 
 

@@ -25,10 +25,11 @@ from numbers import Integral
 import torch
 
 from pipeline.batch.request import KeyedNoise, Request, check_words
-from pipeline.batch.resume import describe_changes, pack, pipeline_facts, shapes, unpack
+from pipeline.batch.resume import describe_changes, pipeline_facts, shapes
 from pipeline.causal import Causal
 from pipeline.decoder import Decoder
-from pipeline.rollout import Chunk, Rollout
+from pipeline.rollout import Chunk
+from pipeline.state import RolloutState, check_version, pack, unpack
 from pipeline.track import Live
 from utils.data.prompts import check_prompt
 from utils.rng import Rng
@@ -47,7 +48,8 @@ class Session:
         """decode: whether chunks come with pixels."""
         self.pipeline, self.decode = pipeline, decode
         self._busy = threading.RLock()
-        self._rollout = replace(pipeline.rollout)  # the same knobs, caches of its own
+        self._executor = pipeline.executor
+        self._state: RolloutState | None = None
         self._track: Live | None = None
         self._decoder: Decoder | None = None
         self._pending: tuple[tuple[Chunk, Future | None], ...] = ()  # generated, not known to be decoded; None: failed
@@ -79,15 +81,16 @@ class Session:
             knobs, condition = self.pipeline.config, self._condition(name, negative)
             largest = max(knobs.chunk, knobs.first_chunk)
             Ledger(knobs.cache, largest, max_frames)  # raises for a cache that needs a length
-            self._end()  # the running video's cache is freed before this one's is made
-            self._rollout = rollout = replace(self._rollout)
-            rollout.start(1, largest, max_frames)
+            self._end()  # the running video's cache is freed before this one's is allocated
+            rollout = self._executor.rollout
+            state = rollout.start(1, largest, max_frames)
             noise, decoder, made = self._make_noise(name, keys), self._open_decoder(), []
             for span in self.pipeline.given_spans(latents.shape[1]):
-                chunk = rollout.commit_given(condition, Chunk(span, latents[:, span.start : span.stop], True), noise)
+                chunk = Chunk(span, latents[:, span.start : span.stop], given=True)
+                chunk = rollout.commit_given(state, condition, chunk, noise)
                 made.append((chunk, decoder.submit(chunk.latents) if decoder else None))
             chunks = [replace(chunk, pixels=pixels and pixels.result()) for chunk, pixels in made]
-            self._begin(rollout, Live(name, condition), keys, latents.shape[1], decoder)
+            self._begin(state, Live(name, condition), keys, latents.shape[1], decoder)
             return chunks
 
     @property
@@ -143,7 +146,7 @@ class Session:
             if undecoded := self._undecoded():
                 chunk = undecoded[0]
             else:
-                chunk = self._rollout.generate_chunk(track, self._next_span(), self._noise)
+                chunk = self._executor.generate_chunk(self._state, track, self._next_span(), self._noise)
                 self._next = chunk.span.stop
                 if self._decoder is None:
                     return chunk, None
@@ -160,18 +163,15 @@ class Session:
         """
         with self._busy:
             track = self._running()
-            wait([pixels for _, pixels in self._pending if pixels])
-            undecoded = self._undecoded()
-            border = undecoded[0].span.start if undecoded else self._next
-            snapshot = pack(self._rollout, self._decoder and self._decoder.state, border)
+            undecoded, border, stream = self._decoded()
+            snapshot = pack(self._state, stream, border)
             snapshot["tensors"] |= {f"undecoded.{n}": chunk.latents.clone() for n, chunk in enumerate(undecoded)}
             snapshot["book"]["undecoded"] = [[chunk.span.start, chunk.span.stop] for chunk in undecoded]
             facts = self._facts(snapshot["tensors"])
             snapshot["book"] |= {"facts": facts, "keys": dict(self._keys), "prompt": track.name}
             snapshot["book"]["waiting"] = [list(pair) for pair in track.waiting()]
-            snapshot["book"]["tried"] = (
-                track.latest_start == self._next
-            )  # the next chunk has its prompt: its making failed
+            # True if the next chunk has its prompt already: its generation failed
+            snapshot["book"]["tried"] = track.latest_start == self._next
             return snapshot
 
     def restore(self, snapshot: dict) -> None:
@@ -183,6 +183,7 @@ class Session:
         with self._busy:
             self._check_open()
             try:
+                check_version(snapshot["book"])
                 if names := describe_changes(snapshot["book"]["facts"], self._facts(snapshot["tensors"])):
                     advice = "restore it in a session like the one that it is of"
                     raise ValueError(f"the snapshot does not fit: {names}; {advice}")
@@ -196,26 +197,27 @@ class Session:
     def fork(self) -> Session:
         """Returns another session that goes on from here, on its own."""
         with self._busy:
-            other = Session(self.pipeline, self.decode)
-            other.restore(self.snapshot())
+            track, other = self._running().fork(), Session(self.pipeline, self.decode)
+            undecoded, _, stream = self._decoded()
+            decoder = other._open_decoder(stream)
+            other._begin(self._state.fork(), track, dict(self._keys), self._next, decoder, undecoded)
             return other
 
     def close(self) -> None:
-        """Ends the video and lets go of its memory; every later call but this one raises ValueError."""
+        """Ends the video and frees its memory; every later call but this one raises ValueError."""
         with self._busy:
             self._closed = True
             self._end()
-            self._rollout = replace(self.pipeline.rollout)
 
     def _end(self) -> None:
         """Ends the running video."""
         if self._decoder is not None:
             self._decoder.close()
-        self._track, self._decoder, self._pending = None, None, ()
+        self._track, self._state, self._decoder, self._pending = None, None, None, ()
 
     def _next_span(self) -> Span:
         """Returns where the next chunk lies. Errors: ValueError beyond the video's `max_frames`."""
-        knobs, most = self.pipeline.config, self._rollout.sizes["max_frames"]
+        knobs, most = self.pipeline.config, self._state.sizes["max_frames"]
         span = Span(self._next, self._next + (knobs.chunk if self._next else knobs.first_chunk or knobs.chunk))
         if most is not None and span.stop > most:
             raise ValueError(
@@ -228,6 +230,13 @@ class Session:
         """Returns the decoder of a video that stands at this state, or None for a session without pixels."""
         model = self.pipeline.bundle.decoder
         return Decoder(model, model.own_device, state) if self.decode else None
+
+    def _decoded(self) -> tuple[list[Chunk], int, DecoderState | None]:
+        """Waits for the decoder; returns (chunks that it could not decode, the frame it stands at, its state)."""
+        wait([pixels for _, pixels in self._pending if pixels])
+        undecoded = self._undecoded()
+        border = undecoded[0].span.start if undecoded else self._next
+        return undecoded, border, self._decoder and self._decoder.state
 
     def _undecoded(self) -> list[Chunk]:
         """Returns the chunks that were generated and must be given to the decoder again, since it failed."""
@@ -258,10 +267,9 @@ class Session:
         track = Live(book["prompt"], condition, border if book["tried"] else -1)
         for (name, now), other in zip(book["waiting"], later, strict=True):
             track.switch(name, other, now)
-        rollout = replace(self._rollout)
         device = self.pipeline.bundle.device
-        state = unpack(snapshot, rollout, condition, device)
-        last = rollout.latest[-1][0] if rollout.latest else Span(0, 0)
+        state, stream = unpack(snapshot, self._executor.rollout, condition, device)
+        last = state.latest[-1].span if state.latest else Span(0, 0)
         if [book["next_frame"], *(span.stop for span in spans)] != [*(span.start for span in spans), last.stop]:
             raise KeyError("next_frame")
         undecoded = [
@@ -270,7 +278,7 @@ class Session:
         kept = sum(name.startswith("vae.") for name in snapshot["tensors"])
         if kept != (book["vae"] or []).count("tensor"):
             raise KeyError("vae")
-        return rollout, track, keys, border, self._open_decoder(state), undecoded
+        return state, track, keys, border, self._open_decoder(stream), undecoded
 
     def _fitting(self, given: torch.Tensor | None, max_frames: int | None) -> torch.Tensor:
         """Returns the given latents on the model's device, [1, 0, C, h, w] for none."""
@@ -297,7 +305,7 @@ class Session:
 
     def _begin(
         self,
-        rollout: Rollout,
+        state: RolloutState,
         track: Live,
         keys: dict,
         next_frame: int,
@@ -307,13 +315,13 @@ class Session:
         """Makes a video the running one. next_frame: behind all that is generated; undecoded: the end of that."""
         self._end()
         self._noise = self._make_noise(track.name, keys)
-        self._rollout, self._keys, self._next, self._decoder = rollout, keys, next_frame, decoder
+        self._state, self._keys, self._next, self._decoder = state, keys, next_frame, decoder
         self._pending = tuple((chunk, None) for chunk in undecoded)
         self._track = track  # last: from here on prompts can be switched
 
     def _condition(self, prompt: str, negative: str) -> Condition:
         """Returns the prompt's condition; its key is the prompt, so that the same one again is no switch."""
-        null = None if self._rollout.sampler.guidance == 1 else negative
+        null = None if self.pipeline.rollout.sampler.guidance == 1 else negative
         return replace(self.pipeline.bundle.condition([prompt], null), key=(prompt, negative))
 
     def _checked(self, prompt: str) -> str:

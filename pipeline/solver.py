@@ -1,8 +1,8 @@
 """Multi-step solvers of the probability flow: diffusers' UniPC and DPM++ with flow sigmas, and Euler.
 
-A solver walks `sigmas` (descending, 0 at the end) for one chunk: `sigmas[k]` is told to the network
-at step k, `step(velocity, k, x)` returns the next x. UniPC and DPM++ are told truncated integer
-timesteps, as in Wan; a fresh one is made for each chunk.
+A solver goes through `sigmas` (descending, 0 at the end) for one chunk: `step(velocity, k, x)` returns x at sigma k+1.
+UniPC and DPM++ pass truncated integer timesteps to the network, as in Wan. Each chunk has a state of its own, which
+goes from process to process as tensors and numbers (`state_dict`).
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from wan.config import raise_first
 from wan.schedule import NUM_TRAIN_TIMESTEPS, shift_sigma
 
 FIRST_SIGMA = 0.999  # UniPC's grid starts at the second entry of a 1000-step schedule
+REMEMBERED = ("_step_index", "lower_order_nums", "this_order", "last_sample")  # fields of diffusers' schedulers (0.42)
+REMEMBERED_LISTS = ("model_outputs", "timestep_list")  # that a step changes, of the latest steps
 
 
 @dataclass(frozen=True)
 class Solver:
-    """A recipe for walks: which method, how many steps, what shift.
+    """A method, its number of steps and its shift.
 
     Errors: ValueError for an unknown name, no steps, or a shift that is not positive.
     """
@@ -33,12 +35,23 @@ class Solver:
         raise_first(solver_problems(self.name, self.num_steps, self.shift))
 
     def start(self) -> SolverState:
-        """Returns the walk of one chunk."""
+        """Returns the state at the start of a chunk."""
         return {"unipc": _unipc, "dpm++": _dpm, "euler": _euler}[self.name](self.num_steps, self.shift)
 
 
-class SolverState:
-    """One trajectory. `told[k]`: sigma for the network; `sigmas`: those of the solver, 0 last."""
+class StepState:
+    """What the steps of a chunk hand on besides x: nothing, for a sampler whose steps depend on x alone."""
+
+    def state_dict(self) -> dict[str, torch.Tensor | int]:
+        """Returns it as tensors and whole numbers."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor | int]) -> None:
+        """Takes back what `state_dict` returned after some step; for a state at the start of a chunk."""
+
+
+class SolverState(StepState):
+    """One trajectory. model_sigmas[k]: the sigma passed to the network; sigmas: those of the solver, 0 last."""
 
     def __init__(self, sigmas: torch.Tensor, model_sigmas: list[float], scheduler=None):
         self.sigmas, self.model_sigmas, self._scheduler = sigmas, model_sigmas, scheduler
@@ -52,6 +65,24 @@ class SolverState:
             width = float(self.sigmas[k + 1]) - float(self.sigmas[k])
             return x + velocity * width
         return self._scheduler.step(velocity, self._scheduler.timesteps[k], x, return_dict=False)[0]
+
+    def state_dict(self) -> dict[str, torch.Tensor | int]:
+        """Returns what the method remembers of the steps so far. No step changes these tensors in place."""
+        held = {} if self._scheduler is None else vars(self._scheduler)
+        state = {name: held[name] for name in REMEMBERED if held.get(name) is not None}
+        for name in REMEMBERED_LISTS:
+            state |= {f"{name}.{n}": entry for n, entry in enumerate(held.get(name, ())) if entry is not None}
+        return state
+
+    def load_state_dict(self, state: dict[str, torch.Tensor | int]) -> None:
+        """Takes back what `state_dict` returned after some step; for a state at the start of a chunk."""
+        held = vars(self._scheduler) if state else {}
+        for name, value in state.items():
+            stem, _, place = name.partition(".")
+            if place:
+                held[stem][int(place)] = value
+            else:
+                held[stem] = value
 
 
 def _euler(num_steps: int, shift: float) -> SolverState:

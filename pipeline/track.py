@@ -101,6 +101,13 @@ class Live(Track):
         with self._lock:
             return any(now for _, _, now in self._waiting)
 
+    def fork(self) -> Live:
+        """Returns a track that goes on from here, on its own."""
+        with self._lock:
+            other = Live(self.name, self.condition, self.latest_start)
+            other._waiting.extend(self._waiting)
+            return other
+
     def waiting(self) -> list[tuple[str, bool]]:
         """Returns (name, whether now) of the conditions that wait, in order."""
         with self._lock:

@@ -8,13 +8,16 @@ compared has the size of a real output.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
 
-from pipeline.rollout import Rollout
+from pipeline.executor import PlainExecutor
+from pipeline.rollout import Chunk, Rollout
 from pipeline.sampler import FewStep
-from pipeline.track import Fixed
+from pipeline.state import RolloutState
+from pipeline.track import Fixed, Track
 from tests import tolerance
 from wan.cache import CacheShape, Chunks, Ring
 from wan.condition import Condition
@@ -112,9 +115,21 @@ def rollout(model: Denoiser, cache: CacheConfig, sigmas=SIGMAS, guidance: float 
     return Rollout(model, sampler, cache=cache, **fields)
 
 
+def start(rolls: Rollout, borders, batch: int = 1, given=(), max_frames: int | None = None) -> RolloutState:
+    """Returns the state at the start of a video of these chunks; given: chunks before them."""
+    spans = [*borders, *(chunk.span for chunk in given)]
+    return rolls.start(batch, max(map(len, spans)), max_frames or max(span.stop for span in spans))
+
+
+def generate(rolls: Rollout, track: Track, borders, noise, batch: int = 1, given=(), **fields) -> Iterator[Chunk]:
+    """Yields the chunks of a video."""
+    state = start(rolls, borders, batch, given, **fields)
+    return PlainExecutor(rolls).run(state, track, borders, noise, given)
+
+
 def video(rolls: Rollout, condition: Condition, borders, noise, **fields) -> torch.Tensor:
     """Returns all frames of a rollout [B, F, C, h, w]."""
-    made = rolls(Fixed(condition), borders, noise, condition.text.shape[0], **fields)
+    made = generate(rolls, Fixed(condition), borders, noise, condition.text.shape[0], **fields)
     return torch.cat([chunk.latents for chunk in made], 1)
 
 

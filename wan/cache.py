@@ -6,6 +6,7 @@ the loss stays, the gradient is wrong (measured: 55 % off) and nothing complains
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 
 import torch
@@ -107,6 +108,20 @@ class KVCache:
     def pinned(self, layer: int):
         """Returns (k, v) [B, P, N, E] of the pinned runs, not rotated."""
         raise NotImplementedError
+
+    def fork(self) -> KVCache:
+        """Returns a copy; the two share nothing that later changes."""
+        return self._mapped(torch.clone)
+
+    def to(self, device) -> KVCache:
+        """Returns the cache on a device."""
+        return self._mapped(lambda tensor: tensor.to(device))
+
+    def _mapped(self, change) -> KVCache:
+        """Returns a cache of changed tensors, with a ledger of its own."""
+        other = copy.copy(self)
+        other.ledger, other.text = copy.deepcopy(self.ledger), TextKVCache()
+        return other
 
     def frame(self, layer: int, frame: int):
         """Returns (k, v) [B, tokens, N, E] of one committed frame."""
@@ -218,12 +233,21 @@ class Ring(KVCache):
         for target, source in zip(self.frame(layer, frame), (k, v), strict=True):
             target.copy_(source)
 
+    def _mapped(self, change) -> Ring:
+        other = super()._mapped(change)
+        other.keys, other.values = change(self.keys), change(self.values)
+        apart = self._raw.untyped_storage().data_ptr() != self.keys.untyped_storage().data_ptr()
+        other._raw = change(self._raw) if apart else other.keys[:, :, self._pinned]
+        other._rotated_at = [*self._rotated_at]
+        return other
+
 
 class Chunks(KVCache):
     """Per layer a map frame -> (k, v) as the committing passes returned them; evicting drops the reference.
 
     A pass reads a `cat` of the frames its plan names and its own, so gradient flows through its own
     keys and values only, and a recompute during backward sees exactly what the forward saw.
+    With same-step content a pass with gradient may be the committing one: its keys are kept detached.
     """
 
     def __init__(self, ledger: Ledger, shape: CacheShape):
@@ -238,8 +262,8 @@ class Chunks(KVCache):
 
         pinned_angles: of the pinned keys, where keys are rotated when written.
         """
-        if not torch.is_grad_enabled():
-            self._own[layer] = (k, v)
+        if self._own:  # that of a frozen view is empty, but until a commit that may be its own
+            self._own[layer] = (k.detach(), v.detach()) if k.requires_grad else (k, v)
         kept = [self._kept[layer][f] for f in plan.read]
         if plan.pinned:
             raw, values = self._pinned[layer]
@@ -268,6 +292,7 @@ class Chunks(KVCache):
         frozen.text = self.text
         frozen._kept = [{f: kept[f] for f in plan.read} for kept in self._kept]
         frozen._pinned = list(self._pinned)
+        frozen._own = self._own if self.ledger.config.content == "same_step" else []
         return frozen
 
     def commit(self, plan: Plan) -> None:
@@ -281,6 +306,7 @@ class Chunks(KVCache):
                 own = [t[:, index * unit : (index + 1) * unit] for t in (k, v)]
                 # a sink outlives the frames it was recached with; as a view it would keep the memory of all
                 kept[plan.frames[index]] = tuple(t.clone() for t in own) if plan.recache else tuple(own)
+        self._own.clear()  # a recompute in backward, which holds this list, leaves nothing in it
         self._own = [None] * self.shape.num_layers
         self.ledger.commit(plan)
 
@@ -294,6 +320,13 @@ class Chunks(KVCache):
     def prune(self) -> None:
         named = self.ledger.slot_of
         self._kept = [{f: pair for f, pair in kept.items() if f in named} for kept in self._kept]
+
+    def _mapped(self, change) -> Chunks:
+        other = super()._mapped(change)
+        other._kept = [{f: (change(k), change(v)) for f, (k, v) in kept.items()} for kept in self._kept]
+        other._pinned = [pair and (change(pair[0]), change(pair[1])) for pair in self._pinned]
+        other._own = [None] * self.shape.num_layers
+        return other
 
 
 def _runs(writes, unit: int):

@@ -26,6 +26,7 @@ from wan.geometry import Span
 from wan.tokens import Run
 
 RECACHES = ("bidirectional", "causal", "reset", "none")
+CONTENTS = ("clean", "same_step")
 
 
 @dataclass
@@ -40,6 +41,8 @@ class CacheConfig:
     with causal masks know them; `reset` = the history is dropped; `none` = only the condition changes.
     keep_sink: whether the sink outlives that. recache_frames: how far back a recache reaches, 0 = as far as the
     window; further (LongLive's training: 21) moves where a new sink begins, and from when on an old one is kept.
+    content: which keys are kept. `clean` = those of a context pass over the finished chunk, one cache for all steps;
+    `same_step` = one cache for each step with the keys of that step's pass: earlier frames are seen at its noise level.
     """
 
     window_frames: int = -1
@@ -48,8 +51,16 @@ class CacheConfig:
     recache: str = "causal"  # bidirectional | causal | reset | none
     keep_sink: bool = True
     recache_frames: int = 0
+    content: str = "clean"  # clean | same_step
 
     def problems(self) -> Iterator[str]:
+        if self.content not in CONTENTS:
+            yield f"cache.content is {self.content!r}; write one of {', '.join(CONTENTS)}"
+        if self.content == "same_step" and self.recache not in ("causal", "none"):
+            yield (
+                f"cache.content is same_step and cache.recache {self.recache}: the keys of a step come from its pass "
+                "over one chunk, so they can only be computed again chunk by chunk; write causal or none"
+            )
         if self.recache not in RECACHES:
             yield f"cache.recache is {self.recache!r}; write one of {', '.join(RECACHES)}"
         if self.rope not in ("write", "read"):

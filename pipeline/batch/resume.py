@@ -1,8 +1,8 @@
-"""The state of a video in the making: what a session rewinds to, and what a killed run goes on from.
+"""What a killed run goes on from, and what must be equal for that: of snapshots of sessions too.
 
-A run writes it beside a batch of videos as `<first name>.partial.safetensors`: keys and values with their ledgers, the
-latest latents, the decoder's state, and how far each file was, all of one moment, between two chunks. Noise and prompts
-are functions of the frame, so nothing else is needed to make the same video.
+A run writes it next to a batch of videos as `<first name>.partial.safetensors`: the rollout's state, the decoder's, and
+how far each file was, all of one moment, between two chunks. Noise and prompts are functions of the frame, so nothing
+else is needed to generate the same video.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import glob
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,41 +21,15 @@ from pipeline.batch.request import Request
 from pipeline.batch.writer import VideoBatchWriter, finished, video_path
 from pipeline.causal import Causal
 from pipeline.config import InferConfig
-from pipeline.rollout import Chunk, Rollout
+from pipeline.state import RolloutState, check_version, pack, unpack
 from pipeline.track import Fixed, Track
 from utils.config.text import config_hash, to_dict
 from utils.digest import file_hash
 from wan.checkpoint.tensor_file import metadata, read, write_safetensors
-from wan.codec.base import DecoderState
 from wan.condition import Condition
-from wan.geometry import Span
 
 logger = logging.getLogger(__name__)
 SUFFIX = ".partial.safetensors"
-
-
-def pack(rollout: Rollout, stream: DecoderState | None, next_frame: int, device=None) -> dict:
-    """Returns the video so far: {"tensors": name -> copy, "book": numbers and texts that JSON can hold}.
-
-    stream: the decoder's state. device: where the copies lie; by default where the tensors do.
-    """
-    book, tensors = rollout.snapshot(device)
-    kinds = None if stream is None else []
-    for number, entry in enumerate(stream or ()):
-        held = isinstance(entry, torch.Tensor)
-        kinds.append("tensor" if held else entry)  # diffusers marks entries by a text, or None
-        if held:
-            tensors[f"vae.{number}"] = entry.to(device or entry.device, copy=True)
-    return {"tensors": tensors, "book": {"rollout": book, "vae": kinds, "next_frame": next_frame}}
-
-
-def unpack(snapshot: dict, rollout: Rollout, condition: Condition, device) -> DecoderState | None:
-    """Puts the rollout where it was packed, under the condition of then; returns the decoder's state on `device`."""
-    tensors, book = snapshot["tensors"], snapshot["book"]
-    rollout.restore(book["rollout"], tensors, condition)
-    if book["vae"] is None:
-        return None
-    return tuple(tensors[f"vae.{n}"].to(device) if kind == "tensor" else kind for n, kind in enumerate(book["vae"]))
 
 
 def pipeline_facts(pipeline: Causal) -> dict:
@@ -105,6 +79,10 @@ class ResumeState:
             return None
         try:
             book = json.loads(metadata(self.path)["book"])
+            try:
+                check_version(book)
+            except ValueError as error:
+                raise _Foreign(f"{self.path}: {error}, without --resume") from error
             if names := describe_changes(book.pop("facts"), self.facts):
                 advice = "Ask for that one, or leave out --resume to begin anew"
                 raise _Foreign(f"{self.path} belongs to another video: {names}. {advice}")
@@ -115,17 +93,17 @@ class ResumeState:
             logger.warning("%s cannot be used (%s); the video starts anew", self.path, error)
             return None
 
-    def write(self, rollout: Rollout, videos: VideoBatchWriter, extra: dict) -> None:
+    def write(self, state: RolloutState, videos: VideoBatchWriter, extra: dict) -> None:
         """Replaces the snapshot by one of this moment; `extra` comes back with `find`, in the book."""
         files, shown = videos.state()  # all that was written is on the disk before the snapshot speaks of it
-        snapshot = pack(rollout, videos.decoder.state, videos.next_frame, "cpu")
+        snapshot = pack(state, videos.decoder.state, videos.next_frame, "cpu")
         book = snapshot["book"] | {"facts": self.facts, "films": files, "extra": extra}
         write_safetensors(self.path, snapshot["tensors"] | shown, {"book": json.dumps(book)})
 
     def go_on(
-        self, videos: VideoBatchWriter, take: VideoPlan, track: Condition | Track, noise
-    ) -> tuple[Iterator[Chunk], dict] | None:
-        """Returns (the chunks that follow the snapshot, its `extra`), or None if there is none that can be used.
+        self, videos: VideoBatchWriter, take: VideoPlan, track: Condition | Track
+    ) -> tuple[RolloutState, dict] | None:
+        """Returns (the state to go on with, the snapshot's `extra`), or None if there is none that can be used.
 
         videos: they stand there too when this returns.
         Errors: ValueError for a snapshot of other videos, or files that are not those it speaks of.
@@ -140,14 +118,12 @@ class ResumeState:
             raise ValueError(
                 f"{self.path} cannot be gone on with: {error}. Leave out --resume to begin anew"
             ) from error
-        rollout, spans = take.pipeline.rollout, take.spans
-        done = [span for span in spans if span.stop <= book["next_frame"]]
-        for span in done:  # a script is where its chunks have brought it
-            condition = track.at(span)
-        videos.decoder.state = unpack(snapshot, rollout, condition, "cpu")  # the decoder moves it to its device
+        for span in [span for span in take.spans if span.stop <= book["next_frame"]]:
+            condition = track.at(span)  # the schedule is where its chunks have brought it
+        state, videos.decoder.state = unpack(snapshot, take.pipeline.rollout, condition, "cpu")  # the decoder moves it
         seconds = book["films"]["frames"] / videos.fps
         logger.info("%s goes on at %.1f s", video_path(self.group[0], self.folder), seconds)
-        return _chunks(rollout, track, spans[len(done) :], noise), book["extra"]
+        return state, book["extra"]
 
     def remove(self) -> None:
         """Removes the snapshot: the videos are finished, or begin anew."""
@@ -232,13 +208,6 @@ def provenance(
     ]
     parts = {"config": tree, "weights": weights_hash, "films": videos, "files": given}
     return parts | {"switches": list(requested), "latent_frames": total}
-
-
-@torch.no_grad()
-def _chunks(rollout: Rollout, track: Track, spans: Sequence[Span], noise) -> Iterator[Chunk]:
-    """Yields the chunks over the spans."""
-    for span in spans:
-        yield rollout.generate_chunk(track, span, noise)
 
 
 def _differences(was, now, name: str = "") -> list[tuple[str, object, object]]:

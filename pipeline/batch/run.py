@@ -218,19 +218,20 @@ class Run:
         )
         facts = provenance(self.config, self.bundle.weights_hash, group, take.requested, take.total, self._content)
         resume_state = ResumeState(group, output.folder, facts)
-        resumed = resume_state.go_on(writer, take, track, noise) if output.resume else None
+        resumed = resume_state.go_on(writer, take, track) if output.resume else None
         if resumed is None:
             resume_state.remove()
-            chunks, before = take.pipeline.generate(track, noise, len(group), take.total, given), {}
+            state, before = take.pipeline.start(len(group), take.total, take.given), {}
         else:
-            chunks, before = resumed
+            state, before = resumed
             bar.passed(sum(span.stop <= writer.next_frame for span in take.pipeline.spans(take.total, take.given)))
         begin, recaches = begin - before.get("seconds", 0), before.get("recaches", [])
 
         def save() -> None:
             spent = {"seconds": time.perf_counter() - begin, "recaches": recaches}
-            resume_state.write(take.pipeline.rollout, writer, spent)
+            resume_state.write(state, writer, spent)
 
+        chunks = take.pipeline.generate(track, noise, len(group), take.total, given, state)
         with resume_state:
             writer.write(_noted(chunks, recaches), bar.chunk, save)
         self.report(writer, take, time.perf_counter() - begin, track, recaches)

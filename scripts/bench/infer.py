@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
-from dataclasses import fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -19,7 +19,7 @@ import torch
 import wan.context
 from pipeline.batch.request import KeyedNoise, Request
 from pipeline.bundle import ModelBundle, build_decoder, load_bundle, set_knobs
-from pipeline.rollout import Rollout
+from pipeline.executor import PlainExecutor
 from utils.counter import OTHER, CopiedBytes, count_allocations
 from utils.media.image import to_uint8
 from utils.rng import Rng
@@ -83,28 +83,22 @@ def attention_backend(config, bundle: ModelBundle) -> str:
     return f"auto: {dispatch.chosen(AttentionCall(q, q, q))}"
 
 
-class TimedRollout(Rollout):
-    """The rollout, with marks before and after each part: `marks` = [(name, begin, end)] of the running chunk."""
+@dataclass(frozen=True)
+class TimedExecutor(PlainExecutor):
+    """The executor, with marks before and after each part: `marks` = [(name, begin, end)] of the running chunk."""
 
-    marks: list
-
-    @classmethod
-    def of(cls, rollout: Rollout) -> TimedRollout:
-        """Returns the same rollout with marks."""
-        timed = cls(**{f.name: vars(rollout)[f.name] for f in fields(Rollout)})
-        timed.marks = []
-        return timed
+    marks: list = field(default_factory=list)
 
     def denoise(self, *arguments):
-        begin = mark(self.device)
-        latents = super().denoise(*arguments)
-        self.marks.append(("denoise", begin, mark(self.device)))
-        return latents
+        begin = mark(self.rollout.device)
+        chunk = super().denoise(*arguments)
+        self.marks.append(("denoise", begin, mark(self.rollout.device)))
+        return chunk
 
     def commit(self, *arguments):
-        begin = mark(self.device)
+        begin = mark(self.rollout.device)
         super().commit(*arguments)
-        self.marks.append(("context", begin, mark(self.device)))
+        self.marks.append(("context", begin, mark(self.rollout.device)))
 
 
 def mark(device: torch.device):
@@ -133,15 +127,16 @@ class MeasuredVideo:
         self.geometry = Geometry.of(bundle.spec, config.height, config.width)
         self.sampler = config.sampler.build()
         pipeline = config.pipeline.build(bundle, self.sampler, self.geometry)
-        self.rollout = pipeline.rollout = TimedRollout.of(pipeline.rollout)
+        self.executor = pipeline.executor = TimedExecutor(pipeline.rollout)
         window, self.chunk_frames = config.pipeline.cache.window_frames, config.pipeline.chunk
         total = pipeline.round_up(window + (num_chunks + 1) * self.chunk_frames)
         texts = (Rng(config.seed).normal((self.batch, spec.text_len, spec.text_dim), "text", i) for i in range(2))
-        condition = Condition(*(text.to(bundle.device, bundle.dtype) for text in texts))
+        condition = Condition(*texts).to(bundle.device, bundle.dtype)
         requests = [Request("benchmark", 0, sample, "benchmark") for sample in range(self.batch)]
         self._noise = KeyedNoise(Rng(config.seed), requests, self.geometry.latent_shape(1)[1:], bundle.dtype)
         self._noise_ms, self._state = 0.0, None
-        self._chunks = pipeline.generate(condition, self._draw, self.batch, total)
+        self.state = pipeline.start(self.batch, total)
+        self._chunks = pipeline.generate(condition, self._draw, self.batch, total, state=self.state)
 
     def _draw(self, span, k):
         begin = time.perf_counter()
@@ -152,8 +147,8 @@ class MeasuredVideo:
     @property
     def full(self) -> bool:
         """True when a commit must evict: from here on every chunk costs the same."""
-        branches = vars(self.rollout).get("branches", ())
-        return bool(branches) and all(len(b.ledger.slot_of) == b.ledger.num_slots for b in branches)
+        ledgers = [cache.ledger for branches in self.state.caches for cache in branches]
+        return all(len(ledger.slot_of) == ledger.num_slots for ledger in ledgers)
 
     def fill(self) -> MeasuredVideo:
         """Generates chunks, undecoded, until the window is full."""
@@ -173,30 +168,30 @@ class MeasuredVideo:
 
     def advance(self) -> tuple[dict[str, float], int]:
         """Makes one chunk; returns its milliseconds by part, and its pixel frames (of all videos of the batch)."""
-        self.rollout.marks.clear()
+        self.executor.marks.clear()
         self._noise_ms, start = 0.0, time.perf_counter()
         latents = self.latents()
         begin = mark(self.bundle.device)
         pixels = self.decode(latents)
-        marks = [*self.rollout.marks, ("decode", begin, mark(self.bundle.device))]
+        marks = [*self.executor.marks, ("decode", begin, mark(self.bundle.device))]
         times = {"end to end": 1e3 * (time.perf_counter() - start), "noise drawing": self._noise_ms}
         return times | {name: milliseconds(a, b) for name, a, b in marks}, pixels.shape[0] * pixels.shape[1]
 
     @property
     def branches(self) -> int:
         """Forwards per step: 2 with guidance."""
-        return len(self.rollout.branches)
+        return len(self.state.caches[0])
 
     def flops(self) -> dict[str, object]:
         """Returns {pass: PassFlops, denoise, context, decode: operations of a chunk}; the window must be full."""
-        ledger, unit = self.rollout.branches[0].ledger, self.geometry.frame_tokens
+        ledger, unit = self.state.caches[0][0].ledger, self.geometry.frame_tokens
         keys = (len(ledger.slot_of) + self.chunk_frames) * unit
         one = pass_flops(self.bundle.spec.transformer, self.chunk_frames * unit, keys, self.batch)
         shape = (self.batch, *self.geometry.latent_shape(self.chunk_frames))
         return {
             "pass": one,
             "denoise": self.sampler.num_steps * self.branches * one.total,
-            "context": self.branches * one.total,
+            "context": 0 if self.state.same_step else self.branches * one.total,
             "decode": decode_flops(self.bundle.decoder, shape),
         }
 

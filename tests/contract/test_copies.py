@@ -10,6 +10,7 @@ import functools
 import pytest
 import torch
 
+from pipeline.executor import PlainExecutor
 from pipeline.rollout import Chunk
 from pipeline.track import Fixed
 from scripts.bench.infer import SCOPES, count_copies
@@ -30,10 +31,12 @@ def copied(window: int, rope: str) -> dict[str, int]:
     rollout = tiny.rollout(MODEL, CacheConfig(window, SINK, rope))
     *first, last = tiny.spans(*[CHUNK] * (window // CHUNK))
     given = [Chunk(span, tiny.latents(CHUNK, seed=span.start), given=True) for span in first]
-    chunks = rollout(Fixed(tiny.condition()), [last, Span(window, window + CHUNK)], tiny.noise(), 1, given)
+    borders = [last, Span(window, window + CHUNK)]
+    state = tiny.start(rollout, borders, given=given)
+    chunks = PlainExecutor(rollout).run(state, Fixed(tiny.condition()), borders, tiny.noise(), given)
     for _ in (*first, last):
         tiny.healthy(next(chunks).latents)
-    assert len(rollout.branches[0].ledger.slot_of) == window - CHUNK, "the window is not full"
+    assert len(state.caches[0][0].ledger.slot_of) == window - CHUNK, "the window is not full"
     return count_copies(functools.partial(next, chunks))[0]
 
 

@@ -33,6 +33,7 @@ from wan.schedule import Schedule
 CHUNK, APART, COUNTED = 3, 60, 5  # so many chunks are counted early, and so many far later; a ring turns in four
 CPU = torch.device("cpu")
 CACHES = [CacheConfig(9, sink, rope) for sink in (0, 2) for rope in ("write", "read")]  # 6 slots of history, or 4
+SAME_STEP = CacheConfig(9, 2, content="same_step")
 BLIND = SimpleNamespace(strides=(4, 8, 8))  # in place of a VAE, where nothing is decoded
 SMALL = {"dim": 4, "dec_dim": 4, "z_dim": 4, "latent_mean": [0.0] * 4, "latent_std": [1.0] * 4}
 
@@ -49,9 +50,10 @@ def small_vae() -> StreamingVAE:
 
 
 def make_pipeline(cache: CacheConfig, first_chunk: int = 0, vae=BLIND) -> Causal:
-    """Returns a causal pipeline of the tiny model, one step a chunk."""
+    """Returns a causal pipeline of the tiny model, one step a chunk; two where each has its cache."""
     bundle = ModelBundle.of(tiny.denoiser(), vae, encode, CPU, torch.float32)
-    return Causal(CausalConfig(CHUNK, first_chunk, cache), bundle, FewStep((1.0,), Schedule()), tiny.GEOMETRY)
+    sigmas = (1.0, 0.6) if cache.content == "same_step" else (1.0,)
+    return Causal(CausalConfig(CHUNK, first_chunk, cache), bundle, FewStep(sigmas, Schedule()), tiny.GEOMETRY)
 
 
 def session_video(made: Causal, decode: bool = False):
@@ -93,9 +95,9 @@ def amounts_of_work(make_chunk, apart: int = APART) -> int:
 
 
 @pytest.mark.parametrize(
-    ("video", "cache"), [(session_video, c) for c in CACHES] + [(batch_video, c) for c in CACHES[1:3]]
+    ("video", "cache"), [(session_video, c) for c in [*CACHES, SAME_STEP]] + [(batch_video, c) for c in CACHES[1:3]]
 )
-def test_every_chunk_is_the_same_work(video, cache):
+def test_flat_every_chunk_is_the_same_work(video, cache):
     make_chunk = fill(video(make_pipeline(cache)), cache.window_frames)
     _, early = count_allocations(make_chunk, CPU)
     assert amounts_of_work(make_chunk) == 1

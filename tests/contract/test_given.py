@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from pipeline.executor import PlainExecutor
 from pipeline.rollout import Chunk
 from pipeline.track import Fixed
 from tests import tiny
@@ -16,12 +17,12 @@ CONFIGS = [CacheConfig(-1), *(CacheConfig(9, sink, rope) for sink in (0, 2, 3) f
 BORDERS = tiny.spans(3, 3, 3, 3, 3)
 
 
-def caches(rolls):
+def caches(state):
     """Every kept key and value: branch, frame -> [layers, 2, B, tokens, N, E]."""
     layers = range(MODEL.spec.num_layers)
     return {
         (number, frame): torch.stack([torch.stack(cache.frame(layer, frame)) for layer in layers])
-        for number, cache in enumerate(rolls.branches)
+        for number, cache in enumerate(state.caches[0])
         for frame in cache.ledger.slot_of
     }
 
@@ -30,18 +31,18 @@ def caches(rolls):
 def made(config, count):
     """(the first chunks of a video, the caches behind them)"""
     rolls = tiny.rollout(MODEL, config, guidance=2.0)
-    chunks = list(rolls(Fixed(TEXT), BORDERS[:count], tiny.noise(), 1, max_frames=15))
-    return chunks, caches(rolls)
+    state = tiny.start(rolls, BORDERS)
+    chunks = list(PlainExecutor(rolls).run(state, Fixed(TEXT), BORDERS[:count], tiny.noise()))
+    return chunks, caches(state)
 
 
 @torch.no_grad()
 def given(config, chunks):
     """The caches behind given chunks, before anything is made."""
     rolls = tiny.rollout(MODEL, config, guidance=2.0)
-    walk = rolls(Fixed(TEXT), BORDERS[len(chunks) :], tiny.noise(), 1, chunks, max_frames=15)
-    for _ in chunks:
-        next(walk)
-    return caches(rolls)
+    state = tiny.start(rolls, BORDERS)
+    list(PlainExecutor(rolls).run(state, Fixed(TEXT), (), tiny.noise(), chunks))
+    return caches(state)
 
 
 def same(a, b) -> bool:
@@ -51,13 +52,13 @@ def same(a, b) -> bool:
 
 @pytest.mark.parametrize("count", [1, 4])
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
-def test_given_frames_fill_the_cache_as_made_ones(config, count):
+def test_given_frames_fill_the_cache_as_generated(config, count):
     chunks, wanted = made(config, count)
     tiny.healthy(torch.cat([c.latents for c in chunks], 1))
     assert same(given(config, chunks), wanted)
 
 
-def test_a_cache_that_is_filled_otherwise_is_told_apart():
+def test_given_frames_left_out_or_moved_show():
     """A chunk that is left out, a border that is moved, latents that differ by a hair: none passes for the video."""
     config = CacheConfig(9, 2)
     chunks, wanted = made(config, 4)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from pipeline.executor import PlainExecutor
 from pipeline.sampler import FewStep, RandomExit
 from pipeline.track import PromptSchedule
 from tests import tiny, tolerance
@@ -40,15 +41,16 @@ def train_step(config, sigmas=tiny.SIGMAS, sampler=all_steps, checkpointing=Fals
     """
     model = tiny.denoiser().train().requires_grad_(True)
     model.transformer.checkpointing = checkpointing
-    rolls = tiny.rollout(model, config, training=True)
-    rolls.sampler = sampler(sigmas)
+    rolls = replace(tiny.rollout(model, config, training=True), sampler=sampler(sigmas))
     cues = [(0, tiny.condition(BATCH))]
     cues += [(switch, tiny.condition(BATCH, seed=1))] if switch else []
-    chunks = list(rolls(PromptSchedule(cues), tiny.spans(*LENGTHS), tiny.noise(BATCH), BATCH))
+    borders, noise = tiny.spans(*LENGTHS), tiny.noise(BATCH)
+    state = tiny.start(rolls, borders, BATCH)
+    chunks = list(PlainExecutor(rolls).run(state, PromptSchedule(cues), borders, noise))
     assert sum(c.recache_seconds is not None for c in chunks) == len(cues) - 1
     video = torch.cat([c.latents for c in chunks], 1)
     if config.window_frames != -1:
-        assert len(rolls.branches[0].ledger.slot_of) < sum(LENGTHS), "nothing was evicted before backward"
+        assert len(state.caches[0][0].ledger.slot_of) < sum(LENGTHS), "nothing was evicted before backward"
     return video.detach(), gradients(model, video, strict)
 
 

@@ -9,8 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.executor import PlainExecutor
 from pipeline.rollout import Rollout
-from pipeline.track import PromptSchedule
+from pipeline.state import RolloutState
+from pipeline.track import Fixed, PromptSchedule
 from tests import tiny, tolerance
 from tests.contract.oracle import Book, play
 from wan.ledger import RECACHES, CacheConfig
@@ -48,14 +50,14 @@ def both_videos(config, lengths, switches, batch=1, guidance=1.0, by_frame=False
     cues = [(0, texts[0]), *((borders[n].start, text) for n, text in later.items())]
     with torch.no_grad():
         rolls = tiny.rollout(model, config, guidance=guidance, **fields)
-        made = list(rolls(PromptSchedule(cues), borders, noise, batch))
+        made = list(tiny.generate(rolls, PromptSchedule(cues), borders, noise, batch))
     assert [c.recache_seconds is not None for c in made] == [n in later for n in range(len(borders))]
     return torch.cat([c.latents for c in made], 1), tiny.healthy(wanted)
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(video=videos(), batch=st.integers(1, 2), training=st.booleans())
-def test_a_video_with_switches_equals_the_oracle(video, batch, training):
+def test_recache_equals_oracle(video, batch, training):
     given_video, wanted = both_videos(*video, batch, training=training)
     assert tiny.error(given_video, wanted) < tolerance.EXACT
 
@@ -80,13 +82,16 @@ def test_recache_with_other_frames_condition_shows(kind, monkeypatch):
     config = CacheConfig(9, 2, "write", kind)
     assert tiny.error(*both_videos(config, LENGTHS, SWITCHES, by_frame=True)) < tiny.EXACT
     recache = Rollout.recache
-    beside = lambda self, text: recache(self, replace(text, channels=text.channels.roll(1, 1)))  # noqa: E731
+
+    def beside(self, state, condition):
+        recache(self, state, replace(condition, channels=condition.channels.roll(1, 1)))
+
     monkeypatch.setattr(Rollout, "recache", beside)
     assert tiny.error(*both_videos(config, LENGTHS, SWITCHES, by_frame=True)) > 1e-3
 
 
 @pytest.mark.parametrize("rope", ["write", "read"])
-def test_every_kind_makes_another_video(rope):
+def test_recache_kinds_differ(rope):
     """The twin: the kinds, and keeping the sink or not, are not the same thing under two names."""
     kinds = [(kind, keep) for kind in KINDS[:3] for keep in (True, False)] + [("none", True)]
     made = [both_videos(CacheConfig(9, 2, rope, *kind), LENGTHS, SWITCHES)[0] for kind in kinds]
@@ -99,36 +104,36 @@ def test_every_kind_makes_another_video(rope):
 
 def old_condition(monkeypatch):
     original = Rollout.recache
-    monkeypatch.setattr(Rollout, "recache", lambda self, _: original(self, tiny.condition(dtype=torch.float64)))
+    old = tiny.condition(dtype=torch.float64)
+    monkeypatch.setattr(Rollout, "recache", lambda self, state, _: original(self, state, old))
 
 
 def renoised(monkeypatch):
-    original = Rollout._clean
-    monkeypatch.setattr(Rollout, "_clean", lambda self, span: 0.99 * original(self, span))
+    original = RolloutState.inputs
+    monkeypatch.setattr(RolloutState, "inputs", lambda self, *which: 0.99 * original(self, *which))
 
 
 def no_recache(monkeypatch):
-    monkeypatch.setattr(Rollout, "recache", lambda self, condition: None)
+    monkeypatch.setattr(Rollout, "recache", lambda self, state, condition: None)
 
 
 def causal_for_bidirectional(monkeypatch):
-    def recache(self, condition):
-        self.cache = replace(self.cache, recache="causal")
-        original(self, condition)
+    def recache(self, state, condition):
+        original(replace(self, cache=replace(self.cache, recache="causal")), state, condition)
 
     original = Rollout.recache
     monkeypatch.setattr(Rollout, "recache", recache)
 
 
 @pytest.mark.parametrize("mutate", [old_condition, renoised, no_recache, causal_for_bidirectional])
-def test_mutations_of_the_rollout_break_it(mutate, monkeypatch):
+def test_recache_mutations_show(mutate, monkeypatch):
     mutate(monkeypatch)
     config = CacheConfig(9, 2, "write", "bidirectional", False)
     assert tiny.error(*both_videos(config, LENGTHS, SWITCHES)) > 1e-4
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_guidance_branch_is_recached(kind):
+def test_recache_covers_each_guidance_branch(kind):
     """Guided by a null text equal to the text, the video is that without guidance, if both caches were made anew."""
     config = CacheConfig(9, 2, "write", kind)
     texts = [replace(tiny.condition(seed=s, dtype=torch.float64), null_text=None) for s in range(2)]
@@ -138,11 +143,11 @@ def test_each_guidance_branch_is_recached(kind):
             torch.cat(
                 [
                     c.latents
-                    for c in tiny.rollout(FP64, config, guidance=w)(
+                    for c in tiny.generate(
+                        tiny.rollout(FP64, config, guidance=w),
                         PromptSchedule([(0, texts[0]), (8, texts[1])]),
                         tiny.spans(*LENGTHS),
                         tiny.noise(dtype=torch.float64),
-                        1,
                     )
                 ],
                 1,
@@ -153,7 +158,7 @@ def test_each_guidance_branch_is_recached(kind):
 
 
 @pytest.mark.parametrize("rope", ["write", "read"])
-def test_both_storages_recache_a_sink_that_lies_apart(rope):
+def test_recache_sink_apart_in_both_storages(rope):
     """A recache beyond the window: ring and training storage make the same video, and another one than W's."""
     cues, videos = (
         PromptSchedule([(0, tiny.condition(dtype=torch.float64)), (15, tiny.condition(1, 1, torch.float64))]),
@@ -164,26 +169,29 @@ def test_both_storages_recache_a_sink_that_lies_apart(rope):
         rolls = tiny.rollout(FP64, config, training=training)
         with torch.no_grad():
             noise = tiny.noise(dtype=torch.float64)
-            made = [c.latents for c in rolls(PromptSchedule(cues.cues), tiny.spans(*[3] * 8), noise, 1)]
+            track = PromptSchedule(cues.cues)
+            made = [c.latents for c in tiny.generate(rolls, track, tiny.spans(*[3] * 8), noise)]
         videos[reach, training] = torch.cat(made, 1)
     assert tiny.error(videos[14, True], videos[14, False]) < tolerance.EXACT
     assert tiny.error(videos[14, False], videos[0, False]) > 1e-3
 
 
-def test_latents_are_remembered_as_long_as_the_window():
+def test_recache_remembers_the_window_only():
     """Memory is constant: a video ten times as long remembers as much."""
     for config in (CacheConfig(9, 2), CacheConfig(7, 0, "read", "bidirectional")):
-        rolls, held = tiny.rollout(tiny.denoiser(), config), []
+        rolls, held, borders = tiny.rollout(tiny.denoiser(), config), [], tiny.spans(*[3] * 12)
+        state = tiny.start(rolls, borders)
         with torch.no_grad():
-            for _ in rolls(PromptSchedule([(0, tiny.condition())]), tiny.spans(*[3] * 12), tiny.noise(), 1):
-                held.append(sum(len(span) for span, _ in rolls.latest))
+            for _ in PlainExecutor(rolls).run(state, Fixed(tiny.condition()), borders, tiny.noise()):
+                held.append(sum(len(chunk.span) for chunk in state.latest))
         assert max(held) < config.window_frames + 3 and held[-1] == held[-2] >= config.window_frames
 
 
-def test_a_condition_with_the_same_key_is_no_switch():
+def test_recache_not_for_the_same_key():
     text = tiny.condition(key="one")
     twin = tiny.condition(key="one")
     rolls = tiny.rollout(tiny.denoiser(), CacheConfig(9, 2))
     with torch.no_grad():
-        made = list(rolls(PromptSchedule([(0, text), (3, twin)]), tiny.spans(3, 3, 3), tiny.noise(), 1))
+        track = PromptSchedule([(0, text), (3, twin)])
+        made = list(tiny.generate(rolls, track, tiny.spans(3, 3, 3), tiny.noise()))
     assert [c.recache_seconds for c in made] == [None] * 3

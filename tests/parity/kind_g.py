@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from pipeline.config import FewStepConfig, MultiStepConfig
+from pipeline.config import ContextConfig, FewStepConfig, MultiStepConfig
+from pipeline.executor import PlainExecutor
 from pipeline.rollout import Chunk, Rollout, guided
 from pipeline.sampler import sample
 from pipeline.track import Fixed, PromptSchedule, Track
@@ -104,12 +105,13 @@ def causal(case: Case, denoiser: Denoiser) -> dict[str, torch.Tensor]:
             recache="bidirectional",
             keep_sink=knobs.get("global_sink", True),
         ),
+        ContextConfig(knobs.get("context_noise", 0) / NUM_TRAIN_TIMESTEPS),
         dtype=noise.dtype,
     )
-    rollout.context.sigma = knobs.get("context_noise", 0) / NUM_TRAIN_TIMESTEPS
-    caught = _catch_last_plan(rollout)
-    draws = Draws(case, first)
-    latents = [c.latents for c in rollout(make_track(case), spans, draws, noise.shape[0], given)]
+    draws, lengths = Draws(case, first), [len(span) for span in [*spans, *(chunk.span for chunk in given)]]
+    state = rollout.start(noise.shape[0], max(lengths), spans[-1].stop)
+    caught = _catch_last_plan(state.caches[0][0])
+    latents = [c.latents for c in PlainExecutor(rollout).run(state, make_track(case), spans, draws, given)]
     draws.recording.finish()
     outputs, wanted = {"latents": torch.cat(latents, 1)}, case.outputs()
     for stem in ("k", "v"):
@@ -119,23 +121,16 @@ def causal(case: Case, denoiser: Denoiser) -> dict[str, torch.Tensor]:
     return outputs
 
 
-def _catch_last_plan(rollout: Rollout) -> dict:
+def _catch_last_plan(cache) -> dict:
     """Keeps what the last committing pass saw in layer 0: the ancestor's final cache in time order."""
-    caught, opened = {}, rollout._open
+    caught, enter = {}, cache.commit
 
-    def open_caches(*arguments):
-        caches = opened(*arguments)
-        cache, enter = caches[0], caches[0].commit
+    def watched(plan):
+        for stem, store in (("k", cache.keys), ("v", cache.values)) if not plan.recache else ():
+            caught[stem] = in_time_order(cache, store, plan, 0).clone()
+        enter(plan)
 
-        def watched(plan):
-            for stem, store in (("k", cache.keys), ("v", cache.values)) if not plan.recache else ():
-                caught[stem] = in_time_order(cache, store, plan, 0).clone()
-            enter(plan)
-
-        cache.commit = watched
-        return caches
-
-    rollout._open = open_caches
+    cache.commit = watched
     return caught
 
 

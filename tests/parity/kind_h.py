@@ -8,6 +8,7 @@ import torch
 
 from model.base import Sample
 from model.config import DmdConfig, ScoreConfig, SidConfig
+from pipeline.executor import PlainExecutor
 from pipeline.track import Fixed
 from tests.parity import build
 from tests.parity.case import Case, NotBuilt
@@ -103,7 +104,8 @@ def rollout_sample(case: Case, roles, with_grad: bool) -> tuple[Sample, Recordin
     recording = Recording(draws[3:], reshape=True)
     noise, condition = TrainingDraws(start, 0, recording), make_condition(case)
     with torch.set_grad_enabled(with_grad):
-        made = [c.latents for c in rollout(Fixed(condition), spans, noise, start.shape[0])]
+        state = rollout.start(start.shape[0], max(map(len, spans)), spans[-1].stop)
+        made = [c.latents for c in PlainExecutor(rollout).run(state, Fixed(condition), spans, noise)]
     latents, mask = loss_window(torch.cat(made, 1), GRADED_FRAMES, StubVae(), len(spans[0]))
     exit_range = None
     if knobs["same_step_across_blocks"]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from pipeline.config import ContextConfig, FewStepConfig
+from pipeline.executor import PlainExecutor
 from pipeline.rollout import Chunk, Rollout
 from pipeline.sampler import RandomExit
 from pipeline.track import Fixed
@@ -78,13 +81,16 @@ def run(case: Case) -> dict[str, torch.Tensor]:
         knobs.get("context_noise", 0),
     )
     source = TrainingDraws(noise, first, Recording(draws[1:], reshape=True))
-    caught = CaughtCache(rollout)
     start = [] if given is None else [Chunk(Span(0, first), given, given=True)]
-    habit, made = rollout.context, []
-    rollout.context = habit if given is None else ContextConfig()  # a given frame is cached clean
-    for chunk in rollout(Fixed(Condition(inputs["prompt_embeds"])), spans, source, noise.shape[0], start):
-        rollout.context = habit
-        made.append(chunk.latents)
+    lengths = [len(span) for span in [*spans, *(chunk.span for chunk in start)]]
+    state, track = (
+        rollout.start(noise.shape[0], max(lengths), spans[-1].stop),
+        Fixed(Condition(inputs["prompt_embeds"])),
+    )
+    caught = CaughtCache(state.caches[0][0])
+    clean = PlainExecutor(replace(rollout, context=ContextConfig()))  # a given frame is cached clean
+    made = [chunk.latents for chunk in clean.run(state, track, (), source, start)]
+    made += [chunk.latents for chunk in PlainExecutor(rollout).run(state, track, spans, source)]
     source.recording.finish()
     latents = torch.cat(made, 1)
     loss = 10 * (latents * inputs["loss_weight_R"]).mean()
@@ -112,16 +118,9 @@ def gradients(case: Case, model, role: str = "") -> dict[str, torch.Tensor]:
 class CaughtCache:
     """Layer 0's keys and values: `committed` of each span, and `exits` of each span that carries gradient."""
 
-    def __init__(self, rollout: Rollout):
+    def __init__(self, cache):
         self.committed, self.exits = {}, {}
-        opened = rollout._open
-
-        def open_caches(*arguments):
-            caches = opened(*arguments)
-            self.watch(caches[0])
-            return caches
-
-        rollout._open = open_caches
+        self.watch(cache)
 
     def watch(self, cache) -> None:
         """Notes what the cache's committing and graded passes store in layer 0."""

@@ -11,6 +11,7 @@ import torch
 from model.config import DmdConfig
 from pipeline.config import ContextConfig, FewStepConfig
 from pipeline.rollout import Rollout
+from pipeline.state import RolloutState
 from tests.parity import kind_h
 from tests.parity.case import Case, NotATarget
 from tests.parity.leak import Leak
@@ -221,20 +222,20 @@ class Watched:
     def __enter__(self):
         self.original = Rollout.recache
 
-        def recache(rollout, condition):
-            self.original(rollout, condition)
-            end = rollout.branches[0].ledger.next_frame
+        def recache(rollout, state, condition):
+            self.original(rollout, state, condition)
+            end = state.next_frame
             fresh = not keeps_sink(self.case) and end > LOOK_BACK
-            self.note("after_recache", rollout, end, LOOK_BACK if fresh else min(self.room, end))
+            self.note("after_recache", state, end, LOOK_BACK if fresh else min(self.room, end))
 
         Rollout.recache = recache
 
     def __exit__(self, *error):
         Rollout.recache = self.original
 
-    def note(self, when: str, rollout: Rollout, end: int, filled: int) -> None:
+    def note(self, when: str, state: RolloutState, end: int, filled: int) -> None:
         """Puts the frames that our cache holds into the slots of theirs, whose frames end at `end` in slot `filled`."""
-        cache, unit = rollout.branches[0], rollout.branches[0].shape.frame_tokens
+        cache, unit = state.caches[0][0], state.caches[0][0].shape.frame_tokens
         for layer in range(cache.shape.num_layers):
             for place, stem in enumerate(("k", "v")):
                 name = f"cache_{stem}_layer{layer}_{when}"
@@ -255,5 +256,5 @@ class Watched:
             n // self.case.config["config"]["tokens_per_frame"] for n in last["cache_index_tokens_global_local"]
         )
         assert end == video.length
-        self.note(f"after_chunk_{last['chunk']}", video.rollout, end, filled)
+        self.note(f"after_chunk_{last['chunk']}", video.state, end, filled)
         return self.found

@@ -32,5 +32,5 @@ def name_pairs(wanted) -> list[tuple[str, str]]:
 
 
 def test_a_missing_recache_fails(monkeypatch):
-    monkeypatch.setattr(Rollout, "recache", lambda self, condition: None)
+    monkeypatch.setattr(Rollout, "recache", lambda self, state, condition: None)
     assert check(CASE)[0] == "FAIL"

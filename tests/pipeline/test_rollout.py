@@ -44,8 +44,8 @@ class Recorded:
 def recorded(guidance=1.0, context=None, training=True):
     model = Recorded()
     rolls = tiny.rollout(MODEL, CONFIG, guidance=guidance, training=training, context=context or ContextConfig())
-    rolls.denoiser = model
-    return list(rolls(Fixed(TEXT), BORDERS[:2], tiny.noise(), 1)), model.calls
+    rolls = replace(rolls, denoiser=model)
+    return list(tiny.generate(rolls, Fixed(TEXT), BORDERS[:2], tiny.noise())), model.calls
 
 
 def test_each_chunk_is_denoised_and_then_shown_clean_once():
@@ -86,14 +86,14 @@ def test_context_knobs_reach_later_chunks_alone(context):
 
 
 @torch.no_grad()
-def test_it_yields_chunk_by_chunk():
+def test_executor_yields_chunk_by_chunk():
     requested = []
 
     def noise(span, k):
         requested.append((span.start, k))
         return tiny.noise()(span, k)
 
-    rolls = tiny.rollout(MODEL, CONFIG)(Fixed(TEXT), BORDERS, noise, 1)
+    rolls = tiny.generate(tiny.rollout(MODEL, CONFIG), Fixed(TEXT), BORDERS, noise)
     first = next(rolls)
     assert (first.span, first.given, first.latents.shape) == (Span(0, 3), False, (1, 3, 4, 4, 6))
     assert requested == [(0, 0), (0, 1)]
@@ -106,12 +106,12 @@ def test_the_video_so_far_does_not_depend_on_its_length():
     assert torch.equal(video(everything)[:, :6], video(everything, borders=BORDERS[:2], max_frames=12))
 
 
-def test_given_frames_are_passed_on_and_seen():
+def test_executor_passes_given_frames_on():
     start = tiny.latents(1, seed=3)
     given, borders = Chunk(Span(0, 1), start, given=True), [Span(1, 4), Span(4, 7)]
     rolls = tiny.rollout(MODEL, CONFIG)
     with torch.no_grad():
-        made = list(rolls(Fixed(TEXT), borders, tiny.noise(), 1, given=[given]))
+        made = list(tiny.generate(rolls, Fixed(TEXT), borders, tiny.noise(), given=[given]))
     assert made[0].latents is given.latents and [c.given for c in made] == [True, False, False]
     after = torch.cat([c.latents for c in made[1:]], 1)
     other = video(borders=borders, given=[replace(given, latents=-start)])[:, 1:]
@@ -132,7 +132,7 @@ def test_guidance_reaches_the_video():
     assert tiny.error(video(guidance=3.0, condition=same), video()) < tolerance.EXACT
 
 
-def test_a_track_may_change_the_condition():
+def test_rollout_track_changes_the_condition():
     other = tiny.condition(seed=4)
 
     class Switch(Track):
@@ -141,25 +141,24 @@ def test_a_track_may_change_the_condition():
 
     with torch.no_grad():
         rolls = tiny.rollout(MODEL, CONFIG)
-        given = torch.cat([c.latents for c in rolls(Switch(), BORDERS, tiny.noise(), 1)], 1)
+        given = torch.cat([c.latents for c in tiny.generate(rolls, Switch(), BORDERS, tiny.noise())], 1)
         start = [Chunk(span, given[:, span.start : span.stop], given=True) for span in BORDERS[:3]]
-        again = list(rolls(Switch(), BORDERS[3:], tiny.noise(), 1, start))
+        again = list(tiny.generate(rolls, Switch(), BORDERS[3:], tiny.noise(), given=start))
     assert torch.equal(given[:, :6], video()[:, :6])
     assert tiny.error(given[:, 6:], video()[:, 6:]) > 1e-2
     assert [c.span.start for c in again if c.recache_seconds is not None] == [6]  # told of a given chunk, too
 
 
-def test_storage_follows_the_purpose():
+def test_rollout_storage_follows_the_purpose():
     for training, kind in ((False, Ring), (True, Chunks)):
         rolls = tiny.rollout(MODEL, CONFIG, guidance=2.0, training=training)
-        with torch.no_grad():
-            tiny.video(rolls, TEXT, BORDERS[:1], tiny.noise())
-        assert [type(b) for b in rolls.branches] == [kind, kind]
-        assert rolls.branches[0].ledger is not rolls.branches[1].ledger
+        (branches,) = tiny.start(rolls, BORDERS).caches
+        assert [type(cache) for cache in branches] == [kind, kind]
+        assert branches[0].ledger is not branches[1].ledger
     assert tiny.error(video(training=True), video()) < tolerance.EXACT
 
 
-def test_a_rollout_can_be_run_again():
+def test_rollout_runs_twice_alike():
     rolls = tiny.rollout(MODEL, CONFIG)
     with torch.no_grad():
         first, again = (tiny.video(rolls, TEXT, BORDERS, tiny.noise()) for _ in range(2))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 import torch
 
@@ -195,3 +197,55 @@ def test_configs_build():
 def test_wrong_knobs(config, message):
     with pytest.raises(ValueError, match=message):
         check(config)
+
+
+def shipped(message: dict) -> dict:
+    """Returns what arrives in another process: tensors and numbers, no code."""
+    file = io.BytesIO()
+    torch.save(message, file)
+    return torch.load(io.BytesIO(file.getvalue()), weights_only=True)
+
+
+def interrupted(sampler, at: int, predict, with_state=True) -> torch.Tensor:
+    """Returns the result of a chunk that is handed on to another process after `at` steps."""
+    x, steps = NOISE, sampler.start()
+    for k in range(sampler.num_steps):
+        if k == at:
+            message = shipped({"x": x, "steps": steps.state_dict()})
+            x, steps = message["x"], sampler.start()
+            if with_state:
+                steps.load_state_dict(message["steps"])
+        x = sampler.step(k, x, predict, renoise, steps)
+    return x
+
+
+CURVED = {"few_step": FewStep(SIGMAS, Schedule()), **{n: MultiStep(Solver(n, 6, 3.0)) for n in SOLVERS}}
+
+
+@pytest.mark.parametrize("name", CURVED)
+def test_sampler_state_goes_on_after_any_step(name):
+    sampler, predict = CURVED[name], lambda x, sigma: x.tanh() * sigma
+    wanted = sample(sampler, NOISE, predict, renoise)
+    for at in range(sampler.num_steps):
+        assert torch.equal(interrupted(sampler, at, predict), wanted), at
+
+
+@pytest.mark.parametrize("name", ["unipc", "dpm++"])
+def test_sampler_state_left_behind_shows(name):
+    """The twin: a multi-step method that forgets its earlier steps is another one."""
+    sampler, predict = CURVED[name], lambda x, sigma: x.tanh() * sigma
+    wanted = sample(sampler, NOISE, predict, renoise)
+    assert tiny.error(interrupted(sampler, 3, predict, with_state=False), wanted) > 1e-4
+
+
+@pytest.mark.parametrize("name", CURVED)
+def test_sampler_diffuse_is_the_line_to_noise(name):
+    """A chunk whose result is x0 already is at x of step k on the way there, if nothing is predicted but x0."""
+    sampler, steps = CURVED[name], CURVED[name].start()
+    x, same = NOISE, lambda k: NOISE
+    for k in range(sampler.num_steps):
+        sigma = sampler.sigmas[k] if name == "few_step" else float(steps.sigmas[k])
+        start = sampler.diffuse(k, X0, same)
+        assert tiny.error(start, (1 - sigma) * X0 + sigma * NOISE) < 1e-6
+        x = sampler.step(k, start, lambda x, sigma: NOISE - X0, same, steps)
+    assert tiny.error(x, X0) < 1e-4 and len(sampler.model_sigmas) == sampler.num_steps

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -59,7 +60,8 @@ def started(pipeline=None, **fields):
 
 def watch(session, during):
     """Calls during(number) before each forward of the session, numbered from 1; returns the list of numbers."""
-    inner, calls = session._rollout.denoiser, []
+    rollout, calls = session._executor.rollout, []
+    inner = rollout.denoiser
 
     def forward(*arguments):
         calls.append(len(calls) + 1)
@@ -68,7 +70,7 @@ def watch(session, during):
 
     forward.spec, forward.cache_heads = inner.spec, inner.cache_heads
     forward.parameters = inner.parameters
-    session._rollout.denoiser = forward
+    session._executor = replace(session._executor, rollout=replace(rollout, denoiser=forward))
     return calls
 
 
@@ -304,7 +306,7 @@ def test_what_cannot_be_is_refused():
     for call in (session.step, lambda: session.start("one"), session.fork, lambda: session.switch_prompt("two")):
         with pytest.raises(ValueError, match="closed"):
             call()
-    assert "branches" not in vars(session._rollout), "its caches are gone"
+    assert session._state is None, "its caches are gone"
 
 
 @pytest.mark.parametrize(("count", "guidance", "first_chunk"), [(2, 1.0, 0), (4, 3.0, 0), (3, 1.0, 1)])

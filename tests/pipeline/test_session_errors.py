@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 
 from pipeline.config import ContextConfig
+from pipeline.executor import PlainExecutor
 from pipeline.session import Session
 from pipeline.track import Fixed, Live
 from tests import tiny
@@ -39,10 +41,10 @@ def half_way(pipeline, **fields):
 
 
 class Holder:
-    """A rollout in the place of a session, for `watch`."""
+    """An executor in the place of a session, for `watch`."""
 
-    def __init__(self, rollout):
-        self._rollout = rollout
+    def __init__(self, executor):
+        self._executor = executor
 
 
 RECACHES = [("causal", True), ("causal", False), ("bidirectional", True), ("bidirectional", False), ("reset", True)]
@@ -50,28 +52,26 @@ RECACHES = [("causal", True), ("causal", False), ("bidirectional", True), ("bidi
 
 @pytest.mark.parametrize("training", [False, True], ids=["ring", "chunks"])
 @pytest.mark.parametrize(("recache", "keep"), RECACHES)
-def test_a_chunk_whose_making_failed_in_any_forward_can_be_made_again(recache, keep, training):
+def test_executor_chunk_that_failed_runs_again(recache, keep, training):
     """In a pass of the recache, a step, the context pass; of either guidance branch; in both storages."""
     first, spans, noise = tiny.spans(3, 3, 3, 3), [Span(12, 15), Span(15, 18)], tiny.noise()
     texts = [tiny.condition(seed=number) for number in range(3)]
     rolls = tiny.rollout(tiny.denoiser(), CacheConfig(9, 2, "write", recache, keep), guidance=2.0, training=training)
-    denoiser = rolls.denoiser
+    executor, before = PlainExecutor(rolls), tiny.start(rolls, first)
 
     def video(at: int) -> list[torch.Tensor]:
         """The latents of two chunks, each under a new condition; forward `at` of the first one fails once."""
-        rolls.restore(*before, texts[0])
+        state = before.fork()
         if at:
-            breaks(Holder(rolls), at)
+            holder = Holder(executor)
+            breaks(holder, at)
             with pytest.raises(OutOfMemory):
-                rolls.generate_chunk(Fixed(texts[1]), spans[0], noise)
-            rolls.denoiser = denoiser
-        return [
-            rolls.generate_chunk(Fixed(text), span, noise).latents for text, span in zip(texts[1:], spans, strict=True)
-        ]
+                holder._executor.generate_chunk(state, Fixed(texts[1]), spans[0], noise)
+        pairs = zip(texts[1:], spans, strict=True)
+        return [executor.generate_chunk(state, Fixed(text), span, noise).latents for text, span in pairs]
 
     with torch.no_grad():
-        list(rolls(Fixed(texts[0]), first, noise, 1))
-        before = rolls.snapshot()
+        list(executor.run(before, Fixed(texts[0]), first, noise))
         wanted = video(0)
         calls = 2 * ({"causal": 3, "bidirectional": 1, "reset": 0}[recache] + len(tiny.SIGMAS) + 1)
         for at in range(1, calls + 1):
@@ -81,7 +81,7 @@ def test_a_chunk_whose_making_failed_in_any_forward_can_be_made_again(recache, k
 
 @pytest.mark.parametrize("recache", ["causal", "bidirectional"])
 @pytest.mark.parametrize("at", [1, 2, 3])
-def test_a_video_that_failed_in_a_recache_can_be_kept_and_forked_before_it_goes_on(recache, at):
+def test_session_fork_after_failed_recache(recache, at):
     pipeline = make_pipeline(CacheConfig(9, 2, recache=recache))
     sessions = [started(pipeline), started(pipeline)]
     for session in sessions:
@@ -93,9 +93,11 @@ def test_a_video_that_failed_in_a_recache_can_be_kept_and_forked_before_it_goes_
     breaks(sessions[1], at)
     with pytest.raises(OutOfMemory):
         sessions[1].step()
-    other, session = sessions[1].fork(), sessions[1]
-    assert (other.prompt, other.next_frame) == ("two", 12)
-    assert all(equal(other.step(), chunk) for chunk in wanted)
+    others, session = [sessions[1].fork(), Session(pipeline)], sessions[1]
+    others[1].restore(session.snapshot())
+    for other in others:
+        assert (other.prompt, other.next_frame) == ("two", 12)
+        assert all(equal(other.step(), chunk) for chunk in wanted)
     assert all(equal(session.step(), chunk) for chunk in wanted), "one prompt a chunk, the second still waits"
 
 
@@ -147,7 +149,8 @@ FOREIGN = {
 
 
 def change_geometry(pipeline):
-    pipeline.rollout.geometry = Geometry(48, 32, latent_channels=4)
+    pipeline.rollout = replace(pipeline.rollout, geometry=Geometry(48, 32, latent_channels=4))
+    pipeline.executor = PlainExecutor(pipeline.rollout)
 
 
 def change_dtype(pipeline):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from model.config import mask_problems
-from pipeline.config import ContextConfig, FewStepConfig
+from pipeline.config import ContextConfig, FewStepConfig, context_problems
 from utils.config.field import collect_error
 from utils.data.records import check_on_bad
 from utils.data.schedules import frame_list
@@ -106,6 +106,12 @@ class RolloutConfig(Buildable):
         if self.loss_frames > longest:
             yield f"loss_frames {self.loss_frames} is more than a rollout's {longest} frames; write at most that"
         yield from self.cache.chunk_problems(max(self.chunk, self.first_chunk))
+        yield from context_problems(self.cache, self.context)
+        if self.cache.content == "same_step" and self.exit_per_chunk and not self.last_step_only:
+            yield (
+                "cache.content is same_step and exit_per_chunk true: a chunk that stops early leaves the caches of "
+                "later steps without its frames; write exit_per_chunk=false, or last_step_only=true"
+            )
 
 
 @dataclass
@@ -179,6 +185,12 @@ class StreamConfig(Buildable):
             yield f"max_frames is {self.max_frames}; write at least {shortest}, the first scored stretch's end"
         yield from self._switch_problems()
         yield from self.cache.chunk_problems(self.chunk)
+        yield from context_problems(self.cache, self.context)
+        if self.cache.content == "same_step" and not self.last_step_only:
+            yield (
+                "cache.content is same_step and last_step_only false: a segment that stops early leaves the caches of "
+                "later steps without its frames; write last_step_only=true"
+            )
 
     def _switch_problems(self) -> Iterator[str]:
         given = bool(self.switch_frames) + bool(self.switch_range)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from model.base import Sample
+from pipeline.executor import PlainExecutor
 from pipeline.rollout import Chunk, Rollout
 from pipeline.sampler import RandomExit
 from pipeline.track import Fixed
@@ -66,7 +67,8 @@ class RolloutSource(Generating):
         noise = self.noise(step, index, geometry, rng)
         rollout = self.rollout(roles, geometry, dict(zip(made_spans, exits, strict=True)), spans[-1].stop)
         with torch.set_grad_enabled(with_grad):
-            video = rollout(Fixed(condition), made_spans, noise, len(prompts), given)
+            state = rollout.start(len(prompts), max(len(span) for span in spans), spans[-1].stop)
+            video = PlainExecutor(rollout).run(state, Fixed(condition), made_spans, noise, given)
             made = torch.cat([chunk.latents for chunk in video], 1)
         latents, mask = loss_window(made, config.loss_frames, roles.vae, len(spans[0]))
         if given and mask is None:

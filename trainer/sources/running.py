@@ -1,4 +1,4 @@
-"""A batch of videos in the making: what stays of them between two updates, and what a checkpoint keeps."""
+"""A batch of unfinished videos: what stays of them between two updates, and what a checkpoint holds."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from pipeline.rollout import Rollout
+from pipeline.state import RolloutState
 from pipeline.track import PromptSchedule
 from wan.condition import Condition
 from wan.geometry import Span
@@ -18,8 +19,8 @@ class RunningVideos:
     """Videos that share a schedule; lengths and frames are latent.
 
     number: how many videos these places had before. switch: the frame that the second prompt is asked for, or None.
-    rows: the lines of the prompt files. prompts: those of each cue of the track. rollout: with the caches.
-    length: frames made. previous: the last raw latents of these, without gradient.
+    rows: the lines of the prompt files. prompts: those of each cue of the track. rollout: its knobs; state: the videos.
+    previous: the last raw latents, without gradient.
     """
 
     number: int
@@ -29,8 +30,13 @@ class RunningVideos:
     prompts: list[list[str]]
     track: PromptSchedule
     rollout: Rollout
-    length: int = 0
+    state: RolloutState
     previous: torch.Tensor | None = None
+
+    @property
+    def length(self) -> int:
+        """Frames generated."""
+        return self.state.next_frame
 
     @property
     def condition(self) -> Condition:
@@ -44,10 +50,10 @@ class RunningVideos:
         return next((span.start for span in spans if span.start >= self.switch), None)
 
     def state_dict(self) -> dict:
-        """Returns what is needed to go on to the bit; the book is equal on all ranks, tensors are each rank's own."""
+        """Returns what is needed to continue bit-exactly: a book equal on all ranks, tensors of each rank's own."""
         from trainer.checkpoint.dcp import Own  # late: costs a second
 
-        book, tensors = self.rollout.snapshot("cpu")  # where it is, it would need the room of the caches again
+        book, tensors = self.state.snapshot("cpu")  # where it is, it would need the room of the caches again
         tensors["previous"] = self.previous.cpu()
         return {
             "max_frames": self.max_frames,
@@ -61,7 +67,7 @@ class RunningVideos:
     def load_state_dict(self, state: dict) -> None:
         """Takes back what `state_dict` returned; for a video at its start, of the same rows, length and switch."""
         tensors = {name: tensor.to(self.rollout.device) for name, tensor in state["tensors"].items()}
-        self.length, self.previous = state["length"], tensors.pop("previous")
+        self.previous = tensors.pop("previous")
         *_, last = state["book"]["latest"]
         self.track.advance(Span(*last))
-        self.rollout.restore(state["book"], tensors, self.condition)
+        self.state = self.rollout.restore(state["book"], tensors, self.condition)

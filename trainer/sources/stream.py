@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from hashlib import blake2b
 
 import torch
 
 from model.base import Sample
+from pipeline.executor import PlainExecutor
 from pipeline.rollout import Rollout
 from pipeline.sampler import RandomExit
 from pipeline.track import PromptSchedule
@@ -73,8 +75,8 @@ class StreamSource(Generating):
         cues = zip((0, switch), map(roles.condition, prompts), strict=False)
         few, size = config.sampler.build(), self.geometry(roles)
         rollout = Rollout(roles.generator, few, size, config.cache, config.context, training=True, device=roles.device)
-        rollout.start(len(rows), config.chunk, max_frames)
-        return RunningVideos(number, max_frames, switch, rows, prompts, PromptSchedule(list(cues)), rollout)
+        state = rollout.start(len(rows), config.chunk, max_frames)
+        return RunningVideos(number, max_frames, switch, rows, prompts, PromptSchedule(list(cues)), rollout, state)
 
     def new_frames(self, video: RunningVideos, step: int, rng) -> int:
         """Returns the length of the video's next stretch, equal on all ranks."""
@@ -92,13 +94,14 @@ class StreamSource(Generating):
         exits = self.exits(step, count // config.chunk, rng, video.length)
         first = video.entry(spans) or 0
         exit_step = dict(zip(spans, exits, strict=True)).__getitem__
-        video.rollout.sampler = RandomExit(config.sampler.build(), exit_step, lambda span: span.start >= first)
+        sampler = RandomExit(config.sampler.build(), exit_step, lambda span: span.start >= first)
+        executor = PlainExecutor(replace(video.rollout, sampler=sampler))
         noise = self.noise(step, index, video.rollout.geometry, rng)
         with torch.set_grad_enabled(with_grad):
-            made = [video.rollout.generate_chunk(video.track, span, noise).latents for span in spans]
+            made = [chunk.latents for chunk in executor.run(video.state, video.track, spans, noise)]
             whole = torch.cat(made if video.previous is None else [video.previous, *made], 1)
         latents, mask = loss_window(whole, config.loss_frames, roles.vae, config.loss_frames - count)
-        video.previous, video.length = whole[:, -config.loss_frames :].detach().clone(), video.length + count
+        video.previous = whole[:, -config.loss_frames :].detach().clone()
         prompts = video.prompts[video.track.cursor]
         seen = chunks(latents.shape[1], config.chunk)
         scored = video.condition.cut(Span(video.length - latents.shape[1], video.length))
@@ -120,6 +123,8 @@ class StreamSource(Generating):
         """
         self.videos, self.first = {}, state.get("number", 0)
         saved = state.get("films", [])
+        if saved:  # before caches could hold each step's own keys, the knob was not there
+            state["fits"]["source"]["cache"].setdefault("content", "clean")
         if saved and saved[0]["rows"] is None:
             why = "the checkpoint is of another number of ranks"
         elif saved and state["fits"] != self._fits(shares, roles.generator):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from pipeline.executor import PlainExecutor
 from pipeline.rollout import Rollout
 from pipeline.sampler import RandomExit
 from pipeline.track import PromptSchedule
@@ -16,6 +18,7 @@ from tests.architecture.source import ROOT
 from tests.digits_fixture import PROMPTS
 from tests.trainer import stream_fixture
 from tests.trainer.stream_fixture import SECOND
+from trainer.checkpoint.dcp import Own
 from trainer.sources.config import StreamConfig
 from trainer.sources.latents import epoch_row
 from trainer.sources.stream import StreamSource
@@ -110,9 +113,8 @@ def one_video(stream, video, roles, steps, lengths) -> torch.Tensor:
     sampler = RandomExit(stream.config.sampler.build(), exits.__getitem__)
     rollout = replace(video.rollout, sampler=sampler)
     with torch.no_grad():
-        made = rollout(
-            PromptSchedule(video.track.cues), spans, lambda s, k: noises[s](s, k), 2, max_frames=video.max_frames
-        )
+        state, track = rollout.start(2, 2, video.max_frames), PromptSchedule(video.track.cues)
+        made = PlainExecutor(rollout).run(state, track, spans, lambda s, k: noises[s](s, k))
         return torch.cat([chunk.latents for chunk in made], 1)
 
 
@@ -128,13 +130,13 @@ def stretched(stream, roles, steps, with_grad=False):
 
 
 @pytest.mark.parametrize("recache", ["causal", "bidirectional", "reset"])
-def test_stretches_make_the_video_that_one_rollout_makes(source, method, recache, monkeypatch):
+def test_stream_segments_make_one_rollout(source, method, recache, monkeypatch):
     cache = replace(method.config.source.cache, recache=recache)
     stream, steps = source(max_frames=30, cache=cache), range(7)
     made, video, lengths = stretched(stream, method.roles, steps)
     assert video.switch == 7 and video.track.taken == [0, 8], "asked inside a chunk, it comes with the next"
     assert torch.equal(made, one_video(stream, video, method.roles, steps, lengths))
-    monkeypatch.setattr(Rollout, "recache", lambda self, condition: None)
+    monkeypatch.setattr(Rollout, "recache", lambda self, state, condition: None)
     skipped, *_ = stretched(source(max_frames=30, cache=cache), method.roles, steps)
     assert torch.equal(made[:, :8], skipped[:, :8]) and not torch.allclose(made[:, 8:10], skipped[:, 8:10], atol=1e-4)
 
@@ -203,10 +205,35 @@ def test_an_unscored_first_stretch_is_followed_by_a_scored_one(source, method):
         check(source(**plain(train_first_chunk=False, max_frames=6)).config)
 
 
+def unwrapped(state):
+    """Returns a state as a checkpoint gives it back on one rank: a copy, tensors of their own plain."""
+    if isinstance(state, dict):
+        return {name: unwrapped(value) for name, value in state.items()}
+    if isinstance(state, list):
+        return [unwrapped(value) for value in state]
+    return state.tensor.clone() if isinstance(state, Own) else state
+
+
+def test_stream_resumes_state_without_cache_content(source, method, caplog):
+    """Checkpoints of before same-step caches do not have the knob; without another one the videos begin again."""
+    stream = source(max_frames=30)
+    take(stream, method.roles, range(3))
+    saved, shares = stream.state_dict(), list(stream.videos)
+    wanted = take(stream, method.roles, [3])[0][0].latents
+    for knob, goes_on in (("content", True), ("rope", False)):
+        old, again = unwrapped(saved), source(max_frames=30)
+        old["fits"] = copy.deepcopy(old["fits"])
+        del old["fits"]["source"]["cache"][knob]
+        again.load_state_dict(old, shares, method.roles)
+        assert bool(again.videos) == goes_on and ("begin anew" in caplog.text) != goes_on
+        if goes_on:
+            assert torch.equal(take(again, method.roles, [3])[0][0].latents, wanted)
+
+
 def held(video) -> tuple[int, bool]:
     """Returns (bytes of memory that the video's caches keep alive, whether anything kept has gradient)."""
-    tensors = [t for cache in video.rollout.branches for kept in cache._kept for pair in kept.values() for t in pair]
-    tensors += [video.previous, *(x for _, x in video.rollout.latest)]
+    tensors = [t for cache in video.state.caches[0] for kept in cache._kept for pair in kept.values() for t in pair]
+    tensors += [video.previous, *(chunk.latents for chunk in video.state.latest)]
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     return sum(storages.values()), any(t.requires_grad for t in tensors)
 

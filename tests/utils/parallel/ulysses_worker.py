@@ -18,6 +18,8 @@ import torch.distributed as dist
 
 from model.config import DiscriminatorConfig
 from model.discriminator import Discriminator
+from pipeline.executor import PlainExecutor
+from pipeline.track import Fixed
 from tests import tiny
 from tests.float64 import fp32_is_float64
 from utils.parallel import fsdp, ranks
@@ -148,8 +150,9 @@ def video(group, cache: CacheConfig, checkpointing: bool = False):
     def leaf(span, k):
         return leaves.setdefault(f"noise {span.start} {k}", noise(span, k).requires_grad_())
 
-    out = tiny.video(rolls, tiny.condition(2), tiny.spans(*LENGTHS), leaf)
-    kept = rolls.branches[0]
+    state = tiny.start(rolls, tiny.spans(*LENGTHS), 2)
+    chunks = PlainExecutor(rolls).run(state, Fixed(tiny.condition(2)), tiny.spans(*LENGTHS), leaf)
+    out, kept = torch.cat([chunk.latents for chunk in chunks], 1), state.caches[0][0]
     assert len(kept.ledger.slot_of) < out.shape[1], "nothing was evicted before backward"
     held = HEADS // (dist.get_world_size(group) if group is not None else 1)
     assert kept.frame(0, out.shape[1] - 1)[0].shape[2] == model.cache_heads == held
@@ -176,7 +179,7 @@ def streaming_rollout(by_size) -> dict:
         rolls = tiny.rollout(model, CacheConfig(6, 2, "read"), guidance=3.0, geometry=GEOMETRY)
         with torch.no_grad():
             videos.append(tiny.video(rolls, tiny.condition(2), tiny.spans(*LENGTHS), tiny.noise(2, geometry=GEOMETRY)))
-    assert rolls.branches[0].keys.shape[3] == HEADS // 4
+    assert tiny.start(rolls, tiny.spans(*LENGTHS)).caches[0][0].keys.shape[3] == HEADS // 4
     return {"output": errors({"": videos[1]}, {"": tiny.healthy(videos[0])})}
 
 
