@@ -83,8 +83,10 @@ class RolloutConfig(Buildable):
         return frozenset({"latents", "condition", "null", "spans"} | ({"real"} if self.clips else set()))
 
     def __post_init__(self):
-        if isinstance(self.frames, dict) and self.frames.keys() == {"min", "max"} and not self.frames_max:
-            self.frames, self.frames_max = self.frames["min"], self.frames["max"]
+        ranged = isinstance(self.frames, dict) and self.frames.keys() == {"min", "max"} and not self.frames_max
+        if ranged and all(type(frames) is int for frames in self.frames.values()):
+            if self.frames["min"] <= self.frames["max"]:  # else it stays as it is, and is refused
+                self.frames, self.frames_max = self.frames["min"], self.frames["max"]
 
     def problems(self) -> Iterator[str]:
         if any(type(frames) is not int for frames in (self.frames, self.frames_max)):
