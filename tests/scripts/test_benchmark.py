@@ -158,7 +158,7 @@ def test_an_unknown_gpu_asks_for_its_peak(monkeypatch):
 def test_a_named_backend_is_told():
     from pipeline.config import load_recipe
 
-    config, _ = load_recipe(WAN, ["model.attention=sdpa"])
+    config, _ = load_recipe(WAN, ["model.attention.backend=sdpa"])
     assert benchmark_infer.attention_backend(config, None) == "sdpa"
 
 
