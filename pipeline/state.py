@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from wan.cache import KVCache
+from wan.codec.base import DecoderState
 from wan.condition import Condition, select_frames
 from wan.geometry import Span
 
@@ -100,7 +101,7 @@ class RolloutState:
         """Takes back what `snapshot` returned; for an empty state of the same sizes. condition: that in force then."""
         caches = [cache for branches in self.caches for cache in branches]
         for number, (cache, ledger) in enumerate(zip(caches, book["ledgers"], strict=True)):
-            own = {name: tensors[f"{number}.{name}"] for name in ("keys", "values") if ledger["slot_of"]}
+            own = {name: t for whole, t in tensors.items() for n, _, name in [whole.partition(".")] if n == str(number)}
             cache.restore(ledger, own)
         spans = [Span(*borders) for borders in book["latest"]]
         if not spans:
@@ -114,7 +115,7 @@ class RolloutState:
         self.key = RECACHE_INCOMPLETE if book.get("torn") else condition.key
 
 
-def pack(state: RolloutState, stream: list | None, next_frame: int, device=None) -> dict:
+def pack(state: RolloutState, stream: DecoderState | None, next_frame: int, device=None) -> dict:
     """Returns the video so far: {"tensors": name -> copy, "book": numbers and texts that JSON can hold}.
 
     stream: the decoder's state; next_frame: the first one that it has not decoded. device: where the copies lie; by
@@ -131,13 +132,14 @@ def pack(state: RolloutState, stream: list | None, next_frame: int, device=None)
     return {"tensors": tensors, "book": book}
 
 
-def unpack(snapshot: dict, rollout, condition: Condition, device) -> tuple[RolloutState, list | None]:
+def unpack(snapshot: dict, rollout, condition: Condition, device) -> tuple[RolloutState, DecoderState | None]:
     """Returns (the state that was packed, the decoder's state on `device`). condition: that in force then."""
     tensors, book = snapshot["tensors"], snapshot["book"]
     state = rollout.restore(book["rollout"], tensors, condition)
     if book["vae"] is None:
         return state, None
-    return state, [tensors[f"vae.{n}"].to(device) if kind == "tensor" else kind for n, kind in enumerate(book["vae"])]
+    entries = (tensors[f"vae.{n}"].to(device) if kind == "tensor" else kind for n, kind in enumerate(book["vae"]))
+    return state, tuple(entries)
 
 
 def check_version(book: dict) -> None:

@@ -15,7 +15,7 @@ from pipeline.rollout import Chunk, Rollout
 from pipeline.sampler import FewStep, MultiStep, RandomExit
 from pipeline.solver import Solver
 from pipeline.track import Fixed, PromptSchedule, Track
-from tests import tiny
+from tests import tiny, tolerance
 from tests.contract.oracle import Book, Oracle, Window, again, at
 from tests.contract.test_gradient import gradients, worst
 from tests.examples import same_step
@@ -25,7 +25,6 @@ from wan.geometry import Span
 from wan.ledger import CacheConfig
 from wan.schedule import Schedule
 
-BOUND = 1e-9  # float64
 FP64, BY_FRAME = (tiny.denoiser(dtype=torch.float64, in_dim=channels) for channels in (4, 8))
 SIGMAS = (1.0, 0.8, 0.5)
 LENGTHS = [3, 3, 2, 3, 3, 1, 3]
@@ -41,7 +40,7 @@ def test_same_step_example_equals_written_out(window, sink):
     borders = tiny.spans(*LENGTHS)
     made = same_step.generate(FP64, TEXT, borders, NOISE, SIGMAS, tiny.GEOMETRY, window, sink)
     wanted = same_step.written_out(FP64, TEXT, borders, NOISE, SIGMAS, window, sink)
-    assert tiny.error(made, tiny.healthy(wanted)) < BOUND
+    assert tiny.error(made, tiny.healthy(wanted)) < tolerance.EXACT
 
 
 @torch.no_grad()
@@ -117,7 +116,7 @@ def videos(draw):
 def test_same_step_rollout_equals_written_out(video, given_frames, training, by_frame):
     """Any window, sink, rotation and storage; with prompt switches, given frames, a condition of its own per frame."""
     made, wanted = both_videos(*video, given_frames, by_frame, training=training)
-    assert tiny.error(made, wanted) < BOUND
+    assert tiny.error(made, wanted) < tolerance.EXACT
 
 
 def share_first_cache(monkeypatch):
@@ -140,7 +139,7 @@ def recache_first_input(monkeypatch):
 @pytest.mark.parametrize("mutate", [share_first_cache, recache_first_input])
 def test_same_step_mutations_show(mutate, monkeypatch):
     case = CacheConfig(9, 2), LENGTHS, (3, 5)
-    assert tiny.error(*both_videos(*case)) < BOUND
+    assert tiny.error(*both_videos(*case)) < tolerance.EXACT
     mutate(monkeypatch)
     assert tiny.error(*both_videos(*case)) > 1e-3
 
@@ -279,10 +278,10 @@ def train_step(config, checkpointing: bool, exit_step: int = 2):
 def test_same_step_checkpointing_changes_no_gradient(config, exit_step):
     """The pass with gradient is a committing one: its keys are kept, detached, and no recompute enters them again."""
     (video, wanted), (again_, found) = (train_step(config, c, exit_step) for c in (False, True))
-    assert tiny.error(video, again_) < BOUND and worst(found, wanted) < BOUND
+    assert tiny.error(video, again_) < tolerance.EXACT and worst(found, wanted) < tolerance.EXACT
     with torch.no_grad():
         ring = tiny.video(rollout(config, sigmas=SIGMAS[: exit_step + 1]), TEXT, tiny.spans(*LENGTHS), NOISE)
-    assert tiny.error(video, ring) < BOUND, "the ring makes the same video"
+    assert tiny.error(video, ring) < tolerance.EXACT, "the ring makes the same video"
 
 
 def test_same_step_gradient_is_that_of_one_masked_forward():
@@ -299,8 +298,8 @@ def test_same_step_gradient_is_that_of_one_masked_forward():
         context.commit()
     past = Oracle(keys, range(3), "write", range(3, 6), model.spec.rope_theta)
     made = torch.cat((first, x[:, 3:] - model(x[:, 3:], 1.0, TEXT, past)), 1)
-    assert tiny.error(video, made.detach()) < BOUND
-    assert worst(found, gradients(model, made)) < BOUND
+    assert tiny.error(video, made.detach()) < tolerance.EXACT
+    assert worst(found, gradients(model, made)) < tolerance.EXACT
 
 
 def train_step_one(config, borders):

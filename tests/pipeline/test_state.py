@@ -124,7 +124,7 @@ def test_state_keeps_an_interrupted_recache():
 
 def test_state_pack_holds_decoder_and_version():
     executor = executor_of(POLICIES[0])
-    stream = [tiny.latents(1), None, "Rep"]
+    stream = (tiny.latents(1), None, "Rep")
     packed = pack(half_way(executor), stream, 8)
     state, again = unpack(packed, executor.rollout, TEXTS[0], "cpu")
     assert torch.equal(again[0], stream[0]) and again[1:] == stream[1:] and state.next_frame == 8
