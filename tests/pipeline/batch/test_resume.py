@@ -261,8 +261,8 @@ OTHERS = [
     (ONE, {"seed": 3}, "config.seed was 0 and is 3"),
     (ONE, {"num_output_frames": 27}, "config.num_output_frames was 24 and is 27"),
     (ONE, {"guidance": 2.0}, "config.sampler.guidance was 1.0 and is 2.0"),
-    ([Request("another", 0, 0, "video0")], {}, "videos.0.prompts.0 was prompt 0 and is another"),
-    (TWO, {}, "videos was"),
+    ([Request("another", 0, 0, "video0")], {}, "films.0.prompts.0 was prompt 0 and is another"),
+    (TWO, {}, "films was"),
 ]
 
 
