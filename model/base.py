@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -38,18 +38,54 @@ class Sample:
     real: torch.Tensor | None = None
 
 
-class Loss(Protocol):
-    """`loss, metrics = loss(sample, roles, rng)`; metrics are tensors that nobody has read yet.
+class Draws(Protocol):
+    """Random numbers as functions of what is drawn: `utils.rng.Rng`, or recorded ones in parity tests."""
 
-    What it reads is said by `needs` of its configuration (model/config.py). A distillation's has a `critic`, the loss
-    of the critic's update. A loss on trajectories also has `check_trajectory(count, sigmas)`: the states that its
-    source holds.
+    def at(self, *key: int | str) -> Draws: ...
+
+    def normal_batch(self, shape: Sequence[int], indices: Sequence[int], *key: int | str) -> torch.Tensor: ...
+
+    def uniform_batch(self, shape: Sequence[int], indices: Sequence[int], *key: int | str) -> torch.Tensor: ...
+
+    def integers_batch(
+        self, low: int, high: int, indices: Sequence[int], *key: int | str, shape: Sequence[int] = ()
+    ) -> torch.Tensor: ...
+
+
+class Networks(Protocol):
+    """The networks of a training that a loss may call; which of them are built is said by `needs` (model/config.py).
+
+    Each is called as `network(x_BFCHW, sigma_BF, condition, context) -> velocity`; the discriminator as
+    `discriminator(critic, x, sigma, condition) -> logits`.
     """
 
-    def check_spans(self, spans: Sequence[Span]) -> None:
-        """Raises ValueError for chunks on which the loss cannot work; asked before any model is built."""
+    generator: Any
+    teacher: Any
+    critic: Any
+    discriminator: Any
 
-    def __call__(self, sample: Sample, roles, rng) -> tuple[torch.Tensor, dict[str, torch.Tensor]]: ...
+
+class CriticUpdate(Protocol):
+    """The loss of a critic (and discriminator) on a sample without gradient."""
+
+    def __call__(self, sample: Sample, roles: Networks, rng: Draws) -> tuple[torch.Tensor, dict[str, torch.Tensor]]: ...
+
+
+class Loss(Protocol):
+    """`loss, metrics = loss(sample, roles, rng)`; metrics are device tensors (not synchronised).
+
+    What it reads is said by `needs` of its configuration (model/config.py). One that needs a critic has a `critic`,
+    the loss of its update. One on trajectories also has `check_trajectory(count, sigmas)`: the states that its source
+    holds.
+    """
+
+    def __call__(self, sample: Sample, roles: Networks, rng: Draws) -> tuple[torch.Tensor, dict[str, torch.Tensor]]: ...
+
+
+class LossWithCritic(Loss, Protocol):
+    """The generator's loss of a distillation."""
+
+    critic: CriticUpdate
 
 
 def count_frames(sample: Sample, counted: torch.Tensor, draw: Callable[[Sequence[int]], torch.Tensor]) -> torch.Tensor:

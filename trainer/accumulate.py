@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 
-from model.base import Sample
+from trainer.protocol import Draws, Loss, RolesFace, Source
 
 
-def backward(source, loss: Callable, roles, rng, draw: int, parts: int, with_grad: bool = True):
+def backward(
+    source: Source, loss: Loss, roles: RolesFace, rng: Draws, draw: int, parts: int, with_grad: bool = True
+) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
     """Adds the gradient of the mean loss over this rank's share of the batch; returns (metrics, prompts).
 
     draw: the number of the source's batch. parts: how many the share is cut into; the gradient is that of
@@ -20,7 +20,7 @@ def backward(source, loss: Callable, roles, rng, draw: int, parts: int, with_gra
     prompts: list[str] = []
     whole = source.draw(draw)
     for index in roles.layout.shares(whole, parts):
-        sample: Sample = source.next(draw, roles, rng, with_grad=with_grad, index=index)
+        sample = source.next(draw, roles, rng, with_grad=with_grad, index=index)
         sample.whole = whole
         value, measured = loss(sample, roles, rng)
         (value / parts).backward()

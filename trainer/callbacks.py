@@ -1,4 +1,4 @@
-"""What looks on while a run trains: metrics file and trackers, progress bar, export of the result."""
+"""Callbacks: metrics file and trackers, progress bar, export."""
 
 from __future__ import annotations
 
@@ -9,32 +9,14 @@ from pathlib import Path
 import torch
 
 from trainer.checkpoint.folder import set_aside
+from trainer.protocol import Callback, Method
 from utils.atomic import atomic_write
 from utils.log import StepProgress
 from utils.parallel import ranks
 
 
-class Callback:
-    """Does nothing; the base of those that do."""
-
-    def start(self, step: int, total: int) -> None:
-        """Called before the first step of this process."""
-
-    def after_step(self, step: int, metrics: dict, seconds: float) -> None:
-        """Called after each step with tensors."""
-
-    def before_save(self) -> None:
-        """Called before a checkpoint is written; an exception prevents it."""
-
-    def finish(self, method, seconds: float) -> None:
-        """Called after the last step."""
-
-    def stop(self) -> None:
-        """Called instead when a signal ends the run before its last step."""
-
-
 class NotFinite(ValueError):
-    """A loss or gradient of which nothing can be learned any more: the run stops and saves nothing."""
+    """A loss or gradient that is NaN or infinite: the run stops and saves nothing."""
 
 
 class Metrics(Callback):
@@ -46,7 +28,7 @@ class Metrics(Callback):
     were read: means over the ranks, shown by the first.
     """
 
-    def __init__(self, run: str | Path, every: int, method, trackers=()):
+    def __init__(self, run: str | Path, every: int, method: Method, trackers=()):
         self.path, self.every, self.method, self.trackers = Path(run) / "metrics.jsonl", every, method, trackers
         self._unread: list[tuple[int, dict[str, torch.Tensor], dict[str, tuple]]] = []
 

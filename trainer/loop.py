@@ -1,12 +1,15 @@
-"""The training loop. It knows a method (`step`, `state_dict`, `load_state_dict`) and callbacks, none by name."""
+"""The training loop: a method's steps, callbacks around them, checkpoints; it knows none of them by name."""
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 
 from trainer.callbacks import NotFinite
+from trainer.checkpoint.folder import Checkpoint
 from trainer.interrupt import Interrupt
+from trainer.protocol import Callback, Method
 
 logger = logging.getLogger(__name__)
 
@@ -14,7 +17,7 @@ logger = logging.getLogger(__name__)
 class Loop:
     """Runs `method.step(step)` from the newest checkpoint to `total`, saving on the way."""
 
-    def __init__(self, method, total: int, checkpoint, callbacks=()):
+    def __init__(self, method: Method, total: int, checkpoint: Checkpoint, callbacks: Sequence[Callback] = ()):
         self.method, self.total, self.checkpoint, self.callbacks = method, total, checkpoint, list(callbacks)
         self.seconds = 0.0  # spent in training, over all resumes
 
@@ -47,7 +50,7 @@ class Loop:
     def fit(self, resume: bool = True) -> None:
         """Trains to the end, or to a signal: then it saves, asks to be started again, and returns.
 
-        Callbacks see tensors; who reads them waits for the device.
+        Callbacks receive tensors; reading one synchronises with the device.
         Errors: ValueError for a loss that is not finite, on all ranks, and for a folder in which another training
         runs; OSError if a checkpoint cannot be written.
         """

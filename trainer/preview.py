@@ -22,9 +22,9 @@ from pipeline.config import (
     OutputConfig,
 )
 from pipeline.rollout import Chunk
-from trainer.callbacks import Callback
 from trainer.checkpoint.folder import set_aside
 from trainer.config import PreviewConfig
+from trainer.protocol import Callback
 from trainer.trackers import SHEET
 from utils.data.prompts import file_stem, read_prompts
 from utils.media.image import contact_sheet
