@@ -182,7 +182,7 @@ WRONG = {
         "frames: {min: 21, max: 60}",
     ],
     "trainer.source={frames: {min: 6, max: 0}}": [
-        "frames is 6 and frames_max 0",
+        "frames is {'min': 6, 'max': 0}",
         "frames: {min: 21, max: 60}",
     ],
     "trainer.source.frames=long": ["trainer.source", "frames is 'long'", "write frames: 21"],

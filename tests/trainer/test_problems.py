@@ -48,13 +48,14 @@ def other(value) -> st.SearchStrategy:
 def roots() -> dict:
     """Returns name -> configuration of a generation and of every kind of training."""
     found = {"infer": InferConfig(), "codec": TrainConfig(trainer=CodecConfig())}
-    found["codec"].trainer.name = "codec"  # the loader gives arms their name
+    found["codec"].trainer.name = "codec"
     for name, source in SOURCES.items():
         data = (
             {"path": "clips"} if "path" in values(source()) else {"prompts" if name == "stream" else "clips": "clips"}
         )
         for kind in (RegressConfig, DistillConfig):
             trainer = kind(source=source(**data), generator=RoleConfig(spec="digits"))
+            trainer.source.name = name  # as the loader names arms
             found[f"{kind.__name__} {name}"] = TrainConfig(trainer=trainer, preview=PreviewConfig(every=1))
     return found
 
