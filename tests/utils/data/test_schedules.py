@@ -85,7 +85,7 @@ BAD = [
     (prompts({"text": "a", "end_frame": 3}, {"text": " "}), r"prompts\[1\].text is empty"),
     (prompts({"text": "a", "end_frame": 3}, {"text": 5}), r"prompts\[1\].text is 5; write text"),
     (prompts({"text": "a", "end_frame": 3}, {"end_frame": 9}), r"prompts\[1\]: text is missing"),
-    (prompts("a", ""), "prompts are 2 and data.switch_frames are 0"),
+    (prompts("a", ""), "2 prompts and 0 data.switch_frames"),
     (prompts({"text": "a"}, {"text": "b"}), r"prompts\[0\]: it has no end, which only the last"),
     (prompts({"text": "a", "end_frame": 3, "end": "1s"}, {"text": "b"}), "end_frame and end both tell"),
     (prompts({"text": "a", "end_frame": 0}, {"text": "b"}), "end_frame is 0; write a whole number from 1"),
