@@ -171,11 +171,11 @@ def test_session_generation_that_failed_behind_an_undecoded_chunk_keeps_its_prom
     _, pixels = session.step_ahead()
     session.switch_prompt("two")
     session.switch_prompt("three")
-    denoiser = session._rollout.denoiser
+    executor = session._executor
     breaks(session, 2)
     with pytest.raises(OutOfMemory):
         session.step_ahead()
-    session._rollout.denoiser = denoiser
+    session._executor = executor
     free.set()
     with pytest.raises(OutOfMemory):
         pixels.result(60)
