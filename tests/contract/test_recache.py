@@ -73,14 +73,14 @@ def test_recache_reads_condition_of_its_frames(video, beyond, training):
     if config.window_frames != -1:
         config = replace(config, recache_frames=config.window_frames + beyond)
     made, wanted = both_videos(config, lengths, switches, by_frame=True, training=training)
-    assert tiny.error(made, wanted) < tiny.EXACT
+    assert tiny.error(made, wanted) < tolerance.EXACT
 
 
 @pytest.mark.parametrize("kind", ["causal", "bidirectional"])
 def test_recache_with_other_frames_condition_shows(kind, monkeypatch):
     """The twin: a recache that reads the condition one frame beside, while the chunks read their own."""
     config = CacheConfig(9, 2, "write", kind)
-    assert tiny.error(*both_videos(config, LENGTHS, SWITCHES, by_frame=True)) < tiny.EXACT
+    assert tiny.error(*both_videos(config, LENGTHS, SWITCHES, by_frame=True)) < tolerance.EXACT
     recache = Rollout.recache
 
     def beside(self, state, condition):

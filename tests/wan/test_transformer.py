@@ -142,10 +142,12 @@ def test_transformer_sees_image_condition_of_the_span():
     given = whole.cut(Span(2, 6))
     assert given.key == whole.key and torch.equal(given.channels, whole.channels[:, 2:6])
     wanted = velocity(condition=given, model=model)
-    for other in (replace(given, image=given.image.flip(1), key=1), whole.cut(Span(0, 4))):
+    for other in (replace(given, image=given.image.flip(1), key="flipped"), whole.cut(Span(0, 4))):
         moved = tiny.error(velocity(condition=other, model=model), wanted)
         assert (moved > 1e-2) == (other.key == whole.key), "attention forgets the order of tokens, channels do not"
-    assert tiny.error(velocity(condition=replace(given, image=-given.image, key=2), model=model), wanted) > 1e-2
+    assert (
+        tiny.error(velocity(condition=replace(given, image=-given.image, key="negative"), model=model), wanted) > 1e-2
+    )
     null = whole.null()
     assert null.image is whole.image and null.channels is whole.channels, "guidance is about the text alone"
 
