@@ -1,4 +1,4 @@
-"""A video in conversation: made chunk by chunk while its prompt may be changed, rewound and forked at any chunk.
+"""An interactive video: generated chunk by chunk while its prompt may change; can be rewound and forked at any chunk.
 
     session = Session(pipeline)
     session.start("a red three moves right", seed=1)

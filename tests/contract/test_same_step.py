@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model.config import mask_problems
+from pipeline.config import CausalConfig, ContextConfig
 from pipeline.executor import PlainExecutor
 from pipeline.rollout import Chunk, Rollout
 from pipeline.sampler import FewStep, MultiStep, RandomExit
@@ -19,6 +22,7 @@ from tests import tiny, tolerance
 from tests.contract.oracle import Book, Oracle, Window, again, at
 from tests.contract.test_gradient import gradients, worst
 from tests.examples import same_step
+from trainer.sources.config import RolloutConfig, StreamConfig
 from wan.cache import Chunks
 from wan.context import Cached, Full
 from wan.geometry import Span
@@ -334,17 +338,37 @@ def test_same_step_recompute_keeps_nothing(monkeypatch):
     assert not any(entry for view in views for entry in view._own)
 
 
+SAME_STEP = CacheConfig(content="same_step")
+
+
 @pytest.mark.parametrize(
-    ("config", "words"),
+    ("problems", "words"),
     [
-        (CacheConfig(content="noisy"), "cache.content is 'noisy'; write one of clean, same_step"),
-        (CacheConfig(content="same_step", recache="bidirectional"), "chunk by chunk; write causal or none"),
-        (CacheConfig(content="same_step", recache="reset"), "cache.recache reset: .*write causal or none"),
+        (CacheConfig(content="noisy").problems(), "cache.content is 'noisy'; write one of clean, same_step"),
+        (CacheConfig(content="same_step", recache="bidirectional").problems(), "chunk by chunk; write causal or none"),
+        (CacheConfig(content="same_step", recache="reset").problems(), "cache.recache reset: .*write causal or none"),
+        (CausalConfig(cache=SAME_STEP, context=ContextConfig(0.1)).problems(), "no context pass runs; leave out"),
+        (RolloutConfig("x", cache=SAME_STEP, exit_per_chunk=True).problems(), "write exit_per_chunk=false"),
+        (StreamConfig("x", cache=SAME_STEP).problems(), "write last_step_only=true"),
+        (mask_problems(SAME_STEP), "write content: clean"),
     ],
 )
-def test_same_step_config_is_refused(config, words):
-    with pytest.raises(ValueError, match=words):
-        config.check()
+def test_same_step_config_is_refused(problems, words):
+    (problem,) = problems
+    assert re.search(words, problem)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        CausalConfig(cache=SAME_STEP),
+        RolloutConfig("x", cache=SAME_STEP, exit_per_chunk=True, last_step_only=True),
+        RolloutConfig("x", cache=SAME_STEP),
+        StreamConfig("x", cache=SAME_STEP, last_step_only=True),
+    ],
+)
+def test_same_step_config_is_accepted(config):
+    assert list(config.problems()) == []
 
 
 def test_same_step_memory_is_bounded():
