@@ -23,7 +23,7 @@ ifneq ($(shell cat $(STAMP) 2>/dev/null),$(TORCH_INDEX))
 endif
 endif
 
-.PHONY: help demo digits-table digits-long test test-cpus lint clean
+.PHONY: help demo digits-table digits-long test test-cpus check lint types format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -32,7 +32,10 @@ help:
 	@echo "make digits-long    long videos and prompt switches, before and after long tuning; resumes (ARGS=--help)"
 	@echo "make test           lint and run the whole test suite"
 	@echo "make test-cpus      run the numeric tests once for each way in which CPUs sum: instruction sets, kernels, threads"
+	@echo "make check          lint, types, architecture and unit tests: under a minute"
 	@echo "make lint           ruff: check and format check"
+	@echo "make types          mypy: what wan, model, pipeline and trainer hand each other"
+	@echo "make format         ruff: mend and format"
 	@echo "make clean          remove .venv and caches; outputs/ and runs/ stay"
 	@echo "make help           this list"
 	@echo "options             PYTHON=python3.12 (3.11 or newer)   TORCH_INDEX=URL (wheel index for torch)"
@@ -71,12 +74,26 @@ test-cpus: $(STAMP)
 	@echo "$$CPUS" | while read -r cpu; do echo "== $$cpu"; \
 		env $$cpu $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile $(NUMERIC) < /dev/null || exit 1; done
 
+# What a change can break at once; the whole suite is `make test`.
+check: lint types
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile $(UNIT)
+
+UNIT := tests/architecture tests/model tests/wan/test_geometry.py tests/wan/test_ledger.py tests/wan/test_masks.py \
+	tests/wan/test_rope.py tests/wan/test_schedule.py tests/wan/test_tokens.py tests/utils/test_rng.py
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP):
