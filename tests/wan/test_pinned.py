@@ -73,14 +73,14 @@ def one_forward(window: int, sink: int, noisy: bool = False, pinned: RunInput = 
 @pytest.mark.parametrize(("window", "sink"), POLICIES)
 def test_prefill_and_cache_are_one_masked_forward(window, sink, storage):
     given, noisy = walk(filled(storage, CacheConfig(window, sink)))
-    assert tiny.error(given, one_forward(window, sink)) < 1e-9
-    assert tiny.error(noisy, one_forward(window, sink, noisy=True)) < 1e-9
+    assert tiny.error(given, one_forward(window, sink)) < tolerance.EXACT
+    assert tiny.error(noisy, one_forward(window, sink, noisy=True)) < tolerance.EXACT
 
 
 def test_before_an_eviction_reading_rotation_is_the_same():
     given, noisy = walk(filled(config=CacheConfig(TOTAL + 3, 0, "read")))
-    assert tiny.error(given, one_forward(-1, 0)) < 1e-9
-    assert tiny.error(noisy, one_forward(-1, 0, noisy=True)) < 1e-9
+    assert tiny.error(given, one_forward(-1, 0)) < tolerance.EXACT
+    assert tiny.error(noisy, one_forward(-1, 0, noisy=True)) < tolerance.EXACT
 
 
 def test_other_pinned_runs_are_another_forward():
@@ -177,7 +177,7 @@ def slow_walk(rope: str):
 @pytest.mark.parametrize("rope", ["write", "read"])
 def test_pinned_runs_that_move_are_rotated_anew(rope, storage):
     wanted = slow_walk(rope)
-    assert tiny.error(moving_walk(filled(storage, CacheConfig(6, 2, rope))), wanted) < 1e-9
+    assert tiny.error(moving_walk(filled(storage, CacheConfig(6, 2, rope))), wanted) < tolerance.EXACT
     assert tiny.error(moving_walk(filled(storage, CacheConfig(6, 2, rope)), lambda n: moved(0)), wanted) > 1e-4
 
 
@@ -289,7 +289,7 @@ def test_they_stay_where_the_video_is_recached(kind):
             walk(cache, [Span(max(span.start, start), span.stop) for span in BORDERS[:4] if span.stop > start])
         assert all(torch.equal(a, b) for a, b in zip(cache.pinned(1), before, strict=True))
         made.append(walk(cache, BORDERS[4:])[0])
-    assert tiny.error(made[0], tiny.healthy(made[1])) < 1e-9
+    assert tiny.error(made[0], tiny.healthy(made[1])) < tolerance.EXACT
 
 
 def test_an_order_of_tokens_changes_nothing():
@@ -297,7 +297,7 @@ def test_an_order_of_tokens_changes_nothing():
     MODEL.transformer.sequence = WholeSequence(lambda f, r, c: [t * 5 % (f * r * c) for t in range(f * r * c)])
     given = [walk(filled(storage))[0] for storage in (Ring, Chunks)]
     MODEL.transformer.sequence = WholeSequence()
-    assert all(tiny.error(each, wanted) < 1e-9 for each in given)
+    assert all(tiny.error(each, wanted) < tolerance.EXACT for each in given)
 
 
 def test_a_checkpointed_pass_with_gradient_reads_what_was_there():

@@ -254,3 +254,20 @@ def test_what_does_not_fit_is_refused():
         velocity(before=[RunInput(X, SIGMA)])
     with pytest.raises(ValueError, match=r"a mask of \(4, 4\) frames was given for \(6, 6\) frames"):
         velocity(Masked(masks.causal(tiny.spans(1, 3))), before=[past()])
+
+
+def test_block_masks_hide_the_same_tokens():
+    """FlexAttention's rule for a pair of tokens, with frames alike, unequal and out of order; and its twin."""
+    from torch.nn.attention.flex_attention import create_mask
+
+    from wan.attention.call import AttentionCall
+    from wan.attention.flex import Flex
+
+    mask = FrameMask(torch.rand(6, 6, generator=torch.Generator().manual_seed(0)) > 0.5)
+    even = tiny.layout(6, 5)
+    for queries, keys in ((UNEVEN, UNEVEN), (even, UNEVEN), (replace(UNEVEN, order=shuffled), even)):
+        q = torch.zeros(1, 30, 2, 16)
+        rule = Flex()._block_mask(AttentionCall(q, q, q, 0, queries, keys, mask)).mask_mod
+        given = create_mask(rule, None, None, 30, 30, device="cpu")[0, 0]
+        assert torch.equal(given, mask.dense(queries, keys, "cpu"))
+        assert not torch.equal(given, mask.dense(even, even, "cpu"))

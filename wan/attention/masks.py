@@ -31,7 +31,7 @@ class FrameMask:
 
     def __str__(self) -> str:
         """ASCII picture: one row a query frame, # = sees, . = does not."""
-        return "\n".join("".join("#" if seen else "." for seen in row) for row in self.frames.tolist())
+        return "\n".join("".join("#" if visible else "." for visible in row) for row in self.frames.tolist())
 
 
 def causal(spans: list[Span], window_frames: int = -1, sink_frames: int = 0) -> FrameMask:
@@ -42,14 +42,14 @@ def causal(spans: list[Span], window_frames: int = -1, sink_frames: int = 0) -> 
     if spans[0].start:
         raise ValueError(f"a mask over whole clips starts at frame 0, not at {spans[0].start}")
     total, largest = spans[-1].stop, max(map(len, spans))
-    seen = torch.zeros(total, total, dtype=torch.bool)
+    visible = torch.zeros(total, total, dtype=torch.bool)
     for span in spans:
         first = 0
         if window_frames != -1:
             first = max(0, span.start - (window_frames - sink_frames - largest))
-        seen[span.start : span.stop, first : span.stop] = True
-        seen[span.start : span.stop, : min(sink_frames, span.start)] = True
-    return FrameMask(seen)
+        visible[span.start : span.stop, first : span.stop] = True
+        visible[span.start : span.stop, : min(sink_frames, span.start)] = True
+    return FrameMask(visible)
 
 
 def teacher_forcing(spans: list[Span], window_frames: int = -1, sink_frames: int = 0) -> FrameMask:
