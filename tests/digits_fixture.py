@@ -73,11 +73,13 @@ class Door:
         return status
 
     def fails(self, *arguments) -> str:
-        """Returns the last line of stderr after asserting that bad input was refused."""
+        """Returns what was said, all problems of it, after asserting that bad input was refused."""
         status = self(*arguments)
         assert status == 2, (status, self.error)
         assert "Traceback" not in self.error
-        return self.error.strip().splitlines()[-1]
+        lines = self.error.strip().splitlines()
+        begins = [n for n, line in enumerate(lines) if line.startswith(("inference.py: ", "train.py: "))]
+        return "\n".join(lines[begins[-1] if begins else -1 :])
 
 
 def files(folder: Path, pattern: str = "*") -> dict[str, bytes]:
