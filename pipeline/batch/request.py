@@ -149,7 +149,7 @@ class KeyedNoise:
     """
 
     def __init__(self, rng: Rng, requests: Sequence[Request], frame_shape, dtype: torch.dtype, start=None):
-        """frame_shape: (C, h, w). start: given noise [B, F, C, h, w] of step 0."""
+        """frame_shape: (C, h, w). start: given noise [B, F, C, h, w] of step 0, from frame 0 on."""
         roots = [Rng(r.script.seed, *rng.key) if r.script and r.script.seed is not None else rng for r in requests]
         self._sources = [root.at("noise", r.index, r.sample) for root, r in zip(roots, requests, strict=True)]
         self._shape, self._dtype, self._start = tuple(frame_shape), dtype, start

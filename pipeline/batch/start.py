@@ -29,7 +29,7 @@ def video_pixels(path: str | Path, pipeline: Causal, geometry: Geometry, fps: fl
 
     P fills whole chunks. fps: of the video to generate. most: latent frames at most, but at least one chunk.
     seconds: how much of the video to use instead of `most`, rounded down to whole chunks.
-    Errors: ValueError naming a video that cannot be read or is too short, or for less seconds than one chunk.
+    Errors: ValueError naming a video that cannot be read or is too short, or for fewer seconds than one chunk.
     """
     first = pipeline.config.first_chunk or pipeline.config.chunk
     wanted = max(most, first)

@@ -1,7 +1,7 @@
 """Writes a batch of videos: decodes chunks as a stream into MP4, GIF and latents, with a JSON sidecar next to each.
 
-Memory does not grow with the video's length: frames and latents are written as they come, except the few that a contact
-sheet shows.
+Memory does not grow with the video's length: frames and latents are written as they come; only the few that a contact
+sheet shows are kept.
 """
 
 from __future__ import annotations
