@@ -24,14 +24,15 @@ from numbers import Integral
 
 import torch
 
+from pipeline.batch.provenance import session_facts
 from pipeline.batch.request import KeyedNoise, Request, check_words
-from pipeline.batch.resume import describe_changes, pipeline_facts, shapes
 from pipeline.causal import Causal
 from pipeline.decoder import Decoder
 from pipeline.rollout import Chunk
 from pipeline.state import RolloutState, check_version, pack, unpack
 from pipeline.track import Live
 from utils.data.prompts import check_prompt
+from utils.diff import describe
 from utils.rng import Rng
 from wan.codec.base import DecoderState
 from wan.condition import Condition
@@ -167,7 +168,7 @@ class Session:
             snapshot = pack(self._state, stream, border)
             snapshot["tensors"] |= {f"undecoded.{n}": chunk.latents.clone() for n, chunk in enumerate(undecoded)}
             snapshot["book"]["undecoded"] = [[chunk.span.start, chunk.span.stop] for chunk in undecoded]
-            facts = self._facts(snapshot["tensors"])
+            facts = session_facts(self.pipeline, self.decode, snapshot["tensors"])
             snapshot["book"] |= {"facts": facts, "keys": dict(self._keys), "prompt": track.name}
             snapshot["book"]["waiting"] = [list(pair) for pair in track.waiting()]
             # True if the next chunk has its prompt already: its generation failed
@@ -184,7 +185,8 @@ class Session:
             self._check_open()
             try:
                 check_version(snapshot["book"])
-                if names := describe_changes(snapshot["book"]["facts"], self._facts(snapshot["tensors"])):
+                facts = session_facts(self.pipeline, self.decode, snapshot["tensors"])
+                if names := describe(snapshot["book"]["facts"], facts):
                     advice = "restore it in a session like the one that it is of"
                     raise ValueError(f"the snapshot does not fit: {names}; {advice}")
                 video = self._unpacked(snapshot)
@@ -251,11 +253,6 @@ class Session:
             undecoded = self._undecoded()
             self._decoder, self._pending = self._open_decoder(self._decoder.state), tuple((c, None) for c in undecoded)
         self._pending = tuple((chunk, pixels) for chunk, pixels in self._pending if not (pixels and _succeeded(pixels)))
-
-    def _facts(self, tensors: dict[str, torch.Tensor]) -> dict:
-        """Returns what a snapshot of these tensors must have in common with a session that takes it."""
-        decoder = type(self.pipeline.bundle.decoder).__name__ if self.decode else None
-        return pipeline_facts(self.pipeline) | {"decode": self.decode, "decoder": decoder, "tensors": shapes(tensors)}
 
     def _unpacked(self, snapshot: dict) -> tuple:
         """Returns the video of a snapshot as `_begin` takes it."""

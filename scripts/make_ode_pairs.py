@@ -106,6 +106,7 @@ def remember(folder: Path, flags, teacher, source, sigmas, prompts: list[str]) -
 
     from utils.atomic import write_json
     from utils.config.text import to_dict
+    from utils.diff import ABSENT, differences
 
     facts = {
         "sigmas": list(sigmas),
@@ -119,7 +120,8 @@ def remember(folder: Path, flags, teacher, source, sigmas, prompts: list[str]) -
     path = folder / "pairs.json"
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
-        if other := sorted(name for name in facts if before.get(name) != json.loads(json.dumps(facts[name]))):
+        changes = differences(before, json.loads(json.dumps(facts)))
+        if other := [change.path for change in changes if change.new is not ABSENT]:
             raise ValueError(f"{folder} was begun with other {', '.join(other)} ({path}); give another --output")
         return
     write_json(path, facts)

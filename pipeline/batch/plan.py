@@ -1,4 +1,4 @@
-"""How the videos of a batch are made: size, length, schedule; and the tensors that a run may be given."""
+"""Plans the videos of a batch: size, length, start and schedule. Reads the tensors that a user may give to a run."""
 
 from __future__ import annotations
 
@@ -21,36 +21,36 @@ from utils.data.schedules import FRAME, SECOND, Moment, ScheduleLine
 from wan.geometry import Geometry, Span
 
 logger = logging.getLogger(__name__)
-RATE_TOLERANCE = 0.01  # 24 and 23.976 frames per second are one
+RATE_TOLERANCE = 0.01  # 24 and 23.976 frames per second count as equal
 
 
 @dataclass(frozen=True)
 class VideoPlan:
-    """How the videos of a batch are made: their size, length, and the latent frames at which prompts are asked for."""
+    """Size and length of the videos of a batch, and the latent frames at which prompts are requested."""
 
     geometry: Geometry
     pipeline: object
     total: int  # latent frames
-    given: int  # how many of them are given
+    given: int  # conditioning frames among them
     fps: float
     requested: tuple[int, ...] = (0,)
 
     @property
     def num_chunks(self) -> int:
-        """Chunks to be generated."""
+        """Number of chunks to generate."""
         return len(self.pipeline.spans(self.total, self.given))
 
     @property
     def spans(self) -> list[Span]:
-        """All chunks of a causal video, given ones too."""
+        """All chunks of a causal video, conditioning ones too."""
         return [*self.pipeline.given_spans(self.given), *self.pipeline.spans(self.total, self.given)]
 
 
 def plan_video(request: Request, config: InferConfig, bundle: ModelBundle, sampler, given: int = 0) -> VideoPlan:
-    """Returns how a video is made: as its script says, and the configuration where that is silent.
+    """Returns the plan of a video: from its prompt schedule, and from the configuration what that does not state.
 
-    given: how many first latent frames are there, if the request does not tell.
-    Errors: ValueError for a size, length, ends or a start that cannot be.
+    given: number of conditioning frames, if the request does not determine it.
+    Errors: ValueError for a size, length, prompt ends or a start that are not possible.
     """
     script = request.script
     size = (script.height or config.height, script.width or config.width) if script else (config.height, config.width)
@@ -75,7 +75,7 @@ def plan_video(request: Request, config: InferConfig, bundle: ModelBundle, sampl
 
 
 def requested_length(script: ScheduleLine | None, config: InferConfig) -> tuple[str, Moment]:
-    """Returns (the field that tells a video's length, the length as it is told)."""
+    """Returns (the field that states the video's length, the length as the user wrote it)."""
     if script and script.cues[-1].end:
         return f"the end of prompts[{len(script.cues) - 1}]", script.cues[-1].end
     if script and script.length:
@@ -86,7 +86,7 @@ def requested_length(script: ScheduleLine | None, config: InferConfig) -> tuple[
 
 
 def _video_frames(request: Request, pipeline: Causal, geometry: Geometry, fps: float, total: int) -> int:
-    """Returns how many latent frames the end of the request's video gives to a video of `total` frames."""
+    """Returns how many latent frames the end of the request's video fills in a video of `total` frames."""
     window = pipeline.config.cache.window_frames
     most = total // 2 if window == -1 else min(window, total - pipeline.config.chunk)
     pixels, rate = video_pixels(request.video, pipeline, geometry, fps, most, request.start_seconds)
@@ -113,7 +113,7 @@ def read_latents(path: str, name: str, shape: tuple[int, ...]) -> torch.Tensor |
 
 
 def select_rows(tensor: torch.Tensor | None, group: Sequence[Request], what: str) -> torch.Tensor | None:
-    """Returns the batch's rows by prompt index; a single row serves all."""
+    """Returns the batch's rows by prompt index; a single row is used for all."""
     if tensor is None:
         return None
     if len(tensor) == 1:

@@ -1,4 +1,4 @@
-"""What is asked for: one request per video, in batches that every number of ranks cuts alike."""
+"""Requests: one per video, in batches that do not depend on the number of ranks."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from utils.digits.world import parse_prompt
 from utils.rng import Rng
 from wan.geometry import Span
 
-GRAMMARS = {"digits": parse_prompt}  # models that know a closed world of prompts
+GRAMMARS = {"digits": parse_prompt}  # models that know certain prompts only
 
 
 @dataclass(frozen=True)
 class Request:
-    """One video: its prompt, its place in the list (`index`), its number among the prompt's samples."""
+    """A requested video: prompt, place in the list (`index`), number among the prompt's samples (`sample`)."""
 
     prompt: str
     index: int
     sample: int
     stem: str  # file name without extension
-    image: Path | None = None  # what it starts from: a picture,
-    script: ScheduleLine | None = None  # the prompts that follow, and what else its line says
-    video: Path | None = None  # or the last seconds of a video (0: as many as the window holds)
-    start_seconds: float = 0.0
+    image: Path | None = None  # an image as its first frame
+    script: ScheduleLine | None = None  # its line of a prompt schedule
+    video: Path | None = None  # a video whose end it continues
+    start_seconds: float = 0.0  # how much of that video; 0 = what the window holds
 
     @property
     def prompts(self) -> list[str]:
@@ -46,20 +46,20 @@ class Request:
 
     @property
     def start(self) -> Path | None:
-        """The file that it starts from."""
+        """The image or video that it starts from."""
         return self.image or self.video
 
     @property
     def schedule(self) -> tuple:
-        """What videos must share to be made together; how many frames a video gives is known when it is read."""
+        """What the videos of a batch have in common; how many frames a start video fills is known once it is read."""
         start = (self.video, self.start_seconds) if self.video else bool(self.image)
         return self.script and self.script.schedule, start
 
 
 def read_requests(data, output, num_samples: int, suffix: str = "", refused: list[str] | None = None) -> list[Request]:
-    """Returns the requests of a run, in order. refused: takes the messages of a script's bad lines, if given.
+    """Returns the requests of a run, in order. refused: collects the errors of a prompt schedule's bad lines, if given.
 
-    Errors: ValueError for no prompt at all, or a file that cannot be read.
+    Errors: ValueError if there is no prompt, or a file cannot be read.
     """
     if data.i2v and not data.path:
         raise ValueError("image-to-video needs --data_path, a folder of images with captions")
@@ -87,7 +87,7 @@ def read_requests(data, output, num_samples: int, suffix: str = "", refused: lis
 
 
 def _started(lines: list[PromptLine], data) -> list[PromptLine]:
-    """Returns the lines with the start files that the configuration names."""
+    """Returns the lines with the start files of the configuration."""
     for kind, path in (("image", data.start_image), ("video", data.start_video)):
         if path:
             lines = with_start(lines, path, kind)
@@ -114,7 +114,7 @@ def _requests(rows: Sequence[tuple[PromptLine, ScheduleLine | None]], data, outp
 
 
 def check_grammar(requests: Sequence[Request], spec_name: str) -> None:
-    """Raises ValueError if a prompt lies outside the closed world of the model."""
+    """Raises ValueError for a prompt that the model does not know."""
     for request in requests:
         for number, prompt in enumerate(request.prompts):
             try:
@@ -125,28 +125,31 @@ def check_grammar(requests: Sequence[Request], spec_name: str) -> None:
 
 
 def check_words(prompt: str, spec_name: str) -> None:
-    """Raises ValueError if the prompt lies outside the closed world of the model."""
+    """Raises ValueError if the model does not know the prompt."""
     if grammar := GRAMMARS.get(spec_name):
         grammar(prompt)
 
 
 def batches(requests: Sequence[Request], size: int) -> list[list[Request]]:
-    """Cuts the whole list into batches, before ranks share them: what is computed together never depends
-    on the number of ranks, nor on what an earlier run has finished. Videos of one batch share their schedule."""
-    alike: dict[tuple, list[Request]] = {}
+    """Returns the whole list cut into batches whose videos share their schedule.
+
+    Ranks share the batches afterwards, so that what is computed together does not depend on their number, nor on what
+    an earlier run has finished.
+    """
+    by_schedule: dict[tuple, list[Request]] = {}
     for request in requests:
-        alike.setdefault(request.schedule, []).append(request)
-    return [own[i : i + size] for own in alike.values() for i in range(0, len(own), size)]
+        by_schedule.setdefault(request.schedule, []).append(request)
+    return [own[i : i + size] for own in by_schedule.values() for i in range(0, len(own), size)]
 
 
 class KeyedNoise:
-    """noise(span, k) of a batch: a function of (seed, prompt's index, sample, first frame, k) alone.
+    """Noise of a batch, noise(span, k): a function of seed, prompt index, sample, frame and step k alone.
 
-    A script's line may have a seed of its own.
+    A line of a prompt schedule may have its own seed.
     """
 
     def __init__(self, rng: Rng, requests: Sequence[Request], frame_shape, dtype: torch.dtype, start=None):
-        """frame_shape: (C, h, w). start: given noise [B, F, C, h, w] for k = 0, from frame `start_frame`."""
+        """frame_shape: (C, h, w). start: given noise [B, F, C, h, w] of step 0, from frame 0 on."""
         roots = [Rng(r.script.seed, *rng.key) if r.script and r.script.seed is not None else rng for r in requests]
         self._sources = [root.at("noise", r.index, r.sample) for root, r in zip(roots, requests, strict=True)]
         self._shape, self._dtype, self._start = tuple(frame_shape), dtype, start

@@ -1,4 +1,4 @@
-"""From a script's line to latent frames: how long the video is, and when each prompt is asked for and comes."""
+"""Turns a line of a prompt schedule into latent frames: the video's length, and where each prompt starts."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def pixel_frame(moment: Moment, geometry: Geometry, fps: float) -> float:
 
 
 def requested_frames(line: ScheduleLine, geometry: Geometry, fps: float) -> list[int]:
-    """Returns the latent frame from which on each prompt of the line is asked for: rounded down; the first is 0.
+    """Returns the latent frame at which each prompt of the line is requested, rounded down; the first is 0.
 
-    Errors: ValueError naming line and prompt for ends that do not ascend or lie in the first latent frame.
+    Errors: ValueError naming line and prompt if ends do not ascend or lie in the first latent frame.
     """
     frames, before = [0], 0.0
     for number, cue in enumerate(line.cues[:-1]):
@@ -41,9 +41,9 @@ def requested_frames(line: ScheduleLine, geometry: Geometry, fps: float) -> list
 
 
 def video_length(line: ScheduleLine, geometry: Geometry, fps: float) -> tuple[int, bool] | None:
-    """Returns (latent frames of the video, whether they may be rounded up to whole chunks), or None: untold.
+    """Returns (latent frames of the video, whether they may be rounded up to whole chunks), or None if not stated.
 
-    Errors: ValueError for an end of the last prompt that is not after the others'.
+    Errors: ValueError if the last prompt does not end after the others.
     """
     stated = line.cues[-1].end or line.length
     if stated is None:
@@ -59,7 +59,7 @@ def video_length(line: ScheduleLine, geometry: Geometry, fps: float) -> tuple[in
 
 
 def check_switches(line: ScheduleLine, requested: Sequence[int], spans: Sequence[Span]) -> None:
-    """Raises ValueError if a prompt of the line never comes: its frame lies behind the start of the last chunk."""
+    """Raises ValueError if a prompt of the line would start after the last chunk has begun, and so never."""
     dry = PromptSchedule([(frame, None) for frame in requested])
     for span in spans:
         dry.advance(span)
@@ -71,17 +71,8 @@ def check_switches(line: ScheduleLine, requested: Sequence[int], spans: Sequence
         )
 
 
-def switch_report(line: ScheduleLine, script: PromptSchedule, seconds: Sequence[float]) -> list[dict]:
-    """Returns a record of each prompt: its text, asked and actual latent frame, and the milliseconds of its recache."""
-    took = [None, *(1e3 * s for s in seconds)]
-    return [
-        {"text": cue.text, "asked_frame": requested, "frame": frame, "recache_ms": ms}
-        for cue, (requested, _), frame, ms in zip(line.cues, script.cues, script.taken, took, strict=True)
-    ]
-
-
 def build_schedule(lines: Sequence[ScheduleLine], requested: Sequence[int], make_condition) -> PromptSchedule:
-    """Returns the track of videos that share a schedule; condition_of(prompts) -> Condition of the batch."""
+    """Returns the track of videos that share a schedule; make_condition(prompts) -> Condition of the batch."""
     texts = zip(*[[cue.text for cue in line.cues] for line in lines], strict=True)
     conditions: list[Condition] = [make_condition(list(prompts)) for prompts in texts]
     return PromptSchedule(list(zip(requested, conditions, strict=True)))

@@ -1,7 +1,7 @@
-"""What a video starts from: a picture, or the last seconds of a video, as pixels and as clean latents.
+"""What a video starts from: an image, or the last seconds of a video, as pixels and as clean latents.
 
-A video's end is cut to whole chunks and brought to the video's size (the aspect is kept, the borders are cut) and rate
-(the frames nearest in time are taken). The context pass over its latents fills the cache as if they had been made.
+The end of a video is cut to whole chunks, cropped and scaled to the new size, and sampled at the new rate (nearest
+frames). The context pass over its latents fills the caches as if they had been generated.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from wan.geometry import Geometry
 
 
 def image_pixels(path: str | Path, geometry: Geometry, mode: str = "crop") -> torch.Tensor:
-    """Returns the picture as one pixel frame [1, 3, H, W] in [-1, 1]; mode: "crop" keeps the aspect, or "stretch"."""
+    """Returns the image as one pixel frame [1, 3, H, W] in [-1, 1]; mode: "crop" keeps the aspect, or "stretch"."""
     return read_image(path, (geometry.height, geometry.width), mode)[None]
 
 
 def video_pixels(path: str | Path, pipeline: Causal, geometry: Geometry, fps: float, most: int, seconds: float = 0.0):
     """Returns (the last pixel frames of a video, [P, 3, H, W] in [-1, 1], the video's own frames per second).
 
-    P is what whole chunks hold. fps: of the video. most: latent frames at most, but at least one chunk.
-    seconds: how much is used instead, rounded down to whole chunks.
-    Errors: ValueError naming a video that cannot be read or is too short, or for seconds that hold no chunk.
+    P fills whole chunks. fps: of the video to generate. most: latent frames at most, but at least one chunk.
+    seconds: how much of the video to use instead of `most`, rounded down to whole chunks.
+    Errors: ValueError naming a video that cannot be read or is too short, or for fewer seconds than one chunk.
     """
     first = pipeline.config.first_chunk or pipeline.config.chunk
     wanted = max(most, first)
@@ -53,10 +53,10 @@ def video_pixels(path: str | Path, pipeline: Causal, geometry: Geometry, fps: fl
 
 
 def encode_start(pipeline: Causal, path: str | Path, seconds: float = 0.0) -> torch.Tensor:
-    """Returns the clean latents [1, F, C, h, w] of a picture or a video's end, for `Session.start(given=...)`.
+    """Returns the clean latents [1, F, C, h, w] of an image or a video's end, for `Session.start(given=...)`.
 
-    seconds: how much of a video; by default what the window holds, as whole chunks.
-    Errors: ValueError for a file that cannot be used, or no seconds where no window bounds the cache.
+    seconds: how much of the video to use; 0 = as many whole chunks as the window holds.
+    Errors: ValueError for a file that cannot be used, or if neither seconds nor a window limit the length.
     """
     bundle, geometry, window = pipeline.bundle, pipeline.rollout.geometry, pipeline.config.cache.window_frames
     if Path(path).suffix.lower() in IMAGE_SUFFIXES:

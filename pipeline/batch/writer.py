@@ -1,7 +1,7 @@
-"""From the chunks of a batch of videos to files: streaming decode, MP4, and a JSON beside each.
+"""Writes a batch of videos: decodes chunks as a stream into MP4, GIF and latents, with a JSON sidecar next to each.
 
-Memory does not grow with a video: frames and latents are written as they come, and the few that a
-contact sheet shows are picked on the way.
+Memory does not grow with the video's length: frames and latents are written as they come; only the few that a contact
+sheet shows are kept.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pipeline.batch.provenance import file_facts
 from pipeline.batch.request import Request
 from pipeline.config import OutputConfig
 from pipeline.decoder import Decoder, Parts
@@ -31,12 +32,12 @@ SHEET_FRAMES = 8  # of each video
 
 
 class VideoFiles:
-    """The growing files of one video: its MP4, and its latents and GIF where they are asked for."""
+    """Holds the growing files of one video: its MP4, and on request its latents and a GIF."""
 
     def __init__(self, path: Path, output, fps: float, latents: tuple[int, ...], mark: dict | None = None):
-        """path: without a suffix. latents: (F, C, h, w) of the video. mark: what `mark` returned earlier.
+        """path: without a suffix. latents: (F, C, h, w) of the video. mark: from an earlier `mark`, to append there.
 
-        Errors: ValueError if the files are not the marked ones.
+        Errors: ValueError if the files are not those of the mark.
         """
         mark, self.keep, self.latents, self.gif = mark or {}, bool(mark), None, None
         names = {kind: path.with_name(f"{path.name}.{kind}") for kind in ("mp4", "gif", "safetensors")}
@@ -57,7 +58,7 @@ class VideoFiles:
             raise
 
     def add_latents(self, latents_FCHW: torch.Tensor) -> None:
-        """Appends latents, if they are asked for."""
+        """Appends latents, if they are requested."""
         if self.latents is not None:
             self.latents.write(latents_FCHW.float().cpu().contiguous().numpy().tobytes())
 
@@ -68,14 +69,14 @@ class VideoFiles:
             self.gif.write(frames_PHWC)
 
     def mark(self) -> dict:
-        """Brings all to the disk; returns what `mark=...` takes. From here on `give_up` leaves the files."""
+        """Syncs all files; returns their lengths, for `mark=...`. From now on `give_up` keeps the files."""
         parts = {"video": self.video, "gif": self.gif, "latents": self.latents}
         marks = {name: part.mark() for name, part in parts.items() if part is not None}
         self.keep = True
         return marks
 
     def close(self) -> None:
-        """Finishes the files and gives them their names."""
+        """Finishes the files under their final names."""
         self.video.close()
         if self.gif is not None:
             self.gif.close()
@@ -83,7 +84,7 @@ class VideoFiles:
             self.latents.finish()
 
     def give_up(self) -> None:
-        """Removes what is not finished, or leaves it for a later run to go on with."""
+        """Removes unfinished files, or keeps them if a snapshot refers to them."""
         if self.latents is not None:
             self.latents.give_up(self.keep)
         if self.gif is not None:
@@ -96,7 +97,7 @@ class VideoBatchWriter:
     """Writes a batch of videos chunk by chunk; files of the `wanted` rows only, whole or not at all.
 
     `shown`: of each wanted row the frames [<= 8, H, W, 3] of a contact sheet. `num_frames`: pixel frames so far.
-    `decoder`: where its model has a device of its own, it decodes and writes there while the next chunk is generated.
+    `decoder`: on a model with its own device it decodes and writes while the next chunk is generated.
     `next_frame`: the latent frame that comes next.
     """
 
@@ -110,7 +111,7 @@ class VideoBatchWriter:
         geometry: Geometry,
         total: int,
     ):
-        """fps: of the model, where `output` has none. geometry, total: size and latent frames of the videos."""
+        """fps: of the model, used if `output.fps` is 0. geometry, total: size and latent frames of the videos."""
         self.decoder = Decoder(model, model.own_device)
         self.requests, self.wanted, self.output = list(requests), list(wanted), output
         self.fps, self.geometry, self.total = output.fps or fps, geometry, total
@@ -133,8 +134,8 @@ class VideoBatchWriter:
     def write(self, chunks: Iterable[Chunk], on_chunk=lambda count: None, save=None) -> None:
         """Decodes and writes all chunks; `on_chunk(pixel frames)` after each generated one.
 
-        save: called without arguments every `save_every_seconds` of the videos, where `state` can be taken.
-        An exception (Ctrl-C too) leaves no file of these videos, unless a state was taken.
+        save: called without arguments every `save_every_seconds` of the videos, when `state` may be called.
+        An exception (Ctrl-C too) leaves no file of these videos, unless `state` was called.
         """
         with contextlib.ExitStack() as stack:
             for row in self.rows:
@@ -149,21 +150,21 @@ class VideoBatchWriter:
                         self.decoder.drain()
                         save()
             assert self.next_frame == self.total, f"{self.total} latent frames were announced, {self.next_frame} came"
-            for row in self.rows:  # a video that is replaced is unfinished until its own JSON is there
+            for row in self.rows:  # a video that is replaced counts as unfinished until its own JSON is there
                 sidecar(self.requests[row], self.output.folder).unlink(missing_ok=True)
             for row in self.rows:
                 self._files[row].close()
 
     def state(self) -> tuple[dict, dict[str, torch.Tensor]]:
-        """Brings all to the disk; returns (plain book, tensors) for `resume`."""
+        """Syncs all files; returns (JSON values, tensors) for `resume`."""
         marks = {str(row): files.mark() for row, files in self._files.items()}
         tensors = {f"shown.{row}": torch.from_numpy(frames) for row, frames in self.shown.items()}
         return {"files": marks, "frames": self.num_frames, "seconds": self.seconds}, tensors
 
     def resume(self, book: dict, tensors: dict[str, torch.Tensor], next_frame: int) -> None:
-        """Cuts the files where `state` was taken, and goes on from there; the decoder's state must be that of then.
+        """Cuts the files to their lengths at `state`, to append there; the caller sets the decoder's state of then.
 
-        Errors: ValueError if they are not those files, or a wanted video was not among them.
+        Errors: ValueError if the files do not match, or lack a wanted video.
         """
         try:
             for row in self.rows:
@@ -180,12 +181,10 @@ class VideoBatchWriter:
         self.decoder.seconds, self._write_seconds = book["seconds"]["decode"], book["seconds"]["write"]
 
     def sidecars(self, facts: dict, each: Sequence[dict] = ()) -> None:
-        """Writes `<name>.json` of each wanted video: its prompt and keys, the run's facts, and its own of `each`."""
+        """Writes `<name>.json` of each wanted video: its own facts, those of the batch, and its own of `each`."""
         for row in self.rows:
-            request = self.requests[row]
-            own = {"prompt": request.prompt, "index": request.index, "sample": request.sample}
-            own |= {"frames": self.num_frames, "fps": self.fps}
-            write_json(sidecar(request, self.output.folder), own | facts | (each[row] if each else {}))
+            own = file_facts(self.requests[row], self.num_frames, self.fps) | facts
+            write_json(sidecar(self.requests[row], self.output.folder), own | (each[row] if each else {}))
 
     def _open_files(self, row: int, mark: dict | None = None) -> VideoFiles:
         path = Path(self.output.folder) / self.requests[row].stem
@@ -203,7 +202,7 @@ class VideoBatchWriter:
         return begin // period < end // period
 
     def _add(self, parts: Parts, on_chunk: Callable | None) -> None:
-        """Writes the latents and the frames of a chunk as they are decoded."""
+        """Writes latents and pixel frames of a chunk as they are decoded."""
         before = self.num_frames
         for latents, pixels in parts:
             begin = time.perf_counter()

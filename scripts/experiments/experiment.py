@@ -11,6 +11,7 @@ from scripts.experiments.plan import Case, Plan
 from scripts.experiments.recipes import content_hash, recipe_hash, sampler_facts, short_hash
 from scripts.experiments.trainings import Folders, Trainings
 from utils.atomic import atomic_write, write_json
+from utils.diff import Change, differences
 
 BATCH = 16  # videos made together
 OVERRIDES = "cache"  # the fact that holds a case's overrides; the first rows that had any differed in their caches
@@ -84,11 +85,7 @@ class Experiment:
         """
         record, now = records.read_record(self.record_path(case)) or {}, self.facts(case)
         known = (record.get(case.part, {}) if case.part else record).get("facts")
-        if known is None or set(known) != set(now):
-            return False
-        unknown = [fact for fact in ("weights", "start") if fact in now and now[fact] is None]
-        enough = all(known[fact] >= now[fact] for fact in AT_LEAST)
-        return enough and all(known[fact] == now[fact] for fact in now if fact not in (*unknown, *AT_LEAST))
+        return known is not None and all(_is_enough(change) for change in differences(known, now))
 
     def record_path(self, case: Case) -> Path:
         """Returns the file of a case's record."""
@@ -172,3 +169,10 @@ class Experiment:
 def _count_videos(folder: Path) -> int:
     """Returns how many videos are finished."""
     return sum(not path.name.endswith(".partial.mp4") for path in folder.glob("*.mp4"))
+
+
+def _is_enough(change: Change) -> bool:
+    """True if a record serves in spite of this difference from the requested facts (see `Experiment.is_recorded`)."""
+    if change.path in AT_LEAST:
+        return change.in_both and change.old > change.new
+    return change.in_both and change.new is None and change.path in ("weights", "start")

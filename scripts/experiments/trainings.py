@@ -12,6 +12,7 @@ from scripts.experiments.plan import Plan
 from scripts.experiments.recipes import content_hash, get_steps, get_update_ratio, recipe_hash
 from scripts.experiments.runs import WEIGHTS, read_curves, read_metrics, weights_file, why_unfinished
 from utils.atomic import write_json
+from utils.diff import differences
 
 STAMP = "table.json"  # in a run folder: what was begun there
 
@@ -122,8 +123,8 @@ class Trainings:
         """Returns the facts in which a run folder of ours was begun otherwise."""
         path = self.run(name, seed) / STAMP
         before = json.loads(path.read_text()) if path.exists() else {}
-        now = self.facts(name, seed)
-        return [fact for fact in now if fact in before and now[fact] not in (None, before[fact])]
+        changes = [c for c in differences(before, self.facts(name, seed)) if c.in_both and c.new is not None]
+        return list(dict.fromkeys(change.path.partition(".")[0] for change in changes))
 
     def stamp(self, name: str, seed: int) -> None:
         """Writes into the run folder what is begun there. Errors: ValueError if it was begun as something else."""

@@ -21,7 +21,7 @@ def script(prompts):
 
 
 CHANGES = [
-    ({"end_frame": 2}, (), "{'asked.ends': ['latent frame 1']}"),
+    ({"end_frame": 2}, (), "{'asked.ends.0': 'latent frame 1'}"),
     ({"length": 4}, (), "{'asked.length': 'latent frame 3'}"),
     ({}, ("--num_output_frames", 5), "{'asked.length': 'latent frame 3'}"),
     ({}, ("--seconds", 0.5), "{'asked.length': 'latent frame 3'}"),

@@ -14,11 +14,8 @@ from pathlib import Path
 
 import torch
 
-from trainer.checkpoint.folder import (
-    Checkpoint,
-    CheckpointConfig,
-    dcp,  # noqa: F401 (here, so that no child spends its life importing)
-)
+from trainer.checkpoint import dcp  # noqa: F401 (here, so that no child spends its life importing)
+from trainer.checkpoint.folder import Checkpoint, CheckpointConfig
 
 KILLS = 20
 

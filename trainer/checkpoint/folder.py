@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.atomic import sync_folder
+from utils.diff import differences
 from utils.digest import file_hash
 from utils.parallel import ranks
 
@@ -240,9 +241,8 @@ class Saved:
 
     def changes(self, recipe: dict) -> list[str]:
         """Returns "key: saved -> now" for each value that differs between the saved recipe and this one."""
-        saved, now = _leaves(self.recipe), _leaves(json.loads(json.dumps(recipe)))
-        keys = [key for key in {**saved, **now} if saved.get(key, "absent") != now.get(key, "absent")]
-        return [f"{key}: {saved.get(key, 'absent')} -> {now.get(key, 'absent')}" for key in keys]
+        found = differences(self.recipe, json.loads(json.dumps(recipe)))
+        return [f"{change.path}: {change.old} -> {change.new}" for change in found]
 
 
 def set_aside(path: Path) -> None:
@@ -256,12 +256,6 @@ def set_aside(path: Path) -> None:
 
 def _number(folder: Path) -> int:
     return int(folder.name.partition("_")[2])
-
-
-def _leaves(tree, path: str = "") -> dict[str, object]:
-    if not isinstance(tree, dict):
-        return {path: tree}
-    return {k: v for key, value in tree.items() for k, v in _leaves(value, f"{path}.{key}".lstrip(".")).items()}
 
 
 def _find_damage(folder: Path) -> str | None:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from pipeline.batch import resume as snapshot
 from pipeline.batch import writer as decode
+from pipeline.batch.provenance import resume_facts
 from pipeline.batch.request import Request
 from pipeline.batch.run import Run
 from pipeline.bundle import ModelBundle
@@ -252,7 +253,7 @@ def test_files_of_the_same_name_with_another_content_make_another_video(tmp_path
     for contents in (("a", "b"), ("a", "b"), ("c", "b"), ("a", "c")):
         start.write_text(contents[0])
         noise.write_text(contents[1])
-        message.append(snapshot.provenance(config, "", [replace(ONE[0], image=start)], (), 24))
+        message.append(resume_facts(config, "", [replace(ONE[0], image=start)], (), 24))
     assert message[0] == message[1] and message[2]["files"] != message[0]["files"] != message[3]["files"]
     assert {name for name in message[0] if message[0][name] != message[2][name]} == {"files"}
 

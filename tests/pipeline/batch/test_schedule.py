@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.batch.schedule import check_switches, requested_frames, switch_report, video_length
+from pipeline.batch.provenance import schedule_facts
+from pipeline.batch.schedule import check_switches, requested_frames, video_length
 from pipeline.track import Fixed, Live, PromptSchedule
 from tests import tiny
 from utils.data.schedules import FRAME, PIXEL_FRAME, SECOND, Cue, Moment, ScheduleLine
@@ -123,7 +124,7 @@ def test_a_script_begins_at_0_and_does_not_go_back(cues):
 
 def test_a_prompt_that_never_comes_is_refused():
     check_switches(line(27, None), [0, 27], SPANS)
-    with pytest.raises(ValueError, match=r"line 3: prompts\[1\] is asked for at latent frame 28 and never comes"):
+    with pytest.raises(ValueError, match=r"line 3: prompts\[1\] would start at latent frame 28, after the last"):
         check_switches(line(28, None), [0, 28], SPANS)
     with pytest.raises(ValueError, match=r"prompts\[2\]"):
         check_switches(line(26, 27, None), [0, 26, 27], SPANS)
@@ -133,7 +134,7 @@ def test_the_report_says_when_each_prompt_was_asked_for_and_came():
     script = PromptSchedule([(0, None), (4, None), (5, None)])
     for span in SPANS:
         script.advance(span)
-    assert switch_report(line(4, 5, None), script, [0.25, 0.5]) == [
+    assert schedule_facts(line(4, 5, None), script, [0.25, 0.5]) == [
         {"text": "0", "asked_frame": 0, "frame": 0, "recache_ms": None},
         {"text": "1", "asked_frame": 4, "frame": 6, "recache_ms": 250.0},
         {"text": "2", "asked_frame": 5, "frame": 9, "recache_ms": 500.0},

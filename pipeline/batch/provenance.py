@@ -1,0 +1,199 @@
+"""What makes a video what it is, as plain trees: one home for every fact that is written down or compared.
+
+* The sidecar, `<name>.json` next to a video: `file_facts`, `batch_facts` and `video_facts`. A later run compares it
+  with its own request (`sidecar_changes`), before any weights are read.
+* The snapshot of an interrupted batch holds `resume_facts`, that of a session `session_facts`; where they differ, the
+  snapshot is refused.
+
+The names of these facts are read by other programs and by later versions: they do not change.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from pipeline.batch.plan import VideoPlan, requested_length
+from pipeline.batch.request import Request
+from pipeline.bundle import ModelBundle
+from pipeline.causal import Causal
+from pipeline.config import InferConfig
+from pipeline.track import PromptSchedule
+from utils.config.text import config_hash, to_dict
+from utils.data.schedules import ScheduleLine
+from utils.diff import differences
+from utils.digest import file_hash
+from wan.condition import Condition
+
+# Of these sections only the named knobs affect the pixels of a given request; of every other section all do.
+PIXEL_KNOBS = {"output": ("fps", "crf"), "data": ("i2v", "noise", "initial_latents")}
+
+
+def settings(config: InferConfig) -> InferConfig:
+    """Returns the configuration without the knobs that do not change the video (resume, overwrite)."""
+    return replace(config, output=replace(config.output, resume=False, overwrite=False))
+
+
+def settings_hash(config: InferConfig) -> str:
+    """Returns the hash of the settings: the same with and without --resume and --overwrite."""
+    return config_hash(settings(config))
+
+
+def video_settings(config: InferConfig) -> dict:
+    """Returns the settings as a plain tree, without devices, threads, the folder and what is written next to videos."""
+    tree = to_dict(settings(config))
+    tree["decoder"].pop("device", None)
+    places = (("vae", "device"), ("text", "device"))
+    for section, name in (("output", "folder"), ("output", "sheet"), ("data", "keep_going"), *places):
+        del tree[section][name]
+    del tree["threads"]
+    return tree
+
+
+def get_seed(request: Request, config: InferConfig) -> int:
+    """Returns the seed of the request's noise: that of its schedule, or the run's."""
+    own = request.script.seed if request.script else None
+    return config.seed if own is None else own
+
+
+def get_negative_prompt(request: Request, config: InferConfig) -> str:
+    """Returns the request's negative prompt: that of its schedule, or the run's."""
+    own = request.script.negative_prompt if request.script else None
+    return config.negative_prompt if own is None else own
+
+
+def requested_facts(request: Request, config: InferConfig) -> dict:
+    """Returns the settings that affect the pixels, apart from prompts, seed and start: the sidecar's `asked`.
+
+    As the user wrote them, so that a later run can compare them before any weights are read.
+    """
+    script, tree = request.script, video_settings(config)
+    sections = {name: value for name, value in tree.items() if isinstance(value, dict) and name not in PIXEL_KNOBS}
+    knobs = {section: {name: tree[section][name] for name in names} for section, names in PIXEL_KNOBS.items()}
+    return {
+        "length": str(requested_length(script, config)[1]),
+        "ends": [str(cue.end) for cue in script.cues[:-1]] if script else [],
+        "negative_prompt": get_negative_prompt(request, config),
+        "height": (script and script.height) or config.height,
+        "width": (script and script.width) or config.width,
+        "start_seconds": request.start_seconds,
+        "config": sections | knobs,
+    }
+
+
+def schedule_facts(line: ScheduleLine, track: PromptSchedule, recaches: Sequence[float]) -> list[dict]:
+    """Returns a record of each prompt: its text, requested and actual latent frame, milliseconds of its recache.
+
+    recaches: seconds of each recache, in order.
+    """
+    took = [None, *(1e3 * seconds for seconds in recaches)]
+    return [
+        {"text": cue.text, "asked_frame": requested, "frame": frame, "recache_ms": ms}
+        for cue, (requested, _), frame, ms in zip(line.cues, track.cues, track.taken, took, strict=True)
+    ]
+
+
+def file_facts(request: Request, frames: int, fps: float) -> dict:
+    """Returns what a sidecar says of any video, of a training's preview too: its prompt, place and pixel frames."""
+    own = {"prompt": request.prompt, "index": request.index, "sample": request.sample}
+    return own | {"frames": frames, "fps": fps}
+
+
+def batch_facts(config: InferConfig, bundle: ModelBundle, plan: VideoPlan, seconds: dict[str, float]) -> dict:
+    """Returns what the sidecars of a batch have in common. seconds: how long each part of the work took."""
+    return {
+        "model": bundle.spec.name,
+        "config_hash": settings_hash(config),
+        "weights_hash": bundle.weights_hash,
+        "latent_frames": plan.total,
+        "given_frames": plan.given,
+        "seconds": seconds,
+    }
+
+
+def video_facts(
+    request: Request, config: InferConfig, track: Condition | PromptSchedule, recaches: Sequence[float]
+) -> dict:
+    """Returns what a sidecar says of its own video: seed, settings, start, prompt schedule."""
+    facts = {"seed": get_seed(request, config), "asked": requested_facts(request, config)}
+    facts |= {"start": str(request.start)} if request.start else {}
+    return facts | ({"switches": schedule_facts(request.script, track, recaches)} if request.script else {})
+
+
+def sidecar_changes(path: Path, request: Request, config: InferConfig) -> dict[str, object]:
+    """Returns dotted name -> recorded value of what a finished video's sidecar says other than the request.
+
+    Names that only one of the two has are ignored: another version wrote the sidecar.
+    Errors: ValueError naming a sidecar that is damaged.
+    """
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(facts, dict):
+            raise ValueError(f"it holds {facts!r:.40}")
+        texts = [switch["text"] for switch in facts.get("switches", ())]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} is damaged ({error}); remove it") from error
+    before = {"prompt": None, "seed": None, "start": None} | facts
+    now = {"prompt": request.prompt, "seed": get_seed(request, config)}
+    now |= {"start": str(request.start) if request.start else None, "asked": requested_facts(request, config)}
+    if request.script:
+        before["prompts"], now["prompts"] = texts, request.prompts
+    return {change.path: change.old for change in differences(before, now) if change.in_both}
+
+
+def resume_facts(
+    config: InferConfig,
+    weights_hash: str,
+    group: Sequence[Request],
+    requested: Sequence[int],
+    total: int,
+    content: Callable[[str | Path], str] = file_hash,
+) -> dict:
+    """Returns what must be equal for an interrupted batch to be resumed: the facts that determine its videos.
+
+    requested: latent frames at which prompts are requested. content(path) -> hash; long runs pass a cached one.
+    """
+    given = {path: content(path) for path in {config.data.noise, config.data.initial_latents} if path}
+    given |= {str(path): content(path) for path in {request.start for request in group} if path}
+    videos = [
+        {
+            "name": r.stem,
+            "prompts": r.prompts,
+            "seed": r.script.seed if r.script else None,
+            "negative_prompt": r.script.negative_prompt if r.script else None,
+            "start": [str(r.start), r.start_seconds] if r.start else None,
+            "place": [r.index, r.sample],
+        }
+        for r in group
+    ]
+    facts = {"config": video_settings(config), "weights": weights_hash, "films": videos, "files": given}
+    return _plain(facts | {"switches": list(requested), "latent_frames": total})
+
+
+def session_facts(pipeline: Causal, decode: bool, tensors: dict[str, torch.Tensor]) -> dict:
+    """Returns what a session must have in common with the one whose snapshot it restores.
+
+    decode: whether its chunks come with pixels. tensors: of the snapshot; their types and shapes count.
+    """
+    bundle, sampler = pipeline.bundle, pipeline.rollout.sampler
+    facts = {
+        "model": bundle.spec,
+        "weights": bundle.weights_hash,
+        "dtype": str(bundle.dtype),
+        "pipeline": pipeline.config,
+        "sampler": {"name": type(sampler).__name__, **vars(sampler)},
+        "geometry": pipeline.rollout.geometry,
+        "decode": decode,
+        "decoder": type(bundle.decoder).__name__ if decode else None,
+        "tensors": {name: [str(tensor.dtype), *tensor.shape] for name, tensor in tensors.items()},
+    }
+    return _plain(facts)
+
+
+def _plain(facts: dict) -> dict:
+    """Returns facts as JSON gives them back; dataclasses become trees."""
+    return json.loads(json.dumps(facts, default=to_dict))
