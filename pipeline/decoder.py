@@ -59,7 +59,7 @@ class Decoder:
         """
         consume = consume or self._join
         if self._thread is None:
-            done = Future()
+            done: Future = Future()
             done.set_result(self._decode(latents_BFCHW, None, consume))
             return done
         while self._queue and (len(self._queue) >= self.waiting or self._queue[0].done()):
@@ -96,7 +96,7 @@ class Decoder:
     def _decode(self, latents: torch.Tensor, ready: torch.cuda.Event | None, consume: Callable[[Parts], Any]) -> Any:
         """Decodes a chunk, on the thread if there is one; the state moves on only when all of it succeeded."""
         self._check()
-        reached = []
+        reached: list = []
         try:
             if self._stream is None:
                 if ready is not None:

@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from utils.atomic import atomic_write
 from utils.parallel import ranks
@@ -64,7 +65,8 @@ class Wandb:
     """One run of Weights & Biases; a resumed training goes on in the same one."""
 
     def __init__(self, run: str | Path, track: TrackConfig, config: dict):
-        self.run, self.track, self.config, self.session = Path(run), track, config, None
+        self.run, self.track, self.config = Path(run), track, config
+        self.session: Any = None
 
     def start(self, step: int) -> None:
         """Opens the session. Errors: ValueError if wandb refuses (no key, no network)."""
@@ -79,7 +81,7 @@ class Wandb:
                 name=self.track.wandb_name or self.run.resolve().name,
                 id=self._identity(step),
                 dir=folder,
-                mode=self.track.wandb_mode,
+                mode=self.track.wandb_mode,  # type: ignore[arg-type]  # checked when the recipe was read
                 config=self.config,
                 resume="allow" if self.track.wandb_mode == "online" else None,
                 settings=wandb.Settings(console="off"),
@@ -119,7 +121,8 @@ class TensorBoard:
     """Event files in `<run>/tensorboard`; what a resumed run repeats replaces what was there."""
 
     def __init__(self, run: str | Path):
-        self.folder, self.writer = Path(run) / "tensorboard", None
+        self.folder = Path(run) / "tensorboard"
+        self.writer: Any = None
 
     def start(self, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 
@@ -57,6 +58,23 @@ class KVCache:
 
     ledger: Ledger
     shape: CacheShape
+    text: TextKVCache
+
+    def write(self, layer: int, plan: Plan, k: torch.Tensor, v: torch.Tensor, pinned_angles=None):
+        """Takes a pass's own k, v [B, L, N, E]; returns all keys and values that it may see."""
+        raise NotImplementedError
+
+    def key_runs(self, plan: Plan, own: Run) -> tuple[Run, ...]:
+        """Returns the runs of what `write` returns, in their physical order."""
+        raise NotImplementedError
+
+    def frozen_view(self, plan: Plan) -> KVCache:
+        """Returns what a pass may close over: nothing that is committed later shows in it."""
+        raise NotImplementedError
+
+    def commit(self, plan: Plan) -> None:
+        """Keeps the keys and values of the last pass without grad, as the plan says."""
+        raise NotImplementedError
 
     def rewind(self, end: int | None = None) -> Span:
         """Empties the window for a recache chunk by chunk; returns the frames to commit again (`Ledger.rewind`)."""
@@ -109,15 +127,15 @@ class KVCache:
         """Returns (k, v) [B, P, N, E] of the pinned runs, not rotated."""
         raise NotImplementedError
 
-    def fork(self) -> KVCache:
+    def fork(self) -> Self:
         """Returns a copy; the two share nothing that later changes."""
         return self._mapped(torch.clone)
 
-    def to(self, device) -> KVCache:
+    def to(self, device) -> Self:
         """Returns the cache on a device."""
         return self._mapped(lambda tensor: tensor.to(device))
 
-    def _mapped(self, change) -> KVCache:
+    def _mapped(self, change) -> Self:
         """Returns a cache of changed tensors, with a ledger of its own."""
         other = copy.copy(self)
         other.ledger, other.text = copy.deepcopy(self.ledger), TextKVCache()
@@ -233,7 +251,7 @@ class Ring(KVCache):
         for target, source in zip(self.frame(layer, frame), (k, v), strict=True):
             target.copy_(source)
 
-    def _mapped(self, change) -> Ring:
+    def _mapped(self, change) -> Self:
         other = super()._mapped(change)
         other.keys, other.values = change(self.keys), change(self.values)
         apart = self._raw.untyped_storage().data_ptr() != self.keys.untyped_storage().data_ptr()
@@ -321,7 +339,7 @@ class Chunks(KVCache):
         named = self.ledger.slot_of
         self._kept = [{f: pair for f, pair in kept.items() if f in named} for kept in self._kept]
 
-    def _mapped(self, change) -> Chunks:
+    def _mapped(self, change) -> Self:
         other = super()._mapped(change)
         other._kept = [{f: (change(k), change(v)) for f, (k, v) in kept.items()} for kept in self._kept]
         other._pinned = [pair and (change(pair[0]), change(pair[1])) for pair in self._pinned]

@@ -8,6 +8,7 @@ nowhere else.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -100,7 +101,7 @@ class Cached:
     def _start(self, cache: KVCache, plan: Plan, pinned: Sequence[Run] | None) -> None:
         self.cache = cache
         self.plan = plan if pinned is None else cache.ledger.with_pinned(plan, pinned)
-        self._opened = None  # layouts and angles: the plan is the same for every pass of the chunk
+        self._opened: Any = None  # layouts and angles: the plan is the same for every pass of the chunk
 
     def times(self, num_frames: int) -> Sequence[float]:
         """Returns the positions of the span's frames."""
@@ -117,7 +118,8 @@ class Cached:
             )
         if self._opened is None:
             self._opened = self._layouts_and_angles(layout, table, device, dtype)
-        return CachedView(layout, *self._opened, self.cache.frozen_view(self.plan), self.plan)
+        keys, *angles = self._opened
+        return CachedView(layout, keys, *angles, cache=self.cache.frozen_view(self.plan), plan=self.plan)
 
     def _layouts_and_angles(self, layout: TokenLayout, table: RotaryTable, device, dtype):
         """Returns the keys' layout, and the angles of queries, of all keys (or None), of pinned keys (or None)."""

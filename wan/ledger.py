@@ -259,12 +259,11 @@ class Ledger:
         """Returns the plan with its positions; `again`: the frames that a recache computes."""
         if not self.prefilled:
             raise ValueError(f"the pinned runs {[run.kind for run in self.pinned]} are not written: run Prefill first")
-        frames = range(span.start, span.stop) if again is None else again
+        frames: Sequence[int] = range(span.start, span.stop) if again is None else again
+        positions, read_positions = frames, read
         if self.config.rope == "read":
             read_positions = tuple(range(len(read)))
             positions = range(len(read), len(read) + len(frames))
-        else:
-            read_positions, positions = read, frames
         slots = tuple(self.slot_of[f] for f in read)
         return Plan(span, frames, read, slots, positions, read_positions, writes, evict, again is not None, self.pinned)
 

@@ -100,7 +100,6 @@ class ModelSpec:
 
 _SMALL = TransformerSpec(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30)
 _LARGE = TransformerSpec(dim=5120, ffn_dim=13824, num_heads=40, num_layers=40)
-_A14B = dict(num_steps=40, causal_ok=False)
 
 SPECS = {
     s.name: s
@@ -131,7 +130,8 @@ SPECS = {
             guidance=(3.0, 4.0),
             boundary=0.875,
             hub_name="Wan-AI/Wan2.2-T2V-A14B",
-            **_A14B,
+            num_steps=40,
+            causal_ok=False,
         ),
         ModelSpec(
             "i2v-A14B",
@@ -139,7 +139,8 @@ SPECS = {
             guidance=(3.5, 3.5),
             boundary=0.9,
             hub_name="Wan-AI/Wan2.2-I2V-A14B",
-            **_A14B,
+            num_steps=40,
+            causal_ok=False,
         ),
         ModelSpec(
             "digits",

@@ -145,8 +145,8 @@ class WanTransformer(nn.Module):
             count, grid = run.x.shape[1] // frames, self._grid(run.x)
             one_row = len(runs) == 1 and run.sigma.shape[1] == 1
             sigma, rows = (0,) * count if one_row else range(rows, rows + count), rows + count
-            times, *grid_positions = run.positions or (context.times(count), range(grid[0]), range(grid[1]))
-            made.append(Run(run.kind, times, *grid_positions, sigma, context.cached))
+            times, down, across = run.positions or (context.times(count), range(grid[0]), range(grid[1]))
+            made.append(Run(run.kind, times, down, across, sigma, context.cached))
             if (made[-1].num_frames, made[-1].grid) != (count, grid):
                 raise ValueError(
                     f"positions for {made[-1].num_frames} x {made[-1].grid} tokens given for a {run.kind} run of "

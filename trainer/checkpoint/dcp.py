@@ -67,9 +67,9 @@ def split(state, name: str = "") -> tuple[object, dict[str, torch.Tensor]]:
         parts = {key: split(value, f"{name}/{key}" if name else key) for key, value in state.items()}
         return {key: tree for key, (tree, _) in parts.items()}, _together(parts.values())
     if isinstance(state, list | tuple):
-        parts = [split(value, f"{name}/{i}" if name else str(i)) for i, value in enumerate(state)]
-        trees = [tree for tree, _ in parts]
-        return {TUPLE: trees} if isinstance(state, tuple) else trees, _together(parts)
+        items = [split(value, f"{name}/{i}" if name else str(i)) for i, value in enumerate(state)]
+        trees = [tree for tree, _ in items]
+        return {TUPLE: trees} if isinstance(state, tuple) else trees, _together(items)
     raise ValueError(
         f"{name or 'the state'} is {type(state).__name__}; a checkpoint holds tensors, numbers, text, None, lists, "
         "tuples and dicts of these with text as keys"

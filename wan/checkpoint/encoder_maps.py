@@ -201,7 +201,9 @@ def _clip_tensors(name: str, tensor: torch.Tensor) -> State | None:
         attention = f"{stem}encoder.layers.{match[1]}.self_attn"
         return {f"{attention}.{x}_proj.{match[2]}": t for x, t in zip("qkv", tensor.chunk(3), strict=True)}
     new = rename_by(_CLIP, _CLIP_LAYER, re.sub(r"^transformer\.", "blocks.", name))
-    return new and {stem + re.sub(r"^blocks\.", "encoder.layers.", new): tensor}
+    if not new:
+        return None if new is None else {}
+    return {stem + re.sub(r"^blocks\.", "encoder.layers.", new): tensor}
 
 
 def image_to_official(state: State) -> State:

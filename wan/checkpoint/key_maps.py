@@ -37,7 +37,8 @@ def clean_names(state: State) -> State:
 
 def renamed(state: State, rename: Callable[[str], str]) -> State:
     """Returns the same tensors under new names. Errors: ValueError if two names become one."""
-    out, origin = {}, {}
+    out: State = {}
+    origin: dict[str, str] = {}
     for name, tensor in state.items():
         new = rename(name)
         if new in out:
