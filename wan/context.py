@@ -118,8 +118,9 @@ class Cached:
             )
         if self._opened is None:
             self._opened = self._layouts_and_angles(layout, table, device, dtype)
-        keys, *angles = self._opened
-        return CachedView(layout, keys, *angles, cache=self.cache.frozen_view(self.plan), plan=self.plan)
+        keys, query_angles, key_angles, pinned_angles = self._opened
+        frozen = self.cache.frozen_view(self.plan)
+        return CachedView(layout, keys, query_angles, key_angles, pinned_angles, frozen, self.plan)
 
     def _layouts_and_angles(self, layout: TokenLayout, table: RotaryTable, device, dtype):
         """Returns the keys' layout, and the angles of queries, of all keys (or None), of pinned keys (or None)."""
