@@ -1,4 +1,4 @@
-"""What a window holds after each kind of recache, in both storages, for thousands of schedules.
+"""What a window holds after each kind of recache, in both storages, for hundreds of schedules.
 
 Numbered frames take the place of a network: each frame of each pass has its own number, and what a pass sees is
 compared with a dict that drops nothing (tests/contract/oracle.py). `test_recache.py` does it with the network.
@@ -223,7 +223,7 @@ def disagreement(schedule) -> str:
     return "" if equal else "the storages hold different frames at the end"
 
 
-@settings(max_examples=2000, deadline=None, derandomize=True)
+@settings(max_examples=800, deadline=None, derandomize=True)
 @given(schedules())
 def test_both_storages_see_what_the_definition_says(schedule):
     assert disagreement(schedule) == ""

@@ -245,14 +245,14 @@ def test_previews_are_made_as_the_recipe_trains(name):
 def test_two_ranks_with_shared_weights_make_the_videos_of_one(recipe, config, tmp_path):
     """Also where FSDP keeps whole weights after a forward: averages must reach it, and must not stay."""
     overrides = [*PREVIEW, "steps=3", "preview.every=1", "checkpoint.every=3", "layout.keep_gathered=true"]
-    build(config(*overrides), tmp_path / "one").fit()
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py"]
     arguments = ["--config_path", str(recipe), "--logdir", str(tmp_path / "two"), *overrides]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [*command, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == 0, done.stderr
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([*command, *arguments], cwd=ROOT, env=environment, **pipes) as run:
+        build(config(*overrides), tmp_path / "one").fit()  # beside it
+        error = run.communicate(timeout=600)[1]
+    assert run.returncode == 0, error
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert [row["step"] for row in two] == [0, 1, 2]
     for a, b in zip(one, two, strict=True):

@@ -134,7 +134,7 @@ def finish(process: subprocess.Popen) -> str:
 @pytest.mark.dist
 def test_two_ranks_are_killed_and_resume_to_the_bit(recipe, tmp_path, caplog):
     given = recipe(*LORA)
-    finish(torchrun(given, tmp_path / "whole"))
+    beside = torchrun(given, tmp_path / "whole")
     killed, saved = tmp_path / "killed", tmp_path / "killed/checkpoints/step_0000003/manifest.json"
     with torchrun((given[0], [*given[1], "steps=100000"]), killed) as process:
         deadline = time.monotonic() + 240
@@ -145,6 +145,7 @@ def test_two_ranks_are_killed_and_resume_to_the_bit(recipe, tmp_path, caplog):
         for number in (process.pid, *ranks):
             os.kill(number, signal.SIGKILL)
         process.communicate(timeout=60)
+    finish(beside)
     _only(killed, 3)
     said = finish(torchrun(given, killed))
     assert "resumed at step 3" in said and "begin anew" not in said
