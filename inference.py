@@ -6,6 +6,7 @@ Under torchrun the videos are shared by the ranks; files do not depend on their 
 
 import argparse
 import sys
+from dataclasses import replace
 
 try:
     from utils import log
@@ -118,7 +119,7 @@ def main(arguments: list[str] | None = None) -> int:
 
         config, origins = load_recipe(flags.config_path, overrides(flags))
         if flags.print_config:
-            print(render(config, origins))
+            print(render(replace(config, sampler=config.chosen_sampler), origins))
             return 0
         from pipeline.batch.run import run
 

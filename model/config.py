@@ -7,14 +7,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from wan.config import ROUNDINGS, TOP, Buildable, clock_problems, step_problems
-from wan.geometry import Span
+from wan.config import ROUNDINGS, TOP, Buildable
+from wan.generation import GenerationConfig
 from wan.ledger import CacheConfig
 
 MODES = ("bidirectional", "diffusion_forcing", "teacher_forcing")
+
+
+class LossConfig(Buildable):
+    """What the configurations of losses share. bidirectional: whether every frame attends to every other."""
+
+    bidirectional = False
+
+    def problems_with(self, generation: GenerationConfig) -> Iterator[str]:
+        """Yields what the loss cannot train of how the model will generate."""
+        return iter(())
 
 
 @dataclass
@@ -46,7 +56,7 @@ class ScoreConfig:
 
 
 @dataclass
-class DmdConfig(Buildable):
+class DmdConfig(LossConfig):
     """Knobs of DMD: those of its scores."""
 
     consumer = "model.dmd:DmdLoss"
@@ -56,7 +66,7 @@ class DmdConfig(Buildable):
 
 
 @dataclass
-class SidConfig(Buildable):
+class SidConfig(LossConfig):
     """alpha: weight of the critic's own error; 1.0 in the published runs."""
 
     consumer = "model.sid:SidLoss"
@@ -84,7 +94,7 @@ class DiscriminatorConfig:
 
 
 @dataclass
-class GanConfig(Buildable):
+class GanConfig(LossConfig):
     """Weights of the two losses and of the penalties; sigma: width of the penalties' perturbation."""
 
     consumer = "model.gan:GanLoss"
@@ -106,19 +116,20 @@ class GanConfig(Buildable):
 
 
 @dataclass
-class FlowConfig(Buildable):
-    """Knobs of the flow objective."""
+class FlowConfig(LossConfig):
+    """Knobs of the flow objective. Shift and rounding of the drawn sigma, and the cache, are those of `generation`."""
 
     consumer = "model.flow:FlowLoss"
     needs = frozenset({"latents", "condition", "spans"})
 
     mode: str = "bidirectional"  # bidirectional | diffusion_forcing | teacher_forcing
-    shift: float = 5.0  # of the drawn sigma
-    rounding: str = "none"  # table: as the ancestors look sigma up
     weight: str = "uniform"  # uniform | bell (the ancestors' training weight)
     clean_chunks: float = 0.0  # diffusion forcing: share of chunks shown clean (the last one never is)
     context_sigma: float = 0.0  # teacher forcing: noise of the clean half
-    cache: CacheConfig = field(default_factory=CacheConfig)
+
+    @property
+    def bidirectional(self) -> bool:
+        return self.mode == "bidirectional"
 
     def problems(self) -> Iterator[str]:
         if self.mode not in MODES:
@@ -127,33 +138,27 @@ class FlowConfig(Buildable):
             yield f"weight is {self.weight!r}; write uniform or bell"
         if not 0 <= self.clean_chunks < 1 or not 0 <= self.context_sigma <= 1:
             yield "clean_chunks must lie in [0, 1) and context_sigma in [0, 1]"
-        yield from mask_problems(self.cache)
+
+    def problems_with(self, generation: GenerationConfig) -> Iterator[str]:
+        if not self.bidirectional:
+            yield from mask_problems(generation.cache)
 
 
 @dataclass
-class OdeConfig(Buildable):
-    """steps: the noise levels of the trajectory, noisiest first, on the 1000-grid; its clean end comes after them."""
+class OdeConfig(LossConfig):
+    """No knobs of its own: a trajectory holds the noise levels of `generation.steps`, then its clean end."""
 
     consumer = "model.regression:OdeLoss"
     needs = frozenset({"trajectory", "condition", "spans"})
 
-    steps: tuple[float, ...] = (1000.0, 750.0, 500.0, 250.0)
-    shift: float = 5.0
-    warp: bool = True
-    rounding: str = "none"
-    cache: CacheConfig = field(default_factory=CacheConfig)
-
-    def problems(self) -> Iterator[str]:
-        yield from step_problems(self.steps)
-        yield from clock_problems(self.shift, self.rounding)
-        yield from mask_problems(self.cache)
+    def problems_with(self, generation: GenerationConfig) -> Iterator[str]:
+        yield from generation.steps.problems_if_none("ODE regression")
+        yield from mask_problems(generation.cache)
 
 
-def mask_problems(cache: CacheConfig, spans: Sequence[Span] = ()) -> Iterator[str]:
-    """Yields a cache that no single masked forward stands for, or too small for a chunk of `spans`."""
+def mask_problems(cache: CacheConfig) -> Iterator[str]:
+    """Yields a cache that no single masked forward stands for."""
     if cache.rope == "read":
-        yield "rope: read is no single masked forward; train it by rollouts, or write rope: write"
+        yield "generation.cache.rope=read is not a single masked forward; train it by rollouts, or write rope: write"
     if cache.content == "same_step":
-        yield "content: same_step is not a masked forward over clean frames; write content: clean"
-    if spans:
-        yield from cache.chunk_problems(max(map(len, spans)))
+        yield "generation.cache.content=same_step is not a masked forward over clean frames; write content: clean"

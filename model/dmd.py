@@ -17,12 +17,13 @@ from model.base import Sample
 from model.config import DmdConfig
 from model.critic import CriticLoss
 from model.score import Score, per_sample_scale
+from wan.generation import GenerationConfig
 
 
 class DmdLoss:
     """The generator's objective."""
 
-    def __init__(self, config: DmdConfig):
+    def __init__(self, config: DmdConfig, generation: GenerationConfig | None = None):
         self.config, self.score = config, Score(config.score)
         self.critic = CriticLoss(self.score)
 

@@ -17,11 +17,10 @@ from collections.abc import Sequence
 import torch
 
 from model.base import Sample, count_frames, draw_noise, wide
-from model.config import FlowConfig, mask_problems
+from model.config import FlowConfig
 from wan.attention import masks
-from wan.config import raise_first
 from wan.context import Full, Masked
-from wan.geometry import Span
+from wan.generation import GenerationConfig
 from wan.ledger import CacheConfig
 from wan.schedule import Schedule, shift_sigma
 from wan.transformer import RunInput
@@ -30,14 +29,9 @@ from wan.transformer import RunInput
 class FlowLoss:
     """The flow objective of a generator on clean latents."""
 
-    def __init__(self, config: FlowConfig):
-        self.config = config
-        self.schedule = Schedule(config.shift, config.rounding)
-
-    def check_spans(self, spans: Sequence[Span]) -> None:
-        """Raises ValueError for a window that cannot hold sink + chunk: its mask would hide a chunk from itself."""
-        if self.config.mode != "bidirectional":
-            raise_first(mask_problems(self.config.cache, spans))
+    def __init__(self, config: FlowConfig, generation: GenerationConfig):
+        self.config, self.generation = config, generation
+        self.schedule = Schedule(generation.steps.shift, generation.steps.rounding)
 
     def __call__(self, sample: Sample, roles, rng):
         x0, noise = sample.latents, draw_noise(sample, rng)
@@ -62,10 +56,10 @@ class FlowLoss:
         source = rng.at("sample", sample.step, "sigma")
         if self.config.mode == "bidirectional":
             u = 1 - source.uniform_batch((1,), index)
-            return self.schedule.rounded(shift_sigma(u, self.config.shift)).expand(-1, num_frames).to(device)
+            return self.schedule.rounded(shift_sigma(u, self.schedule.shift)).expand(-1, num_frames).to(device)
         count = len(sample.spans)
         u = 1 - source.uniform_batch((count,), index)  # (0, 1]
-        sigma = self.schedule.rounded(shift_sigma(u, self.config.shift))
+        sigma = self.schedule.rounded(shift_sigma(u, self.schedule.shift))
         if self.config.mode == "diffusion_forcing" and self.config.clean_chunks:
             coin = rng.at("sample", sample.step, "clean").uniform_batch((count,), index)
             coin[:, -1] = 1.0
@@ -77,7 +71,7 @@ class FlowLoss:
         """Returns what a frame may see in this mode."""
         if self.config.mode == "bidirectional":
             return Full()
-        return masked_context(self.config.mode, sample.spans, self.config.cache)
+        return masked_context(self.config.mode, sample.spans, self.generation.cache)
 
     def _clean(self, sample: Sample, noise: torch.Tensor) -> RunInput | None:
         """Returns the clean half of teacher forcing."""

@@ -18,12 +18,13 @@ from torch.nn.functional import softplus
 from model.base import Sample, wide
 from model.config import GanConfig
 from model.score import Noised, Score
+from wan.generation import GenerationConfig
 
 
 class GanLoss:
     """The generator's objective. `sample.real` holds the real latents of the batch."""
 
-    def __init__(self, config: GanConfig):
+    def __init__(self, config: GanConfig, generation: GenerationConfig | None = None):
         self.config, self.score = config, Score(config.score)
         self.critic = DiscriminatorLoss(config, self.score)
 

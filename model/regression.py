@@ -13,10 +13,9 @@ from collections.abc import Sequence
 import torch
 
 from model.base import Sample, count_frames, wide
-from model.config import OdeConfig, mask_problems
+from model.config import OdeConfig
 from model.flow import masked_context
-from wan.config import raise_first
-from wan.geometry import Span
+from wan.generation import GenerationConfig
 from wan.schedule import Schedule, step_sigmas
 
 SAME_SIGMA = 1e-5  # noise levels nearer than this are one
@@ -25,23 +24,21 @@ SAME_SIGMA = 1e-5  # noise levels nearer than this are one
 class OdeLoss:
     """The regression of a generator on ODE pairs."""
 
-    def __init__(self, config: OdeConfig):
-        self.config, self.schedule = config, Schedule(config.shift, config.rounding)
-        self.sigmas = torch.tensor([*step_sigmas(config.steps, config.shift, config.warp), 0.0])
-
-    def check_spans(self, spans: Sequence[Span]) -> None:
-        """Raises ValueError for a window that cannot hold sink + chunk."""
-        raise_first(mask_problems(self.config.cache, spans))
+    def __init__(self, config: OdeConfig, generation: GenerationConfig):
+        steps, self.cache = generation.steps, generation.cache
+        self.schedule = Schedule(steps.shift, steps.rounding)
+        self.sigmas = torch.tensor([*step_sigmas(steps.steps, steps.shift, steps.warp), 0.0])
 
     def check_trajectory(self, count: int, sigmas: Sequence[float] | None) -> None:
         """Raises ValueError for pairs of another number of states, or at other noise levels than `steps` names."""
         mine = self.sigmas.tolist()
         if count != len(mine):
-            raise ValueError(f"the trajectory has {count} states; loss.steps names {len(mine) - 1} and the clean end")
+            wanted = f"generation.steps names {len(mine) - 1} and the clean end"
+            raise ValueError(f"the trajectory has {count} states; {wanted}")
         if sigmas is not None and any(abs(a - b) > SAME_SIGMA for a, b in zip(sigmas, mine, strict=True)):
             given, wanted = ([round(s, 4) for s in list_] for list_ in (sigmas, mine))
             raise ValueError(
-                f"the pairs hold states at sigma {given}, loss.steps means {wanted}; make pairs for these steps "
+                f"the pairs hold states at sigma {given}, generation.steps means {wanted}; make pairs for these steps "
                 "(scripts/make_ode_pairs.py) or write the steps, shift and warp of the pairs"
             )
 
@@ -69,6 +66,6 @@ class OdeLoss:
 
     def predict(self, x: torch.Tensor, sigma: torch.Tensor, sample: Sample, roles) -> torch.Tensor:
         """Returns x0 of one masked forward over the whole clip."""
-        context = masked_context("diffusion_forcing", sample.spans, self.config.cache)
+        context = masked_context("diffusion_forcing", sample.spans, self.cache)
         velocity = roles.generator(x, sigma, sample.condition, context)
         return self.schedule.velocity_to_x0(x, velocity, sigma)

@@ -14,12 +14,13 @@ from model.base import Sample
 from model.config import SidConfig
 from model.critic import CriticLoss
 from model.score import Score, per_sample_scale
+from wan.generation import GenerationConfig
 
 
 class SidLoss:
     """The generator's objective; teacher and critic are frozen but differentiated through."""
 
-    def __init__(self, config: SidConfig):
+    def __init__(self, config: SidConfig, generation: GenerationConfig | None = None):
         self.config, self.score = config, Score(config.score)
         self.critic = CriticLoss(self.score)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from pipeline.config import ModelConfig
+from pipeline.trained import fetch
 from utils import hub
 from utils.lora import inject_pairs
 from utils.parallel import ranks
@@ -97,6 +98,7 @@ def load_bundle(config: ModelConfig, vae: VAEConfig, text: TextConfig, decoder=N
     """
     device = torch.device("cuda", ranks.local_rank()) if torch.cuda.is_available() else torch.device("cpu")
     resolve_device("vae.device", vae.device, device)  # checked before any weight is read
+    fetch([config.path, config.checkpoint])
     parts = find_parts(hub.resolve(config.path))
     experts = _choose_experts(config, parts)
     chosen = Sizes(find_published(config.spec).transformer, f"model.spec={config.spec}") if config.spec else None

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline import PIPELINES, SAMPLERS
+from pipeline.trained import find_trained
 from utils.config.field import collect_error, one_of
 from utils.config.layer import parse_overrides, read_defaults, read_recipe
 from utils.config.load import load
+from utils.config.renamed import OldKeys
 from utils.data.schedules import LARGEST, LARGEST_SEED, SUFFIX, parse_switch_frames
 from wan.attention.config import AttentionConfig
 from wan.codec import DECODERS
 from wan.codec.config import VAEDecoderConfig
-from wan.config import DTYPES, PRECISIONS, Buildable, TextConfig, VAEConfig, clock_problems, step_problems
+from wan.config import DTYPES, PRECISIONS, Buildable, TextConfig, VAEConfig
 from wan.family import published_specs
-from wan.geometry import chunks
-from wan.ledger import CacheConfig
+from wan.generation import GenerationConfig
 
 DEFAULTS = Path(__file__).parent.parent / "configs" / "default_config.yaml"
 SOLVERS = ("unipc", "dpm++", "euler")
@@ -35,23 +36,29 @@ LIMITS = {  # the least and the most of each number
     "seed": (0, LARGEST_SEED),
     "threads": (0, LARGEST),
 }
+OLD_KEYS = OldKeys(
+    {
+        "pipeline.chunk": "generation.chunk",
+        "pipeline.first_chunk": "generation.first_chunk",
+        "pipeline.cache": "generation.cache",
+        "pipeline.context": "generation.context",
+        "pipeline.context.snap": "generation.context.rounding",
+        "sampler.steps": "generation.steps.steps",
+        "sampler.shift": "generation.steps.shift",  # of few_step; multi_step has one
+        "sampler.warp": "generation.steps.warp",
+        "sampler.rounding": "generation.steps.rounding",
+        "sampler.snap": "generation.steps.rounding",
+    }
+)
 
 
 @dataclass
 class FewStepConfig(Buildable):
-    """x0 prediction and re-noising at a short list of steps (distilled models)."""
+    """x0 prediction and re-noising at the steps of `generation.steps` (distilled models)."""
 
     consumer = "pipeline.sampler:few_step"
 
-    steps: tuple[float, ...] = (1000.0, 750.0, 500.0, 250.0)
-    shift: float = 5.0
-    warp: bool = True  # the list indexes the shifted table, as the models were trained
-    rounding: str = "none"
     guidance: float = 1.0  # w; 1 = the conditional prediction alone
-
-    def problems(self) -> Iterator[str]:
-        yield from step_problems(self.steps)
-        yield from clock_problems(self.shift, self.rounding)
 
 
 @dataclass
@@ -62,12 +69,12 @@ class MultiStepConfig(Buildable):
 
     solver: str = "unipc"  # unipc | dpm++ | euler
     num_steps: int = 50
-    shift: float = 5.0
+    shift: float = 0.0  # 0 = generation.steps.shift
     guidance: float = 5.0  # w of uncond + w (cond - uncond)
     guidance_high: float = 0.0  # w of the high-noise expert of a model that has two; 0 = the same
 
     def problems(self) -> Iterator[str]:
-        yield from solver_problems(self.solver, self.num_steps, self.shift)
+        yield from solver_problems(self.solver, self.num_steps, self.shift or 1.0)
 
 
 @dataclass
@@ -96,47 +103,18 @@ class ModelConfig:
 
 
 @dataclass
-class ContextConfig:
-    """The context pass: `sigma` is the time told to the network, `renoise` mixes x0 to it first.
-
-    The ancestors' training tells 0 and mixes (their table's last sigma is not 0); ours does neither.
-    """
-
-    sigma: float = 0.0
-    renoise: bool = False
-    rounding: str = "none"
-    shift: float = 5.0
-
-    def problems(self) -> Iterator[str]:
-        yield from clock_problems(self.shift, self.rounding)
-        if not 0 <= self.sigma <= 1:
-            yield f"context.sigma is {self.sigma}; write a number in [0, 1]"
-
-
-@dataclass
 class CausalConfig(Buildable):
-    """chunk: latent frames denoised together. first_chunk: length of the first one, 0 = the same."""
+    """No knobs of its own: chunks, cache and context pass are those of `generation`."""
 
-    consumer = "pipeline.causal:Causal"
-
-    chunk: int = 3
-    first_chunk: int = 0
-    cache: CacheConfig = field(default_factory=CacheConfig)
-    context: ContextConfig = field(default_factory=ContextConfig)
-
-    def problems(self) -> Iterator[str]:
-        if self.chunk < 1 or self.first_chunk < 0:
-            yield "chunk must be at least 1 and first_chunk must not be negative"
-        yield from context_problems(self.cache, self.context)
+    consumer = "pipeline.causal:causal"
 
     def problems_with(self, config) -> Iterator[str]:
-        """Yields a length that does not fill chunks, or a window too small for them."""
-        yield from (f"pipeline.{text}" for text in self.cache.chunk_problems(max(self.chunk, self.first_chunk)))
+        """Yields a length that does not fill chunks."""
         data = config.data
-        if any(self.problems()):
+        if any(config.generation.problems()) or config.seconds:
             return
-        if not config.seconds and not (data.i2v or data.initial_latents or data.start_image):
-            yield from collect_error(chunks, config.num_output_frames, self.chunk, self.first_chunk or None)
+        if not (data.i2v or data.initial_latents or data.start_image):
+            yield from collect_error(config.generation.spans, config.num_output_frames)
 
 
 @dataclass
@@ -151,12 +129,6 @@ class BidirectionalConfig(Buildable):
             yield "initial_latents and start_video are continued chunk by chunk; write pipeline.name=causal"
         if config.data.scheduled:
             yield "a script's prompts change from chunk to chunk; write pipeline.name=causal"
-
-
-def context_problems(cache: CacheConfig, context: ContextConfig) -> Iterator[str]:
-    """Yields knobs of a context pass that the cache's content does without."""
-    if cache.content == "same_step" and context != ContextConfig():
-        yield "cache.content is same_step: the steps fill the caches and no context pass runs; leave out context"
 
 
 def solver_problems(name: str, num_steps: int, shift: float) -> Iterator[str]:
@@ -233,7 +205,8 @@ class InferConfig:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     pipeline: Any = one_of(PIPELINES, default="causal")
-    sampler: Any = one_of(SAMPLERS, default="few_step")
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    sampler: Any = one_of(SAMPLERS, default=None)  # None = as the model was trained
     data: DataConfig = field(default_factory=DataConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
     vae: VAEConfig = field(default_factory=VAEConfig)
@@ -255,10 +228,35 @@ class InferConfig:
                 yield f"{name} is {getattr(self, name)}; write {least} to {most}"
         if self.vae.tiling and isinstance(self.decoder, VAEDecoderConfig):
             yield "vae.tiling decodes whole clips and a generation decodes a stream; write vae.tiling=false"
+        if isinstance(self.sampler, FewStepConfig) and not self.generation.steps.steps:
+            yield (
+                "sampler.name is few_step and generation.steps.steps is empty (the model was not distilled); write the "
+                "steps, e.g. [1000, 750, 500, 250], or sampler.name=multi_step"
+            )
         yield from self.pipeline.problems_with(self)
+
+    @property
+    def chosen_sampler(self) -> FewStepConfig | MultiStepConfig:
+        """The sampler that runs: the recipe's, or the one that the model was trained for; a solver with its shift."""
+        steps = self.generation.steps
+        chosen = self.sampler or (FewStepConfig() if steps.steps else MultiStepConfig())
+        if isinstance(chosen, MultiStepConfig) and not chosen.shift:
+            chosen = replace(chosen, shift=steps.shift)
+        return chosen
+
+    def build_sampler(self):
+        """Returns the sampler that runs."""
+        return self.chosen_sampler.build(self.generation.steps)
 
 
 def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()):
-    """Returns (InferConfig, origins) of a recipe with `key=value` overrides."""
-    layers = [*read_defaults(DEFAULTS, "infer"), *read_recipe(path), *parse_overrides(list(overrides))]
-    return load(InferConfig, layers)
+    """Returns (InferConfig, origins) of a recipe with `key=value` overrides; where both are silent, of the weights.
+
+    Warns of values that differ from those that the weights were trained with.
+    """
+    defaults, given = read_defaults(DEFAULTS, "infer"), [*read_recipe(path), *parse_overrides(list(overrides))]
+    trained = find_trained([*defaults, *given])
+    config, origins = load(InferConfig, [*defaults, *([trained.layer] if trained else []), *given], OLD_KEYS)
+    if trained:
+        trained.warn(config.generation, origins)
+    return config, origins

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from pipeline.config import ContextConfig
 from pipeline.state import RECACHE_INCOMPLETE, Committed, RolloutState
 from wan.cache import CacheShape, Chunks, Ring
 from wan.condition import Condition
 from wan.context import Cached, Recached
 from wan.denoiser import sigma_rows
+from wan.generation import ContextConfig
 from wan.geometry import Geometry, Span
 from wan.ledger import CacheConfig, Ledger
 from wan.schedule import Schedule

@@ -13,19 +13,20 @@ import torch
 
 from pipeline.config import FewStepConfig, MultiStepConfig
 from pipeline.solver import Solver, SolverState, StepState
+from wan.generation import StepsConfig
 from wan.schedule import Schedule, step_sigmas
 
 
-def few_step(config: FewStepConfig) -> FewStep:
-    """Returns the sampler of a `FewStepConfig`."""
-    sigmas = step_sigmas(config.steps, config.shift, config.warp)
-    return FewStep(sigmas, Schedule(config.shift, config.rounding), config.guidance)
+def few_step(config: FewStepConfig, steps: StepsConfig) -> FewStep:
+    """Returns the sampler of a `FewStepConfig` at these steps."""
+    sigmas = step_sigmas(steps.steps, steps.shift, steps.warp)
+    return FewStep(sigmas, Schedule(steps.shift, steps.rounding), config.guidance)
 
 
-def multi_step(config: MultiStepConfig) -> MultiStep:
+def multi_step(config: MultiStepConfig, steps: StepsConfig) -> MultiStep:
     """Returns the sampler of a `MultiStepConfig`; two experts have a weight each."""
     w = (config.guidance, config.guidance_high) if config.guidance_high else config.guidance
-    return MultiStep(Solver(config.solver, config.num_steps, config.shift), w)
+    return MultiStep(Solver(config.solver, config.num_steps, config.shift or steps.shift), w)
 
 
 class Sampler:

@@ -79,14 +79,14 @@ class Session:
             name, keys = self._checked(prompt), _keys(seed, index, negative)
             max_frames = None if max_frames is None else _whole("max_frames", max_frames, 1)
             latents = self._fitting(given, max_frames)
-            knobs, condition = self.pipeline.config, self._condition(name, negative)
-            largest = max(knobs.chunk, knobs.first_chunk)
+            knobs, condition = self.pipeline.generation, self._condition(name, negative)
+            largest = knobs.largest_chunk
             Ledger(knobs.cache, largest, max_frames)  # raises for a cache that needs a length
             self._end()  # the running video's cache is freed before this one's is allocated
             rollout = self._executor.rollout
             state = rollout.start(1, largest, max_frames)
             noise, decoder, made = self._make_noise(name, keys), self._open_decoder(), []
-            for span in self.pipeline.given_spans(latents.shape[1]):
+            for span in knobs.given_spans(latents.shape[1]):
                 chunk = Chunk(span, latents[:, span.start : span.stop], given=True)
                 chunk = rollout.commit_given(state, condition, chunk, noise)
                 made.append((chunk, decoder.submit(chunk.latents) if decoder else None))
@@ -219,8 +219,7 @@ class Session:
 
     def _next_span(self) -> Span:
         """Returns where the next chunk lies. Errors: ValueError beyond the video's `max_frames`."""
-        knobs, most = self.pipeline.config, self._state.sizes["max_frames"]
-        span = Span(self._next, self._next + (knobs.chunk if self._next else knobs.first_chunk or knobs.chunk))
+        span, most = self.pipeline.generation.next_span(self._next), self._state.sizes["max_frames"]
         if most is not None and span.stop > most:
             raise ValueError(
                 f"the next chunk, {span}, goes beyond the video's length: max_frames is {most}; start a longer one, or "

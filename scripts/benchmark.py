@@ -6,7 +6,7 @@
         --layers 4 --height 64 --width 96 model.dtype=fp32 vae.dtype=fp32     # reduced, for a CPU
     python scripts/benchmark.py infer ... --windows 12 48                     # bytes copied, by window and rotation
     python scripts/benchmark.py endless --config_path configs/infer/digits_few_step.yaml --name digits \\
-        pipeline.cache.window_frames=12 pipeline.cache.sink_frames=3          # does chunk 2,000 cost what 100 did?
+        generation.cache.window_frames=12 generation.cache.sink_frames=3          # does chunk 2,000 cost what 100 did?
     python scripts/benchmark.py train --config_path configs/train/digits_self_forcing_dmd.yaml
     python scripts/benchmark.py train --config_path configs/train/benchmark_wan_1.3B.yaml --random_weights
 
@@ -149,9 +149,9 @@ def read_config(args):
     config, _ = load_recipe(args.config_path, args.overrides + sizes)
     if "cache" not in values(config.pipeline):
         raise ValueError("only causal generation is measured; write pipeline.name=causal or another recipe")
-    if config.pipeline.cache.window_frames == -1 and not args.windows:
-        raise ValueError("without a window no two chunks cost the same; write pipeline.cache.window_frames=12")
-    least = config.pipeline.cache.sink_frames + max(config.pipeline.chunk, config.pipeline.first_chunk)
+    if config.generation.cache.window_frames == -1 and not args.windows:
+        raise ValueError("without a window no two chunks cost the same; write generation.cache.window_frames=12")
+    least = config.generation.cache.sink_frames + config.generation.largest_chunk
     for window in args.windows or ():
         if window < least:
             raise ValueError(f"--windows {window} is smaller than sink + chunk; write {least} or more")
@@ -168,10 +168,10 @@ def cpu_excess(args, config) -> str:
 
     if not config.model.spec:
         return ""
-    spec, sampler = find_published(config.model.spec), config.sampler.build()
+    spec, sampler = find_published(config.model.spec), config.build_sampler()
     unit = Geometry.of(spec, config.height, config.width).frame_tokens
-    window = max(args.windows or [config.pipeline.cache.window_frames])
-    one = pass_flops(spec.transformer, config.pipeline.chunk * unit, window * unit, config.batch)
+    window = max(args.windows or [config.generation.cache.window_frames])
+    one = pass_flops(spec.transformer, config.generation.chunk * unit, window * unit, config.batch)
     share = (args.layers or spec.transformer.num_layers) / spec.transformer.num_layers
     work = share * one.total * (sampler.num_steps + 1) * (1 if sampler.guidance == 1 else 2)
     if work <= CPU_LIMIT:
@@ -185,7 +185,7 @@ def default_chunks(config, fps: float) -> int:
         return DEFAULT_CHUNKS
     from wan.codec.vae import TEMPORAL_STRIDE
 
-    return -(-round(config.seconds * fps) // (TEMPORAL_STRIDE * config.pipeline.chunk))
+    return -(-round(config.seconds * fps) // (TEMPORAL_STRIDE * config.generation.chunk))
 
 
 def describe(config, bundle, weights: str, backend: str) -> dict:
@@ -193,14 +193,14 @@ def describe(config, bundle, weights: str, backend: str) -> dict:
     from utils.config.field import values
     from wan.geometry import Geometry
 
-    geometry, sampler = Geometry.of(bundle.spec, config.height, config.width), config.sampler.build()
+    geometry, sampler = Geometry.of(bundle.spec, config.height, config.width), config.build_sampler()
     return {
         "spec": bundle.spec.name,
         "blocks": bundle.spec.transformer.num_layers,
         "size": f"{geometry.height}x{geometry.width}",
         "frame tokens": geometry.frame_tokens,
-        "chunk": config.pipeline.chunk,
-        **values(config.pipeline.cache),
+        "chunk": config.generation.chunk,
+        **values(config.generation.cache),
         "passes": f"{sampler.num_steps} + 1 context" + ("" if sampler.guidance == 1 else ", twice (guidance)"),
         "batch": config.batch,
         "dtype": config.model.dtype,

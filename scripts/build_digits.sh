@@ -30,7 +30,7 @@ $python train.py --config_path configs/train/digits_diffusion_forcing.yaml \
 [ -d "$assets/transformer" ] || cp -r runs/digits_diffusion_forcing/export/transformer "$assets/transformer"
 if [ ! -d "$assets/student" ]; then
   $python train.py --config_path configs/train/digits_self_forcing_sid.yaml steps=3000
-  $python train.py --config_path configs/train/digits_longlive_stream.yaml trainer.source.cache.rope=read \
+  $python train.py --config_path configs/train/digits_longlive_stream.yaml generation.cache.rope=read \
     trainer.generator.weights=runs/digits_self_forcing_sid/export/transformer
   cp -r runs/digits_longlive_stream/export/transformer "$assets/student"
 fi

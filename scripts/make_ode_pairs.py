@@ -94,7 +94,8 @@ def read_student(path: str):
     method = config.trainer
     if method.name != "regress" or method.loss.name != "ode" or method.source.name != "ode_pairs":
         raise ValueError(f"{path} does not train by the loss ode from ode_pairs; give a recipe like ode_init.yaml")
-    return method.source, step_sigmas(method.loss.steps, method.loss.shift, method.loss.warp)
+    steps = config.generation.steps
+    return method.source, step_sigmas(steps.steps, steps.shift, steps.warp)
 
 
 def remember(folder: Path, flags, teacher, source, sigmas, prompts: list[str]) -> None:

@@ -159,7 +159,7 @@ def memory(name: str) -> str:
 
 COMMANDS = {
     "benchmark_endless_digits": "python scripts/benchmark.py endless --config_path configs/infer/digits_few_step.yaml "
-    "--name digits pipeline.cache.window_frames=12 pipeline.cache.sink_frames=3"
+    "--name digits generation.cache.window_frames=12 generation.cache.sink_frames=3"
 }
 EXPERIMENTS = {**objectives_results.TABLES, **long_results.TABLES}
 MAKERS = {

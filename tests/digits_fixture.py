@@ -19,7 +19,8 @@ DIGITS = SPECS["digits"].transformer
 PROMPTS = ("a red three moves right", "a green seven moves up", "a blue two moves left")
 RECIPE = """
 model: {{path: {model}, dtype: fp32}}
-pipeline: {{name: causal, chunk: 1, cache: {{window_frames: 3, sink_frames: 1}}}}
+pipeline: {{name: causal}}
+generation: {{chunk: 1, cache: {{window_frames: 3, sink_frames: 1}}}}
 sampler: {{name: multi_step, solver: unipc, num_steps: 2, shift: 3.0, guidance: 3.0}}
 text: {{dtype: fp32}}
 output: {{sheet: false}}
@@ -104,10 +105,11 @@ FLOW = """
 model: {model}
 steps: 6
 log_every: 1
+generation: {{chunk: 2, steps: {{shift: 3.0}}}}
 trainer:
   generator: {{weights: {weights}}}
-  source: {{name: latents, path: {latents}, batch: 2, frames: 4, chunk: 2, dropout: 0.25}}
-  loss: {{name: flow, mode: diffusion_forcing, shift: 3.0}}
+  source: {{name: latents, path: {latents}, batch: 2, frames: 4, dropout: 0.25}}
+  loss: {{name: flow, mode: diffusion_forcing}}
   optim: {{name: adamw, lr: 2.0e-3}}
   ema: {{decay: 0.9}}
   text: {{dtype: fp32}}
@@ -128,6 +130,7 @@ DISTILL = """
 model: {model}
 steps: 6
 log_every: 1
+generation: {{chunk: 2, steps: {{steps: [1000, 500], shift: 3.0}}, cache: {{window_frames: 4}}}}
 trainer:
   name: distill
   generator: {{weights: {weights}}}
@@ -139,11 +142,8 @@ trainer:
     batch: 4
     frames: 4
     loss_frames: 4
-    chunk: 2
     height: 32
     width: 32
-    sampler: {{steps: [1000, 500], shift: 3.0}}
-    cache: {{window_frames: 4}}
   loss: {{name: dmd, score: {{real_guidance: 3.0, shift: 3.0}}}}
   optim: {{name: adamw, lr: 2.0e-4}}
   critic_optim: {{name: adamw, lr: 4.0e-4}}

@@ -12,7 +12,7 @@ import torch
 from trainer import preflight
 from trainer.callbacks import Export, Metrics
 from trainer.checkpoint.folder import Checkpoint
-from trainer.config import TrainConfig
+from trainer.config import OLD_KEYS, TrainConfig
 from trainer.loop import Loop
 from trainer.preview import Preview
 from utils.config.text import to_dict
@@ -32,14 +32,14 @@ def build(config: TrainConfig, logdir: str | Path, origins: Mapping[str, str] | 
     ranks.init()
     device = torch.device("cuda", ranks.local_rank()) if torch.cuda.is_available() else torch.device("cpu")
     layout, rng = config.layout.build(device), Rng(config.seed)
-    method = config.trainer.build(config.model, config.steps, rng, device, layout)
+    method = config.trainer.build(config, rng, device, layout)
     trackers = config.track.build(logdir, to_dict(config))
     callbacks = [Metrics(logdir, config.log_every, method, trackers)]
     if config.preview.every:
-        callbacks.append(Preview(logdir, config.preview, config.model, method, rng, trackers))
+        callbacks.append(Preview(logdir, config, method, trackers))
     if config.save:
         callbacks.append(Export(logdir))
-    checkpoint = (Checkpoint if config.save else Unsaved)(logdir, config.checkpoint, to_dict(config))
+    checkpoint = (Checkpoint if config.save else Unsaved)(logdir, config.checkpoint, to_dict(config), OLD_KEYS)
     return Loop(method, config.steps, checkpoint, callbacks)
 
 

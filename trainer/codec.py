@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from trainer.config import CodecConfig
+from trainer.config import CodecConfig, TrainConfig
 from trainer.optim import Optim
 from utils.digits.world import DigitsConfig, random_clip
 from utils.parallel.layout import ParallelLayout
@@ -26,12 +26,12 @@ STATISTICS_FRAMES = 33
 
 
 def build_codec(
-    config: CodecConfig, model: str, total: int, rng: Rng, device: torch.device, layout: ParallelLayout
+    config: CodecConfig, training: TrainConfig, rng: Rng, device: torch.device, layout: ParallelLayout
 ) -> Codec:
-    """Returns the method; `model` is not used, a codec starts from nothing."""
+    """Returns the method; a codec starts from nothing."""
     if layout.world > 1:
         raise ValueError("a codec is trained by one process; start train.py without torchrun")
-    return Codec(config, total, rng, device)
+    return Codec(config, training.steps, rng, device)
 
 
 class Codec:

@@ -9,27 +9,53 @@ from typing import Any
 
 from model import LOSSES
 from pipeline import PIPELINES, SAMPLERS
-from pipeline.config import (
-    BidirectionalConfig,
-    CausalConfig,
-    ContextConfig,
-    FewStepConfig,
-    InferConfig,
-    MultiStepConfig,
-)
+from pipeline.config import BidirectionalConfig, CausalConfig, InferConfig
 from trainer import SOURCES, TRAINERS
 from trainer.checkpoint.folder import CheckpointConfig
 from trainer.trackers import TrackConfig
 from utils.config.field import check, collect_error, find_problems, one_of, values
 from utils.config.layer import parse_overrides, read_defaults, read_recipe
 from utils.config.load import load
+from utils.config.renamed import OldKeys
 from utils.digits.world import DigitsConfig
 from utils.parallel.layout import LayoutConfig
 from wan.attention.config import AttentionConfig
 from wan.config import DTYPES, PRECISIONS, Buildable, TextConfig, VAEConfig
 from wan.family import published_specs
+from wan.generation import GenerationConfig
 
 DEFAULTS = Path(__file__).parent.parent / "configs" / "default_config.yaml"
+PREVIEW = "a preview runs as the generator is trained; remove it"
+OLD_KEYS = OldKeys(
+    renamed={
+        "trainer.source.chunk": "generation.chunk",
+        "trainer.source.first_chunk": "generation.first_chunk",
+        "trainer.source.cache": "generation.cache",
+        "trainer.source.context": "generation.context",
+        "trainer.source.context.snap": "generation.context.rounding",
+        "trainer.source.sampler": "generation.steps",
+        "trainer.source.sampler.snap": "generation.steps.rounding",
+        "trainer.source.steps": "generation.steps.steps",
+        "trainer.source.shift": "generation.steps.shift",
+        "trainer.source.warp": "generation.steps.warp",
+        "trainer.source.rounding": "generation.steps.rounding",
+        "trainer.source.snap": "generation.steps.rounding",
+        "trainer.source.save_films": "trainer.source.save_videos",
+        "trainer.loss.cache": "generation.cache",
+        "trainer.loss.steps": "generation.steps.steps",
+        "trainer.loss.shift": "generation.steps.shift",
+        "trainer.loss.warp": "generation.steps.warp",
+        "trainer.loss.rounding": "generation.steps.rounding",
+        "trainer.loss.snap": "generation.steps.rounding",
+        "trainer.loss.score.snap": "trainer.loss.score.rounding",
+        "trainer.ratio": "trainer.critic_updates_per_generator_update",
+    },
+    removed={
+        "trainer.source.sampler.guidance": "a rollout has no guidance; remove it",
+        **dict.fromkeys((f"preview.pipeline.{name}" for name in ("chunk", "first_chunk", "cache", "context")), PREVIEW),
+        **dict.fromkeys((f"preview.sampler.{name}" for name in ("steps", "warp", "rounding", "snap")), PREVIEW),
+    },
+)
 
 
 @dataclass
@@ -148,8 +174,18 @@ def needs_problems(trainer) -> Iterator[str]:
         yield f"loss {trainer.loss.name} needs {what}, which source {trainer.source.name} does not give; {advice}"
 
 
+class TrainerConfig(Buildable):
+    """What the configurations of trainers share."""
+
+    def problems_with(self, generation: GenerationConfig) -> Iterator[str]:
+        """Yields what of source and loss, if there are any, does not go together with how the model will generate."""
+        knobs = values(self)
+        for name in [name for name in ("source", "loss") if name in knobs]:
+            yield from (f"trainer.{name}: {text}" for text in knobs[name].problems_with(generation))
+
+
 @dataclass
-class RegressConfig(Buildable):
+class RegressConfig(TrainerConfig):
     """A regression: the generator, where samples come from, what is minimised, how."""
 
     consumer = "trainer.regress:build_regress"
@@ -167,7 +203,7 @@ class RegressConfig(Buildable):
             yield f"accumulate is {self.accumulate}; write 1 (the whole share at once) or more"
         if "critic" in self.loss.needs:
             yield f"loss {self.loss.name} trains a critic too; write trainer.name=distill, or a loss without a critic"
-        elif getattr(self.source, "generates", False):
+        elif self.source.generates:
             text = f"source {self.source.name} generates its latents, which a regression cannot use"
             yield f"{text}; write source.name=latents or ode_pairs, or trainer.name=distill"
         else:
@@ -176,7 +212,7 @@ class RegressConfig(Buildable):
 
 
 @dataclass
-class DistillConfig(Buildable):
+class DistillConfig(TrainerConfig):
     """A distillation: three networks, where samples come from, what is minimised, how."""
 
     consumer = "trainer.distill:build_distill"
@@ -216,7 +252,7 @@ class Stage:
 
 
 @dataclass
-class CodecConfig(Buildable):
+class CodecConfig(TrainerConfig):
     """The codec's size, its objective and its clips.
 
     base_dim, dim_mult, z_dim: of AutoencoderKLWan, residual, patches of 2, strides 4 x 8 x 8.
@@ -247,8 +283,8 @@ class CodecConfig(Buildable):
 class PreviewConfig:
     """Videos of the generator in training, every so many steps (0 = none).
 
-    sampler, pipeline: none = as the generator is trained: its steps and shift, chunks, cache and context; a flow
-    objective with the solver of `multi_step`.
+    They are what inference.py makes of the exported weights, with the training's seed. sampler, pipeline: none = as the
+    generator is trained: by its steps, or the solver of `multi_step` where it has none.
     prompts: a text file; empty: the source's own prompts. count: how many prompts, the first ones. num_frames:
     latent frames, 0 = the source's; height, width: in pixels, 0 = the model's own. batch: videos made together.
     ema: by the averaged weights where there are any, else by those of the moment. vae: the decoder's, where the
@@ -271,35 +307,19 @@ class PreviewConfig:
         if self.every < 0 or self.num_frames < 0 or self.count < 1:
             yield "every and num_frames must not be negative, count must be at least 1"
 
-    def requested(self, trainer) -> InferConfig:
-        """Returns the generation that a preview of a trainer's configuration is, as long as its source's samples.
+    def requested(self, training: TrainConfig) -> InferConfig:
+        """Returns the generation that a preview of a training is, as long as its source's samples.
 
-        Errors: ValueError for what the pipeline cannot do (a length that fills no chunks, too small a window).
+        Errors: ValueError for what the pipeline cannot do (a length that fills no chunks).
         """
-        config = InferConfig(num_output_frames=self.num_frames or trainer.source.frames)
-        config.pipeline = self.pipeline or trained_pipeline(trainer.source, trainer.loss)
-        config.sampler = self.sampler or trained_sampler(trainer.source, trainer.loss)
+        trainer = training.trainer
+        config = InferConfig(generation=training.generation, sampler=self.sampler, seed=training.seed)
+        config.num_output_frames = self.num_frames or trainer.source.frames
+        config.pipeline = self.pipeline or (BidirectionalConfig() if trainer.loss.bidirectional else CausalConfig())
         config.height, config.width, config.batch = self.height, self.width, self.batch
         config.vae = values(trainer).get("vae") or self.vae
         check(config)
         return config
-
-
-def trained_pipeline(source, loss) -> CausalConfig | BidirectionalConfig:
-    """Returns the pipeline whose chunks, cache and context passes are those of a training."""
-    if values(loss).get("mode") == "bidirectional":
-        return BidirectionalConfig()
-    knobs = {**values(loss), **values(source)}  # a rollout's cache is its source's, a regression's its loss's
-    first = knobs.get("given") or knobs.get("first_chunk", 0)
-    return CausalConfig(source.chunk, first, knobs["cache"], knobs.get("context") or ContextConfig())
-
-
-def trained_sampler(source, loss) -> FewStepConfig | MultiStepConfig:
-    """Returns the few steps of a training, or a solver for an objective that trains them all."""
-    knobs = values(source).get("sampler") or next((c for c in (source, loss) if "steps" in values(c)), None)
-    if knobs is None:
-        return MultiStepConfig(shift=loss.shift)
-    return FewStepConfig(knobs.steps, knobs.shift, knobs.warp, knobs.rounding)
 
 
 @dataclass
@@ -313,6 +333,7 @@ class TrainConfig:
     logdir: str = ""
     seed: int = 0
     steps: int = 1000
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
     threads: int = 1  # torch threads of this process; on a busy machine two are slower than one
     log_every: int = 20
     trainer: Any = one_of(TRAINERS, default="regress")
@@ -325,14 +346,18 @@ class TrainConfig:
     def problems(self) -> Iterator[str]:
         if self.steps < 1 or self.log_every < 1 or self.threads < 1:
             yield "steps, log_every and threads must be at least 1"
+        if any(find_problems(self.generation)):
+            return
+        unfit = list(self.trainer.problems_with(self.generation))
+        yield from unfit
         if self.preview.every and "source" not in values(self.trainer):
             yield f"trainer {self.trainer.name!r} trains no generator of videos; write preview.every=0"
-        elif self.preview.every and not any(find_problems(self.trainer)):
-            errors = collect_error(self.preview.requested, self.trainer)
+        elif self.preview.every and not unfit and not any(find_problems(self.trainer)):
+            errors = collect_error(self.preview.requested, self)
             yield from (f"preview: {text}; or write preview.every=0" for text in errors)
 
 
 def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()):
     """Returns (TrainConfig, origins) of a recipe with `key=value` overrides."""
     layers = [*read_defaults(DEFAULTS, "train"), *read_recipe(path), *parse_overrides(list(overrides))]
-    return load(TrainConfig, layers)
+    return load(TrainConfig, layers, OLD_KEYS)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from trainer.accumulate import backward
-from trainer.config import DistillConfig
+from trainer.config import DistillConfig, TrainConfig
 from trainer.ema import Ema
 from trainer.export import export_generator
 from trainer.optim import Optim
@@ -21,19 +21,21 @@ from wan.family import write_config
 
 
 def build_distill(
-    config: DistillConfig, model: str, total: int, rng: Rng, device: torch.device, layout: ParallelLayout
+    config: DistillConfig, training: TrainConfig, rng: Rng, device: torch.device, layout: ParallelLayout
 ) -> Distill:
     """Returns the method; source and loss are built before any network."""
-    source, loss = config.source.build(), config.loss.build()
+    source, loss = config.source.build(training.generation), config.loss.build(training.generation)
     layout.check_batch(config.source.batch, config.accumulate)
-    return Distill(config, Roles.for_distillation(model, config, rng, device, layout), source, loss, total, rng)
+    networks = Roles.for_distillation(training.model, config, rng, device, layout)
+    return Distill(config, networks, source, loss, training, rng)
 
 
 class Distill:
     """The method of a distillation."""
 
-    def __init__(self, config: DistillConfig, roles: Roles, source, loss, total: int, rng: Rng):
+    def __init__(self, config: DistillConfig, roles: Roles, source, loss, training: TrainConfig, rng: Rng):
         self.config, self.roles, self.source, self.loss, self.rng = config, roles, source, loss, rng
+        self.generation, total = training.generation, training.steps
         self.optim = Optim(roles.generator.transformer, config.optim, total)
         self.critic_modules, scales = torch.nn.ModuleList([roles.critic.transformer]), {}
         if roles.discriminator is not None:
@@ -93,4 +95,5 @@ class Distill:
 
     def export(self, folder) -> None:
         """Writes the generator (its average where there is one) in the layout that inference reads."""
-        export_generator(folder, self.roles.generator.spec, self.ema.weights(), self.config.generator.lora)
+        spec, lora = self.roles.generator.spec, self.config.generator.lora
+        export_generator(folder, spec, self.ema.weights(), lora, self.generation)

@@ -42,19 +42,20 @@ class Ema:
         return {name: self.shadow.get(name, value).to(value.dtype) for name, value in state.items()}
 
     @contextmanager
-    def swapped_in(self) -> Iterator[None]:
-        """A context in which the module itself carries its averages; then, after an error too, its own weights again.
+    def swapped_in(self, averaged: bool, dtype: torch.dtype) -> Iterator[None]:
+        """A context in which the module itself carries its trained weights as an export in `dtype` would hold them.
 
-        Written in place, so optimisers and shards keep their tensors; the own weights are kept beside meanwhile.
-        Where there is no average yet the module stays as it is.
+        averaged: their averages, where there are any. Written in place, so optimisers and shards keep their tensors;
+        after the context, or an error in it, the module has its own weights again.
         """
         reshard(self.module)
-        averaged = [(self.shadow[n], w) for n, w in self.module.named_parameters() if n in self.shadow]
+        shadow = self.shadow if averaged else {}
+        trained = [(shadow.get(n, w), w) for n, w in self.module.named_parameters() if w.requires_grad]
         own: list[tuple[torch.Tensor, torch.Tensor]] = []
         try:
-            for shadow, weight in averaged:
+            for values, weight in trained:
                 own.append((weight.detach().clone(), weight))
-                _write(weight, shadow)
+                _write(weight, values.detach().to(dtype))
             yield
         finally:
             reshard(self.module)

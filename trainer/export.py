@@ -9,14 +9,20 @@ import torch
 from trainer.config import LoraConfig
 from trainer.lora import export_lora
 from utils.atomic import write_json
+from utils.config.text import to_dict
 from utils.parallel import fsdp, ranks
 from wan.checkpoint.tensor_file import write_safetensors
 from wan.family import write_config
+from wan.generation import FILE, GenerationConfig
 from wan.spec import TransformerSpec
 
+EXPORTED = torch.bfloat16  # what weights are exported in
 
-def export_generator(folder: str | Path, spec: TransformerSpec, state: dict, config: LoraConfig) -> None:
-    """Writes weights, or their average, in bf16; all ranks call this together, the first writes.
+
+def export_generator(
+    folder: str | Path, spec: TransformerSpec, state: dict, config: LoraConfig, generation: GenerationConfig
+) -> None:
+    """Writes weights, or their average, in bf16, and how they generate; all ranks call this together, the first writes.
 
     state: of the network, possibly sharded. With LoRA: the merged model if asked for, else the adapters alone
     in `lora.safetensors`, under peft's names.
@@ -29,10 +35,11 @@ def export_generator(folder: str | Path, spec: TransformerSpec, state: dict, con
     if config.rank and not config.merged:
         write_tensors(Path(folder) / "lora.safetensors", state)
     else:
-        write_transformer(folder, spec, state)
+        folder = write_transformer(folder, spec, state)
+    write_json(Path(folder) / FILE, to_dict(generation))
 
 
-def write_transformer(folder: str | Path, spec: TransformerSpec, state: dict, dtype=torch.bfloat16) -> Path:
+def write_transformer(folder: str | Path, spec: TransformerSpec, state: dict, dtype=EXPORTED) -> Path:
     """Writes `transformer/config.json` and its weights with official names: a part of a model folder."""
     folder = Path(folder) / "transformer"
     write_tensors(folder / "diffusion_pytorch_model.safetensors", state, dtype)
@@ -40,7 +47,7 @@ def write_transformer(folder: str | Path, spec: TransformerSpec, state: dict, dt
     return folder
 
 
-def write_tensors(path: Path, state: dict, dtype=torch.bfloat16) -> None:
+def write_tensors(path: Path, state: dict, dtype=EXPORTED) -> None:
     """Writes one safetensors file in `dtype`, with its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_safetensors(path, {k: v.detach().to(dtype).cpu().contiguous() for k, v in state.items()})

@@ -1,8 +1,8 @@
 """Previews: videos of a few prompts while a run trains, made by the pipeline of inference.
 
 `<run>/previews/step_0001500/` holds one MP4 (and its JSON) per prompt and a contact sheet of the generator as it
-is after 1,500 steps. The training does not notice: noise has keys of its own, and weights, modes and versions are
-put back.
+is after 1,500 steps: what inference.py makes of an export at that step with the training's seed. The training does
+not notice: its draws have other keys, and weights, modes and versions are restored.
 """
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ import torch
 from pipeline.batch.request import KeyedNoise, Request, batches, check_grammar
 from pipeline.batch.writer import VideoBatchWriter
 from pipeline.bundle import ModelBundle
-from pipeline.config import (
-    OutputConfig,
-)
+from pipeline.config import OutputConfig
 from pipeline.rollout import Chunk
 from trainer.checkpoint.folder import set_aside
-from trainer.config import PreviewConfig
+from trainer.config import TrainConfig
+from trainer.export import EXPORTED
 from trainer.protocol import Callback
 from trainer.trackers import SHEET
 from utils.data.prompts import file_stem, read_prompts
@@ -42,20 +41,21 @@ SEARCHED = 64  # records of a data set that are read to find different prompts
 class Preview(Callback):
     """Makes the videos; all ranks together, since a sharded forward needs them all, and rank 0 writes."""
 
-    def __init__(self, run: str | Path, config: PreviewConfig, model: str, method, rng: Rng, trackers=()):
-        """model: the folder with the VAE. method: a training with `roles`, `source`, `ema` and its `config`."""
-        self.folder, self.config, self.method, self.trackers = Path(run) / "previews", config, method, trackers
-        roles, self.rng = method.roles, rng.at("preview")
-        self.requested = config.requested(method.config)
+    def __init__(self, run: str | Path, training: TrainConfig, method, trackers=()):
+        """method: that of `training`, with `roles`, `source`, `ema` and its `config`."""
+        self.folder, self.method, self.trackers = Path(run) / "previews", method, trackers
+        config, roles = training.preview, method.roles
+        self.config, self.requested = config, config.requested(training)
+        self.rng = Rng(self.requested.seed)
         vae = roles.vae
         if vae is None:
-            path = find_parts(model).need("vae")
+            path = find_parts(training.model).need("vae")
             vae = family_of(roles.generator.spec).open_vae(path, config.vae, roles.device)
         dtype = DTYPES[method.config.generator.dtype]
         self.bundle = ModelBundle.of(roles.generator, vae, lambda prompts: roles.text(prompts), roles.device, dtype)
         self.geometry = Geometry.of(self.bundle.spec, config.height, config.width)
-        self.sampler = self.requested.sampler.build()
-        self.pipeline = self.requested.pipeline.build(self.bundle, self.sampler, self.geometry)
+        knobs, self.sampler = self.requested, self.requested.build_sampler()
+        self.pipeline = knobs.pipeline.build(knobs.generation, self.bundle, self.sampler, self.geometry)
         prompts = (
             read_first(config.prompts, config.count) if config.prompts else first_prompts(method.source, config.count)
         )
@@ -74,7 +74,7 @@ class Preview(Callback):
     def make(self, done: int) -> None:
         """Generates on all ranks, then writes on rank 0. A disk that is full costs the preview, not the training."""
         averaged = self.config.ema and bool(self.method.ema.shadow)
-        with self.method.ema.swapped_in() if averaged else contextlib.nullcontext(), at_rest(self.bundle.denoiser):
+        with self.method.ema.swapped_in(averaged, EXPORTED), at_rest(self.bundle.denoiser):
             videos = [(group, list(self.generate(group))) for group in batches(self.requests, self.config.batch)]
         if ranks.rank():
             return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from trainer.accumulate import backward
-from trainer.config import RegressConfig
+from trainer.config import RegressConfig, TrainConfig
 from trainer.ema import Ema
 from trainer.export import export_generator
 from trainer.optim import Optim
@@ -16,22 +16,23 @@ from wan.family import write_config
 
 
 def build_regress(
-    config: RegressConfig, model: str, total: int, rng: Rng, device: torch.device, layout: ParallelLayout
+    config: RegressConfig, training: TrainConfig, rng: Rng, device: torch.device, layout: ParallelLayout
 ) -> Regress:
     """Returns the method; source and loss are built before any network."""
-    source, loss = config.source.build(), config.loss.build()
-    loss.check_spans(source.spans)
+    source, loss = config.source.build(training.generation), config.loss.build(training.generation)
     if "trajectory" in config.loss.needs:
         loss.check_trajectory(source.num_states, source.sigmas)
     layout.check_batch(config.source.batch, config.accumulate)
-    return Regress(config, Roles.build(model, config, rng, device, layout), source, loss, total, rng)
+    roles = Roles.build(training.model, config, rng, device, layout)
+    return Regress(config, roles, source, loss, training, rng)
 
 
 class Regress:
     """The method of a regression: `step`, and the state that a checkpoint holds."""
 
-    def __init__(self, config: RegressConfig, roles: Roles, source, loss, total: int, rng: Rng):
+    def __init__(self, config: RegressConfig, roles: Roles, source, loss, training: TrainConfig, rng: Rng):
         self.config, self.roles, self.source, self.loss, self.rng = config, roles, source, loss, rng
+        self.generation, total = training.generation, training.steps
         self.optim = Optim(roles.generator.transformer, config.optim, total)
         self.ema = Ema(roles.generator.transformer, config.ema)
         self.last_prompts = {}  # start of a metric's name -> the prompts that it was measured on
@@ -64,4 +65,5 @@ class Regress:
 
     def export(self, folder) -> None:
         """Writes the weights (the average where there is one) in the layout that inference reads."""
-        export_generator(folder, self.roles.generator.spec, self.ema.weights(), self.config.generator.lora)
+        spec, lora = self.roles.generator.spec, self.config.generator.lora
+        export_generator(folder, spec, self.ema.weights(), lora, self.generation)

@@ -25,6 +25,19 @@ def resolve(name_or_path: str | Path) -> Path:
     return _download(name)
 
 
+def find_local(name_or_path: str | Path) -> Path | None:
+    """Returns the path of a model that is on this machine: itself, or the hub's copy. Asks no network."""
+    path = Path(name_or_path).expanduser()
+    if path.exists() or not HUB_NAME.fullmatch(str(name_or_path)):
+        return path if path.exists() else None
+    from huggingface_hub import constants  # the rest of the package loads for half a second
+
+    store = Path(constants.HF_HUB_CACHE) / f"models--{str(name_or_path).replace('/', '--')}"
+    latest = store / "refs" / "main"
+    copy = latest.is_file() and store / "snapshots" / latest.read_text().strip()
+    return copy if copy and copy.is_dir() else None
+
+
 def _download(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError

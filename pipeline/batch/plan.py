@@ -43,7 +43,7 @@ class VideoPlan:
     @property
     def spans(self) -> list[Span]:
         """All chunks of a causal video, conditioning ones too."""
-        return [*self.pipeline.given_spans(self.given), *self.pipeline.spans(self.total, self.given)]
+        return [*self.pipeline.generation.given_spans(self.given), *self.pipeline.spans(self.total, self.given)]
 
 
 def plan_video(request: Request, config: InferConfig, bundle: ModelBundle, sampler, given: int = 0) -> VideoPlan:
@@ -55,7 +55,8 @@ def plan_video(request: Request, config: InferConfig, bundle: ModelBundle, sampl
     script = request.script
     size = (script.height or config.height, script.width or config.width) if script else (config.height, config.width)
     geometry = Geometry.of(bundle.spec, *size)
-    pipeline, fps = config.pipeline.build(bundle, sampler, geometry), config.output.fps or bundle.spec.fps
+    pipeline = config.pipeline.build(config.generation, bundle, sampler, geometry)
+    fps = config.output.fps or bundle.spec.fps
     stated = video_length(script, geometry, fps) if script else None
     if stated is None and config.seconds:
         stated = geometry.latent_frames_for(config.seconds, fps), True
@@ -87,8 +88,8 @@ def requested_length(script: ScheduleLine | None, config: InferConfig) -> tuple[
 
 def _video_frames(request: Request, pipeline: Causal, geometry: Geometry, fps: float, total: int) -> int:
     """Returns how many latent frames the end of the request's video fills in a video of `total` frames."""
-    window = pipeline.config.cache.window_frames
-    most = total // 2 if window == -1 else min(window, total - pipeline.config.chunk)
+    window = pipeline.generation.cache.window_frames
+    most = total // 2 if window == -1 else min(window, total - pipeline.generation.chunk)
     pixels, rate = video_pixels(request.video, pipeline, geometry, fps, most, request.start_seconds)
     logger.info("%s: its last %d frames are given (%.3g s)", request.video, len(pixels), len(pixels) / fps)
     if abs(rate - fps) > RATE_TOLERANCE * fps:

@@ -21,8 +21,9 @@ from pipeline.batch.plan import VideoPlan, requested_length
 from pipeline.batch.request import Request
 from pipeline.bundle import ModelBundle
 from pipeline.causal import Causal
-from pipeline.config import InferConfig
+from pipeline.config import OLD_KEYS, InferConfig
 from pipeline.track import PromptSchedule
+from utils.config.renamed import OldKeys, rename
 from utils.config.text import config_hash, to_dict
 from utils.data.schedules import ScheduleLine
 from utils.diff import differences
@@ -34,8 +35,9 @@ PIXEL_KNOBS = {"output": ("fps", "crf"), "data": ("i2v", "noise", "initial_laten
 
 
 def settings(config: InferConfig) -> InferConfig:
-    """Returns the configuration without the knobs that do not change the video (resume, overwrite)."""
-    return replace(config, output=replace(config.output, resume=False, overwrite=False))
+    """Returns the configuration without the knobs that do not change the video (resume, overwrite), sampler chosen."""
+    output = replace(config.output, resume=False, overwrite=False)
+    return replace(config, sampler=config.chosen_sampler, output=output)
 
 
 def settings_hash(config: InferConfig) -> str:
@@ -138,11 +140,20 @@ def sidecar_changes(path: Path, request: Request, config: InferConfig) -> dict[s
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} is damaged ({error}); remove it") from error
     before = {"prompt": None, "seed": None, "start": None} | facts
+    if isinstance(before.get("asked"), dict) and isinstance(before["asked"].get("config"), dict):
+        before["asked"] |= {"config": rename(before["asked"]["config"], old_keys(before["asked"]["config"]))}
     now = {"prompt": request.prompt, "seed": get_seed(request, config)}
     now |= {"start": str(request.start) if request.start else None, "asked": requested_facts(request, config)}
     if request.script:
         before["prompts"], now["prompts"] = texts, request.prompts
     return {change.path: change.old for change in differences(before, now) if change.in_both}
+
+
+def old_keys(settings: dict) -> OldKeys:
+    """Returns the keys that these recorded settings may have from earlier versions; multi_step has its shift still."""
+    sampler = settings.get("sampler")
+    kept = {"sampler.shift"} if isinstance(sampler, dict) and sampler.get("name") == "multi_step" else set()
+    return OldKeys({old: new for old, new in OLD_KEYS.renamed.items() if old not in kept})
 
 
 def resume_facts(
@@ -184,7 +195,7 @@ def session_facts(pipeline: Causal, decode: bool, tensors: dict[str, torch.Tenso
         "model": bundle.spec,
         "weights": bundle.weights_hash,
         "dtype": str(bundle.dtype),
-        "pipeline": pipeline.config,
+        "generation": pipeline.generation,
         "sampler": {"name": type(sampler).__name__, **vars(sampler)},
         "geometry": pipeline.rollout.geometry,
         "decode": decode,

@@ -88,7 +88,7 @@ class Run:
 
     def __init__(self, config: InferConfig, bundle: ModelBundle):
         self.config, self.bundle = config, bundle
-        self.sampler = config.sampler.build()
+        self.sampler = config.build_sampler()
         self.rng = Rng(config.seed)
         self._plans: dict[tuple, VideoPlan] = {}
         self._content = functools.cache(file_hash)  # most files are used by every batch

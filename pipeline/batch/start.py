@@ -31,7 +31,7 @@ def video_pixels(path: str | Path, pipeline: Causal, geometry: Geometry, fps: fl
     seconds: how much of the video to use instead of `most`, rounded down to whole chunks.
     Errors: ValueError naming a video that cannot be read or is too short, or for fewer seconds than one chunk.
     """
-    first = pipeline.config.first_chunk or pipeline.config.chunk
+    first = pipeline.generation.head
     wanted = max(most, first)
     if seconds:
         wanted = geometry.latent_frame_at(int(seconds * fps + EPSILON))  # the first that is not whole
@@ -40,9 +40,9 @@ def video_pixels(path: str | Path, pipeline: Causal, geometry: Geometry, fps: fl
             raise ValueError(f"start_seconds is {seconds:g} and the first chunk lasts {need:.4g}; write that or more")
         if wanted > LONGEST:
             raise ValueError(f"start_seconds is {seconds:g}, {wanted} latent frames; write less, {LONGEST} at most")
-    wanted = pipeline.round_down(wanted)
+    wanted = pipeline.generation.round_down(wanted)
     pixels, rate = read_end(path, geometry.pixel_frames(wanted), fps, (geometry.height, geometry.width))
-    have = pipeline.round_down(geometry.latent_frame_at(len(pixels)))
+    have = pipeline.generation.round_down(geometry.latent_frame_at(len(pixels)))
     least = wanted if seconds else first
     if have < least:
         need, advice = geometry.pixel_frames(least), "ask for fewer seconds" if seconds else "start from its last image"
@@ -58,7 +58,7 @@ def encode_start(pipeline: Causal, path: str | Path, seconds: float = 0.0) -> to
     seconds: how much of the video to use; 0 = as many whole chunks as the window holds.
     Errors: ValueError for a file that cannot be used, or if neither seconds nor a window limit the length.
     """
-    bundle, geometry, window = pipeline.bundle, pipeline.rollout.geometry, pipeline.config.cache.window_frames
+    bundle, geometry, window = pipeline.bundle, pipeline.rollout.geometry, pipeline.generation.cache.window_frames
     if Path(path).suffix.lower() in IMAGE_SUFFIXES:
         pixels = image_pixels(path, geometry)
     else:

@@ -37,10 +37,10 @@ class EndlessVideo:
             spec, rng = bundle.spec.transformer, Rng(config.seed, "text")
             bundle = replace(bundle, text=lambda prompts: rng.normal((len(prompts), spec.text_len, spec.text_dim)))
         geometry = Geometry.of(bundle.spec, config.height, config.width)
-        self.session = Session(config.pipeline.build(bundle, config.sampler.build(), geometry))
+        self.session = Session(config.pipeline.build(config.generation, bundle, config.build_sampler(), geometry))
         self.session.start(PROMPT, config.seed, config.negative_prompt)
         self.device = bundle.device
-        while self.session.next_frame < config.pipeline.cache.window_frames:
+        while self.session.next_frame < config.generation.cache.window_frames:
             self.advance()
 
     def advance(self) -> np.ndarray:
@@ -71,7 +71,7 @@ def measure(config, bundle: ModelBundle, chunks: int, runs: int) -> dict:
     early = min(COUNTED, chunks // 3)
     with progress(total=chunks * runs, label="endless", unit="chunk") as bar:
         found = [measure_run(EndlessVideo(config, bundle), chunks, early, bar) for _ in range(runs)]
-    frames = config.pipeline.chunk * chunks
+    frames = config.generation.chunk * chunks
     facts = {"measured": chunks, "latent frames": frames, "counted": [early, chunks - early], "runs": runs}
     return {"chunks": facts, "runs": found, "criteria": check_criteria(found)}
 

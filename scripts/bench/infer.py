@@ -125,10 +125,10 @@ class MeasuredVideo:
         """num_chunks: how many `advance` can make, those that fill the window not counted."""
         self.bundle, self.batch, spec = bundle, config.batch, bundle.spec.transformer
         self.geometry = Geometry.of(bundle.spec, config.height, config.width)
-        self.sampler = config.sampler.build()
-        pipeline = config.pipeline.build(bundle, self.sampler, self.geometry)
+        self.sampler = config.build_sampler()
+        pipeline = config.pipeline.build(config.generation, bundle, self.sampler, self.geometry)
         self.executor = pipeline.executor = TimedExecutor(pipeline.rollout)
-        window, self.chunk_frames = config.pipeline.cache.window_frames, config.pipeline.chunk
+        window, self.chunk_frames = config.generation.cache.window_frames, config.generation.chunk
         total = pipeline.round_up(window + (num_chunks + 1) * self.chunk_frames)
         texts = (Rng(config.seed).normal((self.batch, spec.text_len, spec.text_dim), "text", i) for i in range(2))
         condition = Condition(*texts).to(bundle.device, bundle.dtype)
@@ -295,7 +295,7 @@ def compare_windows(config, bundle: ModelBundle, windows: list[int]) -> dict[str
     rows = {}
     for rope in ("write", "read"):
         for window in windows:
-            cache = replace(config.pipeline.cache, window_frames=window, rope=rope)
-            changed = replace(config, pipeline=replace(config.pipeline, cache=cache))
+            cache = replace(config.generation.cache, window_frames=window, rope=rope)
+            changed = replace(config, generation=replace(config.generation, cache=cache))
             rows[f"rope: {rope}, W = {window}"], _ = count_copies(MeasuredVideo(changed, bundle, 1).fill().latents)
     return rows

@@ -32,7 +32,7 @@ def build_method(config: TrainConfig, random_weights: bool, device: torch.device
     """Returns the distillation. Random weights need no file: networks by `spec`, text drawn, no VAE."""
     layout, rng = ParallelLayout.single(), Rng(config.seed)
     if not random_weights:
-        return config.trainer.build(config.model, config.steps, rng, device, layout)
+        return config.trainer.build(config, rng, device, layout)
     knobs = config.trainer
     networks = {name: values(knobs)[name].build(rng, device, layout, name != "teacher") for name in ROLES}
     for network in networks.values():
@@ -40,7 +40,9 @@ def build_method(config: TrainConfig, random_weights: bool, device: torch.device
     spec = find_published(knobs.generator.spec)
     text, vae = partial(draw_text, spec.transformer, device), SimpleNamespace(strides=spec.strides)
     roles = Roles(text=text, device=device, layout=layout, vae=vae, **networks)
-    return Distill(knobs, roles, knobs.source.build(), knobs.loss.build(), config.steps, rng)
+    return Distill(
+        knobs, roles, knobs.source.build(config.generation), knobs.loss.build(config.generation), config, rng
+    )
 
 
 def draw_text(spec, device, prompts) -> torch.Tensor:
@@ -100,7 +102,7 @@ def describe(config: TrainConfig, method: Distill, weights: str) -> dict:
         "blocks": method.roles.generator.spec.num_layers,
         "batch": source.batch,
         "frames": source.frames,
-        "chunk": source.chunk,
+        "chunk": config.generation.chunk,
         "dtype": knobs.generator.dtype,
         "checkpointing": knobs.generator.checkpointing,
         "compile": knobs.generator.compile,

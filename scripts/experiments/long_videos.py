@@ -78,7 +78,7 @@ def make_plan(student: str, updates: int | None, videos: int, length: int, root:
         raise ValueError(f"--videos {videos}: write 2 to {COUNT}, the number of prompts and of schedules")
     trainings = {"student": Training(shipped=student, hint=HINT)}
     for name, cache in CACHES.items():
-        overrides = cache.words("trainer.source.cache")
+        overrides = cache.words("generation.cache")
         trainings[name] = Training(TUNING, updates, overrides=overrides, start=student, hint=HINT)
     frames = schedule_frames(root / SCHEDULES)
     cases = tuple(make_case(name, videos, length, frames) for name in ROWS)
@@ -88,9 +88,9 @@ def make_plan(student: str, updates: int | None, videos: int, length: int, root:
 def make_case(name: str, videos: int, length: int, schedule_frames: int) -> Case:
     """Returns the videos of a row: of `length` training lengths, or, with a recache, of the schedules."""
     row = ROWS[name]
-    overrides = [f"pipeline.chunk={CHUNK}", *CACHES[row.layout].words("pipeline.cache")]
+    overrides = [f"generation.chunk={CHUNK}", *CACHES[row.layout].words("generation.cache")]
     if row.recache:
-        overrides.append(f"pipeline.cache.recache={row.recache}")
+        overrides.append(f"generation.cache.recache={row.recache}")
         words = ("switches", "--scripts", "{prompts}", "--chunk", str(CHUNK))
     else:
         words = ("lengths", "--prompts", "{prompts}", "--ends", *map(str, get_ends(length).values()))

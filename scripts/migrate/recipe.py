@@ -5,8 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from scripts.migrate.keys import Old
-from scripts.migrate.source import BASE, LEAST_FRAMES, batch, get_cache, get_chunks, get_steps, source, wrapper_shift
-from wan.schedule import NUM_TRAIN_TIMESTEPS
+from scripts.migrate.source import (
+    BASE,
+    LEAST_FRAMES,
+    batch,
+    context,
+    get_cache,
+    get_chunks,
+    get_steps,
+    source,
+    trained_generation,
+    wrapper_shift,
+)
 
 FOLDER = "models"
 SCORE_LOSSES = ("dmd", "dmd_switch", "sid", "causvid")
@@ -29,8 +39,12 @@ def train_recipe(old: Old) -> dict[str, Any]:
     recipe["checkpoint"] = kept({"every": old.take("log_iters"), "keep": old.take("max_checkpoints")})
     old.drop("lora_ckpt", "write trainer.generator.lora.weights")
     if old.take("i2v", False):
-        old.drop("i2v", "write source.clips (encoded clips) instead of prompts, and source.given: 1")
-    recipe["trainer"] = makers[name](old, name)
+        old.drop(
+            "i2v",
+            "write source.clips (encoded clips) instead of prompts, source.given: 1 and generation.first_chunk: 1",
+        )
+    trainer = makers[name](old, name)
+    recipe |= {"generation": trained_generation(old, trainer["source"]["name"]), "trainer": trainer}
     return {key: value for key, value in recipe.items() if value != {}}
 
 
@@ -65,17 +79,14 @@ def regress(old: Old, trainer: str) -> dict[str, Any]:
     old.drop("guidance_scale", "read by its previews only")
     shape = old.take("image_or_video_shape", [1, LEAST_FRAMES])
     old.drop("num_training_frames", "image_or_video_shape holds the length")
-    frames = {"batch": batch(old), "frames": shape[1], **get_chunks(old)}
-    first = frames.pop("first_chunk", 0)
+    frames = {"batch": batch(old), "frames": shape[1]}
     if trainer == "ode":
-        source = {"name": "ode_pairs", "path": old.take("data_path", ""), **frames, **kept({"first_chunk": first})}
-        loss = {"name": "ode", **get_steps(old), "cache": get_cache(old)}
+        source = {"name": "ode_pairs", "path": old.take("data_path", ""), **frames}
+        loss = {"name": "ode"}
     else:
-        if first:
-            old.drop("independent_first_frame", "the source latents has chunks of one length")
         source = {"name": "latents", "path": old.take("data_path", ""), **frames, "dropout": 0.0}
         mode = "teacher_forcing" if old.take("teacher_forcing", False) else "diffusion_forcing"
-        loss = {"name": "flow", "mode": mode, "shift": wrapper_shift(old), "weight": "bell", "cache": get_cache(old)}
+        loss = {"name": "flow", "mode": mode, "weight": "bell"}
         for key in ("denoising_step_list", "warp_denoising_step"):
             old.drop(key, "diffusion draws any noise level")
     rates = optim(old, ("lr",), "", "max_grad_norm_generator")
@@ -148,27 +159,25 @@ def infer_recipe(old: Old) -> dict[str, Any]:
         old.drop("adapter", "there is no lora_ckpt to merge")
     if old.take("i2v", False):
         old.drop("i2v", "write data.i2v: true and a folder as data.path")
-    noise = old.take("context_noise", 0)
-    pipeline = {"name": "causal", **get_chunks(old), "cache": get_cache(old)}
-    if noise:
-        pipeline["context"] = {"sigma": noise / NUM_TRAIN_TIMESTEPS}
+    generation = {**get_chunks(old), "cache": get_cache(old), **context(old.take("context_noise", 0))}
     if old.take("denoising_step_list"):
-        sampler = {"name": "few_step", **get_steps(old)}
+        sampler, generation["steps"] = {"name": "few_step"}, get_steps(old)
         old.drop("guidance_scale", "few-step models run without guidance")
         old.drop("negative_prompt", "few-step models run without guidance")
     else:
         old.drop("warp_denoising_step", "there is no step list")
-        guidance = old.take("guidance_scale", 1.0)
-        sampler = {"name": "multi_step", "solver": "unipc", "shift": wrapper_shift(old), "guidance": guidance}
+        sampler = {"name": "multi_step", "solver": "unipc", "guidance": old.take("guidance_scale", 1.0)}
+        generation["steps"] = {"shift": wrapper_shift(old)}
     prompts, switch = str(old.take("data_path", "")), old.take("switch_frame_indices")
     data = {"path": prompts} if prompts else {}
     if switch is not None:
         data["switch_frames"] = switch
     if switch is not None or old.take("global_sink") is not None:
-        pipeline["cache"] |= {"recache": "bidirectional", "keep_sink": old.take("global_sink", False)}
+        generation["cache"] |= {"recache": "bidirectional", "keep_sink": old.take("global_sink", False)}
     output = kept({"folder": old.take("output_folder"), "save_with_index": old.take("save_with_index")})
     counts = {name: old.take(name) for name in ("num_output_frames", "num_samples", "seed", "negative_prompt")}
-    parts = {"model": model, "pipeline": pipeline, "sampler": sampler, "data": data, "output": output}
+    parts = {"model": model, "pipeline": {"name": "causal"}, "generation": generation, "sampler": sampler}
+    parts |= {"data": data, "output": output}
     if "negative_prompt" in old.dropped:
         counts.pop("negative_prompt")
     return {key: value for key, value in parts.items() if value} | kept(counts)

@@ -38,9 +38,7 @@ def rollout_source(old: Old, loss: str) -> dict[str, Any]:
         "frames": least + extra,
         **({"frames_max": most + extra} if most > least else {}),
         "loss_frames": window + extra,
-        **lengths,
         **generating(old),
-        "cache": get_cache(old),
     }
 
 
@@ -48,14 +46,7 @@ def stream_source(old: Old, loss: str) -> dict[str, Any]:
     """Returns the source of streaming long tuning, with the switches of `dmd_switch`."""
     for key in ("num_training_frames", "min_num_training_frames"):
         old.drop(key, "a stream's stretches have streaming_chunk_size and streaming_min_new_frame")
-    lengths = get_chunks(old)
-    if lengths.pop("first_chunk", 0):
-        old.drop("independent_first_frame", "a stream has chunks of one length")
-    window = old.take("streaming_chunk_size", LEAST_FRAMES)
-    cache = {**get_cache(old), "recache": "bidirectional", "keep_sink": old.take("global_sink", False)}
-    reach = old.take("slice_last_frames", LEAST_FRAMES)
-    if cache["window_frames"] != -1 and reach > cache["window_frames"]:
-        cache["recache_frames"] = reach
+    chunk, window = get_chunks(old)["chunk"], old.take("streaming_chunk_size", LEAST_FRAMES)
     possible = old.take("streaming_possible_max_length")
     if possible:
         old.drop("streaming_max_length", "streaming_possible_max_length overrules it")
@@ -65,13 +56,11 @@ def stream_source(old: Old, loss: str) -> dict[str, Any]:
         "prompts": old.take("data_path", ""),
         **(switches(old) if loss == "dmd_switch" else {}),
         "batch": batch(old),
-        "max_frames": [whole(n, lengths["chunk"]) for n in possible] if possible else whole(most, lengths["chunk"]),
+        "max_frames": [whole(n, chunk) for n in possible] if possible else whole(most, chunk),
         "loss_frames": window,
-        "min_new_frames": old.take("streaming_min_new_frame", window - lengths["chunk"]),
+        "min_new_frames": old.take("streaming_min_new_frame", window - chunk),
         "train_first_chunk": old.take("train_first_chunk", True),
-        **lengths,
         **generating(old),
-        "cache": cache,
     }
 
 
@@ -89,17 +78,15 @@ def switches(old: Old) -> dict[str, Any]:
 
 
 def generating(old: Old) -> dict[str, Any]:
-    """Returns how the generator rolls out: video size, steps, exit, context pass."""
-    shape, noise, sizes = old.take("image_or_video_shape", []), old.take("context_noise", 0), {}
+    """Returns what of a rollout is the training's alone: video size, exit step."""
+    shape, sizes = old.take("image_or_video_shape", []), {}
     if len(shape) == 5:
         rows, columns = (n * stride for n, stride in zip(shape[3:], BASE.strides[1:], strict=True))
         sizes = {} if (rows, columns) == (BASE.height, BASE.width) else {"height": rows, "width": columns}
     return {
         **sizes,
-        "sampler": get_steps(old),
         "exit_per_chunk": not old.take("same_step_across_blocks", True),
         "last_step_only": old.take("last_step_only", False),
-        **({"context": {"sigma": noise / NUM_TRAIN_TIMESTEPS}} if noise else {}),
     }
 
 
@@ -112,12 +99,30 @@ def noised_source(old: Old) -> dict[str, Any]:
         "clips": old.take("data_path", ""),
         "batch": batch(old),
         "frames": shape[1],
-        **get_chunks(old),
-        **get_steps(old),
         "clean_step": clean,
         "teacher_forcing": old.take("teacher_forcing", False),
-        "cache": get_cache(old),
     }
+
+
+def trained_generation(old: Old, source: str) -> dict[str, Any]:
+    """Returns how the trained model will generate. source: the name of ours."""
+    tree, cache, noise = get_chunks(old), get_cache(old), 0
+    if source in ("rollout", "stream"):
+        noise = old.take("context_noise", 0)
+    if source == "stream":
+        if tree.pop("first_chunk", 0):
+            old.drop("independent_first_frame", "a stream has chunks of one length")
+        cache |= {"recache": "bidirectional", "keep_sink": old.take("global_sink", False)}
+        reach = old.take("slice_last_frames", LEAST_FRAMES)
+        if cache["window_frames"] != -1 and reach > cache["window_frames"]:
+            cache["recache_frames"] = reach
+    steps = {"shift": wrapper_shift(old)} if source == "latents" else get_steps(old)
+    return {**tree, "steps": steps, "cache": cache, **context(noise)}
+
+
+def context(noise: float) -> dict[str, Any]:
+    """Returns the context pass at their noise of 1000; nothing where it is clean."""
+    return {"context": {"sigma": noise / NUM_TRAIN_TIMESTEPS}} if noise else {}
 
 
 def get_steps(old: Old) -> dict[str, Any]:

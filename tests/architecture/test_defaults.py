@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from pipeline.config import InferConfig
@@ -11,6 +13,7 @@ from trainer.config import TrainConfig
 from trainer.config import load_recipe as load_train
 from utils.config.layer import read_defaults
 from utils.config.text import render, to_dict
+from wan.generation import FILE
 
 DEFAULTS = ROOT / "configs/default_config.yaml"
 
@@ -27,9 +30,13 @@ def test_an_empty_recipe_resolves_to_the_page(tmp_path):
     empty.write_text("")
     config, origins = load_infer(empty)
     common, own = (layer.tree for layer in read_defaults(DEFAULTS, "infer"))
-    assert to_dict(config) == common | own
-    assert origins == {}, "a default that nobody changed is nobody's choice"
-    assert all(line.endswith((":", "# default")) for line in render(config, origins).splitlines())
+    carried = ROOT / "assets/digits/transformer" / FILE  # of the default model
+    assert to_dict(config) == common | own | {"generation": json.loads(carried.read_text())}
+    places = {place for key, place in origins.items() if not key.startswith("generation.")}
+    assert not places, "a default that nobody changed is nobody's choice"
+    assert {ROOT / place for place in origins.values()} == {carried}
+    ends = (":", "# default", f"# assets/digits/transformer/{FILE}")
+    assert all(line.endswith(ends) for line in render(config, origins).splitlines())
     # A training needs two things that no default can know, and nothing else.
     with pytest.raises(ValueError) as caught:
         load_train(empty)
@@ -53,5 +60,6 @@ def test_a_changed_default_says_where_it_was_changed(tmp_path, monkeypatch):
     empty = tmp_path / "empty.yaml"
     empty.write_text("")
     config, origins = load_infer(empty)
-    assert config.num_output_frames == 24 and list(origins) == ["num_output_frames"]
+    changed_keys = [key for key in origins if not key.startswith("generation.")]  # those are of the default model
+    assert config.num_output_frames == 24 and changed_keys == ["num_output_frames"]
     assert origins["num_output_frames"].startswith(str(changed))

@@ -204,7 +204,7 @@ def test_other_numbers_pass(text):
         "x = getattr(self.config, 'a')",
         "x = getattr(model_config, 'a')",
         "x = vars(config)['a']",
-        "x = {**vars(config.pipeline.cache)}",
+        "x = {**vars(config.generation.cache)}",
         "x = model.cuda()",
         "x = tensor.to(1).cuda(0)",
     ],

@@ -60,7 +60,7 @@ def test_every_flag_of_self_forcing_reaches_its_knob(tmp_path):
 
 
 def test_longlives_command_line_suffices():
-    assert load_config().pipeline.chunk == 3  # only --config_path; the rest is in the recipe
+    assert load_config().generation.chunk == 3  # only --config_path; the rest is in the recipe
 
 
 def test_our_own_flags_and_overrides_mix():

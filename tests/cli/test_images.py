@@ -87,7 +87,7 @@ def test_folders_that_do_not_fit_are_refused(door, pairs, tmp_path):
     (pairs / "1.txt").unlink()
     assert "no caption 1.txt" in door.fails("--i2v", "--data_path", pairs, *out)
     (pairs / "1.png").unlink()
-    three = ["--num_output_frames", 3, "pipeline.chunk=3", "pipeline.cache.window_frames=7"]
+    three = ["--num_output_frames", 3, "generation.chunk=3", "generation.cache.window_frames=7"]
     assert "(1 + 3n); use 1 or 4" in door.fails("--i2v", "--data_path", pairs, *out, *three)
     (pairs / "0.txt").write_text("a pink horse")
     assert "['pink', 'horse']" in door.fails("--i2v", "--data_path", pairs, *out)

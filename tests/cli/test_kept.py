@@ -29,7 +29,7 @@ CHANGES = [
     ({"height": 48}, (), "{'asked.height': 32}"),
     ({}, ("width=48",), "{'asked.width': 32}"),
     ({"seed": 4}, (), "{'seed': 0}"),
-    ({}, ("pipeline.cache.recache=none",), "{'asked.config.pipeline.cache.recache': 'causal'}"),
+    ({}, ("generation.cache.recache=none",), "{'asked.config.generation.cache.recache': 'causal'}"),
     ({}, ("sampler.num_steps=3",), "{'asked.config.sampler.num_steps': 2}"),
     ({}, ("sampler={name: few_step}",), "{'asked.config.sampler.name': 'multi_step'"),
     ({}, ("--checkpoint_path", "other.pt"), "{'asked.config.model.checkpoint': ''}"),

@@ -9,6 +9,8 @@ import pytest
 from tests import digits_fixture
 from tests.digits_fixture import PROMPTS, files, videos
 
+SIX_FRAMES = ("batch=2", "generation.chunk=2", "num_output_frames=6")
+
 
 def video(*ends, **fields) -> str:
     """One line: the digits prompts in turn, each up to its end in latent frames."""
@@ -31,10 +33,10 @@ def test_a_script_makes_videos_and_reports(door, script, tmp_path):
         script(video(1, None, name="x", seed=5), video(1, 2, None), video(1, 2, length=4), video(1, None)),
         tmp_path,
     )
-    status = door("--data_path", path, "--output_folder", out, "batch=2", "pipeline.chunk=2", "num_output_frames=6")
+    status = door("--data_path", path, "--output_folder", out, *SIX_FRAMES)
     assert status == 2 and "line 2" not in door.error, "the third video ends at 2 and is 4 long"
     path = script(video(1, None, name="x", seed=5), video(1, 3, None), video(1, None, length=4), video(1, None))
-    status = door("--data_path", path, "--output_folder", out, "batch=2", "pipeline.chunk=2", "num_output_frames=6")
+    status = door("--data_path", path, "--output_folder", out, *SIX_FRAMES)
     assert status == 0, door.error
     found = reports(out)
     assert set(found) == {"x-0.json", f"{PROMPTS[0]}-0.json", f"{PROMPTS[0]}~2-0.json", f"{PROMPTS[0]}~3-0.json"}
@@ -48,7 +50,7 @@ def test_a_script_makes_videos_and_reports(door, script, tmp_path):
     assert second["switches"][0]["recache_ms"] is None and second["switches"][1]["recache_ms"] > 0
     assert [r["latent_frames"] for r in (first, second, third)] == [6, 6, 4]
     again = videos(out)
-    assert door("--data_path", path, "--output_folder", out, "batch=2", "pipeline.chunk=2", "num_output_frames=6") == 0
+    assert door("--data_path", path, "--output_folder", out, *SIX_FRAMES) == 0
     assert videos(out) == again and "4 of 4 videos are finished" in door.error
 
 

@@ -16,13 +16,13 @@ from utils.media.video import read_video
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["--num_output_frames", 7, "pipeline.chunk=3"], "7 latent frames do not fill chunks of 3 (3n); use 6 or 9"),
-        (["--num_output_frames", 2, "pipeline.chunk=3"], "use 3"),
-        (["pipeline.chunk=3", "pipeline.first_chunk=1", "--num_output_frames=6"], "(1 + 3n); use 4 or 7"),
+        (["--num_output_frames", 7, "generation.chunk=3"], "7 latent frames do not fill chunks of 3 (3n); use 6 or 9"),
+        (["--num_output_frames", 2, "generation.chunk=3"], "use 3"),
+        (["generation.chunk=3", "generation.first_chunk=1", "--num_output_frames=6"], "(1 + 3n); use 4 or 7"),
         (["height=40"], "height 40 is no multiple of 16 pixels; use 32 or 48"),
         (["width=8"], "width 8 is no multiple of 16 pixels; use 16 or 32"),
-        (["pipeline.cache.window_frames=1"], "smaller than sink_frames 1 + chunk 1; write at least 2"),
-        (["pipeline.cache.window_frames=0"], "write -1 (everything) or a length"),
+        (["generation.cache.window_frames=1"], "smaller than sink_frames 1 + chunk 1; write at least 2"),
+        (["generation.cache.window_frames=0"], "write -1 (everything) or a length"),
         (["--num_output_frames", 0], "num_output_frames is 0; write 1 to 1000000"),
         (["--num_samples", 0], "num_samples is 0"),
         (["--seconds=-1"], "seconds is -1"),
@@ -35,7 +35,7 @@ from utils.media.video import read_video
     ],
 )
 def test_what_cannot_be_made_is_refused(door, tmp_path, overrides, words):
-    window = ["pipeline.cache.window_frames=6"] if "pipeline.chunk=3" in overrides else []
+    window = ["generation.cache.window_frames=6"] if "generation.chunk=3" in overrides else []
     said = door.fails("--prompt", PROMPTS[0], "--output_folder", tmp_path / "out", *window, *overrides)
     assert words in said
     assert not (tmp_path / "out").exists()
@@ -47,10 +47,10 @@ def test_what_cannot_be_made_is_refused(door, tmp_path, overrides, words):
         (["--seconds", 1], 3),  # 8 pixel frames: 1 + 4 + 4
         (["--seconds", 0.1], 1),
         (["--seconds", 1.2, "output.fps=5"], 3),  # 6 pixel frames
-        (["--seconds", 1, "pipeline.chunk=2"], 4),
-        (["--seconds", 1, "pipeline.chunk=2", "pipeline.first_chunk=1"], 3),
-        (["--num_output_frames", 4, "pipeline.cache.window_frames=-1"], 4),
-        (["--num_output_frames", 5, "pipeline.cache.rope=read"], 5),
+        (["--seconds", 1, "generation.chunk=2"], 4),
+        (["--seconds", 1, "generation.chunk=2", "generation.first_chunk=1"], 3),
+        (["--num_output_frames", 4, "generation.cache.window_frames=-1"], 4),
+        (["--num_output_frames", 5, "generation.cache.rope=read"], 5),
     ],
 )
 def test_lengths(door, tmp_path, overrides, latent_frames):
@@ -123,7 +123,7 @@ def test_initial_latents_are_continued(door, tmp_path):
     assert len(load_file(tmp_path / "s" / f"{PROMPTS[0]}-0.safetensors")["latents"]) == 4
     for frames, overrides, words in (
         (2, [], "2 latent frames are given and the video has 2"),
-        (6, ["pipeline.chunk=3", "pipeline.cache.window_frames=6"], "(2 + 3n); use 5 or 8"),
+        (6, ["generation.chunk=3", "generation.cache.window_frames=6"], "(2 + 3n); use 5 or 8"),
     ):
         more = ["--num_output_frames", frames, f"data.initial_latents={given}", *overrides]
         assert words in door.fails(*arguments, tmp_path / "none", *more)

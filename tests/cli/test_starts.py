@@ -89,14 +89,14 @@ def test_start_seconds_are_cut_to_whole_chunks(door, tmp_path):
     arguments = ["--prompt", PROMPTS[0], "--start_video", start, "--num_output_frames", 6]
     for seconds, chunk, given in ((0.2, 1, 1), (1.1, 1, 2), (1.2, 2, 2), (1.7, 2, 4), (1.75, 1, 4)):
         out = tmp_path / f"{seconds}"
-        more = ["--start_seconds", seconds, f"pipeline.chunk={chunk}", "--output_folder", out]
+        more = ["--start_seconds", seconds, f"generation.chunk={chunk}", "--output_folder", out]
         assert door(*arguments, *more) == 0, door.error
         assert facts(out, f"{PROMPTS[0]}-0")["given_frames"] == given, seconds
 
 
 def test_without_a_window_half_of_the_video_is_given(door, tmp_path):
     arguments = ["--prompt", PROMPTS[0], "--start_video", video(tmp_path / "in.mp4", 30), "--num_output_frames", 5]
-    more = ["pipeline.cache={window_frames: -1}", "--output_folder", tmp_path / "out"]
+    more = ["generation.cache={window_frames: -1}", "--output_folder", tmp_path / "out"]
     assert door(*arguments, *more) == 0, door.error
     assert facts(tmp_path / "out", f"{PROMPTS[0]}-0")["given_frames"] == 2
 
@@ -179,7 +179,7 @@ def test_what_does_not_fit_is_refused_before_any_video(door, text, prompts, tmp_
     (tmp_path / "bad.mp4").write_bytes(b"no video")
     picture(tmp_path / "two/0.png")
     picture(tmp_path / "two/1.png")
-    three = ["pipeline.chunk=3", "pipeline.cache.window_frames=7", "--num_output_frames", 9]
+    three = ["generation.chunk=3", "generation.cache.window_frames=7", "--num_output_frames", 9]
     for arguments, words in (
         (["--start_video", tmp_path / "no.mp4"], f"there is no video {tmp_path / 'no.mp4'}"),
         (["--start_image", tmp_path / "no.png"], f"there is no image {tmp_path / 'no.png'}"),

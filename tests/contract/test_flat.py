@@ -16,7 +16,6 @@ import torch
 from pipeline.batch.request import KeyedNoise, Request
 from pipeline.bundle import ModelBundle
 from pipeline.causal import Causal
-from pipeline.config import CausalConfig
 from pipeline.sampler import FewStep
 from pipeline.session import Session
 from tests import tiny
@@ -26,6 +25,7 @@ from wan.cache import Ring
 from wan.checkpoint.library import VAE_CONFIGS, build_vae
 from wan.codec.vae import StreamingVAE
 from wan.encoders.prompts import PromptCache
+from wan.generation import GenerationConfig
 from wan.ledger import CacheConfig
 from wan.rope import RotaryTable
 from wan.schedule import Schedule
@@ -53,7 +53,8 @@ def make_pipeline(cache: CacheConfig, first_chunk: int = 0, vae=BLIND) -> Causal
     """Returns a causal pipeline of the tiny model, one step a chunk; two where each has its cache."""
     bundle = ModelBundle.of(tiny.denoiser(), vae, encode, CPU, torch.float32)
     sigmas = (1.0, 0.6) if cache.content == "same_step" else (1.0,)
-    return Causal(CausalConfig(CHUNK, first_chunk, cache), bundle, FewStep(sigmas, Schedule()), tiny.GEOMETRY)
+    knobs = GenerationConfig(CHUNK, first_chunk, cache=cache)
+    return Causal(knobs, bundle, FewStep(sigmas, Schedule()), tiny.GEOMETRY)
 
 
 def session_video(made: Causal, decode: bool = False):

@@ -9,11 +9,13 @@ import torch
 
 from model.base import Sample, draw_noise
 from model.config import MODES, FlowConfig
+from model.flow import FlowLoss
 from tests import tiny, tolerance
 from tests.model import stand_in
 from tests.model.stand_in import BOUND, DIFFERENT, Affine, normal, rows, text_mean
 from utils.config.field import check
 from utils.rng import Recording, Rng
+from wan.generation import GenerationConfig, StepsConfig
 from wan.ledger import CacheConfig
 from wan.schedule import Schedule
 
@@ -28,13 +30,18 @@ def sample(batch=3, num_frames=4, chunk=2, step=0, first=0) -> Sample:
     return Sample(step, tiny.latents(num_frames, batch), tiny.condition(batch), range(first, first + batch), spans)
 
 
+def build(config: FlowConfig, shift: float = 5.0, rounding: str = "none", cache: CacheConfig | None = None) -> FlowLoss:
+    """Returns the loss of a model that generates with this shift, rounding and cache."""
+    return config.build(GenerationConfig(steps=StepsConfig((), shift, True, rounding), cache=cache or CacheConfig()))
+
+
 def roles(generator=MODEL):
     return SimpleNamespace(generator=generator)
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_the_loss_is_the_mean_square_of_the_velocity_error(mode):
-    loss = FlowConfig(mode=mode, shift=3.0).build()
+    loss = build(FlowConfig(mode=mode), shift=3.0)
     seen = {}
 
     def generator(x, sigma, condition, context, clean=None):
@@ -65,12 +72,12 @@ UNIFORM = torch.tensor([[0.375, 0.7], [0.5, 0.1]])  # of two rows, a chunk each;
 COIN = torch.tensor([[0.2, 0.2], [0.9, 0.2]])  # below the share of clean chunks in the first row alone
 
 
-def analytic(config: FlowConfig):
+def analytic(config: FlowConfig, **knobs):
     """Returns (loss, gradients of slope, push, pull, batch, noise, generator) of an affine generator."""
     batch, noise, generator = stand_in.sample(), normal("noise"), Affine(SLOPE, PUSH, PULL)
     uniform = UNIFORM[:, :1] if config.mode == "bidirectional" else UNIFORM
     recording = Recording([noise, uniform, *[COIN] * bool(config.clean_chunks)])
-    loss, _ = config.build()(batch, roles(generator), recording)
+    loss, _ = build(config, **{"shift": 1.0, **knobs})(batch, roles(generator), recording)
     recording.finish()
     loss.backward()
     found = [torch.zeros(()).double() if g is None else g for g in stand_in.gradients(generator)]
@@ -89,7 +96,7 @@ def written_out(config, batch, noise, sigma, target=lambda noise, x0: noise - x0
             x, c = (1 - s) * clean + s * drawn, torch.tensor(config.context_sigma)
             shown = (1 - c) * clean + c * drawn if config.mode == "teacher_forcing" else torch.zeros_like(x)
             miss = SLOPE * x + PUSH * text[row] + PULL * shown - target(drawn, clean)
-            weight = Schedule(config.shift).weight(s).double() if config.weight == "bell" else 1.0
+            weight = Schedule(1.0).weight(s).double() if config.weight == "bell" else 1.0
             parts = (miss.square(), *(2 * miss * of for of in (x, text[row], shown)))
             sums = sums + weight * torch.stack([part.mean() for part in parts])
     sums = sums / (divide_by or count)
@@ -107,12 +114,12 @@ def drawn_sigma(config) -> torch.Tensor:
 
 
 ANALYTIC = [
-    FlowConfig("bidirectional", shift=1.0),
-    FlowConfig("diffusion_forcing", shift=1.0),
-    FlowConfig("diffusion_forcing", shift=1.0, clean_chunks=0.5),
-    FlowConfig("teacher_forcing", shift=1.0),
-    FlowConfig("teacher_forcing", shift=1.0, context_sigma=0.1),
-    FlowConfig("diffusion_forcing", shift=1.0, weight="bell", clean_chunks=0.5),
+    FlowConfig("bidirectional"),
+    FlowConfig("diffusion_forcing"),
+    FlowConfig("diffusion_forcing", clean_chunks=0.5),
+    FlowConfig("teacher_forcing"),
+    FlowConfig("teacher_forcing", context_sigma=0.1),
+    FlowConfig("diffusion_forcing", weight="bell", clean_chunks=0.5),
 ]
 
 
@@ -129,8 +136,8 @@ def test_flow_loss_and_gradient_written_out(config):
 
 
 def test_flow_clean_chunk_is_shown_clean_by_the_table():
-    config = FlowConfig("diffusion_forcing", rounding="table", clean_chunks=0.5)
-    _, _, batch, noise, generator = analytic(config)
+    config = FlowConfig("diffusion_forcing", clean_chunks=0.5)
+    _, _, batch, noise, generator = analytic(config, shift=5.0, rounding="table")
     x, sigma, *_ = generator.calls[0]
     assert not sigma[0, :2].any() and bool((sigma[0, 2:] > 0).all())
     assert torch.equal(x[0, :2], batch.latents[0, :2])
@@ -139,7 +146,7 @@ def test_flow_clean_chunk_is_shown_clean_by_the_table():
 
 
 def test_flow_clean_half_has_the_noise_of_the_noisy_half():
-    config = FlowConfig("teacher_forcing", shift=1.0, context_sigma=0.1)
+    config = FlowConfig("teacher_forcing", context_sigma=0.1)
     _, _, batch, noise, generator = analytic(config)
     clean = generator.calls[0][4]
     s = rows([0.1, 0.1])
@@ -150,7 +157,7 @@ def test_flow_clean_half_has_the_noise_of_the_noisy_half():
 def test_sigma_is_one_per_clip_or_one_per_chunk():
     given = sample(num_frames=6, batch=64)
     for mode in MODES:
-        sigma = FlowConfig(mode=mode).build().draw_sigma(given, RNG)
+        sigma = build(FlowConfig(mode=mode)).draw_sigma(given, RNG)
         assert sigma.shape == (64, 6) and bool((sigma > 0).all()) and bool((sigma <= 1).all())
         chunks = sigma.view(64, 3, 2)
         assert torch.equal(chunks[..., 0], chunks[..., 1])
@@ -160,14 +167,14 @@ def test_sigma_is_one_per_clip_or_one_per_chunk():
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_sigma_is_uniform_before_the_shift(shift):
-    sigma = FlowConfig(shift=shift).build().draw_sigma(sample(batch=2000, num_frames=2), RNG)[:, 0]
+    sigma = build(FlowConfig(), shift).draw_sigma(sample(batch=2000, num_frames=2), RNG)[:, 0]
     u = sigma / (shift - (shift - 1) * sigma)
     counts = torch.histc(u, 10, 0, 1)
     assert (counts - 200).abs().max() < 4.5 * (200 * 0.9) ** 0.5
 
 
 def test_draws_belong_to_the_sample_not_to_its_place():
-    loss = FlowConfig(mode="diffusion_forcing", clean_chunks=0.3).build()
+    loss = build(FlowConfig(mode="diffusion_forcing", clean_chunks=0.3))
     whole = sample(batch=4)
     part = sample(batch=2, first=2)
     assert torch.equal(loss.draw_sigma(whole, RNG)[2:], loss.draw_sigma(part, RNG))
@@ -178,7 +185,7 @@ def test_draws_belong_to_the_sample_not_to_its_place():
 
 
 def test_clean_chunks_have_no_velocity_to_learn_and_the_last_is_never_clean():
-    loss = FlowConfig(mode="diffusion_forcing", clean_chunks=0.5).build()
+    loss = build(FlowConfig(mode="diffusion_forcing", clean_chunks=0.5))
     given = sample(batch=400, num_frames=6)
     sigma = loss.draw_sigma(given, RNG)
     clean = (sigma == 0).float()
@@ -196,7 +203,7 @@ def test_clean_chunks_have_no_velocity_to_learn_and_the_last_is_never_clean():
 
 def reach(mode, cache=None, num_frames=6, chunk=2, through="x"):
     """Returns which input frame changes the loss target's frames: [output chunk, input frame]."""
-    loss = FlowConfig(mode=mode, cache=cache or CacheConfig()).build()
+    loss = build(FlowConfig(mode=mode), cache=cache)
     given = sample(batch=1, num_frames=num_frames, chunk=chunk)
     sigma = loss.draw_sigma(given, RNG)
     x = tiny.latents(num_frames, seed=3).requires_grad_(True)
@@ -221,7 +228,7 @@ def test_what_a_chunk_sees():
 
 def test_the_window_hides_what_the_cache_would_have_dropped():
     # Two blocks: what a neighbour saw is seen through it, so the window is told by the mask.
-    loss = FlowConfig(mode="diffusion_forcing", cache=CacheConfig(5, 1)).build()
+    loss = build(FlowConfig(mode="diffusion_forcing"), cache=CacheConfig(5, 1))
     assert str(loss.context(sample(batch=1, num_frames=8)).mask).splitlines()[::2] == [
         "##......",
         "####....",
@@ -231,7 +238,7 @@ def test_the_window_hides_what_the_cache_would_have_dropped():
 
 
 def test_the_bell_weights_the_middle():
-    given, bell, flat = sample(batch=64), FlowConfig(weight="bell").build(), FlowConfig().build()
+    given, bell, flat = sample(batch=64), build(FlowConfig(weight="bell")), build(FlowConfig())
     error = roles(lambda x, sigma, *rest: draw_noise(given, RNG) - given.latents + 1)
     sigma = flat.draw_sigma(given, RNG)
     assert flat(given, error, RNG)[0].item() == pytest.approx(1, rel=MEAN)
@@ -240,7 +247,7 @@ def test_the_bell_weights_the_middle():
 
 def test_gradients_reach_every_weight():
     model = tiny.denoiser().requires_grad_(True)
-    loss, _ = FlowConfig(mode="teacher_forcing").build()(sample(), roles(model), RNG)
+    loss, _ = build(FlowConfig(mode="teacher_forcing"))(sample(), roles(model), RNG)
     loss.backward()
     silent = [n for n, p in model.named_parameters() if p.grad is None or p.grad.abs().max() == 0]
     assert silent == []
@@ -253,9 +260,15 @@ def test_gradients_reach_every_weight():
         ({"weight": "x"}, "uniform or bell"),
         ({"clean_chunks": 1.0}, r"\[0, 1\)"),
         ({"context_sigma": 2.0}, "context_sigma"),
-        ({"cache": CacheConfig(rope="read")}, "no single masked forward"),
     ],
 )
 def test_wrong_knobs(wrong, words):
     with pytest.raises(ValueError, match=words):
         check(FlowConfig(**wrong))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_cache_that_no_mask_stands_for_is_refused_where_there_is_a_mask(mode):
+    generation = GenerationConfig(cache=CacheConfig(rope="read"))
+    problems = list(FlowConfig(mode=mode).problems_with(generation))
+    assert ("not a single masked forward" in "".join(problems)) == (mode != "bidirectional")

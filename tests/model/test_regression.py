@@ -14,12 +14,13 @@ from model.config import OdeConfig
 from tests import tiny
 from tests.model.stand_in import BOUND, DIFFERENT, Affine, gradients, normal, rows, sample, text_mean
 from utils.rng import Recording, Rng
+from wan.generation import GenerationConfig, StepsConfig
 from wan.ledger import CacheConfig
 from wan.schedule import sigma_table
 
 SLOPE, PUSH = -0.4, 0.9
 STATES = (1.0, 0.75, 0.5, 0.25, 0.0)  # of steps that are not warped
-CONFIG = OdeConfig(warp=False)
+STEPS = StepsConfig((1000.0, 750.0, 500.0, 250.0), warp=False)
 
 
 def trajectory(batch=2):
@@ -27,12 +28,17 @@ def trajectory(batch=2):
     return torch.stack([normal("state", k, batch=batch) for k in range(5)], 1)
 
 
-def run(states, config=CONFIG):
+def build(steps=STEPS, cache=None):
+    """Returns the loss of a model that generates by these steps, in this cache."""
+    return OdeConfig().build(GenerationConfig(steps=steps, cache=cache or CacheConfig()))
+
+
+def run(states, steps=STEPS):
     """Returns (loss, gradient of slope and push, sample, generator, metrics); states: [B, chunks]."""
     states = torch.tensor(states)
     batch = sample(batch=len(states), trajectory=trajectory(len(states)))
     roles, recording = SimpleNamespace(generator=Affine(SLOPE, PUSH)), Recording([states])
-    loss, metrics = config.build()(replace(batch, latents=None), roles, recording)
+    loss, metrics = build(steps)(replace(batch, latents=None), roles, recording)
     recording.finish()
     loss.backward()
     return loss.detach(), torch.stack(gradients(roles.generator)[:2]), batch, roles.generator, metrics
@@ -72,7 +78,7 @@ def test_ode_clean_frames_do_not_count():
 
 def test_ode_clean_frames_do_not_count_under_a_table():
     # The table has no 0, so that x0 of a clean frame misses a little.
-    loss, gradient, batch, *_ = run([(4, 1)], replace(CONFIG, rounding="table"))
+    loss, gradient, batch, *_ = run([(4, 1)], replace(STEPS, rounding="table"))
     table = [min(sigma_table(5.0).tolist(), key=lambda entry, s=s: abs(entry - s)) for s in STATES]
     wanted, slopes = written_out([(1,)], without_first_chunk(batch), table)
     assert abs(loss - wanted) < BOUND and tiny.error(gradient, slopes) < BOUND
@@ -92,7 +98,7 @@ def test_ode_sample_without_noise_has_no_loss():
 
 def test_ode_warped_steps_under_the_shift():
     states = [(0, 1), (2, 3)]
-    loss, gradient, batch, generator, _ = run(states, OdeConfig(shift=3.0))
+    loss, gradient, batch, generator, _ = run(states, replace(STEPS, shift=3.0, warp=True))
     warped = [3 * s / (1 + 2 * s) for s in STATES]
     wanted, slopes = written_out(states, batch, warped)
     assert abs(loss - wanted) < 1e-6 and tiny.error(gradient, slopes) < 1e-6  # the shifted table is fp32
@@ -105,7 +111,7 @@ def test_ode_warped_steps_under_the_shift():
 
 def test_ode_parts_add_up_to_the_batch():
     whole, rng = sample(batch=4, trajectory=trajectory(4)), Rng(5)
-    loss = CONFIG.build()
+    loss = build()
     states = loss.draw_states(whole, rng, whole.index)
     assert (states[:2] < 4).sum() != (states[2:] < 4).sum()  # else a mean of means would pass
 
@@ -124,7 +130,7 @@ def test_ode_parts_add_up_to_the_batch():
 
 
 def test_ode_window_hides_what_the_cache_would_drop():
-    loss = OdeConfig(warp=False, cache=CacheConfig(4, 1)).build()
+    loss = build(cache=CacheConfig(4, 1))
     batch, generator = sample(frames=8, trajectory=torch.zeros(2, 5, 8, 2, 2, 3).double()), Affine(SLOPE, PUSH)
     loss.predict(normal("x", frames=8), rows(torch.ones(2, 8)), batch, SimpleNamespace(generator=generator))
     assert str(generator.calls[0][3].mask).splitlines()[::2] == ["##......", "####....", "#..###..", "#....###"]
@@ -135,11 +141,18 @@ def test_ode_window_hides_what_the_cache_would_drop():
     [(4, None, "has 4 states"), (5, (1.0, 0.9, 0.5, 0.25, 0.0), "hold states at sigma")],
 )
 def test_ode_pairs_of_other_steps_are_refused(count, sigmas, words):
-    CONFIG.build().check_trajectory(5, STATES)
+    build().check_trajectory(5, STATES)
     with pytest.raises(ValueError, match=words):
-        CONFIG.build().check_trajectory(count, sigmas)
+        build().check_trajectory(count, sigmas)
 
 
-def test_ode_chunk_larger_than_the_window_is_refused():
-    with pytest.raises(ValueError, match="smaller than"):
-        OdeConfig(cache=CacheConfig(2, 1)).build().check_spans(tiny.spans(2, 2))
+@pytest.mark.parametrize(
+    ("generation", "words"),
+    [
+        (GenerationConfig(), "ODE regression needs generation.steps.steps"),
+        (GenerationConfig(steps=STEPS, cache=CacheConfig(rope="read")), "not a single masked forward"),
+    ],
+)
+def test_ode_generation_that_cannot_be_trained(generation, words):
+    assert not list(OdeConfig().problems_with(GenerationConfig(steps=STEPS)))
+    assert words in "".join(OdeConfig().problems_with(generation))

@@ -16,6 +16,7 @@ from utils.rng import Recording
 from wan.condition import Condition
 from wan.context import Full
 from wan.denoiser import Denoiser
+from wan.generation import StepsConfig
 from wan.geometry import Geometry, Span, chunks
 from wan.ledger import CacheConfig
 from wan.schedule import NUM_TRAIN_TIMESTEPS
@@ -42,10 +43,10 @@ def make_sampler(case: Case, bidirectional: bool = False):
         steps = [s for s in knobs["denoising_step_list"] if s]
         if bidirectional:
             steps = steps[:-1]  # the recording never ran the last step of its list
-        return FewStepConfig(tuple(steps), shift, knobs["warp_denoising_step"], rounding="table").build()
+        return FewStepConfig().build(StepsConfig(tuple(steps), shift, knobs["warp_denoising_step"], "table"))
     shift = BIDIRECTIONAL_SHIFT if bidirectional else knobs["timestep_shift"]
     solver = config["solver"] or "unipc"
-    return MultiStepConfig(solver, config["sampling_steps"], shift, knobs["guidance_scale"]).build()
+    return MultiStepConfig(solver, config["sampling_steps"], shift, knobs["guidance_scale"]).build(StepsConfig())
 
 
 def make_condition(case: Case) -> Condition:

@@ -12,6 +12,7 @@ from tests.parity.case import Case, NotBuilt
 from tests.parity.kind_h import arguments, critic, generator, make_condition, rollout_sample, score_config
 from tests.parity.kind_i import gradients
 from utils.rng import Recording
+from wan.generation import GenerationConfig, StepsConfig
 from wan.geometry import chunks
 from wan.ledger import CacheConfig
 from wan.schedule import NUM_TRAIN_TIMESTEPS, Schedule, step_sigmas
@@ -66,7 +67,8 @@ def ode(case: Case) -> dict[str, torch.Tensor]:
     roles, trajectory = arguments(case), case.inputs["ode_latent"]
     spans, schedule, cache, _ = get_knobs(roles, trajectory.shape[2])
     steps = tuple(s for s in roles.knobs["denoising_step_list"] if s)
-    loss = OdeConfig(steps, schedule.shift, roles.knobs["warp_denoising_step"], "table", cache).build()
+    steps = StepsConfig(steps, schedule.shift, roles.knobs["warp_denoising_step"], "table")
+    loss = OdeConfig().build(GenerationConfig(steps=steps, cache=cache))
     index = per_chunk(case.draws()[0], spans)
     sample = Sample(0, None, make_condition(case), range(len(trajectory)), spans, trajectory=trajectory)
     roles.generator.transformer.requires_grad_(True)
@@ -92,7 +94,8 @@ def diffusion(case: Case) -> dict[str, torch.Tensor]:
         raise NotBuilt("their noise augmentation, which is noisiest where it is called least")
     spans, schedule, cache, _ = get_knobs(roles, clean.shape[1])
     mode = "teacher_forcing" if knobs.get("teacher_forcing") else "diffusion_forcing"
-    loss = FlowConfig(mode, schedule.shift, "table", "bell", cache=cache).build()
+    steps = StepsConfig(shift=schedule.shift, rounding="table")
+    loss = FlowConfig(mode, "bell").build(GenerationConfig(steps=steps, cache=cache))
     uniform = per_chunk(draws[1], spans).to(clean.dtype) / NUM_TRAIN_TIMESTEPS
     sample = Sample(0, clean, make_condition(case), range(len(clean)), spans)
     roles.generator.transformer.requires_grad_(True)

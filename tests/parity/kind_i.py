@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from pipeline.config import ContextConfig, FewStepConfig
+from pipeline.config import FewStepConfig
 from pipeline.executor import PlainExecutor
 from pipeline.rollout import Chunk, Rollout
 from pipeline.sampler import RandomExit
@@ -16,6 +16,7 @@ from tests.parity.case import Case
 from utils.rng import Recording
 from wan.condition import Condition
 from wan.denoiser import Denoiser
+from wan.generation import ContextConfig, StepsConfig
 from wan.geometry import Geometry, Span, chunks
 from wan.ledger import CacheConfig
 from wan.schedule import NUM_TRAIN_TIMESTEPS
@@ -36,7 +37,7 @@ class TrainingDraws:
 
 def make_rollout(denoiser, steps, warp, shift, geometry, cache: CacheConfig, exit_step, total, dtype, noise) -> Rollout:
     """Our rollout with the ancestor's training habits: table look-ups, context told `noise` (of 1000) and re-noised."""
-    few = FewStepConfig(tuple(s for s in steps if s), shift, warp, rounding="table").build()
+    few = FewStepConfig().build(StepsConfig(tuple(s for s in steps if s), shift, warp, "table"))
     with_grad = lambda span: span.start >= total - GRADED_FRAMES  # noqa: E731
     context = ContextConfig(noise / NUM_TRAIN_TIMESTEPS, renoise=True, rounding="table", shift=shift)
     return Rollout(

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 
 from model.config import DmdConfig
-from pipeline.config import ContextConfig, FewStepConfig
 from pipeline.rollout import Rollout
 from pipeline.state import RolloutState
 from tests.parity import kind_h
@@ -20,6 +19,7 @@ from trainer.sources.config import StreamConfig
 from trainer.sources.stream import StreamSource
 from utils.parallel.layout import ParallelLayout
 from utils.rng import Recording
+from wan.generation import ContextConfig, GenerationConfig, StepsConfig
 from wan.ledger import CacheConfig
 from wan.schedule import NUM_TRAIN_TIMESTEPS
 
@@ -85,6 +85,12 @@ def make_source(case: Case, folder: Path) -> StreamSource:
         (folder / text).write_text(text)
     steps = tuple(s for s in knobs["denoising_step_list"] if s)
     shift, sigma = kwargs["timestep_shift"], knobs.get("context_noise", 0) / NUM_TRAIN_TIMESTEPS
+    generation = GenerationConfig(
+        chunk=knobs["num_frame_per_block"],
+        steps=StepsConfig(steps, shift, knobs["warp_denoising_step"], "table"),
+        cache=get_cache(case),
+        context=ContextConfig(sigma, renoise=True, rounding="table", shift=shift),
+    )
     return StreamConfig(
         prompts=str(folder / FIRST),
         switch_prompts=str(folder / SECOND) if switch is not None else "",
@@ -93,15 +99,11 @@ def make_source(case: Case, folder: Path) -> StreamSource:
         max_frames=knobs["streaming_max_length"],
         loss_frames=knobs["streaming_chunk_size"],
         min_new_frames=knobs["streaming_min_new_frame"],
-        chunk=knobs["num_frame_per_block"],
         height=height * 8,
         width=width * 8,
-        sampler=FewStepConfig(steps, shift, knobs["warp_denoising_step"], rounding="table"),
         exit_per_chunk=not knobs["same_step_across_blocks"],
         last_step_only=knobs["last_step_only"],
-        cache=get_cache(case),
-        context=ContextConfig(sigma, renoise=True, rounding="table", shift=shift),
-    ).build()
+    ).build(generation)
 
 
 def get_cache(case: Case) -> CacheConfig:
@@ -166,7 +168,7 @@ def play(case: Case, leak: Leak | None = None):
 def take(case: Case, turn: dict, source: StreamSource, loss, roles) -> dict[str, torch.Tensor]:
     """One turn: the stretch, its loss, its gradients."""
     draws, number, user = StreamDraws(case, turn), turn["chunk"], turn["used_for"]
-    draws.least, draws.chunk = source.config.min_new_frames, source.config.chunk
+    draws.least, draws.chunk = source.config.min_new_frames, source.generation.chunk
     sample = source.next(number, roles, draws, with_grad=user == "generator")
     mask = torch.ones(sample.latents.shape[1], dtype=bool) if sample.frame_mask is None else sample.frame_mask
     made = sample.latents.detach()

@@ -18,6 +18,7 @@ from tests.digits_fixture import files
 from utils.data.schedules import FRAME, Cue, Moment, ScheduleLine
 from utils.log import VideoProgress
 from wan.codec.base import StreamingDecoder
+from wan.generation import GenerationConfig, StepsConfig
 from wan.ledger import CacheConfig
 
 FPS, FRAMES = 8, 24
@@ -63,8 +64,9 @@ def load_config(folder, **changes):
     output = {"save_every_seconds": 1.0, "latents": True, "gif": True, "fps": FPS, "sheet": False}
     output |= {name: changes.pop(name) for name in list(changes) if name in vars(OutputConfig())}
     return InferConfig(
-        pipeline=CausalConfig(3, 0, CacheConfig(9, 2, "write", "causal")),
-        sampler=FewStepConfig((1000.0, 500.0), 3.0, guidance=changes.pop("guidance", 1.0)),
+        pipeline=CausalConfig(),
+        generation=GenerationConfig(3, 0, StepsConfig((1000.0, 500.0), 3.0), CacheConfig(9, 2, "write", "causal")),
+        sampler=FewStepConfig(guidance=changes.pop("guidance", 1.0)),
         output=OutputConfig(folder=str(folder), **output),
         data=DataConfig(),
         **{"height": 32, "width": 48, "num_output_frames": FRAMES, **changes},

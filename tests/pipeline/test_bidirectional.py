@@ -12,15 +12,18 @@ from pipeline.bidirectional import Bidirectional
 from pipeline.config import BidirectionalConfig, MultiStepConfig
 from tests import tiny, tolerance
 from wan.denoiser import ExpertDenoiser
+from wan.generation import StepsConfig
 from wan.geometry import Span
 
 MODEL = tiny.denoiser()
-SAMPLER = MultiStepConfig(solver="euler", num_steps=3, shift=2.0, guidance=3.0).build()
+SAMPLER = MultiStepConfig(solver="euler", num_steps=3, shift=2.0, guidance=3.0).build(StepsConfig())
 
 
 def video(denoiser=MODEL, sampler=SAMPLER, total=4, given=None, condition=None):
     """Returns the one chunk of a clip."""
-    pipeline = BidirectionalConfig().build(SimpleNamespace(denoiser=denoiser, device="cpu"), sampler, tiny.GEOMETRY)
+    pipeline = BidirectionalConfig().build(
+        None, SimpleNamespace(denoiser=denoiser, device="cpu"), sampler, tiny.GEOMETRY
+    )
     assert isinstance(pipeline, Bidirectional) and pipeline.spans(total) == [Span(0, total)]
     condition = condition or tiny.condition(2)
     (chunk,) = pipeline.generate(condition, tiny.noise(2), 2, total, given)
@@ -77,7 +80,9 @@ class Expert(nn.Module):
 
 def test_two_experts_switch_at_the_boundary_each_with_its_guidance():
     low, high = Expert(1.0), Expert(10.0)
-    sampler = MultiStepConfig(solver="euler", num_steps=4, shift=1.0, guidance=2.0, guidance_high=4.0).build()
+    sampler = MultiStepConfig(solver="euler", num_steps=4, shift=1.0, guidance=2.0, guidance_high=4.0).build(
+        StepsConfig()
+    )
     out = video(ExpertDenoiser(low, high, 0.5), sampler)
     assert high.sigmas == [1.0, 1.0, 0.75, 0.75, 0.5, 0.5]  # from the boundary upward
     assert low.sigmas == [0.25, 0.25]
@@ -99,7 +104,7 @@ def test_experts_are_chosen_by_a_number():
 def test_solvers_agree_in_the_limit(solver):
     """Where the velocity is constant every solver lands on x - velocity."""
     model = Expert(1.0)
-    sampler = MultiStepConfig(solver=solver, num_steps=5, shift=3.0, guidance=1.0).build()
+    sampler = MultiStepConfig(solver=solver, num_steps=5, shift=3.0, guidance=1.0).build(StepsConfig())
     out, start = video(model, sampler), tiny.noise(2)(Span(0, 4), 0)
     assert len(model.sigmas) == 5 and model.sigmas == sorted(model.sigmas, reverse=True)
     assert tiny.error(out, start - 1) < 2e-3

@@ -31,17 +31,17 @@ def recipe(name, *overrides):
 @pytest.mark.parametrize("name", CACHES)
 def test_the_values_are_the_published_ones(name):
     config = recipe(name)
-    cache, sampler = config.pipeline.cache, config.sampler
+    cache, steps = config.generation.cache, config.generation.steps
     found = (cache.window_frames, cache.sink_frames, cache.rope, cache.recache, cache.keep_sink)
     assert (*found, config.num_output_frames) == CACHES[name]
-    assert (config.pipeline.chunk, config.pipeline.first_chunk) == (3, 0)
-    assert (tuple(sampler.steps), sampler.shift, sampler.warp, sampler.guidance) == (STEPS, 5.0, True, 1.0)
-    assert (config.pipeline.context.sigma, config.pipeline.context.renoise) == (0.0, False)
-    assert config.num_output_frames % config.pipeline.chunk == 0
+    assert (config.generation.chunk, config.generation.first_chunk) == (3, 0)
+    assert (steps.steps, steps.shift, steps.warp, config.chosen_sampler.guidance) == (STEPS, 5.0, True, 1.0)
+    assert (config.generation.context.sigma, config.generation.context.renoise) == (0.0, False)
+    assert config.num_output_frames % config.generation.chunk == 0
 
 
 def test_the_endless_model_differs_by_its_positions_alone():
-    same = recipe("longlive", "pipeline.cache.rope=read", "num_output_frames=1050")
+    same = recipe("longlive", "generation.cache.rope=read", "num_output_frames=1050")
     assert to_dict(recipe("longlive_infinity")) == to_dict(same)
 
 

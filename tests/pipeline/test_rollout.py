@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pipeline.config import ContextConfig
 from pipeline.rollout import Chunk
 from pipeline.track import Fixed, Track
 from tests import tiny, tolerance
 from utils.config.field import check
 from wan.cache import Chunks, Ring
+from wan.generation import ContextConfig
 from wan.geometry import Span
 from wan.ledger import CacheConfig
 from wan.schedule import Schedule

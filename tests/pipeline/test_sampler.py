@@ -13,6 +13,7 @@ from pipeline.sampler import FewStep, MultiStep, RandomExit, sample
 from pipeline.solver import Solver
 from tests import tiny, tolerance
 from utils.config.field import check
+from wan.generation import StepsConfig
 from wan.geometry import Span
 from wan.schedule import Schedule
 
@@ -178,17 +179,17 @@ def test_guidance():
 
 
 def test_configs_build():
-    few = FewStepConfig(steps=(1000, 500), shift=5.0, guidance=2.0).build()
+    steps = StepsConfig((1000, 500), shift=5.0)
+    few = FewStepConfig(guidance=2.0).build(steps)
     assert few.sigmas == pytest.approx((1.0, 0.8333333)) and few.guidance == 2.0
-    many = MultiStepConfig("euler", 7, 3.0, 4.0).build()
+    many = MultiStepConfig("euler", 7, 3.0, 4.0).build(steps)
     assert (many.num_steps, many.guidance, many.solver) == (7, 4.0, Solver("euler", 7, 3.0))
+    assert MultiStepConfig("euler", 7).build(steps).solver == Solver("euler", 7, 5.0), "the shift of the training"
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (FewStepConfig(steps=(500, 750)), "must descend"),
-        (FewStepConfig(rounding="floor"), "rounding is 'floor'"),
         (MultiStepConfig(solver="heun"), "solver 'heun' is unknown; write one of"),
         (MultiStepConfig(num_steps=0), "num_steps 0 must be at least 1"),
         (MultiStepConfig(shift=-1), "shift -1 positive"),

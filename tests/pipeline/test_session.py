@@ -13,13 +13,13 @@ from safetensors.torch import load, save
 from pipeline.batch.request import KeyedNoise, Request
 from pipeline.bundle import ModelBundle
 from pipeline.causal import Causal
-from pipeline.config import CausalConfig
 from pipeline.sampler import FewStep
 from pipeline.session import Session
 from pipeline.track import PromptSchedule
 from tests import tiny
 from utils.rng import Rng
 from wan.codec.base import StreamingDecoder
+from wan.generation import GenerationConfig
 from wan.geometry import Span
 from wan.ledger import CacheConfig
 from wan.schedule import Schedule
@@ -47,7 +47,7 @@ def encode(prompts):
 def make_pipeline(config=None, guidance=1.0, chunk=3, first_chunk=0):
     """A causal pipeline of the tiny model."""
     bundle = ModelBundle.of(tiny.denoiser(), StreamedMean(), encode, torch.device("cpu"), torch.float32)
-    knobs = CausalConfig(chunk, first_chunk, config or CacheConfig(9, 2))
+    knobs = GenerationConfig(chunk, first_chunk, cache=config or CacheConfig(9, 2))
     return Causal(knobs, bundle, FewStep(SIGMAS, Schedule(), guidance), tiny.GEOMETRY)
 
 

@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pipeline.config import ContextConfig
 from pipeline.executor import PlainExecutor
 from pipeline.session import Session
 from pipeline.track import Fixed, Live
 from tests import tiny
 from tests.pipeline.test_session import equal, make_pipeline, started, watch
+from wan.generation import ContextConfig
 from wan.geometry import Geometry, Span
 from wan.ledger import CacheConfig
 
@@ -139,11 +139,11 @@ def test_the_condition_of_a_chunk_stays_where_it_is_asked_for_again():
 
 
 FOREIGN = {
-    "pipeline.cache.rope was write and is read": dict(config=CacheConfig(9, 2, "read")),
-    "pipeline.cache.sink_frames was 2 and is 4": dict(config=CacheConfig(9, 4)),
-    "pipeline.cache.window_frames was 9 and is 6": dict(config=CacheConfig(6, 2)),
-    "pipeline.chunk was 3 and is 2": dict(chunk=2),
-    "pipeline.first_chunk was 0 and is 1": dict(first_chunk=1),
+    "generation.cache.rope was write and is read": dict(config=CacheConfig(9, 2, "read")),
+    "generation.cache.sink_frames was 2 and is 4": dict(config=CacheConfig(9, 4)),
+    "generation.cache.window_frames was 9 and is 6": dict(config=CacheConfig(6, 2)),
+    "generation.chunk was 3 and is 2": dict(chunk=2),
+    "generation.first_chunk was 0 and is 1": dict(first_chunk=1),
     "sampler.guidance was 1.0 and is 2.0": dict(guidance=2.0),
 }
 
@@ -162,7 +162,7 @@ def change_weights(pipeline):
 
 
 def change_context(pipeline):
-    pipeline.config.context = ContextConfig(0.1)
+    pipeline.generation.context = ContextConfig(0.1)
 
 
 def change_steps(pipeline):
@@ -173,7 +173,7 @@ CHANGED = {
     "geometry.height was 32 and is 48": change_geometry,
     "dtype was torch.float32 and is torch.bfloat16": change_dtype,
     "weights was  and is another": change_weights,
-    "pipeline.context.sigma was 0.0 and is 0.1": change_context,
+    "generation.context.sigma was 0.0 and is 0.1": change_context,
     "sampler.sigmas.1 was 0.8 and is 0.7": change_steps,
 }
 

@@ -121,7 +121,7 @@ def test_a_minute_is_eighty_chunks():
         (["--peak_tflops", "0"], "write a positive number"),
         (["--windows", "2"], "smaller than sink"),
         (["--height", "33"], "height 33 is no multiple"),
-        (["pipeline.cache.window_frames=-1"], "without a window"),
+        (["generation.cache.window_frames=-1"], "without a window"),
         (["pipeline.name=bidirectional"], "only causal"),
         (["model.spec="], "needs the sizes by name"),
         (["no_such_knob=1"], "no_such_knob"),

@@ -11,6 +11,7 @@ import pipeline.config
 import trainer.config
 from scripts import migrate_config
 from tests.architecture.source import ROOT
+from wan.generation import StepsConfig
 
 NEGATIVE = yaml.safe_load((ROOT / "configs/infer/wan.yaml").read_text())["negative_prompt"]
 DMD = {
@@ -111,7 +112,7 @@ def migrate(tmp_path, old: dict, kind: str | None = None):
 def test_self_forcing_dmd_becomes_our_recipe(tmp_path):
     config, dropped = migrate(tmp_path, DMD)
     ours, _ = trainer.config.load_recipe(ROOT / "configs/train/self_forcing_dmd.yaml")
-    assert config.trainer == ours.trainer and config.model == ours.model
+    assert config.trainer == ours.trainer and config.model == ours.model and config.generation == ours.generation
     assert config.checkpoint.every == 50
     assert set(dropped) == {
         *(key for key in DMD if key.endswith("_fsdp_wrap_strategy") or key.startswith("wandb")),
@@ -159,7 +160,7 @@ def test_longlives_second_stage_becomes_our_stream(tmp_path):
     config, dropped = migrate(tmp_path, {**LONGLIVE, **message})
     ours, _ = trainer.config.load_recipe(ROOT / "configs/train/longlive_stream.yaml")
     mine = replace(config.trainer.source, switch_frames=list(config.trainer.source.switch_frames))
-    assert mine == ours.trainer.source
+    assert mine == ours.trainer.source and config.generation == ours.generation
     assert (config.trainer, config.steps) == (replace(ours.trainer, source=config.trainer.source), ours.steps)
     assert (config.checkpoint.every, config.checkpoint.keep) == (50, 3)
     assert {"vis_interval", "val_data_path", "one_logger_project"} <= set(dropped)
@@ -167,16 +168,17 @@ def test_longlives_second_stage_becomes_our_stream(tmp_path):
 
 
 def stream(tmp_path, **keys):
-    """Returns (source, dropped) of LongLive's second stage with other keys."""
+    """Returns (source, dropped) of LongLive's second stage with other keys; its sink does not outlive a switch."""
     config, dropped = migrate(tmp_path, {**LONGLIVE, **keys})
+    assert not config.generation.cache.keep_sink
     return config.trainer.source, dropped
 
 
 def test_every_switch_mode_migrates(tmp_path):
     source, dropped = stream(tmp_path, switch_mode="fixed", fixed_switch_index=39)
-    assert source.switches == (39,) and "switch_choices" in dropped and not source.cache.keep_sink
+    assert source.switches(3) == (39,) and "switch_choices" in dropped
     source, _ = stream(tmp_path, switch_mode="random", min_switch_frame_index=22, max_switch_frame_index=30)
-    assert source.switches == (22, 25, 28) and source.switch_prompts == "b.txt"
+    assert source.switches(3) == (22, 25, 28) and source.switch_prompts == "b.txt"
     source, dropped = stream(tmp_path, distribution_loss="dmd")
     assert source.name == "stream" and not source.switch_prompts and "switch_prompt_path" in dropped
     with pytest.raises(ValueError, match="switch_mode is 'often'; known are"):
@@ -216,27 +218,29 @@ def test_penalties_are_halved_as_their_trainer_does(tmp_path):
 
 def test_causvids_closing_zero_is_the_clean_step(tmp_path):
     old = {**OBJECTIVES["causvid"][0], "denoising_step_list": [1000, 757, 522, 0], "warp_denoising_step": False}
-    source = migrate(tmp_path, old)[0].trainer.source
-    assert source.steps == (1000, 757, 522) and source.clean_step and not source.warp
+    config, _ = migrate(tmp_path, old)
+    assert config.generation.steps.steps == (1000, 757, 522) and not config.generation.steps.warp
+    assert config.trainer.source.clean_step
 
 
 def test_missing_keys_mean_the_ancestors_defaults(tmp_path):
     old = {key: value for key, value in DMD.items() if key not in ("ts_schedule", "warp_denoising_step", "fake_name")}
     config, _ = migrate(tmp_path, {**old, "model_kwargs": {}, "context_noise": 100})
     assert config.trainer.loss.score.from_exit
-    assert not config.trainer.source.sampler.warp and config.trainer.source.sampler.shift == 8.0
-    assert config.trainer.source.context.sigma == 0.1
+    assert not config.generation.steps.warp and config.generation.steps.shift == 8.0
+    assert config.generation.context.sigma == 0.1
 
 
 def test_generation_migrates(tmp_path):
     config, dropped = migrate(tmp_path, INFER)
     model = config.model
     assert (model.checkpoint, model.lora, model.lora_alpha) == ("longlive_base.pt", "lora.pt", 128)
-    assert config.pipeline.cache.window_frames == 12 and config.pipeline.cache.sink_frames == 3
-    assert config.sampler == replace(config.sampler, steps=(1000, 750, 500, 250), shift=5.0, warp=True)
+    assert config.generation.cache.window_frames == 12 and config.generation.cache.sink_frames == 3
+    assert config.sampler.name == "few_step"
+    assert config.generation.steps == StepsConfig((1000, 750, 500, 250), 5.0)
     assert (config.num_output_frames, config.seed, config.data.path) == (120, 1, "prompts/long.txt")
     assert config.output.save_with_index and config.output.folder == "videos/long"
-    assert (config.pipeline.cache.recache, config.pipeline.cache.keep_sink) == ("bidirectional", True)
+    assert (config.generation.cache.recache, config.generation.cache.keep_sink) == ("bidirectional", True)
     assert config.data.switch_frames == "40, 80"
     assert set(dropped) == {"model_name", "inference_iter", "adapter.type", "adapter.rank"}
 
@@ -244,7 +248,7 @@ def test_generation_migrates(tmp_path):
 def test_infinity_is_rope_when_read_and_scripts_stay(tmp_path):
     old = {**INFER, "data_path": "a.jsonl", "model_kwargs": {**INFER["model_kwargs"], "use_infinite_attention": True}}
     config, dropped = migrate(tmp_path, old)
-    assert config.pipeline.cache.rope == "read" and config.data.path == "a.jsonl" and "data_path" not in dropped
+    assert config.generation.cache.rope == "read" and config.data.path == "a.jsonl" and "data_path" not in dropped
 
 
 def test_a_training_file_can_become_a_generation(tmp_path):

@@ -17,12 +17,10 @@ KNOBS = {
     "max_frames": 14,
     "loss_frames": 6,
     "min_new_frames": 2,
-    "chunk": 2,
     "height": 32,
     "width": 32,
-    "sampler": "{steps: [1000, 500], shift: 3.0}",
-    "cache": "{window_frames: 6, sink_frames: 2}",
 }
+GENERATION = "generation={chunk: 2, steps: {steps: [1000, 500], shift: 3.0}, cache: {window_frames: 6, sink_frames: 2}}"
 
 
 def overrides(folder: Path, prompts: Path, switch: str = "", **knobs) -> list[str]:
@@ -33,11 +31,11 @@ def overrides(folder: Path, prompts: Path, switch: str = "", **knobs) -> list[st
     if switch:
         tree |= {"switch_prompts": second}
     message = ", ".join([f"{key}: {value}" for key, value in tree.items()] + ([switch] if switch else []))
-    return [f"trainer.source={{{message}}}"]
+    return [f"trainer.source={{{message}}}", GENERATION]
 
 
 def build(recipe: Path, given: list[str], layout: ParallelLayout | None = None):
     """Returns the method of a recipe, on this process alone."""
     config, _ = load_recipe(recipe, given)
     device = torch.device("cpu")
-    return config.trainer.build(config.model, config.steps, Rng(config.seed), device, layout or ParallelLayout.single())
+    return config.trainer.build(config, Rng(config.seed), device, layout or ParallelLayout.single())

@@ -82,7 +82,7 @@ def test_the_loss_weighs_ink_and_fades_the_kl_in():
 
 def test_stages_lengthen_the_clips(config):
     settings = config("steps=10", "trainer.stages=[{frames: 5, batch: 2}, {start: 0.5, frames: 9, batch: 1}]")
-    method = settings.trainer.build("", 10, Rng(0), torch.device("cpu"), ParallelLayout.single())
+    method = settings.trainer.build(settings, Rng(0), torch.device("cpu"), ParallelLayout.single())
     shapes = [tuple(method.clips(step, step / 10).shape) for step in (0, 4, 5, 9)]
     assert shapes == [(2, 3, 5, 32, 32)] * 2 + [(1, 3, 9, 32, 32)] * 2
     clips = method.clips(0, 0.0)

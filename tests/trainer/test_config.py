@@ -14,13 +14,14 @@ from trainer.config import load_recipe
 from trainer.sources.config import LatentsConfig
 from utils.rng import Rng
 from wan.condition import Condition
+from wan.generation import GenerationConfig
 
 WRONG = [
     (["trainer.loss.name=flwo"], "flow"),
     (["trainer.loss.mode=causal"], "write one of"),
     (["trainer.loss.weight=bells"], "write uniform or bell"),
     (["trainer.loss.clean_chunks=1"], r"clean_chunks must lie in \[0, 1\)"),
-    (["trainer.loss.cache.rope=read"], "rope: read is no single masked forward"),
+    (["generation.cache.rope=read"], "rope=read is not a single masked forward"),
     (["trainer.source.frames=5"], "5 latent frames do not fill chunks of 2"),
     (["trainer.source.frames=6"], "holds clips of 4 latent frames; frames is 6"),
     (["trainer.source.path="], "path is empty"),
@@ -35,8 +36,8 @@ WRONG = [
     (["trainer.name=regres"], "regress"),
     (["steps=0"], "at least 1"),
     (["checkpoint.keep=0"], "at least 1"),
-    (["trainer.loss.cache={window_frames: 2, sink_frames: 1}"], "smaller than sink_frames 1"),
-    (["trainer.loss.mode=teacher_forcing", "trainer.loss.cache.window_frames=1"], "write at least 2"),
+    (["generation.cache={window_frames: 2, sink_frames: 1}"], "smaller than sink_frames 1"),
+    (["trainer.loss.mode=teacher_forcing", "generation.cache.window_frames=1"], "write at least 2"),
 ]
 
 
@@ -49,9 +50,8 @@ def test_wrong_configurations_fail_before_a_model_is_built(recipe, tmp_path, mon
         build(load_recipe(recipe, overrides)[0], tmp_path)
 
 
-def test_a_window_means_nothing_to_a_bidirectional_loss(config):
-    loss = config("trainer.loss.mode=bidirectional", "trainer.loss.cache.window_frames=1").trainer.loss.build()
-    loss.check_spans(digits_fixture.tiny.spans(2, 2))
+def test_rotation_of_a_cache_means_nothing_to_a_bidirectional_loss(config):
+    config("trainer.loss.mode=bidirectional", "generation.cache.rope=read")
 
 
 def test_a_source_that_does_not_fill_what_the_loss_needs(config, monkeypatch):
@@ -89,6 +89,9 @@ def test_the_door_reports_an_interrupt(recipe, tmp_path, capsys, monkeypatch):
     assert "go on from the last checkpoint" in capsys.readouterr().err
 
 
+SINGLE = GenerationConfig(1)  # frames
+
+
 class Text:
     """Notes the prompts it is asked for."""
 
@@ -104,16 +107,16 @@ class Text:
 
 def test_dropout_share_and_what_a_sample_depends_on(tmp_path):
     folder = digits_fixture.latent_folder(tmp_path / "latents", num_clips=6, num_frames=4)
-    source = LatentsConfig(str(folder), batch=4, frames=2, chunk=1, dropout=0.25).build()
+    source = LatentsConfig(str(folder), batch=4, frames=2, dropout=0.25).build(SINGLE)
     roles, rng = Text(), Rng(0)
     samples = [source.next(step, roles, rng) for step in range(500)]
     share = roles.requested.count("") / len(roles.requested)
     assert abs(share - 0.25) < 0.03  # 2000 draws: 3 standard deviations
     assert samples[7].latents.shape == (4, 2, 16, 4, 4) and list(samples[7].index) == [28, 29, 30, 31]
-    again = LatentsConfig(str(folder), batch=4, frames=2, chunk=1, dropout=0.25).build().next(7, Text(), Rng(0))
+    again = LatentsConfig(str(folder), batch=4, frames=2, dropout=0.25).build(SINGLE).next(7, Text(), Rng(0))
     assert torch.equal(again.latents, samples[7].latents) and again.prompts == samples[7].prompts
     # A sample is keyed by its place in the global batch, not by the batch it is cut into.
-    wide = LatentsConfig(str(folder), batch=8, frames=2, chunk=1, dropout=0.25).build().next(3, Text(), Rng(0))
+    wide = LatentsConfig(str(folder), batch=8, frames=2, dropout=0.25).build(SINGLE).next(3, Text(), Rng(0))
     assert [s.index for s in (wide,)] == [range(24, 32)]
     kept = {(p, tuple(x.flatten()[:3].tolist())) for s in samples for p, x in zip(s.prompts, s.latents, strict=True)}
     pairs = {p: {x for q, x in kept if q == p} for p in digits_fixture.PROMPTS}
@@ -122,7 +125,7 @@ def test_dropout_share_and_what_a_sample_depends_on(tmp_path):
 
 def test_new_shards_are_seen_by_a_growing_source(tmp_path):
     folder = digits_fixture.latent_folder(tmp_path / "latents", num_clips=2)
-    source = LatentsConfig(str(folder), batch=1, frames=2, chunk=1, growing=True).build()
+    source = LatentsConfig(str(folder), batch=1, frames=2, growing=True).build(SINGLE)
     digits_fixture.write_shard(folder, 1, torch.zeros(3, 4, 16, 4, 4), ["x"] * 3)
     source.next(1, Text(), Rng(0))
     assert len(source.clips) == 2
@@ -134,7 +137,7 @@ def test_a_damaged_shard_is_named(tmp_path):
     folder = digits_fixture.latent_folder(tmp_path / "latents")
     (folder / "shard_00001.safetensors").write_bytes(b"half")
     with pytest.raises(ValueError, match="shard_00001.safetensors is damaged"):
-        LatentsConfig(str(folder), frames=2, chunk=1).build()
+        LatentsConfig(str(folder), frames=2).build(SINGLE)
 
 
 def test_metrics_survive_a_line_cut_off(recipe, tmp_path):

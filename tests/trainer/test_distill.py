@@ -10,6 +10,7 @@ from trainer.build import build
 from trainer.config import load_recipe
 from trainer.sources.config import RolloutConfig
 from utils.rng import Rng
+from wan.generation import GenerationConfig
 
 
 @pytest.fixture
@@ -70,7 +71,7 @@ def test_one_training_a_folder(made):
 def test_a_range_of_lengths_is_drawn_in_whole_chunks(tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red three moves right\n")
-    knobs = {"prompts": str(prompts), "loss_frames": 4, "chunk": 2}
-    source = RolloutConfig(frames={"min": 4, "max": 8}, **knobs).build()
+    knobs = {"prompts": str(prompts), "loss_frames": 4}
+    source = RolloutConfig(frames={"min": 4, "max": 8}, **knobs).build(GenerationConfig(2))
     assert {source.length(step, Rng(0)) for step in range(40)} == {4, 6, 8}
     assert source.config == RolloutConfig(frames=4, frames_max=8, **knobs)

@@ -14,6 +14,7 @@ WEIGHTS = ROOT / "assets/digits/transformer"
 RECIPE = f"""
 model: {ROOT}/assets/digits
 steps: 2
+generation: {{chunk: 3, steps: {{steps: [1000, 750, 500, 250]}}, cache: {{window_frames: 6}}}}
 trainer:
   name: distill
   generator: {{weights: {WEIGHTS}}}
@@ -25,8 +26,6 @@ trainer:
     batch: 2
     frames: 6
     loss_frames: 6
-    chunk: 3
-    cache: {{window_frames: 6}}
   loss: {{name: dmd}}
   text: {{dtype: fp32}}
 """
@@ -83,13 +82,13 @@ WRONG = {
         "use 9 or 12",
     ],
     "trainer.source.loss_frames=9": ["loss_frames 9 is more than a rollout's 6 frames", "write at most that"],
-    "trainer.source.cache={window_frames: 4, sink_frames: 2}": [
+    "generation.cache={window_frames: 4, sink_frames: 2}": [
         "window_frames 4",
         "chunk 3",
         "write at least 5",
     ],
-    "trainer.source.first_chunk=1": ["6 latent frames do not fill chunks of 3 (1 + 3n)", "use 4 or 7"],
-    "trainer.source.sampler.steps=[250, 500]": ["trainer.source.sampler", "must descend"],
+    "generation.first_chunk=1": ["6 latent frames do not fill chunks of 3 (1 + 3n)", "use 4 or 7"],
+    "generation.steps.steps=[250, 500]": ["generation.steps", "must descend"],
     "trainer.source.prompts=no/such.txt": [
         "trainer.source.prompts: no/such.txt is not there",
         "one prompt per line",
@@ -135,11 +134,11 @@ WRONG = {
         "write latent frames",
         "[40, 80, 120]",
     ],
-    "trainer.source={name: stream, cache: {window_frames: 4, sink_frames: 3}}": [
+    "generation.cache={window_frames: 4, sink_frames: 3}": [
         "window_frames 4",
         "write at least 6",
     ],
-    "trainer.source={name: stream, cache: {window_frames: 9, recache_frames: 6}}": [
+    "generation.cache={window_frames: 9, recache_frames: 6}": [
         "recache_frames is 6",
         "at least",
     ],

@@ -21,6 +21,7 @@ from trainer.preview import first_prompts
 from trainer.sources.config import LatentsConfig
 from utils.media.video import read_video
 from utils.rng import Rng
+from wan.generation import GenerationConfig
 from wan.ledger import CacheConfig
 
 PREVIEW = [
@@ -29,8 +30,7 @@ PREVIEW = [
     "preview.num_frames=4",
     "preview.height=32",
     "preview.width=32",
-    "preview.pipeline={name: causal, chunk: 2, cache: {window_frames: 4}}",
-    "preview.sampler={name: few_step, steps: [1000, 500], shift: 3.0}",
+    "generation={steps: {steps: [1000, 500]}, cache: {window_frames: 4}}",
 ]
 
 
@@ -69,10 +69,10 @@ def losses(run) -> list[dict]:
 
 @pytest.mark.parametrize("sampler", ["few_step", "multi_step"])
 def test_the_training_does_not_notice(config, tmp_path, sampler):
-    kind = f"preview.sampler={{name: {sampler}, shift: 3.0}}"
-    more = ["preview.sampler.num_steps=2", "preview.sampler.solver=euler"] if sampler == "multi_step" else []
-    quiet = build(config("steps=6", "checkpoint.every=6"), tmp_path / "quiet")
-    shown = build(config("steps=6", "checkpoint.every=6", *PREVIEW[:-1], kind, *more), tmp_path / "shown")
+    few, many = ["preview.sampler.name=few_step"], ["preview.sampler={name: multi_step, num_steps: 2, solver: euler}"]
+    more = few if sampler == "few_step" else many
+    quiet = build(config("steps=6", "checkpoint.every=6", PREVIEW[-1]), tmp_path / "quiet")
+    shown = build(config("steps=6", "checkpoint.every=6", *PREVIEW, *more), tmp_path / "shown")
     for run in (quiet, shown):
         run.fit()
     assert len(list((tmp_path / "shown/previews").iterdir())) == 3
@@ -120,7 +120,7 @@ def test_weights_modes_and_version_are_put_back_even_after_a_failure(loop, monke
     modes, version, weights = seen[0]
     assert not any(modes) and version != before[1]
     for name, value in run.method.ema.shadow.items():
-        assert torch.equal(weights[name], value), name
+        assert torch.equal(weights[name], value.bfloat16().float()), name
     assert any(not torch.equal(weights[n], before[2][n]) for n in weights), "the averages are the weights themselves"
 
 
@@ -140,9 +140,10 @@ def test_the_videos_are_those_of_inference(loop):
     run = loop("preview.ema=false")
     preview = find_preview(run)
     chunks = list(preview.generate(preview.requests))
-    pipeline = preview.requested.pipeline.build(preview.bundle, preview.requested.sampler.build(), preview.geometry)
+    knobs = preview.requested
+    pipeline = knobs.pipeline.build(knobs.generation, preview.bundle, knobs.build_sampler(), preview.geometry)
     requests = [Request(p, i, 0, "") for i, p in enumerate(digits_fixture.PROMPTS[:2])]
-    noise = KeyedNoise(Rng(0).at("preview"), requests, (16, 4, 4), torch.float32)
+    noise = KeyedNoise(Rng(0), requests, (16, 4, 4), torch.float32)
     condition = preview.bundle.condition([r.prompt for r in requests], None)
     for ours, theirs in zip(chunks, pipeline.generate(condition, noise, 2, 4), strict=True):
         assert torch.equal(ours.latents, theirs.latents)
@@ -196,14 +197,16 @@ def test_prompts_from_a_file_and_from_the_source(loop, tmp_path):
         "a red nine moves down",
     ]
     folder = digits_fixture.latent_folder(tmp_path / "latents", num_clips=6)
-    assert first_prompts(LatentsConfig(str(folder), frames=2, chunk=1).build(), 4) == list(digits_fixture.PROMPTS)
+    source = LatentsConfig(str(folder), frames=2).build(GenerationConfig(1))
+    assert first_prompts(source, 4) == list(digits_fixture.PROMPTS)
 
 
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
         (["preview.num_frames=3"], "preview: 3 latent frames do not fill chunks of 2"),
-        (["preview.pipeline.cache={window_frames: 1}"], "window_frames 1 is smaller than sink_frames 0 \\+ chunk 2"),
+        (["generation.cache.window_frames=1"], "window_frames 1 is smaller than sink_frames 0 \\+ chunk 2"),
+        (["preview.pipeline={name: causal, chunk: 1}"], "preview.pipeline.chunk; a preview runs as the generator"),
         (["preview.sampler.name=fewstep"], "did you mean few_step"),
         (["preview.every=-1"], "must not be negative"),
         (["preview.prompts=no/such.txt"], "preview.prompts: no/such.txt is not there"),
@@ -218,7 +221,7 @@ def test_wrong_previews_are_refused_before_a_model_is_built(loop, monkeypatch, o
 
 
 TRAINED = {
-    "digits_teacher": (BidirectionalConfig, MultiStepConfig, 3.0, None),
+    "digits_teacher": (BidirectionalConfig, MultiStepConfig, 3.0, CacheConfig()),
     "digits_diffusion_forcing": (CausalConfig, MultiStepConfig, 3.0, CacheConfig(6)),
     "digits_ode_init": (CausalConfig, FewStepConfig, 3.0, CacheConfig(6)),
     "digits_causvid": (CausalConfig, FewStepConfig, 3.0, CacheConfig(6)),
@@ -231,14 +234,14 @@ TRAINED = {
 @pytest.mark.parametrize("name", TRAINED)
 def test_previews_are_made_as_the_recipe_trains(name):
     pipeline, sampler, shift, cache = TRAINED[name]
-    config, _ = load_recipe(ROOT / f"configs/train/{name}.yaml", ["preview.every=1"])
-    requested = config.preview.requested(config.trainer)
-    assert (type(requested.pipeline), type(requested.sampler), requested.sampler.shift) == (pipeline, sampler, shift)
-    assert vars(requested.pipeline).get("cache") == cache
-    config, _ = load_recipe(
-        ROOT / f"configs/train/{name}.yaml", ["preview={every: 1, sampler: {name: few_step, shift: 2}}"]
-    )
-    assert config.preview.requested(config.trainer).sampler.shift == 2
+    path = ROOT / f"configs/train/{name}.yaml"
+    config, _ = load_recipe(path, ["preview.every=1"])
+    requested = config.preview.requested(config)
+    assert (type(requested.pipeline), type(requested.chosen_sampler)) == (pipeline, sampler)
+    assert requested.generation == config.generation
+    assert (requested.generation.steps.shift, requested.generation.cache) == (shift, cache)
+    config, _ = load_recipe(path, ["preview={every: 1, sampler: {name: multi_step, shift: 2}}"])
+    assert config.preview.requested(config).chosen_sampler == MultiStepConfig(shift=2)
 
 
 @pytest.mark.dist

@@ -43,7 +43,7 @@ def train(recipe: str, steps: int, overrides: list[str]) -> dict:
     config, _ = load_recipe(recipe, overrides)
     device = torch.device("cpu")
     layout = config.layout.build(device)
-    method = config.trainer.build(config.model, config.steps, Rng(config.seed), device, layout)
+    method = config.trainer.build(config, Rng(config.seed), device, layout)
     metrics = [mean(method.step(step)) for step in range(steps)]
     weights = {name: whole(p.detach()).clone() for name, p in method.roles.generator.transformer.named_parameters()}
     weights |= {f"ema.{name}": whole(p).clone() for name, p in method.ema.shadow.items()}

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.atomic import sync_folder
+from utils.config.renamed import NO_OLD_KEYS, OldKeys, rename
 from utils.diff import differences
 from utils.digest import file_hash
 from utils.parallel import ranks
@@ -53,10 +54,10 @@ class Checkpoint:
 
     writes = True
 
-    def __init__(self, run: str | Path, config: CheckpointConfig, recipe: dict | None = None):
-        """recipe: the configuration as a plain tree, kept in each checkpoint."""
+    def __init__(self, run: str | Path, config: CheckpointConfig, recipe: dict | None = None, old=NO_OLD_KEYS):
+        """recipe: the configuration as a plain tree, kept in each checkpoint. old: `OldKeys` of recipes kept there."""
         self.run, self.folder, self.config = Path(run), Path(run) / "checkpoints", config
-        self.recipe = recipe or {}
+        self.recipe, self.old = recipe or {}, old
         self.good: Path | None = None  # the newest that this process wrote or found whole
         self._saving: tuple[Future, Path] | None = None
         self._group, self._thread = None, ThreadPoolExecutor(1, "checkpoint")
@@ -106,7 +107,7 @@ class Checkpoint:
             problem = ranks.first_text(_find_damage(folder))
             if problem is None:
                 self.good = folder
-                return Saved(folder, self._cpu_group())
+                return Saved(folder, self._cpu_group(), self.old)
             if ranks.rank() == 0:
                 logger.warning("%s is damaged (%s); trying the one before", folder, problem)
         if folders:
@@ -205,11 +206,11 @@ class Checkpoint:
 
 
 class Saved:
-    """A whole checkpoint on disk: `step`, `recipe` (as `Checkpoint` was given it), and the state, by `read`."""
+    """A whole checkpoint on disk: `step`, `recipe` (of then, under the keys of today), and the state, by `read`."""
 
-    def __init__(self, folder: Path, group):
+    def __init__(self, folder: Path, group, old: OldKeys = NO_OLD_KEYS):
         content = json.loads((folder / STATE).read_text())
-        self.folder, self.step, self.recipe = folder, content["step"], content["recipe"]
+        self.folder, self.step, self.recipe = folder, content["step"], rename(content["recipe"], old)
         self._tree, self._group = content["state"], group
         self.world = content.get("world", 1)  # ranks that wrote it; told since there are tensors of one rank alone
 

@@ -6,21 +6,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from model.config import mask_problems
-from pipeline.config import ContextConfig, FewStepConfig, context_problems
 from utils.config.field import collect_error
 from utils.data.records import check_on_bad
 from utils.data.schedules import frame_list
-from wan.config import Buildable, clock_problems, step_problems
-from wan.geometry import chunks
-from wan.ledger import CacheConfig
+from wan.config import Buildable
+from wan.generation import GenerationConfig
+
+
+class SourceConfig(Buildable):
+    """What the configurations of sources share."""
+
+    generates = False
+
+    def problems_with(self, generation: GenerationConfig) -> Iterator[str]:
+        """Yields what does not go together with how the model will generate."""
+        return iter(())
 
 
 @dataclass
-class LatentsConfig(Buildable):
+class LatentsConfig(SourceConfig):
     """Encoded clips from a folder (`scripts/encode_latents.py`) or LMDB, cut to `frames` latent frames.
 
     The codec is causal, so the first frames of a longer clip are a clip.
@@ -32,22 +40,23 @@ class LatentsConfig(Buildable):
     path: str = ""
     batch: int = 8  # clips in the global batch
     frames: int = 21
-    chunk: int = 3
     dropout: float = 0.1  # share of samples that see the empty prompt
     growing: bool = False  # look for new shards every 100 steps (an encoder still fills the folder)
     on_bad: str = "stop"  # stop | skip a record that cannot be used
 
     def problems(self) -> Iterator[str]:
         yield from collect_error(check_on_bad, self.on_bad)
-        yield from collect_error(chunks, self.frames, self.chunk)
         if self.batch < 1 or not 0 <= self.dropout < 1:
             yield "batch must be at least 1 and dropout lie in [0, 1)"
         if not self.path:
             yield "path is empty; write the folder that scripts/encode_latents.py filled"
 
+    def problems_with(self, generation: GenerationConfig) -> Iterator[str]:
+        yield from collect_error(generation.spans, self.frames)
+
 
 @dataclass
-class RolloutConfig(Buildable):
+class RolloutConfig(SourceConfig):
     """Rollouts of the generator on prompts.
 
     prompts: a text file, one per line. clips: a folder or LMDB of encoded clips instead; their prompts are
@@ -65,16 +74,11 @@ class RolloutConfig(Buildable):
     frames: Any = 21
     frames_max: int = 0
     loss_frames: int = 21
-    chunk: int = 3
-    first_chunk: int = 0
     given: int = 0
     height: int = 0
     width: int = 0
-    sampler: FewStepConfig = field(default_factory=FewStepConfig)
     exit_per_chunk: bool = False  # an exit step for each chunk instead of one for all
     last_step_only: bool = False
-    cache: CacheConfig = field(default_factory=CacheConfig)
-    context: ContextConfig = field(default_factory=ContextConfig)
     on_bad: str = "stop"  # stop | skip a clip that cannot be used
 
     @property
@@ -98,8 +102,6 @@ class RolloutConfig(Buildable):
             yield "batch must be at least 1"
         if bool(self.prompts) == bool(self.clips):
             yield "write either prompts (a text file) or clips (a folder of encoded clips)"
-        for length in {self.frames, self.frames_max or self.frames, self.loss_frames}:
-            yield from collect_error(chunks, length, self.chunk, self.given or self.first_chunk or None)
         if self.given and not self.clips:
             yield "given frames come from clips; write clips (a folder of encoded clips) instead of prompts"
         if self.frames_max and self.frames_max < self.frames:
@@ -107,17 +109,23 @@ class RolloutConfig(Buildable):
         longest = self.frames_max or self.frames
         if self.loss_frames > longest:
             yield f"loss_frames {self.loss_frames} is more than a rollout's {longest} frames; write at most that"
-        yield from self.cache.chunk_problems(max(self.chunk, self.first_chunk))
-        yield from context_problems(self.cache, self.context)
-        if self.cache.content == "same_step" and self.exit_per_chunk and not self.last_step_only:
+
+    def problems_with(self, generation: GenerationConfig) -> Iterator[str]:
+        yield from generation.steps.problems_if_none("a rollout")
+        if self.given and generation.first_chunk != self.given:
+            yield f"the {self.given} given frames are the first chunk; write generation.first_chunk={self.given}"
+        lengths = [self.frames, self.frames_max or self.frames, self.loss_frames]
+        for length in dict.fromkeys(length for length in lengths if type(length) is int):
+            yield from collect_error(generation.spans, length)
+        if generation.cache.content == "same_step" and self.exit_per_chunk and not self.last_step_only:
             yield (
-                "cache.content is same_step and exit_per_chunk true: a chunk that stops early leaves the caches of "
-                "later steps without its frames; write exit_per_chunk=false, or last_step_only=true"
+                "generation.cache.content is same_step and exit_per_chunk true: a chunk that stops early leaves the "
+                "caches of later steps without its frames; write exit_per_chunk=false, or last_step_only=true"
             )
 
 
 @dataclass
-class StreamConfig(Buildable):
+class StreamConfig(SourceConfig):
     """Videos of up to `max_frames` (a list: one is drawn for each video), segment by segment; lengths in latent frames.
 
     prompts: a text file, one per line. switch_prompts: another one, line by line: what the video changes to, at a frame
@@ -142,14 +150,10 @@ class StreamConfig(Buildable):
     loss_frames: int = 21
     min_new_frames: int = 18
     train_first_chunk: bool = True
-    chunk: int = 3
     height: int = 0
     width: int = 0
-    sampler: FewStepConfig = field(default_factory=FewStepConfig)
     exit_per_chunk: bool = False  # an exit step for each chunk instead of one for all
     last_step_only: bool = False
-    cache: CacheConfig = field(default_factory=CacheConfig)
-    context: ContextConfig = field(default_factory=ContextConfig)
     save_videos: bool = True
 
     @property
@@ -162,11 +166,10 @@ class StreamConfig(Buildable):
         """The longest video: the length of a preview."""
         return max(self.lengths)
 
-    @property
-    def switches(self) -> tuple[int, ...]:
-        """The frames of which each video's switch has one; none without switch_prompts."""
+    def switches(self, chunk: int) -> tuple[int, ...]:
+        """Returns the frames of which each video's switch has one; none without switch_prompts."""
         if self.switch_range:
-            return tuple(range(self.switch_range[0], self.switch_range[1] + 1, self.chunk))
+            return tuple(range(self.switch_range[0], self.switch_range[1] + 1, chunk))
         return frame_list("switch_frames", self.switch_frames)
 
     def problems(self) -> Iterator[str]:
@@ -174,48 +177,56 @@ class StreamConfig(Buildable):
             yield "prompts is empty; write a text file with one prompt per line"
         if self.batch < 1:
             yield "batch must be at least 1"
-        named = [("loss_frames", self.loss_frames), ("min_new_frames", self.min_new_frames)]
-        for name, length in [*named, *(("max_frames", length) for length in self.lengths)]:
-            yield from (f"{name}: {text}" for text in collect_error(chunks, length, self.chunk))
-        if self.min_new_frames >= self.loss_frames:
-            yield (
-                f"min_new_frames {self.min_new_frames} leaves no overlap in a loss window of {self.loss_frames}; write "
-                f"at most {self.loss_frames - self.chunk}"
-            )
         shortest = self.loss_frames + (0 if self.train_first_chunk else self.min_new_frames)
         if min(self.lengths, default=0) < shortest:
             yield f"max_frames is {self.max_frames}; write at least {shortest}, the first scored stretch's end"
-        yield from self._switch_problems()
-        yield from self.cache.chunk_problems(self.chunk)
-        yield from context_problems(self.cache, self.context)
-        if self.cache.content == "same_step" and not self.last_step_only:
-            yield (
-                "cache.content is same_step and last_step_only false: a segment that stops early leaves the caches of "
-                "later steps without its frames; write last_step_only=true"
-            )
-
-    def _switch_problems(self) -> Iterator[str]:
         given = bool(self.switch_frames) + bool(self.switch_range)
         if given != bool(self.switch_prompts):
             yield (
                 "a switch needs switch_prompts (a text file, line by line with prompts) and one of switch_frames and "
                 "switch_range; write these two, or none of the three"
             )
-        if self.switch_range and (len(self.switch_range) != 2 or self.switch_range[0] > self.switch_range[1]):
+        if self._range_is_bad:
             yield f"switch_range is {list(self.switch_range)}; write [first, last], e.g. [21, 201]"
-        elif given and not 1 <= min(self.switches) <= self.frames - self.chunk:
+
+    @property
+    def _range_is_bad(self) -> bool:
+        return bool(self.switch_range) and (len(self.switch_range) != 2 or self.switch_range[0] > self.switch_range[1])
+
+    def problems_with(self, generation: GenerationConfig) -> Iterator[str]:
+        yield from generation.steps.problems_if_none("a stream")
+        if generation.first_chunk:
+            yield "a stream has chunks of one length; write generation.first_chunk=0"
+        if generation.first_chunk or any(self.problems()):
+            return
+        named = [("loss_frames", self.loss_frames), ("min_new_frames", self.min_new_frames)]
+        for name, length in [*named, *(("max_frames", length) for length in self.lengths)]:
+            yield from (f"{name}: {text}" for text in collect_error(generation.spans, length))
+        if self.min_new_frames >= self.loss_frames:
             yield (
-                f"no video reaches a switch: the first is asked for at frame {min(self.switches)}; write frames from 1 "
-                f"to {self.frames - self.chunk}, where the last chunk of {self.frames} frames starts"
+                f"min_new_frames {self.min_new_frames} leaves no overlap in a loss window of {self.loss_frames}; write "
+                f"at most {self.loss_frames - generation.chunk}"
+            )
+        first = min(() if self._range_is_bad else self.switches(generation.chunk), default=1)
+        last = self.frames - generation.chunk
+        if not 1 <= first <= last:
+            yield (
+                f"no video reaches a switch: the first is asked for at frame {first}; write frames from 1 to {last}, "
+                f"where the last chunk of {self.frames} frames starts"
+            )
+        if generation.cache.content == "same_step" and not self.last_step_only:
+            yield (
+                "generation.cache.content is same_step and last_step_only false: a segment that stops early leaves the "
+                "caches of later steps without its frames; write last_step_only=true"
             )
 
 
 @dataclass
-class NoisedDataConfig(Buildable):
+class NoisedDataConfig(SourceConfig):
     """Clean clips, each chunk noised to one drawn step, and the generator's x0 of them in one masked forward.
 
-    clips: a folder or LMDB of encoded clips, cut to `frames` latent frames. steps, shift, warp: the
-    student's. teacher_forcing: chunks see the clean chunks before them, else the noised ones.
+    clips: a folder or LMDB of encoded clips, cut to `frames` latent frames. teacher_forcing:
+    chunks see the clean chunks before them, else the noised ones.
     """
 
     consumer = "trainer.sources.recorded:NoisedData"
@@ -225,30 +236,23 @@ class NoisedDataConfig(Buildable):
     clips: str = ""
     batch: int = 8  # clips in the global batch
     frames: int = 21
-    chunk: int = 3
-    first_chunk: int = 0
-    steps: tuple[float, ...] = (1000.0, 750.0, 500.0, 250.0)
-    shift: float = 5.0
-    warp: bool = True
-    rounding: str = "none"
     clean_step: bool = False  # also draw sigma 0: chunks that others see as the context pass shows them
     teacher_forcing: bool = False
-    cache: CacheConfig = field(default_factory=CacheConfig)
     on_bad: str = "stop"  # stop | skip a clip that cannot be used
 
     def problems(self) -> Iterator[str]:
         yield from collect_error(check_on_bad, self.on_bad)
-        yield from step_problems(self.steps)
-        yield from clock_problems(self.shift, self.rounding)
-        yield from collect_error(chunks, self.frames, self.chunk, self.first_chunk or None)
-        yield from mask_problems(self.cache)
-        yield from self.cache.chunk_problems(max(self.chunk, self.first_chunk))
         if self.batch < 1 or not self.clips:
             yield "write clips (a folder or LMDB of encoded clips) and a batch of at least 1"
 
+    def problems_with(self, generation: GenerationConfig) -> Iterator[str]:
+        yield from generation.steps.problems_if_none("noised data")
+        yield from collect_error(generation.spans, self.frames)
+        yield from mask_problems(generation.cache)
+
 
 @dataclass
-class OdePairsConfig(Buildable):
+class OdePairsConfig(SourceConfig):
     """A teacher's recorded trajectories (`scripts/make_ode_pairs.py`, or an LMDB in Self-Forcing's layout)."""
 
     consumer = "trainer.sources.recorded:OdePairs"
@@ -257,12 +261,12 @@ class OdePairsConfig(Buildable):
     path: str = ""
     batch: int = 8  # pairs in the global batch
     frames: int = 21  # latent frames; longer pairs are cut
-    chunk: int = 3
-    first_chunk: int = 0
     on_bad: str = "stop"  # stop | skip a pair that cannot be used
 
     def problems(self) -> Iterator[str]:
         yield from collect_error(check_on_bad, self.on_bad)
-        yield from collect_error(chunks, self.frames, self.chunk, self.first_chunk or None)
         if self.batch < 1 or not self.path:
             yield "write path (the folder that scripts/make_ode_pairs.py filled) and a batch of at least 1"
+
+    def problems_with(self, generation: GenerationConfig) -> Iterator[str]:
+        yield from collect_error(generation.spans, self.frames)

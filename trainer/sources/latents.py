@@ -16,7 +16,7 @@ from model.base import Sample
 from trainer.sources.config import LatentsConfig
 from utils.data.prompts import read_prompts
 from utils.data.store import open_clips
-from wan.geometry import chunks
+from wan.generation import GenerationConfig
 
 
 class Source:
@@ -55,9 +55,9 @@ class Source:
 class Latents(Source):
     """Clean latents with their prompts; fills latents, condition and spans."""
 
-    def __init__(self, config: LatentsConfig):
+    def __init__(self, config: LatentsConfig, generation: GenerationConfig):
         self.config, self.clips = config, open_clips(config.path, config.on_bad)
-        self.spans = chunks(config.frames, config.chunk)
+        self.spans = generation.spans(config.frames)
         check_length(config.path, self.clips.shortest, config.frames)
 
     def next(self, step: int, roles, rng, with_grad: bool = True, index: range | None = None) -> Sample:

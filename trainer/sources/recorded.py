@@ -11,7 +11,7 @@ from model.noised import generate_from_data
 from trainer.sources.config import NoisedDataConfig, OdePairsConfig
 from trainer.sources.latents import Source, check_length, epoch_row
 from utils.data.store import open_clips, open_pairs
-from wan.geometry import chunks
+from wan.generation import GenerationConfig
 from wan.schedule import Schedule, step_sigmas
 
 logger = logging.getLogger(__name__)
@@ -20,13 +20,13 @@ logger = logging.getLogger(__name__)
 class NoisedData(Source):
     """Latents that the generator makes of noised clips. `real` are the clips themselves."""
 
-    def __init__(self, config: NoisedDataConfig):
+    def __init__(self, config: NoisedDataConfig, generation: GenerationConfig):
         self.config, self.clips = config, open_clips(config.clips, config.on_bad)
         check_length(config.clips, self.clips.shortest, config.frames)
-        self.spans = chunks(config.frames, config.chunk, config.first_chunk or None)
-        self.schedule = Schedule(config.shift, config.rounding)
-        clean = [0.0] if config.clean_step else []
-        self.sigmas = torch.tensor([*step_sigmas(config.steps, config.shift, config.warp), *clean])
+        self.spans, self.cache = generation.spans(config.frames), generation.cache
+        steps, clean = generation.steps, [0.0] if config.clean_step else []
+        self.schedule = Schedule(steps.shift, steps.rounding)
+        self.sigmas = torch.tensor([*step_sigmas(steps.steps, steps.shift, steps.warp), *clean])
 
     def next(self, step: int, roles, rng, with_grad: bool = True, index: range | None = None) -> Sample:
         """Generates one batch from noised data; `step` counts samples, so generator and critic never share one."""
@@ -46,7 +46,7 @@ class NoisedData(Source):
                 condition,
                 self.spans,
                 self.schedule,
-                config.cache,
+                self.cache,
                 config.teacher_forcing,
             )
         return Sample(step, made, condition, index, self.spans, prompts, real=clean)
@@ -61,12 +61,12 @@ class NoisedData(Source):
 class OdePairs(Source):
     """Trajectories with their prompts; fills trajectory, condition and spans."""
 
-    def __init__(self, config: OdePairsConfig):
+    def __init__(self, config: OdePairsConfig, generation: GenerationConfig):
         self.config, self.pairs = config, open_pairs(config.path, config.on_bad)
         check_length(config.path, self.pairs.shape[1], config.frames)
-        self.spans = chunks(config.frames, config.chunk, config.first_chunk or None)
+        self.spans = generation.spans(config.frames)
         if self.sigmas is None:
-            logger.warning("%s does not say its noise levels; loss.steps is taken on trust", config.path)
+            logger.warning("%s does not say its noise levels; generation.steps is taken on trust", config.path)
 
     @property
     def num_states(self) -> int:

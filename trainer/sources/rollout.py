@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 
 from model.base import Sample
+from pipeline.config import FewStepConfig
 from pipeline.executor import PlainExecutor
 from pipeline.rollout import Chunk, Rollout
-from pipeline.sampler import RandomExit
+from pipeline.sampler import FewStep, RandomExit
 from pipeline.track import Fixed
 from trainer.sources.config import RolloutConfig
 from trainer.sources.latents import Source, check_length, epoch_row
@@ -15,15 +16,18 @@ from trainer.sources.window import loss_window
 from utils.data.prompts import read_prompts
 from utils.data.store import open_clips
 from wan.family import spec_for
-from wan.geometry import Geometry, Span, chunks
+from wan.generation import GenerationConfig
+from wan.geometry import Geometry, Span
 
 
 class Generating(Source):
-    """What sources share that let the generator roll out: exit steps and noise, by the sampler's knobs."""
+    """What sources share that let the generator roll out as `generation` says: exit steps, noise, sampler."""
+
+    generation: GenerationConfig
 
     def exits(self, step: int, count: int, rng, *key: int) -> list[int]:
         """Returns the exit step of each chunk, equal on all ranks; key: tells several rollouts of a step apart."""
-        last = len(self.config.sampler.steps) - 1
+        last = len(self.generation.steps.steps) - 1
         if self.config.last_step_only:
             return [last] * count
         drawn = rng.shared(step, "exit").integers(0, last + 1, *key, shape=(count,)).tolist()
@@ -31,13 +35,17 @@ class Generating(Source):
 
     def exit_range(self, exits: list[int]) -> tuple[int, int] | None:
         """Returns (the step stopped at, the next one) on the 1000-grid, if all chunks stopped alike."""
-        steps = [int(s) for s in self.config.sampler.steps] + [0]
+        steps = [int(s) for s in self.generation.steps.steps] + [0]
         return (steps[exits[0]], steps[exits[0] + 1]) if len(set(exits)) == 1 else None
 
     def noise(self, step: int, index: range, geometry: Geometry, rng):
         """Returns noise(span, k) of one rollout, keyed by step, sample, frame and k."""
         source, shape = rng.at("sample", step, "rollout"), geometry.latent_shape(1)[1:]
         return lambda span, k: source.normal_batch((len(span), *shape), index, span.start, k)
+
+    def few_steps(self) -> FewStep:
+        """Returns the sampler of all steps."""
+        return FewStepConfig().build(self.generation.steps)
 
     def geometry(self, roles) -> Geometry:
         """Returns the videos' size."""
@@ -47,8 +55,8 @@ class Generating(Source):
 class RolloutSource(Generating):
     """Generated latents with gradient at the exit step only."""
 
-    def __init__(self, config: RolloutConfig):
-        self.config = config
+    def __init__(self, config: RolloutConfig, generation: GenerationConfig):
+        self.config, self.generation = config, generation
         self.clips = open_clips(config.clips, config.on_bad) if config.clips else None
         if self.clips:
             check_length(config.clips, self.clips.shortest, max(config.given, config.loss_frames))
@@ -59,7 +67,7 @@ class RolloutSource(Generating):
         config, index = self.config, self.index(step) if index is None else index
         clips, prompts = self.rows(index, rng)
         condition = roles.condition(prompts)
-        spans = chunks(self.length(step, rng), config.chunk, config.given or config.first_chunk or None)
+        spans = self.generation.spans(self.length(step, rng))
         given = [Chunk(spans[0], _cut(clips, config.given).to(roles.device), given=True)] if config.given else []
         made_spans = spans[len(given) :]
         exits = self.exits(step, len(made_spans), rng)
@@ -85,18 +93,18 @@ class RolloutSource(Generating):
 
     def length(self, step: int, rng) -> int:
         """Returns this step's length in latent frames, equal on all ranks."""
-        config = self.config
+        config, chunk = self.config, self.generation.chunk
         if not config.frames_max:
             return config.frames
-        choices = (config.frames_max - config.frames) // config.chunk + 1
-        return config.frames + config.chunk * int(rng.shared(step, "length").integers(0, choices))
+        choices = (config.frames_max - config.frames) // chunk + 1
+        return config.frames + chunk * int(rng.shared(step, "length").integers(0, choices))
 
     def rollout(self, roles, geometry: Geometry, exits: dict, total: int) -> Rollout:
         """Returns the rollout; only frames inside the loss window carry gradient."""
-        config, first = self.config, total - self.config.loss_frames
-        sampler = RandomExit(config.sampler.build(), exits.__getitem__, lambda span: span.start >= first)
+        knobs, first = self.generation, total - self.config.loss_frames
+        sampler = RandomExit(self.few_steps(), exits.__getitem__, lambda span: span.start >= first)
         return Rollout(
-            roles.generator, sampler, geometry, config.cache, config.context, training=True, device=roles.device
+            roles.generator, sampler, geometry, knobs.cache, knobs.context, training=True, device=roles.device
         )
 
 

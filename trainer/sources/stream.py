@@ -21,12 +21,15 @@ from pipeline.executor import PlainExecutor
 from pipeline.rollout import Rollout
 from pipeline.sampler import RandomExit
 from pipeline.track import PromptSchedule
+from trainer.config import OLD_KEYS
 from trainer.sources.config import StreamConfig
 from trainer.sources.latents import epoch_row, read_pairs
 from trainer.sources.rollout import Generating
 from trainer.sources.running import RunningVideos
 from trainer.sources.window import loss_window
+from utils.config.renamed import fill, rename
 from utils.config.text import to_dict
+from wan.generation import GenerationConfig
 from wan.geometry import Span, chunks
 
 logger = logging.getLogger(__name__)
@@ -35,8 +38,8 @@ logger = logging.getLogger(__name__)
 class StreamSource(Generating):
     """Rollout segments of long videos. Each part of a rank's share has its own, so parts and ranks change nothing."""
 
-    def __init__(self, config: StreamConfig):
-        self.config = config
+    def __init__(self, config: StreamConfig, generation: GenerationConfig):
+        self.config, self.generation = config, generation
         self.lines = read_pairs(config.prompts, config.switch_prompts)
         self.prompts = [line[0] for line in self.lines]
         self.videos: dict[range, RunningVideos] = {}  # places in the global batch -> what runs there
@@ -63,38 +66,38 @@ class StreamSource(Generating):
         """Returns the next video of these places; length and switch are equal on all ranks."""
         lengths = self.config.lengths
         length = lengths[int(rng.shared(number, "video length").integers(0, len(lengths)))]
-        choices = [frame for frame in self.config.switches if frame < length]
+        choices = [frame for frame in self.config.switches(self.generation.chunk) if frame < length]
         switch = choices[int(rng.shared(number, "video switch").integers(0, len(choices)))] if choices else None
         rows = [epoch_row(number * self.config.batch + place, len(self.lines), rng) for place in places]
         return self.video(number, length, switch, rows, roles)
 
     def video(self, number: int, max_frames: int, switch: int | None, rows: list[int], roles) -> RunningVideos:
         """Returns a video at its start, of these lines of the prompt files."""
-        config = self.config
+        knobs = self.generation
         prompts = [[self.lines[row][cue] for row in rows] for cue in range(1 if switch is None else 2)]
         cues = zip((0, switch), map(roles.condition, prompts), strict=False)
-        few, size = config.sampler.build(), self.geometry(roles)
-        rollout = Rollout(roles.generator, few, size, config.cache, config.context, training=True, device=roles.device)
-        state = rollout.start(len(rows), config.chunk, max_frames)
+        few, size = self.few_steps(), self.geometry(roles)
+        rollout = Rollout(roles.generator, few, size, knobs.cache, knobs.context, training=True, device=roles.device)
+        state = rollout.start(len(rows), knobs.chunk, max_frames)
         return RunningVideos(number, max_frames, switch, rows, prompts, PromptSchedule(list(cues)), rollout, state)
 
     def new_frames(self, video: RunningVideos, step: int, rng) -> int:
         """Returns the length of the video's next stretch, equal on all ranks."""
-        config = self.config
+        config, chunk = self.config, self.generation.chunk
         if not video.length:
             return config.loss_frames
-        most = min(video.max_frames - video.length, config.loss_frames - config.chunk)
-        choices = range(config.min_new_frames, most + 1, config.chunk)
+        most = min(video.max_frames - video.length, config.loss_frames - chunk)
+        choices = range(config.min_new_frames, most + 1, chunk)
         return choices[int(rng.shared(step, "new frames").integers(0, len(choices)))]
 
     def extend(self, video: RunningVideos, step: int, count: int, roles, rng, index: range, with_grad: bool) -> Sample:
         """Generates the next `count` frames, which alone enter the loss; none before a prompt switch has gradient."""
-        config = self.config
-        spans = chunks(count, config.chunk, start=video.length)
-        exits = self.exits(step, count // config.chunk, rng, video.length)
+        config, chunk = self.config, self.generation.chunk
+        spans = chunks(count, chunk, start=video.length)
+        exits = self.exits(step, count // chunk, rng, video.length)
         first = video.entry(spans) or 0
         exit_step = dict(zip(spans, exits, strict=True)).__getitem__
-        sampler = RandomExit(config.sampler.build(), exit_step, lambda span: span.start >= first)
+        sampler = RandomExit(self.few_steps(), exit_step, lambda span: span.start >= first)
         executor = PlainExecutor(replace(video.rollout, sampler=sampler))
         noise = self.noise(step, index, video.rollout.geometry, rng)
         with torch.set_grad_enabled(with_grad):
@@ -103,7 +106,7 @@ class StreamSource(Generating):
         latents, mask = loss_window(whole, config.loss_frames, roles.vae, config.loss_frames - count)
         video.previous = whole[:, -config.loss_frames :].detach().clone()
         prompts = video.prompts[video.track.cursor]
-        seen = chunks(latents.shape[1], config.chunk)
+        seen = chunks(latents.shape[1], chunk)
         scored = video.condition.cut(Span(video.length - latents.shape[1], video.length))
         return Sample(step, latents, scored, index, seen, prompts, mask, self.exit_range(exits))
 
@@ -123,11 +126,9 @@ class StreamSource(Generating):
         """
         self.videos, self.first = {}, state.get("number", 0)
         saved = state.get("films", [])
-        if saved:  # before caches could hold each step's own keys, the knob was not there
-            state["fits"]["source"]["cache"].setdefault("content", "clean")
         if saved and saved[0]["rows"] is None:
             why = "the checkpoint is of another number of ranks"
-        elif saved and state["fits"] != self._fits(shares, roles.generator):
+        elif saved and update_fits(state["fits"]) != self._fits(shares, roles.generator):
             why = "knobs of the source, its prompts or the shares of the batch have changed"
         else:
             why = "the checkpoint does not hold them"
@@ -144,4 +145,13 @@ class StreamSource(Generating):
         """Returns what must be the same where videos go on: knobs, prompts, how batch and heads are shared."""
         lines = blake2b(repr(self.lines).encode(), digest_size=16).hexdigest()
         rows = [len(share) for share in shares]
-        return {"source": to_dict(self.config), "lines": lines, "rows": rows, "heads": generator.cache_heads}
+        knobs = {"source": to_dict(self.config), "generation": to_dict(self.generation)}
+        return {**knobs, "lines": lines, "rows": rows, "heads": generator.cache_heads}
+
+
+def update_fits(fits: dict) -> dict:
+    """Returns what a checkpoint's videos fit under the keys of today; knobs that are newer have their defaults."""
+    old = {"generation": fits["generation"]} if "generation" in fits else {}
+    tree = rename({"trainer": {"source": fits["source"]}, **old}, OLD_KEYS)
+    source = fill(tree["trainer"]["source"], to_dict(StreamConfig()))
+    return fits | {"source": source, "generation": fill(tree["generation"], to_dict(GenerationConfig()))}

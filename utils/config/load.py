@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from utils.config.field import MISSING, Union, allowed, dotted, find_problems, raise_all
 from utils.config.layer import Layer
+from utils.config.renamed import NO_OLD_KEYS, OldKeys, leaves
 
 MOST_INTERPOLATIONS = 32  # in a configuration: texts that each name another one twice would grow without bound
 
@@ -31,13 +32,14 @@ _type_hints = functools.cache(typing.get_type_hints)
 Piece = tuple[Layer, Any]  # what one layer says about the value in hand
 
 
-def load(cls: type, layers: list[Layer]) -> tuple[Any, dict[str, str]]:
+def load(cls: type, layers: list[Layer], old: OldKeys = NO_OLD_KEYS) -> tuple[Any, dict[str, str]]:
     """Returns an object of the dataclass `cls`, and the origin (`file:line` or `command line`) of each given value.
 
+    old: keys of earlier versions; they are refused with their new name.
     Errors: one ValueError that lists every unknown key, wrong type, missing value and unknown arm; or else everything
     that the methods `problems()` of the dataclasses tell.
     """
-    loading = _Loading(layers)
+    loading = _Loading(layers, old)
     root = OmegaConf.structured(cls)
     loading.fill(root, [(layer, layer.tree) for layer in layers], ())
     loading.find_unresolved(root, ())
@@ -47,25 +49,45 @@ def load(cls: type, layers: list[Layer]) -> tuple[Any, dict[str, str]]:
     return config, loading.origins
 
 
+def peek(layers: list[Layer], key: str) -> Any:
+    """Returns the value that the layers give a dotted key, interpolated; None if none gives one that can be read.
+
+    `load` tells what is wrong with it.
+    """
+    count_interpolations(layers)
+    try:
+        return OmegaConf.select(OmegaConf.merge(*(layer.tree for layer in layers)), key)
+    except OmegaConfBaseException:
+        return None
+
+
+def count_interpolations(layers: list[Layer]) -> None:
+    """Raises ValueError for so many that resolving them could take for ever."""
+    count = sum(str(layer.tree).count("${") for layer in layers)
+    if count > MOST_INTERPOLATIONS:
+        sources = ", ".join(dict.fromkeys(layer.source for layer in layers))
+        raise ValueError(f"{sources}: {count} times `${{`, allowed: {MOST_INTERPOLATIONS}; write values out")
+
+
 class _Loading:
     """One pass over the tree of structured configs, which takes in what the layers say."""
 
-    def __init__(self, layers: list[Layer]):
+    def __init__(self, layers: list[Layer], old: OldKeys):
+        count_interpolations(layers)
+        self.old = old
         self.sources = ", ".join(dict.fromkeys(layer.source for layer in layers)) or "no file"
         self.origins: dict[str, str] = {}
         self.keys: list[str] = []
         self.wrong: list[str] = []
         self.unknown: list[tuple[str, tuple, list[str]]] = []
-        count = sum(str(layer.tree).count("${") for layer in layers)
-        if count > MOST_INTERPOLATIONS:
-            raise ValueError(f"{self.sources}: {count} times `${{`, allowed: {MOST_INTERPOLATIONS}; write values out")
 
     def fill(self, node: DictConfig, pieces: list[Piece], path: tuple, arm: bool = False) -> None:
         """Puts the values of the pieces, older ones first, into the structured config `node`."""
         fields = {f.name: f for f in _fields(node) if not (arm and f.name == "name")}
         known = ["name", *fields] if arm else list(fields)
         for layer, tree in pieces:
-            self.unknown += [(layer.where((*path, key)), (*path, key), known) for key in tree if key not in fields]
+            for key in (key for key in tree if key not in fields):
+                self.refuse_unknown(layer, (*path, key), tree[key], known)
         for name, field in fields.items():
             given = _newest([(layer, tree[name]) for layer, tree in pieces if name in tree])
             self.assign(node, name, field.metadata.get("one_of"), given, (*path, name))
@@ -179,6 +201,14 @@ class _Loading:
         """Notes a value that its field does not take."""
         given = f"got {value!r} ({type(value).__name__})"
         self.wrong.append(f"{layer.where(path)}: {dotted(path)}: {given}, allowed: {expected}")
+
+    def refuse_unknown(self, layer: Layer, path: tuple, value: Any, known: list[str]) -> None:
+        """Notes a key that is not in a group: with its new name, if it or those in it are of an earlier version."""
+        inner = [path + rest for rest, _ in leaves(value)]
+        told = {key: self.old.describe(dotted(key)) for key in inner}
+        self.wrong += [f"{layer.where(key)}: unknown key {dotted(key)}; {text}" for key, text in told.items() if text]
+        if not all(told.values()):
+            self.unknown.append((layer.where(path), path, known))
 
     def describe_unknown(self, where: str, path: tuple, known: list[str]) -> str:
         key = str(path[-1])

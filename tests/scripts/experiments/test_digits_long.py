@@ -19,16 +19,16 @@ def test_cache_is_measured_before_and_after_its_tuning(project):
     assert project.long(*FLAGS, "--rows", "relative_*") == 0
     calls = project.calls()
     (train,) = calls_of(calls, "train.py")
-    cache = [f"trainer.source.cache.{knob}" for knob in ("window_frames=9", "sink_frames=3", "rope=read")]
+    cache = [f"generation.cache.{knob}" for knob in ("window_frames=9", "sink_frames=3", "rope=read")]
     assert {f"trainer.generator.weights={STUDENT}", "steps=200", "seed=0", *cache} <= set(train)
     assert train[train.index("--logdir") + 1] == "runs/long/relative/seed0"
     videos = {words[words.index("--checkpoint_path") + 1]: words for words in calls_of(calls, "inference.py")}
     assert set(videos) == {STUDENT, "runs/long/relative/seed0/export/transformer"}
     for words in videos.values():
-        assert {"pipeline.cache.window_frames=9", "pipeline.cache.sink_frames=3", "pipeline.cache.rope=read"} <= {
+        assert {"generation.cache.window_frames=9", "generation.cache.sink_frames=3", "generation.cache.rope=read"} <= {
             *words
         }
-        assert "num_output_frames=450" in words and "pipeline.chunk=3" in words
+        assert "num_output_frames=450" in words and "generation.chunk=3" in words
     measured = calls_of(calls, "evaluate.py")[0]
     ends = measured[measured.index("--ends") + 1 : measured.index("--videos")]
     assert measured[1] == "lengths" and (ends[0], ends[1], ends[-1]) == ("33", "69", "1797")
@@ -45,10 +45,10 @@ def test_cache_is_measured_before_and_after_its_tuning(project):
 def test_switch_rows_differ_in_their_recache_alone(project):
     assert project.long(*FLAGS, "--rows", "switch_causal_*,switch_reset_after") == 0
     calls = project.calls()
-    assert len(calls_of(calls, "train.py")) == 1 and "trainer.source.cache.rope=write" in calls_of(calls, "train.py")[0]
+    assert len(calls_of(calls, "train.py")) == 1 and "generation.cache.rope=write" in calls_of(calls, "train.py")[0]
     videos = calls_of(calls, "inference.py")
     kinds = sorted(next(word for word in words if "recache" in word) for words in videos)
-    assert kinds == ["pipeline.cache.recache=causal"] * 2 + ["pipeline.cache.recache=reset"]
+    assert kinds == ["generation.cache.recache=causal"] * 2 + ["generation.cache.recache=reset"]
     assert all(words[words.index("--data_path") + 1].endswith("_32.jsonl") for words in videos)
     assert all("num_output" not in word for words in videos for word in words), "schedules say their own length"
     record = project.long_record("switch_causal_after")
@@ -150,4 +150,4 @@ def test_dry_run_changes_nothing(project, capsys):
 def test_record_names_the_recache(project):
     assert project.long(*FLAGS, "--rows", "switch_none_after") == 0
     text = (project.root / "docs/results/long/switch_none_after.json").read_text()
-    assert json.loads(text)["facts"]["cache"][-1] == "pipeline.cache.recache=none"
+    assert json.loads(text)["facts"]["cache"][-1] == "generation.cache.recache=none"

@@ -39,18 +39,15 @@ def test_every_cache_is_tuned_once_for_all_rows(commands):
 def test_videos_are_sampled_as_tuned(commands, cache):
     (train,) = commands[f"train/{cache}/seed0"]
     config = read_train(list(train.words[1:]))
-    source, sink = config.trainer.source, CACHES[cache].sink
-    assert (source.cache.window_frames, source.cache.sink_frames, source.cache.rope) == (9, sink, CACHES[cache].rope)
+    kept, sink = config.generation.cache, CACHES[cache].sink
+    assert (kept.window_frames, kept.sink_frames, kept.rope) == (9, sink, CACHES[cache].rope)
     assert config.trainer.generator.weights.endswith("student/transformer")
     assert config.trainer.generator.lora.rank == 0 or config.trainer.generator.lora.merged, (
         "a video needs a whole model"
     )
     for stage in ("before", "after"):
         video = read_inference(list(commands[f"videos/{cache}_{stage}"][0].words[1:]))
-        kept = {"window_frames", "sink_frames", "rope"}
-        assert {k: vars(video.pipeline.cache)[k] for k in kept} == {k: vars(source.cache)[k] for k in kept}
-        assert tuple(video.sampler.steps) == tuple(source.sampler.steps) and video.sampler.shift == source.sampler.shift
-        assert video.pipeline.chunk == source.chunk == 3 and video.pipeline.context == source.context
+        assert video.generation == config.generation and video.generation.chunk == 3
         assert video.num_output_frames == 450
         assert ("student" in video.model.checkpoint) == (stage == "before")
         assert len(read_prompts(video.data.path)) == 4
@@ -60,7 +57,7 @@ def test_videos_are_sampled_as_tuned(commands, cache):
 def test_switch_rows_differ_in_their_recache_alone(commands, kind):
     for stage in ("before", "after"):
         video = read_inference(list(commands[f"videos/switch_{kind}_{stage}"][0].words[1:]))
-        assert video.pipeline.cache.recache == kind and video.pipeline.cache.sink_frames == CACHES["sink"].sink
+        assert video.generation.cache.recache == kind and video.generation.cache.sink_frames == CACHES["sink"].sink
         assert video.data.scheduled and len(read_schedules(video.data.path)) == 4
 
 

@@ -61,8 +61,12 @@ def method(distill_recipe, tmp_path_factory):
 
 @pytest.fixture
 def source(method):
-    """source(**knobs) -> a stream with these knobs; switches at frame 7 unless told otherwise."""
-    return lambda **knobs: replace(method.config.source, **knobs).build()
+    """source(**knobs) -> a stream with these knobs, `cache` among them; by default it switches at frame 7."""
+
+    def build(cache=method.generation.cache, **knobs):
+        return replace(method.config.source, **knobs).build(replace(method.generation, cache=cache))
+
+    return build
 
 
 def plain(**knobs) -> dict:
@@ -110,7 +114,7 @@ def one_video(stream, video, roles, steps, lengths) -> torch.Tensor:
         exits |= dict(zip(part, stream.exits(step, len(part), RNG, start), strict=True))
         noises |= dict.fromkeys(part, noise)
         spans, start = spans + part, stop
-    sampler = RandomExit(stream.config.sampler.build(), exits.__getitem__)
+    sampler = RandomExit(stream.few_steps(), exits.__getitem__)
     rollout = replace(video.rollout, sampler=sampler)
     with torch.no_grad():
         state, track = rollout.start(2, 2, video.max_frames), PromptSchedule(video.track.cues)
@@ -131,7 +135,7 @@ def stretched(stream, roles, steps, with_grad=False):
 
 @pytest.mark.parametrize("recache", ["causal", "bidirectional", "reset"])
 def test_stream_segments_make_one_rollout(source, method, recache, monkeypatch):
-    cache = replace(method.config.source.cache, recache=recache)
+    cache = replace(method.generation.cache, recache=recache)
     stream, steps = source(max_frames=30, cache=cache), range(7)
     made, video, lengths = stretched(stream, method.roles, steps)
     assert video.switch == 7 and video.track.taken == [0, 8], "asked inside a chunk, it comes with the next"
@@ -215,15 +219,15 @@ def unwrapped(state):
 
 
 def test_stream_resumes_state_without_cache_content(source, method, caplog):
-    """Checkpoints of before same-step caches do not have the knob; without another one the videos begin again."""
+    """A knob that a checkpoint does not have has its default; where another value is wanted, videos begin anew."""
     stream = source(max_frames=30)
     take(stream, method.roles, range(3))
     saved, shares = stream.state_dict(), list(stream.videos)
     wanted = take(stream, method.roles, [3])[0][0].latents
-    for knob, goes_on in (("content", True), ("rope", False)):
+    for knob, goes_on in (("content", True), ("sink_frames", False)):
         old, again = unwrapped(saved), source(max_frames=30)
         old["fits"] = copy.deepcopy(old["fits"])
-        del old["fits"]["source"]["cache"][knob]
+        del old["fits"]["generation"]["cache"][knob]
         again.load_state_dict(old, shares, method.roles)
         assert bool(again.videos) == goes_on and ("begin anew" in caplog.text) != goes_on
         if goes_on:
@@ -239,7 +243,7 @@ def held(video) -> tuple[int, bool]:
 
 
 def test_what_stays_has_no_gradient_and_does_not_grow(source, method):
-    cache = replace(method.config.source.cache, recache="bidirectional", keep_sink=False)
+    cache = replace(method.generation.cache, recache="bidirectional", keep_sink=False)
     stream, sizes = source(max_frames=80, switch_frames=21, cache=cache), []
     for _, video, length in take(stream, method.roles, range(20), with_grad=True):
         size, with_grad = held(video)
@@ -278,7 +282,7 @@ def test_a_part_has_videos_of_its_own_and_changes_nothing(source, method):
 
 def test_a_switch_range_is_drawn_in_chunks(source):
     config = source(switch_frames=(), switch_range=(3, 8)).config
-    assert config.switches == (3, 5, 7) and isinstance(config, StreamConfig)
+    assert config.switches(2) == (3, 5, 7) and isinstance(config, StreamConfig)
 
 
 def test_the_digits_switch_file_is_made_by_its_rule():

@@ -1,0 +1,98 @@
+"""What weights were trained with: their `generation_config.json`, the defaults of a generation with them.
+
+It is a layer between the project's defaults and the recipe. A recipe that contradicts it is carried out, and told so.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from utils import hub
+from utils.config.field import dotted
+from utils.config.layer import Layer
+from utils.config.load import load, peek
+from utils.config.renamed import leaves
+from utils.config.text import DEFAULT_ORIGIN, format_value, to_dict
+from utils.parallel import ranks
+from wan.generation import FILE, GenerationConfig
+
+logger = logging.getLogger(__name__)
+WEIGHTS = ("model.lora", "model.checkpoint", "model.path")  # what was trained last comes first
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The file that weights carry, as a layer. is_own: False if it is that of a model whose weights are replaced."""
+
+    layer: Layer
+    is_own: bool
+
+    def warn(self, generation: GenerationConfig, origins: dict[str, str]) -> None:
+        """Logs one warning with each value that differs from that of the training, and where it was written."""
+        given = self.layer.tree["generation"]
+        trained = to_dict(load(GenerationConfig, [Layer(self.layer.source, given)])[0])
+        used, lines = dict(leaves(to_dict(generation))), []
+        for path, value in leaves(trained):
+            if used[path] != value and _holds(given, path):
+                key = dotted(("generation", *path))
+                place = origins.get(key, DEFAULT_ORIGIN)
+                lines.append(f"{key} is {format_value(used[path])} ({place}), trained with {format_value(value)}")
+        if lines and self.is_own and ranks.rank() == 0:
+            logger.warning("not as the weights were trained (%s): %s", self.layer.source, "; ".join(lines))
+
+
+def find_trained(layers: list[Layer]) -> Trained | None:
+    """Returns what the weights that the layers name were trained with, or None where they do not say it.
+
+    A checkpoint or LoRA without the file takes that of what it changes. Errors: ValueError for a file that is no JSON.
+    """
+    names = [name for key in WEIGHTS if isinstance(name := peek(layers, key), str) and name]
+    for number, name in enumerate(names):
+        if file := find_file(name):
+            tree = _read(file)
+            return Trained(Layer(str(file), {"generation": tree}), is_own=number == 0)
+    return None
+
+
+def find_file(weights: str) -> Path | None:
+    """Returns the file next to weights: a transformer's folder, a model's folder or hub name, or a file of tensors."""
+    path = hub.find_local(weights)
+    if path is None:
+        return None
+    folder = path if path.is_dir() else path.parent
+    return next((file for file in (folder / FILE, folder / "transformer" / FILE) if file.is_file()), None)
+
+
+def fetch(names: list[str]) -> None:
+    """Downloads weights that are not on this machine.
+
+    Errors: ValueError if they then say how they generate, since the recipe was read without that.
+    """
+    for name in [name for name in names if name and hub.find_local(name) is None]:
+        hub.resolve(name)
+        if file := find_file(name):
+            raise ValueError(f"{name} was downloaded and its {file.name} says how it generates; start again to use it")
+
+
+def _read(file: Path) -> dict[str, Any]:
+    text = file.read_text(encoding="utf-8")
+    try:
+        tree = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON ({error}); export the weights again, or remove it") from error
+    if not isinstance(tree, dict) or "${" in text:
+        raise ValueError(f"{file} must hold an object of plain values, as an export writes it; mend or remove it")
+    return tree
+
+
+def _holds(tree: dict[str, Any], path: tuple) -> bool:
+    """Returns whether a tree gives a value at a path."""
+    for key in path:
+        if not isinstance(tree, dict) or key not in tree:
+            return False
+        tree = tree[key]
+    return True

@@ -1,0 +1,117 @@
+"""How a model generates: the chunks a video is cut into, the noise levels, the cache, the context pass; without torch.
+
+One noun for all that reads it. A training recipe writes it once (`generation`); sources, losses, previews and preflight
+read it; it is exported with the weights as `generation_config.json`, which generation takes as its defaults.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from wan.config import clock_problems, step_problems
+from wan.geometry import Span, chunks
+from wan.ledger import CacheConfig
+
+FILE = "generation_config.json"  # next to the weights
+
+
+@dataclass
+class StepsConfig:
+    """Noise levels of a model, noisiest first, on the 1000-scale; empty = it was not distilled to few steps.
+
+    shift, rounding: of its schedule, also where a solver runs. warp: the list indexes the shifted table, as the
+    published models were trained.
+    """
+
+    steps: tuple[float, ...] = ()
+    shift: float = 5.0
+    warp: bool = True
+    rounding: str = "none"  # none | integer | table
+
+    def problems(self) -> Iterator[str]:
+        yield from clock_problems(self.shift, self.rounding)
+        if self.steps:
+            yield from step_problems(self.steps)
+
+    def problems_if_none(self, what: str) -> Iterator[str]:
+        """Yields that `what` needs the steps of a few-step model, where there are none."""
+        if not self.steps:
+            yield f"{what} needs generation.steps.steps, the noise levels; write e.g. [1000, 750, 500, 250]"
+
+
+@dataclass
+class ContextConfig:
+    """The context pass: `sigma` is passed to the network as noise level, `renoise` mixes x0 to it first.
+
+    The ancestors' training passes 0 and mixes (their table's last sigma is not 0); ours does neither.
+    """
+
+    sigma: float = 0.0
+    renoise: bool = False
+    rounding: str = "none"
+    shift: float = 5.0
+
+    def problems(self) -> Iterator[str]:
+        yield from clock_problems(self.shift, self.rounding)
+        if not 0 <= self.sigma <= 1:
+            yield f"context.sigma is {self.sigma}; write a number in [0, 1]"
+
+
+@dataclass
+class GenerationConfig:
+    """How a model generates. chunk: latent frames denoised together; first_chunk: length of the first, 0 = the same."""
+
+    chunk: int = 3
+    first_chunk: int = 0
+    steps: StepsConfig = field(default_factory=StepsConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    context: ContextConfig = field(default_factory=ContextConfig)
+
+    def problems(self) -> Iterator[str]:
+        if self.chunk < 1 or self.first_chunk < 0:
+            yield f"chunk is {self.chunk} and first_chunk {self.first_chunk}; write 1 or more and 0 or more"
+        else:
+            yield from self.cache.chunk_problems(self.largest_chunk)
+        if self.cache.content == "same_step" and self.context != ContextConfig():
+            yield "cache.content is same_step: the steps fill the caches and no context pass runs; leave out context"
+
+    @property
+    def head(self) -> int:
+        """Latent frames of the first chunk."""
+        return self.first_chunk or self.chunk
+
+    @property
+    def largest_chunk(self) -> int:
+        """Latent frames of the longest chunk."""
+        return max(self.chunk, self.first_chunk)
+
+    def spans(self, total: int, given: int = 0) -> list[Span]:
+        """Returns the chunks to generate of a video of `total` frames whose first `given` are given.
+
+        Errors: ValueError for frames that do not fill whole chunks.
+        """
+        if given:
+            if total <= given:
+                raise ValueError(f"{given} latent frames are given and the video has {total}; ask for a longer one")
+            return chunks(total, self.chunk, given)[1:]
+        return chunks(total, self.chunk, self.first_chunk or None)
+
+    def given_spans(self, given: int) -> list[Span]:
+        """Returns the chunks of so many given first frames; the last one may be short."""
+        borders = [0, *range(self.head, given, self.chunk), given] if given else []
+        return [Span(a, b) for a, b in zip(borders[:-1], borders[1:], strict=True)]
+
+    def next_span(self, start: int) -> Span:
+        """Returns the chunk that begins at a frame."""
+        return Span(start, start + (self.chunk if start else self.head))
+
+    def round_up(self, total: int, given: int = 0) -> int:
+        """Returns the least length of at least `total` frames that fills whole chunks, one at least behind `given`."""
+        head = given or self.first_chunk
+        rest = max(total - head, 1 if given else 0)
+        return head + -(-rest // self.chunk) * self.chunk
+
+    def round_down(self, frames: int) -> int:
+        """Returns how many of so many first frames fill whole chunks."""
+        return 0 if frames < self.head else self.head + (frames - self.head) // self.chunk * self.chunk
