@@ -18,9 +18,12 @@ MODES = ("bidirectional", "diffusion_forcing", "teacher_forcing")
 
 
 class LossConfig(Buildable):
-    """What the configurations of losses share. bidirectional: whether every frame attends to every other."""
+    """What the configurations of losses share."""
 
-    bidirectional = False
+    @property
+    def bidirectional(self) -> bool:
+        """Whether every frame attends to every other."""
+        return False
 
     def problems_with(self, generation: GenerationConfig) -> Iterator[str]:
         """Yields what the loss cannot train of how the model will generate."""

@@ -33,8 +33,8 @@ class OdeLoss:
         """Raises ValueError for pairs of another number of states, or at other noise levels than `steps` names."""
         mine = self.sigmas.tolist()
         if count != len(mine):
-            wanted = f"generation.steps names {len(mine) - 1} and the clean end"
-            raise ValueError(f"the trajectory has {count} states; {wanted}")
+            expected = f"generation.steps names {len(mine) - 1} and the clean end"
+            raise ValueError(f"the trajectory has {count} states; {expected}")
         if sigmas is not None and any(abs(a - b) > SAME_SIGMA for a, b in zip(sigmas, mine, strict=True)):
             given, wanted = ([round(s, 4) for s in list_] for list_ in (sigmas, mine))
             raise ValueError(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -38,8 +40,8 @@ class ModelBundle:
     spec: ModelSpec
     denoiser: Denoiser | ExpertDenoiser
     vae: Codec
-    text: object
-    image: object | None
+    text: Callable[[list[str]], torch.Tensor]
+    image: Any
     device: torch.device
     dtype: torch.dtype
     weights_hash: str
@@ -109,7 +111,7 @@ def load_bundle(config: ModelConfig, vae: VAEConfig, text: TextConfig, decoder=N
     face = family.open_vae(parts.need("vae"), vae, device)
     pixels = build_decoder(decoder, face, device)
     spec = _spec(config, sizes, len(networks), face)
-    denoiser = networks[0] if len(networks) == 1 else family.experts(*networks, spec.boundary)
+    denoiser = networks[0] if len(networks) == 1 else family.experts(networks[0], networks[1], spec.boundary)
     image = family.open_image(parts, sizes, dtype, device)
     encoder = PromptCache(family.open_text(parts, sizes, text, device), CACHED_PROMPTS)
     return ModelBundle(spec, denoiser, face, encoder, image, device, dtype, digest.hexdigest()[:12], pixels)

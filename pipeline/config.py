@@ -114,7 +114,7 @@ class CausalConfig(Buildable):
         if any(config.generation.problems()) or config.seconds:
             return
         if not (data.i2v or data.initial_latents or data.start_image):
-            yield from collect_error(config.generation.spans, config.num_output_frames)
+            yield from collect_error(config.generation.check_length, config.num_output_frames)
 
 
 @dataclass
@@ -223,9 +223,9 @@ class InferConfig:
     threads: int = 0  # torch threads of this process; 0 = torch's own choice
 
     def problems(self) -> Iterator[str]:
-        for name, (least, most) in LIMITS.items():
-            if not least <= getattr(self, name) <= most:
-                yield f"{name} is {getattr(self, name)}; write {least} to {most}"
+        wrong = [name for name, (least, most) in LIMITS.items() if not least <= getattr(self, name) <= most]
+        for name in wrong:
+            yield f"{name} is {getattr(self, name)}; write {LIMITS[name][0]} to {LIMITS[name][1]}"
         if self.vae.tiling and isinstance(self.decoder, VAEDecoderConfig):
             yield "vae.tiling decodes whole clips and a generation decodes a stream; write vae.tiling=false"
         if isinstance(self.sampler, FewStepConfig) and not self.generation.steps.steps:
@@ -233,7 +233,8 @@ class InferConfig:
                 "sampler.name is few_step and generation.steps.steps is empty (the model was not distilled); write the "
                 "steps, e.g. [1000, 750, 500, 250], or sampler.name=multi_step"
             )
-        yield from self.pipeline.problems_with(self)
+        if not wrong:  # the chunks of an impossible length would fill the memory
+            yield from self.pipeline.problems_with(self)
 
     @property
     def chosen_sampler(self) -> FewStepConfig | MultiStepConfig:

@@ -10,11 +10,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
+from pipeline.sampler import Sampler
 from pipeline.state import RECACHE_INCOMPLETE, Committed, RolloutState
-from wan.cache import CacheShape, Chunks, Ring
+from wan.cache import CacheShape, Chunks, KVCache, Ring
 from wan.condition import Condition
 from wan.context import Cached, Recached
 from wan.denoiser import sigma_rows
@@ -60,8 +62,8 @@ class Rollout:
     the context pass's.
     """
 
-    denoiser: Callable
-    sampler: object
+    denoiser: Any
+    sampler: Sampler
     geometry: Geometry
     cache: CacheConfig = field(default_factory=CacheConfig)
     context: ContextConfig = field(default_factory=ContextConfig)
@@ -77,7 +79,9 @@ class Rollout:
     def start(self, batch: int, chunk_frames: int, max_frames: int | None) -> RolloutState:
         """Returns a video before its first frame. chunk_frames: its largest chunk; max_frames: its length, if known."""
         steps, branches = self.sampler.num_steps if self.same_step else 1, 1 if self.sampler.guidance == 1 else 2
-        caches = [[self._cache(batch, chunk_frames, max_frames) for _ in range(branches)] for _ in range(steps)]
+        caches: list[list[KVCache]] = [
+            [self._cache(batch, chunk_frames, max_frames) for _ in range(branches)] for _ in range(steps)
+        ]
         return RolloutState({"batch": batch, "chunk_frames": chunk_frames, "max_frames": max_frames}, caches)
 
     def restore(self, book: dict, tensors: dict[str, torch.Tensor], condition: Condition) -> RolloutState:
@@ -149,7 +153,7 @@ class Rollout:
                 for cache in branches:
                     cache.reset()
         elif kind == "bidirectional":
-            contexts = [Recached(cache) for cache in state.caches[0]]
+            contexts: list[Cached] = [Recached(cache) for cache in state.caches[0]]
             self._recompute(state, 0, condition, contexts[0].plan.frames, contexts)
         elif kind == "causal":
             for step, branches in enumerate(state.caches[: state.num_inputs]):

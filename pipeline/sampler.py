@@ -32,9 +32,17 @@ def multi_step(config: MultiStepConfig, steps: StepsConfig) -> MultiStep:
 class Sampler:
     """What samplers share: `at(span)` is the sampler of one chunk, by default the same for all."""
 
-    guidance = 1.0
-    num_steps: int  # network evaluations per chunk and guidance branch
-    model_sigmas: Sequence[float]  # the sigma passed to the network at each of them
+    guidance: float | tuple[float, float] = 1.0  # two experts have a weight each
+
+    @property
+    def num_steps(self) -> int:
+        """Network evaluations per chunk and guidance branch."""
+        raise NotImplementedError
+
+    @property
+    def model_sigmas(self) -> Sequence[float]:
+        """The sigma passed to the network at each of them."""
+        raise NotImplementedError
 
     def at(self, span) -> Sampler:
         """Returns the sampler of the chunk over `span`."""
@@ -43,6 +51,10 @@ class Sampler:
     def start(self) -> StepState:
         """Returns what the steps of a new chunk hand on besides x."""
         return StepState()
+
+    def step(self, k: int, x_BFCHW: torch.Tensor, predict, noise, state) -> torch.Tensor:
+        """Returns x after step k."""
+        raise NotImplementedError
 
     def diffuse(self, k: int, x0_BFCHW: torch.Tensor, noise) -> torch.Tensor:
         """Returns x0 at the noise level that step k starts from."""
@@ -127,7 +139,7 @@ class _GradOnLastStep(FewStep):
 class MultiStep(Sampler):
     """One solver trajectory per chunk."""
 
-    def __init__(self, solver: Solver, guidance: float = 1.0):
+    def __init__(self, solver: Solver, guidance: float | tuple[float, float] = 1.0):
         self.solver, self.guidance = solver, guidance
 
     @property

@@ -237,7 +237,7 @@ class Session:
         wait([pixels for _, pixels in self._pending if pixels])
         undecoded = self._undecoded()
         border = undecoded[0].span.start if undecoded else self._next
-        return undecoded, border, self._decoder and self._decoder.state
+        return undecoded, border, self._decoder.state if self._decoder else None
 
     def _undecoded(self) -> list[Chunk]:
         """Returns the chunks that were generated and must be given to the decoder again, since it failed."""

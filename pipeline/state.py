@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
@@ -85,7 +86,7 @@ class RolloutState:
     def snapshot(self, device=None) -> tuple[dict, dict[str, torch.Tensor]]:
         """Returns (book of numbers, tensors); copies, on `device` or where the state is. `Rollout.restore` reads it."""
         caches = [cache for branches in self.caches for cache in branches]
-        book = {"sizes": dict(self.sizes), "ledgers": [cache.ledger.state() for cache in caches]}
+        book: dict[str, Any] = {"sizes": dict(self.sizes), "ledgers": [cache.ledger.state() for cache in caches]}
         book["latest"] = [[chunk.span.start, chunk.span.stop] for chunk in self.latest]
         if self.key is RECACHE_INCOMPLETE:
             book["torn"] = True
@@ -122,12 +123,12 @@ def pack(state: RolloutState, stream: DecoderState | None, next_frame: int, devi
     default where the tensors do.
     """
     book, tensors = state.snapshot(device)
-    kinds = None if stream is None else []
+    kinds: list | None = None if stream is None else []
     for number, entry in enumerate(stream or ()):
-        held = isinstance(entry, torch.Tensor)
-        kinds.append("tensor" if held else entry)  # diffusers marks entries by a text, or None
-        if held:
+        if isinstance(entry, torch.Tensor):
             tensors[f"vae.{number}"] = entry.to(device or entry.device, copy=True)
+        # diffusers marks entries that hold no tensor by a text, or None
+        kinds.append("tensor" if isinstance(entry, torch.Tensor) else entry)
     book = {"version": VERSION, "rollout": book, "vae": kinds, "next_frame": next_frame}
     return {"tensors": tensors, "book": book}
 

@@ -15,6 +15,7 @@ from trainer.checkpoint.folder import Checkpoint
 from trainer.config import OLD_KEYS, TrainConfig
 from trainer.loop import Loop
 from trainer.preview import Preview
+from trainer.protocol import Callback
 from utils.config.text import to_dict
 from utils.log import memory
 from utils.parallel import ranks
@@ -34,7 +35,7 @@ def build(config: TrainConfig, logdir: str | Path, origins: Mapping[str, str] | 
     layout, rng = config.layout.build(device), Rng(config.seed)
     method = config.trainer.build(config, rng, device, layout)
     trackers = config.track.build(logdir, to_dict(config))
-    callbacks = [Metrics(logdir, config.log_every, method, trackers)]
+    callbacks: list[Callback] = [Metrics(logdir, config.log_every, method, trackers)]
     if config.preview.every:
         callbacks.append(Preview(logdir, config, method, trackers))
     if config.save:

@@ -55,7 +55,8 @@ def find_problems(config) -> Iterator[Problem]:
     if knobs["source"].name == "stream":
         yield from find_unfit_stream(knobs["source"])
     yield from find_lost_data("preview", config.preview)
-    sizes, lost = {}, []
+    sizes: dict[str, TransformerSpec] = {}
+    lost: list[Problem] = []
     for name in ROLES:
         if knobs.get(name) is not None and name in knobs["loss"].needs | {"generator"}:
             found, problems = read_sizes(f"trainer.{name}", knobs[name])

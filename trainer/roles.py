@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
@@ -68,13 +70,13 @@ class Roles:
     """The networks that losses and sources ask for by name."""
 
     generator: Denoiser
-    text: object  # prompts -> embeddings [B, T, width], kept per prompt
+    text: Callable[[list[str]], torch.Tensor]  # prompts -> embeddings [B, T, width], kept per prompt
     device: torch.device
     layout: ParallelLayout = field(default_factory=ParallelLayout.single)
     teacher: Denoiser | None = None
     critic: Denoiser | None = None
     discriminator: torch.nn.Module | None = None
-    vae: object | None = None
+    vae: Any = None
     negative_prompt: str = ""
 
     def condition(self, prompts: list[str], null: bool = True) -> Condition:

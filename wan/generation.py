@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from wan.config import clock_problems, step_problems
-from wan.geometry import Span, chunks
+from wan.geometry import Span, check_chunks, chunks
 from wan.ledger import CacheConfig
 
 FILE = "generation_config.json"  # next to the weights
@@ -96,6 +96,10 @@ class GenerationConfig:
                 raise ValueError(f"{given} latent frames are given and the video has {total}; ask for a longer one")
             return chunks(total, self.chunk, given)[1:]
         return chunks(total, self.chunk, self.first_chunk or None)
+
+    def check_length(self, total: int) -> None:
+        """Raises ValueError for a video whose frames do not fill whole chunks."""
+        check_chunks(total, self.chunk, self.first_chunk or None)
 
     def given_spans(self, given: int) -> list[Span]:
         """Returns the chunks of so many given first frames; the last one may be short."""

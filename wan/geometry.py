@@ -107,7 +107,15 @@ def chunks(total: int, size: int, first: int | None = None, start: int = 0) -> l
     `start` is the frame at which the first chunk begins (frames before it are given).
     Errors: ValueError if the frames do not fill whole chunks.
     """
-    head = first if first is not None else 0
+    check_chunks(total, size, first)
+    head = first or 0
+    borders = ([start] if head else []) + list(range(start + head, start + total + 1, size))
+    return [Span(a, b) for a, b in zip(borders[:-1], borders[1:], strict=True)]
+
+
+def check_chunks(total: int, size: int, first: int | None = None) -> None:
+    """Raises ValueError if `total` frames do not fill whole chunks; cheap for any number."""
+    head = first or 0
     if size < 1 or head < 0:
         raise ValueError(f"a chunk of {size} latent frames (first {head}) cannot be; write 1 or more")
     rest = total - head
@@ -116,5 +124,3 @@ def chunks(total: int, size: int, first: int | None = None, start: int = 0) -> l
         below = head + max(0, rest) // size * size
         near = f"{below} or {below + size}" if below else f"{below + size}"
         raise ValueError(f"{total} latent frames do not fill chunks of {size} ({shape}); use {near}")
-    borders = ([start] if head else []) + list(range(start + head, start + total + 1, size))
-    return [Span(a, b) for a, b in zip(borders[:-1], borders[1:], strict=True)]

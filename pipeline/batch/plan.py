@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ class VideoPlan:
     """Size and length of the videos of a batch, and the latent frames at which prompts are requested."""
 
     geometry: Geometry
-    pipeline: object
+    pipeline: Any  # Causal or Bidirectional
     total: int  # latent frames
     given: int  # conditioning frames among them
     fps: float

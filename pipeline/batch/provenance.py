@@ -14,6 +14,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -121,9 +122,11 @@ def video_facts(
     request: Request, config: InferConfig, track: Condition | PromptSchedule, recaches: Sequence[float]
 ) -> dict:
     """Returns what a sidecar says of its own video: seed, settings, start, prompt schedule."""
-    facts = {"seed": get_seed(request, config), "asked": requested_facts(request, config)}
+    facts: dict[str, Any] = {"seed": get_seed(request, config), "asked": requested_facts(request, config)}
     facts |= {"start": str(request.start)} if request.start else {}
-    return facts | ({"switches": schedule_facts(request.script, track, recaches)} if request.script else {})
+    if request.script and isinstance(track, PromptSchedule):
+        facts["switches"] = schedule_facts(request.script, track, recaches)
+    return facts
 
 
 def sidecar_changes(path: Path, request: Request, config: InferConfig) -> dict[str, object]:
@@ -139,10 +142,10 @@ def sidecar_changes(path: Path, request: Request, config: InferConfig) -> dict[s
         texts = [switch["text"] for switch in facts.get("switches", ())]
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} is damaged ({error}); remove it") from error
-    before = {"prompt": None, "seed": None, "start": None} | facts
+    before: dict[str, Any] = {"prompt": None, "seed": None, "start": None} | facts
     if isinstance(before.get("asked"), dict) and isinstance(before["asked"].get("config"), dict):
         before["asked"] |= {"config": rename(before["asked"]["config"], old_keys(before["asked"]["config"]))}
-    now = {"prompt": request.prompt, "seed": get_seed(request, config)}
+    now: dict[str, Any] = {"prompt": request.prompt, "seed": get_seed(request, config)}
     now |= {"start": str(request.start) if request.start else None, "asked": requested_facts(request, config)}
     if request.script:
         before["prompts"], now["prompts"] = texts, request.prompts

@@ -49,7 +49,8 @@ def run(config: InferConfig) -> list[Path]:
     """
     if config.threads:
         torch.set_num_threads(config.threads)
-    suffix, refused = "ema" if config.model.use_ema else "", [] if config.data.keep_going else None
+    suffix = "ema" if config.model.use_ema else ""
+    refused: list[str] | None = [] if config.data.keep_going else None
     requests = read_requests(config.data, config.output, config.num_samples, suffix, refused)  # before any weight
     for line in refused or ():
         logger.warning("left out: %s", line)
@@ -215,9 +216,10 @@ class Run:
         facts = resume_facts(self.config, self.bundle.weights_hash, group, plan.requested, plan.total, self._content)
         resume_state = ResumeState(group, output.folder, facts)
         resumed = resume_state.resume(writer, plan, track) if output.resume else None
+        before: dict = {}
         if resumed is None:
             resume_state.remove()
-            state, before = plan.pipeline.start(len(group), plan.total, plan.given), {}
+            state = plan.pipeline.start(len(group), plan.total, plan.given)
         else:
             state, before = resumed
             bar.passed(sum(span.stop <= writer.next_frame for span in plan.pipeline.spans(plan.total, plan.given)))

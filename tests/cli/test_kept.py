@@ -31,7 +31,11 @@ CHANGES = [
     ({"seed": 4}, (), "{'seed': 0}"),
     ({}, ("generation.cache.recache=none",), "{'asked.config.generation.cache.recache': 'causal'}"),
     ({}, ("sampler.num_steps=3",), "{'asked.config.sampler.num_steps': 2}"),
-    ({}, ("sampler={name: few_step}",), "{'asked.config.sampler.name': 'multi_step'"),
+    (
+        {},
+        ("sampler={name: few_step}", "generation.steps.steps=[1000]"),
+        "{'asked.config.generation.steps.steps': [], 'asked.config.sampler.name': 'multi_step'",
+    ),
     ({}, ("--checkpoint_path", "other.pt"), "{'asked.config.model.checkpoint': ''}"),
     ({}, ("output.fps=5",), "{'asked.config.output.fps': 0"),
     ({}, ("--noise", "noise.safetensors"), "{'asked.config.data.noise': ''}"),
@@ -72,6 +76,19 @@ def test_a_json_of_an_older_version_is_no_reason_to_warn(door, script, made):
     path.write_text(json.dumps(facts))
     assert door(*changed) == 0 and "kept though" not in door.error
     assert door(*changed, "--seed", 3) == 0 and "made with {'seed': 0}" in door.error
+
+
+def test_the_keys_of_an_older_version_are_compared(door, script, made):
+    path = made / "a-0.json"
+    facts = json.loads(path.read_text())
+    config = facts["asked"]["config"]
+    config["pipeline"] |= {key: config["generation"][key] for key in ("chunk", "first_chunk", "cache", "context")}
+    del config["generation"]
+    path.write_text(json.dumps(facts))
+    again = ("--data_path", script(), "--output_folder", made)
+    assert door(*again) == 0 and "kept though" not in door.error
+    assert door(*again, "generation.cache.sink_frames=0") == 0
+    assert "made with {'asked.config.generation.cache.sink_frames': 1}" in door.error
 
 
 @pytest.mark.parametrize("text", ["[]", "3", "null", "{"])

@@ -25,9 +25,13 @@ class HuberConfig(LossConfig):
 
     consumer = "tests.examples.loss:HuberLoss"
     needs = frozenset({"latents", "condition"})
-    bidirectional = True  # every frame attends to every other, so previews make all frames at once
 
     width: float = 0.1
+
+    @property
+    def bidirectional(self) -> bool:
+        """Every frame attends to every other, so previews generate all frames at once."""
+        return True
 
     def problems(self) -> Iterator[str]:
         if self.width <= 0:

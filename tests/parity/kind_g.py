@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from pipeline.config import ContextConfig, FewStepConfig, MultiStepConfig
+from pipeline.config import FewStepConfig, MultiStepConfig
 from pipeline.executor import PlainExecutor
 from pipeline.rollout import Chunk, Rollout, guided
 from pipeline.sampler import sample
@@ -16,7 +16,7 @@ from utils.rng import Recording
 from wan.condition import Condition
 from wan.context import Full
 from wan.denoiser import Denoiser
-from wan.generation import StepsConfig
+from wan.generation import ContextConfig, StepsConfig
 from wan.geometry import Geometry, Span, chunks
 from wan.ledger import CacheConfig
 from wan.schedule import NUM_TRAIN_TIMESTEPS

@@ -52,7 +52,7 @@ class LatentsConfig(SourceConfig):
             yield "path is empty; write the folder that scripts/encode_latents.py filled"
 
     def problems_with(self, generation: GenerationConfig) -> Iterator[str]:
-        yield from collect_error(generation.spans, self.frames)
+        yield from collect_error(generation.check_length, self.frames)
 
 
 @dataclass
@@ -116,7 +116,7 @@ class RolloutConfig(SourceConfig):
             yield f"the {self.given} given frames are the first chunk; write generation.first_chunk={self.given}"
         lengths = [self.frames, self.frames_max or self.frames, self.loss_frames]
         for length in dict.fromkeys(length for length in lengths if type(length) is int):
-            yield from collect_error(generation.spans, length)
+            yield from collect_error(generation.check_length, length)
         if generation.cache.content == "same_step" and self.exit_per_chunk and not self.last_step_only:
             yield (
                 "generation.cache.content is same_step and exit_per_chunk true: a chunk that stops early leaves the "
@@ -201,7 +201,7 @@ class StreamConfig(SourceConfig):
             return
         named = [("loss_frames", self.loss_frames), ("min_new_frames", self.min_new_frames)]
         for name, length in [*named, *(("max_frames", length) for length in self.lengths)]:
-            yield from (f"{name}: {text}" for text in collect_error(generation.spans, length))
+            yield from (f"{name}: {text}" for text in collect_error(generation.check_length, length))
         if self.min_new_frames >= self.loss_frames:
             yield (
                 f"min_new_frames {self.min_new_frames} leaves no overlap in a loss window of {self.loss_frames}; write "
@@ -247,7 +247,7 @@ class NoisedDataConfig(SourceConfig):
 
     def problems_with(self, generation: GenerationConfig) -> Iterator[str]:
         yield from generation.steps.problems_if_none("noised data")
-        yield from collect_error(generation.spans, self.frames)
+        yield from collect_error(generation.check_length, self.frames)
         yield from mask_problems(generation.cache)
 
 
@@ -269,4 +269,4 @@ class OdePairsConfig(SourceConfig):
             yield "write path (the folder that scripts/make_ode_pairs.py filled) and a batch of at least 1"
 
     def problems_with(self, generation: GenerationConfig) -> Iterator[str]:
-        yield from collect_error(generation.spans, self.frames)
+        yield from collect_error(generation.check_length, self.frames)

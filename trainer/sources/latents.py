@@ -9,6 +9,7 @@ whether the latents carry gradient.
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import torch
 
@@ -23,6 +24,7 @@ class Source:
     """What all sources share: the numbers of a step's samples. `config.batch` is the global batch."""
 
     latest = -1  # the last step that was asked for
+    config: Any  # of the arm; `batch` is the global one
     origin = (0, 0)  # a step, and the number of its first sample
 
     def index(self, step: int) -> range:
