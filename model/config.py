@@ -1,6 +1,6 @@
 """Knobs of the training objectives, without torch: a configuration is read and checked before anything heavy loads.
 
-`needs` of an objective names what it reads beside the generator: fields of `Sample` that its source must fill
+`needs` of an objective names what it reads apart from the generator: fields of `Sample` that its source must fill
 (`null`: the condition of the unconditional branch) and networks that the training must build. One that needs a
 `critic` is a distillation's.
 """

@@ -87,7 +87,7 @@ class ModelConfig:
     checkpoint: str = ""
     use_ema: bool = False
     lora: str = ""
-    lora_merge: bool = False  # add the LoRA to the weights (faster) instead of running it beside them (as published)
+    lora_merge: bool = False  # add the LoRA to the weights (faster) instead of running it next to them (as published)
     lora_alpha: float = 0.0  # 0 = the rank (scale 1), as LongLive trains
     dtype: str = "bf16"  # fp32 | bf16
     precision: str = "weights"  # weights | upstream (fp32 modulation and head, for undistilled Wan weights)

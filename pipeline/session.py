@@ -316,7 +316,7 @@ class Session:
         self._track = track  # last: from here on prompts can be switched
 
     def _condition(self, prompt: str, negative: str) -> Condition:
-        """Returns the prompt's condition; its key is the prompt, so that the same one again is no switch."""
+        """Returns the prompt's condition; its key is the prompt, so that the same one again is not a switch."""
         null = None if self.pipeline.rollout.sampler.guidance == 1 else negative
         return replace(self.pipeline.bundle.condition([prompt], null), key=(prompt, negative))
 

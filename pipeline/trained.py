@@ -48,7 +48,7 @@ class Trained:
 def find_trained(layers: list[Layer]) -> Trained | None:
     """Returns what the weights that the layers name were trained with, or None where they do not say it.
 
-    A checkpoint or LoRA without the file takes that of what it changes. Errors: ValueError for a file that is no JSON.
+    A checkpoint or LoRA without the file takes that of what it changes. Errors: ValueError for a file that is not JSON.
     """
     names = [name for key in WEIGHTS if isinstance(name := peek(layers, key), str) and name]
     for number, name in enumerate(names):

@@ -1,4 +1,4 @@
-"""A digits model with random weights beside the shipped codec and text encoder, and a fast recipe for it."""
+"""A digits model with random weights next to the shipped codec and text encoder, and a fast recipe for it."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ class EmaConfig:
 
 @dataclass
 class LoraConfig:
-    """Adapters beside the linears whose names match `targets`; rank 0 = none, the whole network is trained.
+    """Adapters next to the linears whose names match `targets`; rank 0 = none, the whole network is trained.
 
     alpha: scale is alpha / rank, 0 = rank. weights: a LoRA file to start from (ours, peft's, LongLive's).
     merged: exports hold base + adapters as one plain model, else the adapters alone.

@@ -20,7 +20,7 @@ Metrics = dict[str, torch.Tensor]
 
 
 class RolesFace(Networks, Protocol):
-    """The networks of a training, and what sources ask for beside them (`trainer.roles.Roles`)."""
+    """The networks of a training, and what else sources ask for (`trainer.roles.Roles`)."""
 
     device: torch.device
     layout: ParallelLayout

@@ -1,4 +1,4 @@
-"""Trackers beside metrics.jsonl: wandb (offline too) and tensorboard. They get values that were read once for all.
+"""Trackers next to metrics.jsonl: wandb (offline too) and tensorboard. They get values that were read once for all.
 
 A tracker has `start(step)`, `log(row)`, `videos(step, folder)` and `finish()`; only rank 0 has any.
 """
@@ -21,7 +21,7 @@ SHEET = "contact_sheet.png"  # of a preview's folder
 
 @dataclass
 class TrackConfig:
-    """Where metrics and previews go beside the run's own metrics.jsonl.
+    """Where metrics and previews go next to the run's own metrics.jsonl.
 
     wandb_mode: offline (`wandb sync` uploads later) | online. wandb_dir: the folder of wandb's files, by default
     the run's. wandb_name: how the run is called there, by default as its folder. tensorboard: <run>/tensorboard.

@@ -18,7 +18,7 @@ TAIL = 1 << 16  # bytes before a mark by which a file is known again
 
 
 def atomic_write(path: str | Path, content: bytes | Callable[[BinaryIO], None]) -> None:
-    """Writes a whole file or none: temporary name beside it, flush, fsync, rename, fsync of the folder.
+    """Writes a whole file or none: temporary name next to it, flush, fsync, rename, fsync of the folder.
 
     content: the bytes, or a function that writes into the binary file it is given.
     Errors: OSError naming the final path (e.g. a full disk); the temporary file is removed on any error.

@@ -1,4 +1,4 @@
-"""What a piece of tensor code costs beside its arithmetic: bytes copied, memory allocated."""
+"""Counts bytes copied and memory allocated by a region of code."""
 
 from __future__ import annotations
 

@@ -24,5 +24,5 @@ def read_flags(
     if unknown:
         name = unknown[0].split("=")[0]
         near = difflib.get_close_matches(name, [*re.findall(r"--[\w-]+", parser.format_usage()), "--help"], 1)
-        parser.error(f"{name} is no flag; {f'did you mean {near[0]}?' if near else otherwise}")
+        parser.error(f"{name} is not a flag; {f'did you mean {near[0]}?' if near else otherwise}")
     return flags

@@ -11,7 +11,7 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 def resolve(name_or_path: str | Path) -> Path:
     """Returns the local path of a model: itself if it is there, else the hub's copy (downloaded if need be).
 
-    Errors: ValueError that says which command fetches the model, if the name is no path and the hub
+    Errors: ValueError that says which command fetches the model, if the name is not a path and the hub
     does not answer (no network, HF_HUB_OFFLINE, a closed or missing repository).
     """
     path = Path(name_or_path).expanduser()
@@ -21,7 +21,7 @@ def resolve(name_or_path: str | Path) -> Path:
     if not HUB_NAME.fullmatch(name):
         near = path.parent if path.parent.is_dir() else None
         held = f"; {near} holds: {', '.join(sorted(p.name for p in near.iterdir())[:20]) or 'nothing'}" if near else ""
-        raise ValueError(f"{name} is no path on this machine and no hub name of the form owner/model{held}")
+        raise ValueError(f"{name} is not a path on this machine and no hub name of the form owner/model{held}")
     return _download(name)
 
 

@@ -19,7 +19,7 @@ LoraPairs = dict[str, tuple[torch.Tensor, torch.Tensor]]
 def inject(
     module: nn.Module, rank: int, alpha: float | None = None, targets: str = BLOCK_LINEARS, dropout: float = 0.0
 ):
-    """Puts trainable adapters beside the linears whose name `targets` (a regular expression) matches.
+    """Puts trainable adapters next to the linears whose name `targets` (a regular expression) matches.
 
     alpha None means alpha = rank (scale 1). All other parameters are frozen. Adapters start as zero
     updates, in the dtype of the linear. Returns the module.
@@ -44,11 +44,11 @@ def inject(
 
 
 def match_linears(module: nn.Module, targets: str) -> list[str]:
-    """Returns the names of the linears that `targets` matches. Errors: ValueError if there is none, or it is no RE."""
+    """Returns the names of the linears that `targets` matches. Errors: ValueError if there is none, or it is not an RE."""
     try:
         names = [n for n, m in module.named_modules() if isinstance(m, nn.Linear) and re.match(targets, n)]
     except re.error as error:
-        raise ValueError(f"{targets!r} is no regular expression ({error})") from error
+        raise ValueError(f"{targets!r} is not a regular expression ({error})") from error
     if not names:
         raise ValueError(f"no linear layer has a name that {targets!r} matches")
     return names

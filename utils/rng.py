@@ -58,7 +58,7 @@ class Rng:
 
     def __init__(self, seed: int, *key: Key):
         self.seed, self.key = seed, key
-        hash_key(seed, *key)  # raises for what is no key
+        hash_key(seed, *key)  # raises for what is not a key
 
     def at(self, *key: Key) -> Rng:
         """Returns the source whose keys all start with this one's and then `key`."""

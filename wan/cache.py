@@ -105,7 +105,7 @@ class KVCache:
         return {"keys": torch.stack(rows[0]), "values": torch.stack(rows[1]), **found}
 
     def restore(self, book: dict, tensors: dict[str, torch.Tensor]) -> None:
-        """Takes back the ledger's `state` and what `snapshot` returned beside it."""
+        """Takes back the ledger's `state` and what `snapshot` returned next to it."""
         self.ledger.load_state(book)
         self.prune()
         for layer in range(self.shape.num_layers) if "pinned" in book else ():

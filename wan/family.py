@@ -28,7 +28,7 @@ class Family(Protocol):
     `specs`: its published models, the values of `model.spec` and of a role's `spec`.
     `transformers`, `codecs`: the kinds of files it reads as network and as VAE, with their marks (see `identify`).
 
-    A network has, beside its forward: `spec`, `blocks`, `dtype`, `precision`, `checkpointing`, `weights_version` and
+    A network has, next to its forward: `spec`, `blocks`, `dtype`, `precision`, `checkpointing`, `weights_version` and
     `sequence` (see `WanTransformer`). Inside the project its state dict carries the official names.
     """
 

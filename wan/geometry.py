@@ -25,7 +25,7 @@ class Span:
 class Geometry:
     """Sizes of one video: height and width in pixels, strides (frames, rows, columns) of VAE and patch.
 
-    Errors: ValueError if height or width is no multiple of stride x patch.
+    Errors: ValueError if height or width is not a multiple of stride x patch.
     """
 
     height: int
@@ -40,7 +40,7 @@ class Geometry:
             if pixels < multiple or pixels % multiple:
                 below = max(multiple, pixels - pixels % multiple)
                 raise ValueError(
-                    f"{side} {pixels} is no multiple of {multiple} pixels; use {below} or {below + multiple}"
+                    f"{side} {pixels} is not a multiple of {multiple} pixels; use {below} or {below + multiple}"
                 )
 
     @classmethod

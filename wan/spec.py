@@ -39,7 +39,7 @@ class TransformerSpec:
 
     def __post_init__(self):
         if self.dim % self.num_heads:
-            raise ValueError(f"dim {self.dim} is no multiple of num_heads {self.num_heads}")
+            raise ValueError(f"dim {self.dim} is not a multiple of num_heads {self.num_heads}")
         if self.head_dim % 2:
             raise ValueError(f"head width {self.head_dim} is odd; rotary pairs need an even one")
 

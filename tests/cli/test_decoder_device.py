@@ -1,4 +1,4 @@
-"""A decoder on a device of its own: a thread beside the chunks, the same files, clear words where it cannot be."""
+"""A decoder on a device of its own: a thread next to the chunks, the same files, clear words where it cannot be."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_decoder_tiling_is_refused_when_the_recipe_is_read(door, monkeypatch, tm
 
 @pytest.mark.gpu
 def test_a_gpu_of_its_own_makes_the_same_video(door, tmp_path):
-    """The last GPU, which may be the model's own: a stream beside it."""
+    """The last GPU, which may be the model's own: a stream next to it."""
     import torch
 
     last = f"cuda:{torch.cuda.device_count() - 1}"

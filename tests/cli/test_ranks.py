@@ -1,4 +1,4 @@
-"""What a file may depend on: the prompt's line, the sample and the seed; never who makes it, or beside what."""
+"""What a file may depend on: the prompt's line, the sample and the seed; never who makes it, or next to what."""
 
 from __future__ import annotations
 

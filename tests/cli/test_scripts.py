@@ -99,7 +99,7 @@ BAD = [
     (video(1, None, length=2.5), "line 2: length is 2.5"),
     ('{"prompts": [{"text": "a pink horse moves right"}]}', "line 2: prompts[0]: "),
     (video(3, None), "line 2: prompts[1] would start at latent frame 3, after the last chunk"),
-    (video(1, None, height=33), "line 2: height 33 is no multiple"),
+    (video(1, None, height=33), "line 2: height 33 is not a multiple"),
 ]
 
 

@@ -38,12 +38,12 @@ def video(path, count=13, seed=0, fps=FPS, size=32):
 
 
 def facts(folder, name):
-    """The JSON beside a video."""
+    """The JSON next to a video."""
     return json.loads((folder / f"{name}.json").read_text())
 
 
 def latents(folder, name):
-    """The latents beside a video."""
+    """The latents next to a video."""
     return load_file(folder / f"{name}.safetensors")["latents"]
 
 

@@ -78,7 +78,7 @@ def test_recache_reads_condition_of_its_frames(video, beyond, training):
 
 @pytest.mark.parametrize("kind", ["causal", "bidirectional"])
 def test_recache_with_other_frames_condition_shows(kind, monkeypatch):
-    """The twin: a recache that reads the condition one frame beside, while the chunks read their own."""
+    """The twin: a recache that reads the condition of the frame before, while the chunks read their own."""
     config = CacheConfig(9, 2, "write", kind)
     assert tiny.error(*both_videos(config, LENGTHS, SWITCHES, by_frame=True)) < tolerance.EXACT
     recache = Rollout.recache

@@ -102,7 +102,7 @@ def run(case: Case) -> dict[str, torch.Tensor]:
 
 
 def gradients(case: Case, model, role: str = "") -> dict[str, torch.Tensor]:
-    """Our gradients under the recorded names: `gradD*` where the case has it, the ancestor's leak is no target."""
+    """Our gradients under the recorded names: `gradD*` where the case has it, the ancestor's leak is not a target."""
     wanted, found = case.outputs(), {}
     detached = any(name.startswith("gradD") for name in wanted)
     for stem in ("gradD", "grad"):

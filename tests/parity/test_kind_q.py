@@ -1,4 +1,4 @@
-"""The streaming case once more: what is no target is the ancestor's leak, and a missing recache is seen."""
+"""The streaming case once more: what is not a target is the ancestor's leak, and a missing recache is seen."""
 
 from pathlib import Path
 

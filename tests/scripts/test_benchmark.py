@@ -120,7 +120,7 @@ def test_a_minute_is_eighty_chunks():
         (["--warmup", "0"], "--warmup is 0"),
         (["--peak_tflops", "0"], "write a positive number"),
         (["--windows", "2"], "smaller than sink"),
-        (["--height", "33"], "height 33 is no multiple"),
+        (["--height", "33"], "height 33 is not a multiple"),
         (["generation.cache.window_frames=-1"], "without a window"),
         (["pipeline.name=bidirectional"], "only causal"),
         (["model.spec="], "needs the sizes by name"),

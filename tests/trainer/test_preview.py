@@ -253,7 +253,7 @@ def test_two_ranks_with_shared_weights_make_the_videos_of_one(recipe, config, tm
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen([*command, *arguments], cwd=ROOT, env=environment, **pipes) as run:
-        build(config(*overrides), tmp_path / "one").fit()  # beside it
+        build(config(*overrides), tmp_path / "one").fit()  # next to it
         error = run.communicate(timeout=600)[1]
     assert run.returncode == 0, error
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")

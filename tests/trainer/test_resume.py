@@ -35,7 +35,7 @@ def give_checkpoint(source: Path, run: Path, step: int) -> Path:
 
 @pytest.fixture(scope="module")
 def played(recipe, distill_recipe, tmp_path_factory):
-    """(folder, what each of two ranks told) of `resume_ranks`; beside it `one`, a run on one rank."""
+    """(folder, what each of two ranks told) of `resume_ranks`; next to it `one`, a run on one rank."""
     folder = tmp_path_factory.mktemp("ranks")
     distill, clips = distill_recipe
     gan = ["trainer.loss={name: gan, discriminator: {layers: [0], ffn_dim: 32}}", "trainer.source.prompts="]

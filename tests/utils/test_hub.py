@@ -41,7 +41,7 @@ def test_no_network_names_the_command(monkeypatch):
 def test_what_is_neither_path_nor_name(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name: pytest.fail("asked the hub"))
     (tmp_path / "model").mkdir()
-    with pytest.raises(ValueError, match="modle is no path on this machine and no hub name .*; .* holds: model"):
+    with pytest.raises(ValueError, match="modle is not a path on this machine and no hub name .*; .* holds: model"):
         hub.resolve(tmp_path / "modle")
     with pytest.raises(ValueError, match="no hub name of the form owner/model"):
         hub.resolve("a/b/c")

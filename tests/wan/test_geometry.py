@@ -36,11 +36,11 @@ def test_another_size():
 @pytest.mark.parametrize(
     ("height", "width", "message"),
     [
-        (481, 832, "height 481 is no multiple of 16 pixels; use 480 or 496"),
-        (480, 840, "width 840 is no multiple of 16 pixels; use 832 or 848"),
-        (8, 832, "height 8 is no multiple of 16 pixels; use 16 or 32"),
-        (480, 0, "width 0 is no multiple of 16 pixels; use 16 or 32"),
-        (-16, 16, "height -16 is no multiple of 16 pixels; use 16 or 32"),
+        (481, 832, "height 481 is not a multiple of 16 pixels; use 480 or 496"),
+        (480, 840, "width 840 is not a multiple of 16 pixels; use 832 or 848"),
+        (8, 832, "height 8 is not a multiple of 16 pixels; use 16 or 32"),
+        (480, 0, "width 0 is not a multiple of 16 pixels; use 16 or 32"),
+        (-16, 16, "height -16 is not a multiple of 16 pixels; use 16 or 32"),
     ],
 )
 def test_wrong_pixels(height, width, message):
@@ -49,7 +49,7 @@ def test_wrong_pixels(height, width, message):
 
 
 def test_wrong_pixels_follow_the_strides():
-    with pytest.raises(ValueError, match="height 720 is no multiple of 32 pixels; use 704 or 736"):
+    with pytest.raises(ValueError, match="height 720 is not a multiple of 32 pixels; use 704 or 736"):
         Geometry.of(SPECS["ti2v-5B"], 720, 1280)
 
 

@@ -169,7 +169,7 @@ def cached(window: int, chunk: int, num_frames: int):
             r"runs \['clean', 'video'\] given; a cached forward",
         ),
         (lambda: replace(TEXT, null_text=None).null(), "guidance needs the encoded negative prompt"),
-        (lambda: replace(tiny.SPEC, num_heads=3), "dim 32 is no multiple of num_heads 3"),
+        (lambda: replace(tiny.SPEC, num_heads=3), "dim 32 is not a multiple of num_heads 3"),
         (lambda: replace(tiny.SPEC, dim=6), "head width 3 is odd"),
     ],
 )

@@ -1,6 +1,6 @@
 """Tensors of a state through torch.distributed.checkpoint (DCP): any sharding in, any other out, and no pickle.
 
-DCP pickles two things: where each tensor lies (`.metadata`), and every value that is no tensor. Here the
+DCP pickles two things: where each tensor lies (`.metadata`), and every value that is not a tensor. Here the
 former is `tensors.json`, and the latter stay in the tree that `split` returns, which is plain JSON.
 The tensors themselves are torch archives that DCP reads with weights_only.
 """
@@ -41,7 +41,7 @@ TENSOR, TUPLE, OWN = "<tensor>", "<tuple>", "<own>"  # keys of the tree that sta
 OWNER = re.compile(r"@(\d+)$")  # end of the name of a tensor that one rank alone has, with that rank
 FLAT = {"flatten_state_dict": False, "flatten_sharded_tensors": False}
 
-warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)  # a single process is no mistake
+warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)  # a single process is not a mistake
 
 
 @dataclass

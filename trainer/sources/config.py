@@ -61,7 +61,7 @@ class RolloutConfig(SourceConfig):
 
     prompts: a text file, one per line. clips: a folder or LMDB of encoded clips instead; their prompts are
     used and their latents are the real ones (GAN). frames: length in latent frames; {min: 21, max: 60}, or
-    frames_max beside it: drawn per step in whole chunks. loss_frames: how many of the last are scored.
+    frames_max too: drawn per step in whole chunks. loss_frames: how many of the last are scored.
     given: so many first frames are those of the clips (image to video: 1); they do not count in the loss.
     """
 

@@ -11,7 +11,7 @@
             if self.num_steps < 1:
                 yield f"num_steps is {self.num_steps}; write 1 or more"
 
-In YAML the node of a union holds `name` beside the fields of that arm, and its object carries the attribute `name`.
+In YAML the node of a union holds `name` next to the fields of that arm, and its object carries the attribute `name`.
 """
 
 import dataclasses

@@ -230,7 +230,7 @@ class _Loading:
 
 
 def _newest(pieces: list[Piece]) -> list[Piece]:
-    # What is no group replaces all older ones; null and ??? also erase what they replace.
+    # What is not a group replaces all older ones; null and ??? also erase what they replace.
     last = max((i for i, (_, value) in enumerate(pieces) if not isinstance(value, dict)), default=0)
     rest = pieces[last:]
     return rest[1:] if len(rest) > 1 and (rest[0][1] is None or rest[0][1] == MISSING) else rest

@@ -65,7 +65,7 @@ def fill(tree: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
 
 
 def leaves(tree: Any, path: tuple = ()) -> Iterator[tuple[tuple, Any]]:
-    """Yields (path, value) of what is no group, or an empty one."""
+    """Yields (path, value) of what is not a group, or an empty one."""
     if not isinstance(tree, dict) or not tree:
         yield path, tree
         return

@@ -41,7 +41,7 @@ def save_shard(path: Path, name: str, rows: torch.Tensor, prompts: list[str], fa
 
 
 def read_facts(path: Path) -> dict[str, str]:
-    """Returns a shard's metadata. Errors: BadRecord naming a file that is no shard."""
+    """Returns a shard's metadata. Errors: BadRecord naming a file that is not a shard."""
     try:
         with safe_open(path, "pt") as shard:
             return dict(shard.metadata() or {})

@@ -88,7 +88,7 @@ class _Writer:
 class LmdbPairs:
     """The rows of an LMDB: `store[i] -> (trajectory [T, F, C, h, w] fp16, prompt)`; clean clips have T = 1.
 
-    on_bad: stop | skip. Errors: ValueError for a folder that is no such LMDB or holds two shapes.
+    on_bad: stop | skip. Errors: ValueError for a folder that is not such an LMDB or holds two shapes.
     """
 
     def __init__(self, path: str | Path, on_bad: str = "stop"):
@@ -158,7 +158,7 @@ class LmdbClips(LmdbPairs):
 def _number(folder: Path) -> int:
     tail = folder.name.removeprefix("shard_")
     if not tail.isdecimal():
-        raise ValueError(f"{folder} is no shard of an LMDB; their names are shard_0, shard_1, ...")
+        raise ValueError(f"{folder} is not a shard of an LMDB; their names are shard_0, shard_1, ...")
     return int(tail)
 
 
@@ -169,4 +169,4 @@ def _open(folder: Path):
     try:
         return lmdb.open(str(folder), readonly=True, lock=False, readahead=False, meminit=False)
     except lmdb.Error as error:
-        raise ValueError(f"{folder} is no LMDB ({error}); copy or write it again") from error
+        raise ValueError(f"{folder} is not an LMDB ({error}); copy or write it again") from error

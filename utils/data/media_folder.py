@@ -1,4 +1,4 @@
-"""A folder of videos or images with captions: `<name>.mp4` (or .png, ...) beside `<name>.txt`."""
+"""A folder of videos or images with captions: `<name>.mp4` (or .png, ...) next to `<name>.txt`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def list_media(folder: str | Path) -> list[Path]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder; give one with <name>.mp4 or <name>.png beside <name>.txt")
+        raise ValueError(f"{folder} is not a folder; give one with <name>.mp4 or <name>.png next to <name>.txt")
     files = sorted(f for f in folder.iterdir() if f.is_file() and not f.name.startswith("."))
     videos = [f for f in files if f.suffix.lower() in VIDEO_SUFFIXES]
     images = [f for f in files if f.suffix.lower() in IMAGE_SUFFIXES]
@@ -39,15 +39,15 @@ def list_media(folder: str | Path) -> list[Path]:
 
 
 def read_caption(media: Path) -> str:
-    """Returns the caption beside a video or image, its lines joined. Errors: BadRecord naming the caption file."""
+    """Returns the caption next to a video or image, its lines joined. Errors: BadRecord naming the caption file."""
     path = media.with_suffix(".txt")
     try:
         text = " ".join(path.read_text(encoding="utf-8-sig").split())
         text = check_prompt(text, str(path))
     except FileNotFoundError:
-        raise BadRecord(f"{media} has no caption; write {path.name} beside it") from None
+        raise BadRecord(f"{media} has no caption; write {path.name} next to it") from None
     except (OSError, ValueError) as error:
-        raise BadRecord(f"{path} is no caption ({error}); save it as UTF-8 text") from error
+        raise BadRecord(f"{path} is not a caption ({error}); save it as UTF-8 text") from error
     if not text:
         raise BadRecord(f"{path} is empty; write the caption of {media.name} in it")
     return text
@@ -82,7 +82,7 @@ def read_end(path: str | Path, num_frames: int, fps: float, size: tuple[int, int
 
     The last frame is the video's own; where the rates differ, those nearest in time before it are taken (left out, or
     repeated). size: (H, W); the aspect is kept and the borders are cut evenly. Only these frames are held in memory.
-    Errors: ValueError naming a file that is no video.
+    Errors: ValueError naming a file that is not a video.
     """
     with open_video(path) as (frames, rate):
         step = float(rate) / fps

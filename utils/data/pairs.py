@@ -62,7 +62,7 @@ class PairFolder:
             with safe_open(path, "pt") as shard:
                 count, *shape = shard.get_slice("trajectory").get_shape()
         except (SafetensorError, KeyError, ValueError) as error:
-            raise BadRecord(f"{path} is no shard of ODE pairs ({error}); make it again") from error
+            raise BadRecord(f"{path} is not a shard of ODE pairs ({error}); make it again") from error
         if len(prompts) != count:
             raise BadRecord(f"{path} holds {count} pairs and {len(prompts)} prompts; make it again")
         shape = tuple(shape)

@@ -89,7 +89,7 @@ def check_prompt(text: str, where: str) -> str:
 def read_image_prompts(folder: str | Path) -> list[PromptLine]:
     """Reads a folder of start images with captions, in order of file name.
 
-    Either `<stem>.png` (jpg, jpeg, webp) beside `<stem>.txt`, or the ancestors' layout: one
+    Either `<stem>.png` (jpg, jpeg, webp) next to `<stem>.txt`, or the ancestors' layout: one
     `target_crop_info_<ratio>.json` (a list of file_name, caption, target_crop) with the images in `<ratio>/`, in the
     order of the list. Errors: ValueError naming the file that is missing, doubled or empty.
     """
@@ -134,7 +134,7 @@ def list_files(folder: Path, kind: str) -> list[Path]:
     found = [f for f in files if f.suffix.lower() in KINDS[kind]]
     if not found:
         first, second = KINDS[kind][:2]
-        raise ValueError(f"{folder} holds no {kind}; put <name>{first} or <name>{second} beside <name>.txt")
+        raise ValueError(f"{folder} holds no {kind}; put <name>{first} or <name>{second} next to <name>.txt")
     return found
 
 
@@ -162,7 +162,7 @@ def _read_crop_info(path: Path) -> list[PromptLine]:
     try:
         rows = json.loads(_read_bytes(path))
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
+        raise ValueError(f"{path} is not JSON: {error}") from error
     folder = path.parent / path.stem.removeprefix("target_crop_info_")
     if not isinstance(rows, list) or not rows:
         raise ValueError(f"{path} must hold a list of entries with file_name, caption and target_crop")
@@ -191,7 +191,7 @@ def _read_bytes(path: Path) -> bytes:
 def read_raw_lines(path: str | Path) -> list[bytes]:
     """Returns the lines of a text file as they are, without their ends; `decode_line` makes text of them.
 
-    Errors: ValueError for a path that is no file.
+    Errors: ValueError for a path that is not a file.
     """
     # Bytes: str.splitlines also breaks at form feeds and U+2028, and a bad byte must be reported by its line.
     content = _read_bytes(Path(path)).removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").replace(b"\r", b"\n")

@@ -4,7 +4,7 @@
     {"prompts": ["...", "...", "..."]}                        with the switch frames in the configuration
 
 A prompt holds until its end: `end_frame` (latent frames), `end_pixel_frame` or `end` (seconds, "4.5s"). The last
-one may have an end too, which is the video's. Beside `prompts` a line may hold `seed`, `length` (latent frames, or
+one may have an end too, which is the video's. Besides `prompts` a line may hold `seed`, `length` (latent frames, or
 "20s"), `negative_prompt`, `height`, `width` (pixels) and `name` (or `id`), which names the file; and what the video
 starts from: `image`, or `video` and how much of its end, `start_seconds`. Their paths start at the script's folder.
 """
@@ -178,7 +178,7 @@ def _parsed(text: str, where: str):
         return dict(pairs)
 
     def no_number(name):
-        raise ValueError(f"{where}: {name} is no number that can be used; write one")
+        raise ValueError(f"{where}: {name} is not a number that can be used; write one")
 
     def whole(digits):
         return int(digits) if len(digits) <= DIGITS else float(digits)  # which is refused where its field is read

@@ -57,7 +57,7 @@ def read_image(path: str | Path, size: tuple[int, int], mode: str = "stretch"):
     """Returns a float32 tensor [3, H, W] in [-1, 1] of an image brought to `size` (H, W).
 
     mode: "stretch" changes the aspect (as Self-Forcing does: Pillow's antialiased bilinear), "crop" keeps it and cuts
-    the borders evenly. A camera's rotation tag is applied. Errors: ValueError naming a file that is no whole image.
+    the borders evenly. A camera's rotation tag is applied. Errors: ValueError naming a file that is not a whole image.
     """
     import torch
     from PIL import Image, ImageOps

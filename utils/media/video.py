@@ -17,7 +17,7 @@ from utils.media.image import evenly_spaced, existing_file
 def read_video(path: str | Path, seconds: float | None = None, most: int = 0) -> tuple[np.ndarray, float]:
     """Returns (uint8 frames [P, H, W, 3], frames per second); only the first `seconds` or `most` frames if given.
 
-    Errors: ValueError naming a file that is no video.
+    Errors: ValueError naming a file that is not a video.
     """
     with open_video(path) as (frames, rate):
         count = (most or None) if seconds is None else math.ceil(seconds * rate) + 1
@@ -39,7 +39,7 @@ def read_strip(path: str | Path, count: int) -> np.ndarray:
 def open_video(path: str | Path) -> Iterator[tuple[Iterator[np.ndarray], Fraction]]:
     """A context: (iterator over uint8 frames [H, W, 3], frames per second), for videos too long for the memory.
 
-    Errors: ValueError naming a file that is no video, also while the frames are taken.
+    Errors: ValueError naming a file that is not a video, also while the frames are taken.
     """
     import av
 

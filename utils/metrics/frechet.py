@@ -2,7 +2,7 @@
 
 The squared 2-Wasserstein distance of the Gaussians fitted to both sets. Source: arXiv 1706.08500, section 3; with
 features of video: arXiv 1812.01717. It is biased: a finite set lies away from its own distribution, the more the
-smaller it is, so a value only says something beside the value of real clips at the same number.
+smaller it is, so a value only says something next to the value of real clips at the same number.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ Gradients: the loss is the mean of what the ranks computed (the same number on e
 * A parameter's gradient must be AVERAGED over the group, as data parallel does over all ranks anyway. So joining
   tokens sums its gradient over the ranks (each rank asks the same, and the average divides again), and splitting
   them divides it, so that what leaves towards the latents is whole.
-* What enters beside the latents (text, image tokens) gets gradients as parameters do: to be averaged.
+* What enters next to the latents (text, image tokens) gets gradients as parameters do: to be averaged.
 
 Source: DeepSpeed-Ulysses, arXiv 2309.14509.
 """

@@ -112,7 +112,7 @@ def identify(path: str | Path) -> Description:
     clean = clean_names(state) if not any(".lora_A." in k for k in state) else state
     found.kind = find_kind(clean)
     if found.kind == NO_KIND:
-        raise ValueError(f"{path} is no model we know; its first keys: {', '.join(list(state)[:5])}")
+        raise ValueError(f"{path} is not a model we know; its first keys: {', '.join(list(state)[:5])}")
     _measure(found, clean, path)
     if notes := tensor_file.metadata(path).get(METADATA_KEY):
         found.kind, found.notes = "longtake export", json.loads(notes)

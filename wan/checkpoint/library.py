@@ -133,7 +133,7 @@ def build_image_model(config: dict, device: str | None = None) -> nn.Module:
 def load_vae(path: str | Path, dtype: torch.dtype | None = torch.float32) -> nn.Module:
     """Returns an `AutoencoderKLWan` in eval mode from Wan2.x_VAE.pth, a safetensors file, or a diffusers folder.
 
-    dtype None keeps the file's. Errors: ValueError if it is no Wan VAE or does not fit.
+    dtype None keeps the file's. Errors: ValueError if it is not a Wan VAE or does not fit.
     """
     from diffusers import AutoencoderKLWan
 
@@ -159,7 +159,7 @@ def load_vae(path: str | Path, dtype: torch.dtype | None = torch.float32) -> nn.
 def load_text_model(path: str | Path, dtype: torch.dtype | None = None) -> nn.Module:
     """Returns a `UMT5EncoderModel` in eval mode from models_t5_*.pth or a transformers folder.
 
-    dtype None keeps the file's. Errors: ValueError if it is no umT5 encoder or does not fit.
+    dtype None keeps the file's. Errors: ValueError if it is not an umT5 encoder or does not fit.
     """
     path = Path(path)
     state = clean_names(tensor_file.read(path))
@@ -185,7 +185,7 @@ def load_text_model(path: str | Path, dtype: torch.dtype | None = None) -> nn.Mo
 def load_image_model(path: str | Path, dtype: torch.dtype | None = None) -> nn.Module:
     """Returns a CLIP vision model in eval mode from models_clip_*.pth or a transformers folder.
 
-    dtype None keeps the file's. Errors: ValueError if it is no CLIP or does not fit.
+    dtype None keeps the file's. Errors: ValueError if it is not a CLIP or does not fit.
     """
     path = Path(path)
     config = tensor_file.read_config(path) if path.is_dir() else None

@@ -49,11 +49,11 @@ def find_parts(model_dir: str | Path) -> Parts:
     """Returns where the parts of a model lie, by what the directory holds.
 
     A folder with nothing but a transformer counts as an official directory without the rest.
-    Errors: ValueError if there is no such directory, or it holds parts of no model.
+    Errors: ValueError if there is not such a directory, or it holds parts of no model.
     """
     root = Path(model_dir)
     if not root.is_dir():
-        raise ValueError(f"{root} is no directory; {root.parent} holds: {tensor_file.listing(root.parent)}")
+        raise ValueError(f"{root} is not a directory; {root.parent} holds: {tensor_file.listing(root.parent)}")
     diffusers = any((root / name).is_dir() for name in ("transformer", "vae", "text_encoder"))
     transformers = _diffusers_transformers(root) if diffusers else _official_transformers(root)
     found = {part: _first(root, patterns) for part, patterns in _LOOKED_FOR.items()}

@@ -182,7 +182,7 @@ def _refuse_objects(path: Path):
         classes = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     if classes:
         raise ValueError(
-            f"{path} holds Python objects beside tensors ({', '.join(sorted(classes)[:5])}) and is refused: "
+            f"{path} holds Python objects next to tensors ({', '.join(sorted(classes)[:5])}) and is refused: "
             "nothing in a checkpoint is executed. Save its tensors alone, as safetensors"
         )
 
@@ -201,7 +201,7 @@ def _json(path: Path) -> dict:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as reason:
-        raise ValueError(f"{path} is no readable JSON: {reason}") from None
+        raise ValueError(f"{path} is not a readable JSON: {reason}") from None
 
 
 def read_config(folder: Path) -> dict | None:
@@ -224,7 +224,7 @@ def _explained(path: Path):
         raise ValueError(f"{path} may not be read; change its permissions") from None
     except refusal:
         raise ValueError(
-            f"{path} is damaged, or holds Python objects beside tensors; nothing in a checkpoint is executed. "
+            f"{path} is damaged, or holds Python objects next to tensors; nothing in a checkpoint is executed. "
             "Download it again, or save its tensors alone as safetensors"
         ) from None
     except damage as reason:

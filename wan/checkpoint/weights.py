@@ -127,7 +127,7 @@ def merge_lora(state: State, pairs: LoraPairs, alpha: float | None = None) -> St
 def export_transformer(path: str | Path, state: State, spec: TransformerSpec, metadata: dict | None = None):
     """Writes one safetensors file with official names and the sizes in its header; whole or not at all.
 
-    metadata: JSON values to keep beside the sizes, e.g. `causal`, `step`.
+    metadata: JSON values to keep next to the sizes, e.g. `causal`, `step`.
     """
     notes = {**(metadata or {}), "config": write_config(spec)}
     tensor_file.write_safetensors(path, state, {METADATA_KEY: json.dumps(notes)})
@@ -200,7 +200,7 @@ def _select(path: Path, content: dict, use_ema: bool, role: str) -> State:
             return content[key]
     advice = "; set use_ema" if "generator_ema" in held and not use_ema else "; leave use_ema out" if use_ema else ""
     if any(k.endswith("_lora") for k in held):
-        advice = "; it is a LoRA: give it beside its base"
+        advice = "; it is a LoRA: give it next to its base"
     raise ValueError(f"{path} holds no {' or '.join(wanted)}; it has: {', '.join(map(str, content))}{advice}")
 
 

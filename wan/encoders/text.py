@@ -93,7 +93,7 @@ def load_tokenizer(folder: str | Path):
     folder = Path(folder)
     files = ("tokenizer.json", "spiece.model", "tokenizer_config.json")
     if not any((folder / name).is_file() for name in files):
-        raise ValueError(f"{folder} is no tokenizer folder: none of {', '.join(files)} is there")
+        raise ValueError(f"{folder} is not a tokenizer folder: none of {', '.join(files)} is there")
     try:
         return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError, KeyError) as reason:

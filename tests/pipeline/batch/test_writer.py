@@ -57,7 +57,7 @@ def test_frames_arrive_in_order_and_long_chunks_are_cut(tmp_path):
     made, message = videos(tmp_path, 9), []
     made.write(chunks(6, 1, 2, given=1), message.append)
     assert made.decoder.model.lengths == [DECODED_TOGETHER, 2, 1, 2]
-    assert message == [2 * 4, 2 * 8]  # the given chunk is no progress; two videos
+    assert message == [2 * 4, 2 * 8]  # the given chunk is not a progress; two videos
     frames, fps = read_video(tmp_path / "x-0.mp4")
     assert frames.shape == (33, 32, 32, 3) and fps == 8
     wanted = np.repeat(np.linspace(-0.9, 0.9, 12)[:9], [1] + [4] * 8) * 127.5 + 127.5

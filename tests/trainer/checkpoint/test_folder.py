@@ -163,7 +163,7 @@ def test_twenty_kills_leave_a_loadable_one_each(tmp_path):
     assert reached >= 4, "hardly a save was finished"
     assert half >= 4, "hardly a kill hit a save"
     kept = saver(tmp_path)
-    save(kept, state(900_000), 900_000)  # what the kills left behind is no obstacle, and is removed
+    save(kept, state(900_000), 900_000)  # what the kills left behind is not an obstacle, and is removed
     assert not [name for name in names(kept) if name.endswith(".tmp")]
 
 

@@ -150,7 +150,7 @@ def test_crop_info_folder(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (b"{", "is no JSON"),
+        (b"{", "is not JSON"),
         ({}, "must hold a list"),
         ([], "must hold a list"),
         ([1], "entry 1: 'file_name'"),

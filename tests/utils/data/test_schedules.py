@@ -71,7 +71,7 @@ BAD = [
     ("a red three", "column 1: not JSON"),
     ("[1]", "got list; write an object"),
     ('{"prompts": ["a"], "prompts": ["b"]}', "prompts is written twice"),
-    ('{"prompts": ["a"], "seed": NaN}', "NaN is no number"),
+    ('{"prompts": ["a"], "seed": NaN}', "NaN is not a number"),
     ("{}", "prompts is missing"),
     (prompts(), r"prompts is \[\]; write a list"),
     ('{"prompts": "a"}', "prompts is 'a'; write a list"),

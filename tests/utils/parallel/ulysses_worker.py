@@ -185,7 +185,7 @@ def streaming_rollout(by_size) -> dict:
 
 @check
 def half_precision(by_size) -> dict:
-    """bf16 tokens and gradients travel, beside a residual stream in fp32."""
+    """bf16 tokens and gradients travel, next to a residual stream in fp32."""
     videos = []
     for group in (None, by_size[4]):
         model = network(group).to(torch.bfloat16)

@@ -67,5 +67,5 @@ def test_a_missing_part_is_named_with_what_is_there(tmp_path):
         ValueError, match=r"no text_encoder \(looked for models_t5_.*text_encoder/\); it has: transformer/, vae/"
     ):
         parts.need("text_encoder")
-    with pytest.raises(ValueError, match="is no directory; .* holds: transformer/, vae/"):
+    with pytest.raises(ValueError, match="is not a directory; .* holds: transformer/, vae/"):
         find_parts(tmp_path / "vea")

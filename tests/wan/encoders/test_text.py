@@ -76,7 +76,7 @@ def test_bad_input(encoder, tmp_path):
     for bad in ("a red 7 moving left", []):
         with pytest.raises(ValueError, match="give a list of one or more prompts"):
             encoder(bad)
-    with pytest.raises(ValueError, match="is no tokenizer folder"):
+    with pytest.raises(ValueError, match="is not a tokenizer folder"):
         load_tokenizer(tmp_path)
     with pytest.raises(ValueError, match="text.dtype is 'fp8'; write fp32 or bf16"):
         check(TextConfig(dtype="fp8"))
