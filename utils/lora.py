@@ -44,7 +44,7 @@ def inject(
 
 
 def match_linears(module: nn.Module, targets: str) -> list[str]:
-    """Returns the names of the linears that `targets` matches. Errors: ValueError if there is none, or it is not an RE."""
+    """Returns the names of the linears that `targets` matches. Errors: ValueError if there is none, or for a wrong one."""
     try:
         names = [n for n, m in module.named_modules() if isinstance(m, nn.Linear) and re.match(targets, n)]
     except re.error as error:

@@ -17,7 +17,13 @@ ROOT = Path(__file__).resolve().parents[2]
 WAN = ROOT / "configs/infer/benchmark_wan_1.3B.yaml"
 DIGITS = ["--config_path", str(ROOT / "configs/infer/digits.yaml"), "--random_weights", "--layers", "1"]
 DIGITS += ["--height", "32", "--width", "32", "--peak_tflops", "0.05", "model.spec=digits"]
-DIGITS += [f"model.path={ROOT / 'assets/digits'}", "sampler.name=few_step", "sampler.guidance=2", "threads=0"]
+DIGITS += [
+    f"model.path={ROOT / 'assets/digits'}",
+    "sampler.name=few_step",
+    "generation.steps.steps=[1000, 750, 500, 250]",
+    "sampler.guidance=2",
+    "threads=0",
+]
 
 
 def call(tmp_path, *argv, command="infer") -> int:
