@@ -142,12 +142,11 @@ def read_config(args):
         raise ValueError(f"--peak_tflops is {args.peak_tflops}; write a positive number")
     if args.layers and not args.random_weights:
         raise ValueError("--layers cuts a model to pieces that no weights fit; write --random_weights too")
-    from pipeline.config import load_recipe
-    from utils.config.field import values
+    from pipeline.config import CausalConfig, load_recipe
 
     sizes = [f"{side}={vars(args)[side]}" for side in ("height", "width") if vars(args)[side] is not None]
     config, _ = load_recipe(args.config_path, args.overrides + sizes)
-    if "cache" not in values(config.pipeline):
+    if not isinstance(config.pipeline, CausalConfig):
         raise ValueError("only causal generation is measured; write pipeline.name=causal or another recipe")
     if config.generation.cache.window_frames == -1 and not args.windows:
         raise ValueError("without a window no two chunks cost the same; write generation.cache.window_frames=12")

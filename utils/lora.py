@@ -44,7 +44,7 @@ def inject(
 
 
 def match_linears(module: nn.Module, targets: str) -> list[str]:
-    """Returns the names of the linears that `targets` matches. Errors: ValueError if there is none, or for a wrong one."""
+    """Returns the names of the linears that `targets` matches. Errors: ValueError if none, or a wrong pattern."""
     try:
         names = [n for n, m in module.named_modules() if isinstance(m, nn.Linear) and re.match(targets, n)]
     except re.error as error:
