@@ -202,7 +202,7 @@ WRONG = {
     "trainer.loss.score.shift=-3": ["trainer.loss.score", "must be positive"],
     "trainer.critic.offload=true": ["critic.offload is for frozen roles", "write critic.offload=false"],
     "trainer.generator.lora={rank: 2, targets: zzz}": ["trainer.generator.lora.targets", "'zzz' matches", "blocks"],
-    "trainer.generator.lora={rank: 2, targets: '('}": ["trainer.generator.lora.targets", "no regular expression"],
+    "trainer.generator.lora={rank: 2, targets: '('}": ["trainer.generator.lora.targets", "not a regular expression"],
     "trainer.teacher=null": ["loss dmd needs a teacher", "set trainer.teacher.weights"],
     "trainer.critic_updates_per_generator_update=0": ["trainer", "critic_updates_per_generator_update", "at least 1"],
     "trainer.loss.name=flow": ["trainer: loss flow has no update of a critic", "write trainer.name=regress"],
