@@ -181,7 +181,7 @@ def test_same_step_guided_solver_runs_on_its_caches(kind):
         rolls = replace(rollout(CacheConfig(9, 2)), sampler=MultiStep(Solver(kind, 4, 3.0), w))
         assert [len(branches) for branches in tiny.start(rolls, tiny.spans(3)).caches] == [1 if w == 1 else 2] * 4
         videos.append(tiny.video(rolls, same, tiny.spans(3, 3, 3, 3), NOISE))
-    assert tiny.error(videos[0], tiny.healthy(videos[1])) < 1e-5  # the solvers compute in fp32
+    assert tiny.error(videos[0], tiny.healthy(videos[1])) < tiny.rounding(passes=16)  # the solvers compute in fp32
 
 
 class Interrupted(Track):
