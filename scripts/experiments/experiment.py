@@ -153,7 +153,9 @@ class Experiment:
         count, fields = self.plan.read(case, results)
         if count != case.videos.count:
             raise ValueError(f"{folder} holds {count} videos, {case.videos.count} are requested")
-        content = {"facts": self.facts(case), "sampler": sampler_facts(self.root / case.recipe), **fields}
+        weights = self.trainings.weights(case.training, case.seed)
+        sampler = sampler_facts(self.root / case.recipe, weights, case.overrides)
+        content = {"facts": self.facts(case), "sampler": sampler, **fields}
         content["seconds"] = {"films": records.video_seconds(folder), "evaluate": results[0]["seconds"]}
         content["commands"] = [command.text for command in self.commands(case)]
         head = {"row": case.row, **case.labels, "budget": self.plan.budget}

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from scripts.experiments.plan import Training
+from utils.config.field import values
 from utils.config.layer import read_recipe
+from utils.config.text import format_value
 from utils.digest import file_hash
 
 
@@ -52,10 +55,10 @@ def _digest(value) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def sampler_facts(recipe: Path) -> dict:
-    """Returns {steps, guidance}: how many steps a chunk takes, and the scale of the guidance."""
+def sampler_facts(recipe: Path, weights: Path, overrides: Sequence[str]) -> dict:
+    """Returns {steps, guidance}: how many steps a chunk of these weights takes, and the scale of the guidance."""
     from pipeline.config import load_recipe
-    from utils.config.field import values
 
-    sampler = values(load_recipe(recipe)[0].sampler)
-    return {"steps": sampler.get("num_steps") or len(sampler["steps"]), "guidance": sampler["guidance"]}
+    config, _ = load_recipe(recipe, [f"model.checkpoint={format_value(str(weights))}", *overrides])
+    sampler = values(config.chosen_sampler)
+    return {"steps": sampler.get("num_steps") or len(config.generation.steps.steps), "guidance": sampler["guidance"]}

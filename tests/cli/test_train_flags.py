@@ -16,10 +16,11 @@ RECIPE = """
 model: {model}
 steps: 2
 log_every: 1
+generation: {{chunk: 2, steps: {{shift: 3.0}}}}
 trainer:
   generator: {{weights: {model}/transformer}}
-  source: {{name: latents, path: {latents}, batch: 2, frames: 4, chunk: 2}}
-  loss: {{name: flow, mode: diffusion_forcing, shift: 3.0}}
+  source: {{name: latents, path: {latents}, batch: 2, frames: 4}}
+  loss: {{name: flow, mode: diffusion_forcing}}
   text: {{dtype: fp32}}
 checkpoint: {{every: 1}}
 preview:

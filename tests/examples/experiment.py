@@ -18,7 +18,7 @@ from scripts.experiments.plan import ROOT, Case, Measure, Plan, Training, VideoS
 from scripts.experiments.records import read_record
 from scripts.measure.markdown import mean_and_half
 
-STEPS = {"four": "[1000, 750, 500, 250]", "five": "[1000, 800, 600, 400, 200]"}  # {row: sampler.steps}
+STEPS = {"four": "[1000, 750, 500, 250]", "five": "[1000, 800, 600, 400, 200]"}  # {row: generation.steps.steps}
 
 
 def make_plan() -> Plan:
@@ -36,7 +36,7 @@ def make_plan() -> Plan:
             frames=9,
             measures=(measure,),
             record=row,
-            overrides=(f"sampler.steps={steps}",),
+            overrides=(f"generation.steps.steps={steps}",),
         )
         for row, steps in STEPS.items()
     )

@@ -39,7 +39,7 @@ def test_experiment_records_what_was_run(project):
     assert run(project, "--rows", "five")[0] == 0
     record = json.loads((project.root / "docs/results/toy/five.json").read_text())
     assert (record["facts"]["videos"], record["facts"]["steps"], record["training"]["updates"]) == (8, 500, 100)
-    assert record["facts"]["cache"] == [f"sampler.steps={experiment.STEPS['five']}"]
+    assert record["facts"]["cache"] == [f"generation.steps.steps={experiment.STEPS['five']}"]
     assert record["commands"][0].startswith("python inference.py --config_path configs/infer/digits_few_step.yaml")
 
 

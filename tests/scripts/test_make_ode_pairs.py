@@ -17,10 +17,11 @@ from wan.schedule import step_sigmas
 STUDENT = """
 model: {model}
 steps: 2
+generation: {{chunk: 2, steps: {{steps: [1000, 500], shift: 3.0}}}}
 trainer:
   generator: {{weights: {model}/transformer}}
-  source: {{name: ode_pairs, path: {pairs}, batch: 2, frames: 4, chunk: 2}}
-  loss: {{name: ode, steps: [1000, 500], shift: 3.0}}
+  source: {{name: ode_pairs, path: {pairs}, batch: 2, frames: 4}}
+  loss: {{name: ode}}
   text: {{dtype: fp32}}
 """
 

@@ -18,11 +18,9 @@ from wan.schedule import step_sigmas
 
 STEPS = 3  # generator, critic, generator; a regression has seen its own update after two
 LORA = ["trainer.generator.lora.rank=4", "trainer.generator.lora.merged=true"]
-ODE = ["trainer.loss={name: ode, steps: [1000, 500], shift: 3.0}"]
-PAIRS = "trainer.source={{name: ode_pairs, path: {}, batch: 4, frames: 4, chunk: 2}}"
-NOISED = (
-    "trainer.source={{name: noised_data, clips: {}, batch: 4, frames: 4, chunk: 2, steps: [1000, 500], shift: 3.0}}"
-)
+ODE = ["trainer.loss.name=ode", "generation.steps.steps=[1000, 500]"]
+PAIRS = "trainer.source={{name: ode_pairs, path: {}, batch: 4, frames: 4}}"
+NOISED = "trainer.source={{name: noised_data, clips: {}, batch: 4, frames: 4}}"
 GAN = "trainer.loss={name: gan, discriminator: {layers: [0], ffn_dim: 32}, r1_weight: 1.0, r2_weight: 1.0}"
 FLOW = {
     "flow": [],

@@ -17,8 +17,7 @@ from utils.config.layer import Layer
 from utils.config.load import load
 
 PREVIEW = (
-    "preview={every: 2, count: 1, num_frames: 2, height: 32, width: 32, pipeline: {name: causal, chunk: 2}, "
-    "sampler: {name: few_step, steps: [1000]}}"
+    "preview={every: 2, count: 1, num_frames: 2, height: 32, width: 32, sampler: {name: multi_step, num_steps: 1}}"
 )
 
 
