@@ -5,7 +5,8 @@
     python inference.py --config_path configs/infer/digits.yaml --checkpoint_path out.safetensors
 
 A run that trained LoRA gives its adapters (`inference.py --checkpoint_path BASE --lora_path FILE`), or with --merge
-base and adapters as one plain model. The training need not be over, and none of its processes takes part.
+base and adapters as one plain model. The training need not be over, and none of its processes takes part. How the
+model generates is written next to the file, as generation_config.json, which inference.py takes as its defaults.
 """
 
 import argparse
@@ -49,6 +50,7 @@ def export(flags: argparse.Namespace) -> None:
     from wan.family import read_spec
 
     saved = find(flags.run, flags.step)
+    write_generation(saved.recipe, flags.output)
     weights = read(saved, "generator")
     begun = saved.recipe["trainer"]["ema"]["decay"] and saved.metadata("method", "ema", "started")
     average = read(saved, "ema/average") if begun and not flags.no_ema else {}  # before its start it is all zeros
@@ -70,11 +72,27 @@ def export(flags: argparse.Namespace) -> None:
     export_transformer(flags.output, state, spec, {"step": saved.step, "ema": bool(average)})
 
 
+def write_generation(recipe: dict, output: Path) -> None:
+    """Writes how the model generates next to its weights. Errors: ValueError where that of other weights lies."""
+    import json
+
+    from utils.atomic import write_json
+    from utils.config.renamed import fill
+    from utils.config.text import to_dict
+    from wan.generation import FILE, GenerationConfig
+
+    path, tree = output.with_name(FILE), fill(recipe.get("generation", {}), to_dict(GenerationConfig()))
+    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != tree:
+        raise ValueError(f"{path} is of weights that generate otherwise; write into a folder of their own")
+    write_json(path, tree)
+
+
 def find(run: Path, step: int):
     """Returns the checkpoint. Errors: ValueError naming what is there instead."""
     from trainer.checkpoint.folder import Checkpoint, CheckpointConfig, Saved
+    from trainer.config import OLD_KEYS
 
-    checkpoints = Checkpoint(run, CheckpointConfig())
+    checkpoints = Checkpoint(run, CheckpointConfig(), old=OLD_KEYS)
     if not step:
         saved = checkpoints.find()
         if saved is None:
@@ -83,7 +101,7 @@ def find(run: Path, step: int):
     folders = {int(p.name.partition("_")[2]): p for p in checkpoints.complete()}
     if step not in folders:
         raise ValueError(f"{checkpoints.folder} has no step {step}; it has {sorted(folders) or 'none'}")
-    return Saved(folders[step], None)
+    return Saved(folders[step], None, OLD_KEYS)
 
 
 def read(saved, part: str):

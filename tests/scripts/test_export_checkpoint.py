@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -9,7 +11,9 @@ from scripts import export_checkpoint
 from tests import digits_fixture
 from trainer.build import build
 from trainer.config import load_recipe
+from utils.config.text import to_dict
 from wan.checkpoint.weights import load_lora, load_transformer, merge_lora
+from wan.generation import FILE
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +40,19 @@ def test_average_weights_and_an_older_step(recipe, tmp_path, capsys):
         assert spec == method.roles.generator.spec and state.keys() == own.keys()
         assert all(torch.equal(state[n], wanted[n]) for n in own)
     assert export_checkpoint.main([str(tmp_path / "run"), str(out), "--step", "2", "--no_ema", "--dtype", "fp32"]) == 0
+    assert json.loads((tmp_path / FILE).read_text()) == to_dict(load_recipe(recipe)[0].generation)
     older = load_transformer(out)[1]
     assert not all(torch.equal(older[n], own[n]) for n in own)
     assert export_checkpoint.main([str(tmp_path / "run"), str(out), "--step", "3"]) == 2
     assert "has no step 3; it has [2, 4]" in capsys.readouterr().err
+
+
+def test_another_way_to_generate_is_not_overwritten(recipe, tmp_path, capsys):
+    fit(recipe, tmp_path / "run")
+    (tmp_path / FILE).write_text('{"chunk": 7}')
+    out = tmp_path / "out.safetensors"
+    assert export_checkpoint.main([str(tmp_path / "run"), str(out)]) == 2
+    assert "write into a folder of their own" in capsys.readouterr().err and not out.exists()
 
 
 @pytest.mark.parametrize("ema", ["trainer.ema.start_step=9", "trainer.ema.decay=0"])
