@@ -53,7 +53,7 @@ class ModelBundle:
 
     @classmethod
     def of(cls, denoiser: Denoiser, vae: Codec, text, device: torch.device, dtype: torch.dtype) -> ModelBundle:
-        """Returns the kit of parts that are loaded already (a training's), for text to video."""
+        """Returns the bundle of parts that are loaded already (a training's), for text to video."""
         return cls(spec_for(denoiser.spec, vae.strides), denoiser, vae, text, None, device, dtype, "")
 
     def condition(self, prompts: list[str], negative: str | list[str] | None) -> Condition:

@@ -55,7 +55,7 @@ class Distill:
         return {**metrics, **self.critic_step(step)}
 
     def generator_step(self, step: int) -> dict[str, torch.Tensor]:
-        """Samples with gradient and moves the generator; the judges pass gradient on but keep none."""
+        """Samples with gradient and moves the generator; gradients of critic and discriminator are discarded."""
         parts = self.config.accumulate
         metrics, prompts = backward(self.source, self.loss, self.roles, self.rng, 2 * step, parts)
         self.last_prompts["generator_"] = prompts

@@ -47,7 +47,7 @@ def check(config, origins: Mapping[str, str] | None = None) -> None:
 
 def find_problems(config) -> Iterator[Problem]:
     """Yields what is wrong: packages, data, model parts, weights; and where these are there, whether they fit."""
-    yield from ((f"track.{name}", text) for name, text in config.track.lacking().items())
+    yield from ((f"track.{name}", text) for name, text in config.track.missing().items())
     knobs = values(config.trainer)
     if "generator" not in knobs:
         return  # a codec starts from nothing and reads nothing

@@ -39,7 +39,7 @@ class TrackConfig:
         if self.wandb_mode not in MODES:
             yield f"wandb_mode is {self.wandb_mode!r}; write one of {MODES}, or wandb: false for none"
 
-    def lacking(self) -> dict[str, str]:
+    def missing(self) -> dict[str, str]:
         """Returns knob -> what to do, for each tracker that is asked for and whose package is not installed."""
         wanted = {name: on for name, on in (("wandb", self.wandb), ("tensorboard", self.tensorboard)) if on}
         return {
@@ -53,8 +53,8 @@ class TrackConfig:
 
         Errors: ValueError for a package that is not installed.
         """
-        if lacking := self.lacking():
-            raise ValueError("\n".join(f"track.{name}: {text}" for name, text in lacking.items()))
+        if missing := self.missing():
+            raise ValueError("\n".join(f"track.{name}: {text}" for name, text in missing.items()))
         if ranks.rank():
             return []
         wandb = [Wandb(run, self, config)] if self.wandb else []

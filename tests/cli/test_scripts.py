@@ -89,7 +89,7 @@ def test_the_short_form_takes_switch_frames(door, script, tmp_path):
     assert [s["frame"] for s in report["switches"]] == [0, 1]
     said = door.fails("--data_path", path, "--switch_frames", "2, 1", "--output_folder", tmp_path / "none")
     assert "switch_frames is '2, 1'" in said
-    assert "data.switch_frames are 0" in door.fails("--data_path", path, "--output_folder", tmp_path / "none")
+    assert "2 prompts and 0 data.switch_frames" in door.fails("--data_path", path, "--output_folder", tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
 

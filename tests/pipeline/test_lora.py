@@ -30,7 +30,7 @@ def files(tmp_path):
 
 def velocity(files, **knobs):
     config = ModelConfig(checkpoint=str(files / "base.safetensors"), dtype="fp32", **knobs)
-    denoiser = _network(config, Parts(files, "official"), "", hashlib.sha256(), torch.device("cpu"))
+    denoiser = _network(config, Parts(files, "official"), "", hashlib.sha256(), torch.device("cpu"), None, None)
     with torch.no_grad():
         return denoiser(tiny.latents(3), 0.7, tiny.condition(), Full()), denoiser
 

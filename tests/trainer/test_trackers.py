@@ -130,7 +130,7 @@ def test_other_ranks_write_nothing(tmp_path, monkeypatch):
 @pytest.mark.parametrize("package", ["wandb", "tensorboard"])
 def test_a_missing_package_names_the_extra(tmp_path, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
-    assert TrackConfig().lacking() == {}
+    assert TrackConfig().missing() == {}
     with pytest.raises(ValueError, match=rf"track.{package}: the package {package} .*pip install -e \.\[track\]"):
         TrackConfig(**{package: True}).build(tmp_path, {})
 

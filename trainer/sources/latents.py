@@ -1,8 +1,8 @@
-"""Sources make samples: `source.next(step, roles, rng, graded=True, index=None) -> Sample`.
+"""Sources make samples: `source.next(step, roles, rng, with_grad=True, index=None) -> Sample`.
 
 What a step sees is a function of the step and of a sample's index in the global batch, so a resumed
 run, or one on another number of ranks, sees the same. `index`: which samples of the step, a part of
-`source.index(step)` on a rank among others, by default all. `graded` is for sources that generate:
+`source.index(step)` on a rank among others, by default all. `with_grad` is for sources that generate:
 whether the latents carry gradient.
 """
 

@@ -26,7 +26,7 @@ class Fragment:
 def boxes(file: BinaryIO, start: int = 0) -> Iterator[tuple[int, int, bytes]]:
     """Yields (offset, length, kind) of the boxes at the top of a file, from `start` on.
 
-    Errors: ValueError where one is torn: the file ends within it.
+    Errors: ValueError where one is cut: the file ends within it.
     """
     end = os.fstat(file.fileno()).st_size
     while start < end:
@@ -34,13 +34,13 @@ def boxes(file: BinaryIO, start: int = 0) -> Iterator[tuple[int, int, bytes]]:
         length, kind, wide = struct.unpack(">I4sQ", file.read(16).ljust(16, b"\0"))
         length = wide if length == 1 else length
         if length < 8 or start + length > end:
-            raise ValueError(f"the box at byte {start} is torn")
+            raise ValueError(f"the box at byte {start} is cut off")
         yield start, length, kind
         start += length
 
 
 def fragments(file: BinaryIO, start: int = 0) -> list[Fragment]:
-    """Returns the fragments from byte `start` on; errors: ValueError for a torn one."""
+    """Returns the fragments from byte `start` on; errors: ValueError for one that is cut."""
     found = []
     for offset, length, kind in boxes(file, start):
         if kind == b"moof":

@@ -64,7 +64,7 @@ def test_other_bad_paths(tmp_path):
     with pytest.raises(ValueError, match="holds a list"):
         load_transformer(tmp_path / "list.pt")
     save_file({"x": torch.zeros(2)}, tmp_path / "x.safetensors")
-    with pytest.raises(ValueError, match="not a model we know"):
+    with pytest.raises(ValueError, match="holds no model we know"):
         load_transformer(tmp_path / "x.safetensors")
     with pytest.raises(ValueError, match="not a model we know; its first keys: x"):
         identify(tmp_path / "x.safetensors")
