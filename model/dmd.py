@@ -3,7 +3,7 @@
     g = (x0_critic(x_sigma) - x0_teacher(x_sigma)) / mean |x - x0_teacher(x_sigma)|
     L = 1/2 mean (x - stopgrad(x - g))^2,   so dL/dx = g / numel
 
-over the frames of the sample's mask. A score that is not finite makes the loss so, and the run stops; Self-Forcing
+over the frames of the sample's mask. A non-finite score makes the loss non-finite and training stops; Self-Forcing
 puts 0 in its place and goes on. With the source `noised_data` instead of `rollout` this is
 CausVid's objective.
 Source: DMD2 (arXiv 2405.14867) equation 8; Self-Forcing, model/dmd.py; CausVid (arXiv 2412.07772).

@@ -2,7 +2,7 @@
 
     L = mean (r - f) ((r - x) - alpha (r - f)) / stopgrad(mean |x - r|),   r, f = x0 of teacher, critic at x_sigma
 
-A score that is not finite makes the loss so, and the run stops.
+A non-finite score makes the loss non-finite, and training stops.
 Source: SiD (arXiv 2404.04057) equation 23; Self-Forcing, model/sid.py (which never starts).
 """
 

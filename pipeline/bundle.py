@@ -23,10 +23,10 @@ from wan.config import TextConfig, VAEConfig
 from wan.denoiser import Denoiser, ExpertDenoiser
 from wan.encoders.prompts import PromptCache
 from wan.encoders.text import DTYPES
-from wan.family import family_of, find_published, spec_for
+from wan.family import find_published, get_family, spec_for
 from wan.spec import ModelSpec
 
-HASHED_BYTES = 4096  # of each tensor; reading 28 GB for a name would take longer than a video
+HASHED_BYTES = 4096  # of each tensor; hashing all 28 GB would take longer than generating a video
 CACHED_PROMPTS = 64  # whose embeddings are kept; a long session may use many prompts
 
 
@@ -107,7 +107,7 @@ def load_bundle(config: ModelConfig, vae: VAEConfig, text: TextConfig, decoder=N
     digest, folder = hashlib.sha256(), _folder_sizes(parts) if config.checkpoint and not chosen else None
     networks = [_network(config, parts, expert, digest, device, chosen, folder) for expert in experts]
     sizes = networks[0].spec
-    family, dtype = family_of(sizes), DTYPES[config.dtype]
+    family, dtype = get_family(sizes), DTYPES[config.dtype]
     face = family.open_vae(parts.need("vae"), vae, device)
     pixels = build_decoder(decoder, face, device)
     spec = _spec(config, sizes, len(networks), face)
@@ -161,7 +161,7 @@ def _network(config: ModelConfig, parts: Parts, expert: str, digest, device, cho
     network = replace(weights, state={k: v.to(dtype) for k, v in state.items()}).build()
     if pairs and not config.lora_merge:
         inject_pairs(network, pairs, alpha)
-    return family_of(weights.spec).denoiser(set_knobs(network, config)).to(device)
+    return get_family(weights.spec).denoiser(set_knobs(network, config)).to(device)
 
 
 def _enter(digest, state: dict[str, torch.Tensor]) -> None:

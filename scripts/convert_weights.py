@@ -143,9 +143,9 @@ def convert_transformer(args, change=lambda state: state, notes: dict | None = N
 def write_folder(folder: Path, state, spec, to: str):
     """Writes a transformer's folder; the weights first, so that a folder with config.json is whole."""
     from wan.checkpoint import tensor_file
-    from wan.family import family_of
+    from wan.family import get_family
 
-    names, config = family_of(spec).layout(to, state, spec)
+    names, config = get_family(spec).layout(to, state, spec)
     theta = vars(spec).get("rope_theta", ROTARY_THETA)
     if to == "diffusers" and theta != ROTARY_THETA:
         print(f"note: diffusers itself always computes with rope_theta {ROTARY_THETA:g}, not {theta:g}")

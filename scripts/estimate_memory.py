@@ -102,11 +102,11 @@ def count(name: str) -> tuple[int, int]:
     """Returns (parameters of the transformer, parameters of one block)."""
     import torch
 
-    from wan.family import family_of, find_published
+    from wan.family import find_published, get_family
 
     spec = find_published(name).transformer
     with torch.device("meta"):
-        network = family_of(spec).network(spec)
+        network = get_family(spec).network(spec)
     return sum(p.numel() for p in network.parameters()), sum(p.numel() for p in network.blocks[0].parameters())
 
 

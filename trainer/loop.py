@@ -35,7 +35,8 @@ class Loop:
             self.method.load_state_dict(state["method"])
         except (RuntimeError, KeyError, ValueError) as error:
             raise ValueError(
-                f"the checkpoint of step {found.step} is of another configuration ({str(error).splitlines()[0]}). "
+                f"the checkpoint of step {found.step} does not match this configuration "
+                f"({str(error).splitlines()[0]}). "
                 f"Changed since (saved -> now): {', '.join(changes[:10]) or 'nothing that the recipe says'}; "
                 "give its own recipe, another --logdir, or --no-auto-resume"
             ) from error

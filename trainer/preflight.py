@@ -1,4 +1,4 @@
-"""What can be told wrong with a training before a network is built: missing files, parts that do not fit together.
+"""Checks that need no network: missing files, incompatible parts.
 
 Values that are wrong by themselves are refused when the configuration is read (`check` of each dataclass).
 """
@@ -19,7 +19,7 @@ from utils.lora import BLOCK_LINEARS, match_linears
 from wan.checkpoint import tensor_file
 from wan.checkpoint.parts import Parts, find_parts
 from wan.checkpoint.weights import read_weights
-from wan.family import family_of, find_published, published_specs
+from wan.family import find_published, get_family, published_specs
 from wan.geometry import Geometry
 from wan.spec import TransformerSpec
 
@@ -136,7 +136,7 @@ def find_misfits(sizes: Mapping[str, TransformerSpec], parts: Parts | None) -> I
     """Yields the roles whose latent channels or text width are not those of the model folder and of the generator."""
     channels = {f"trainer.{name}": s.out_dim for name, s in sizes.items()}
     widths = {f"trainer.{name}": s.text_dim for name, s in sizes.items()}
-    family = family_of(next(iter(sizes.values()))) if sizes else None
+    family = get_family(next(iter(sizes.values()))) if sizes else None
     if family and parts and parts.vae:
         channels["model (its VAE)"] = family.latent_channels(parts.vae)
     if family and parts and parts.text_encoder:
@@ -195,7 +195,7 @@ def find_lost_targets(where: str, lora, sizes: TransformerSpec) -> Iterator[Prob
     """Yields a pattern for adapters that fits no layer."""
     if lora.rank:
         with torch.device("meta"):
-            network = family_of(sizes).network(sizes)
+            network = get_family(sizes).network(sizes)
         try:
             match_linears(network, lora.targets)
         except ValueError as error:

@@ -31,7 +31,7 @@ from utils.parallel import ranks
 from utils.rng import Rng
 from wan.checkpoint.parts import find_parts
 from wan.encoders.text import DTYPES
-from wan.family import family_of
+from wan.family import get_family
 from wan.geometry import Geometry
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class Preview(Callback):
         vae = roles.vae
         if vae is None:
             path = find_parts(training.model).need("vae")
-            vae = family_of(roles.generator.spec).open_vae(path, config.vae, roles.device)
+            vae = get_family(roles.generator.spec).open_vae(path, config.vae, roles.device)
         dtype = DTYPES[method.config.generator.dtype]
         self.bundle = ModelBundle.of(roles.generator, vae, lambda prompts: roles.text(prompts), roles.device, dtype)
         self.geometry = Geometry.of(self.bundle.spec, config.height, config.width)

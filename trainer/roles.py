@@ -21,7 +21,7 @@ from wan.condition import Condition
 from wan.denoiser import Denoiser
 from wan.encoders.prompts import PromptCache
 from wan.encoders.text import DTYPES
-from wan.family import family_of, find_published
+from wan.family import find_published, get_family
 
 CACHED_PROMPTS = 256  # whose embeddings are kept: 1.1 GB of umT5's
 
@@ -37,14 +37,14 @@ def build_network(
     transformer.precision, transformer.checkpointing = config.precision, config.checkpointing
     dispatch.apply(transformer, config.attention)
     _place(config, transformer, device, layout, trained)
-    return family_of(transformer.spec).denoiser(transformer)
+    return get_family(transformer.spec).denoiser(transformer)
 
 
 def _draw(config: RoleConfig, rng: Rng) -> torch.nn.Module:
     """Returns a fresh network."""
     spec = find_published(config.spec).transformer
     seed_libraries(rng.at("init", config.spec))
-    return family_of(spec).network(spec)
+    return get_family(spec).network(spec)
 
 
 def _place(config: RoleConfig, transformer, device: torch.device, layout: ParallelLayout, trained: bool) -> None:
@@ -89,7 +89,7 @@ class Roles:
         """Returns the generator and text encoder of a `RegressConfig`; `model` is the encoder's directory."""
         network = config.generator.build(rng, device, layout, trained=True)
         sharded = layout.world > 1 and layout.config.shard_text
-        encoder = family_of(network.spec).open_text(find_parts(model), network.spec, config.text, device)
+        encoder = get_family(network.spec).open_text(find_parts(model), network.spec, config.text, device)
         if sharded:
             dtype = next(encoder.parameters()).dtype
             fsdp.shard(encoder.model.requires_grad_(False), encoder.model.encoder.block, layout, dtype)
@@ -111,7 +111,7 @@ class Roles:
             discriminator = Discriminator(critic.spec, config.loss.discriminator).to(device)
             if layout.world > 1 or config.critic.dtype != "fp32":
                 fsdp.shard(discriminator, discriminator.readers, layout, DTYPES[config.critic.dtype])
-        vae = family_of(roles.generator.spec).open_vae(find_parts(model).need("vae"), config.vae, device)
+        vae = get_family(roles.generator.spec).open_vae(find_parts(model).need("vae"), config.vae, device)
         return replace(
             roles,
             teacher=teacher,

@@ -99,7 +99,9 @@ def inject_pairs(module: nn.Module, pairs: LoraPairs, alpha: float | None = None
         raise ValueError(f"the LoRA mixes ranks {sorted(ranks)}; merge it into the base instead of running it live")
     known = {n for n, m in module.named_modules() if isinstance(m, nn.Linear)}
     if lost := [n for n in pairs if n not in known]:
-        raise ValueError(f"the LoRA changes {len(lost)} layers that the module lacks: {', '.join(lost[:10])}")
+        raise ValueError(
+            f"the LoRA has weights for {len(lost)} layers that this model does not have: {', '.join(lost[:10])}"
+        )
     exactly = "(?:" + "|".join(re.escape(n) for n in pairs) + ")$"
     inject(module, ranks.pop(), alpha, exactly)
     load_pairs(module, pairs)

@@ -90,7 +90,7 @@ def families() -> list[Family]:
     return [_resolve(target) for target in reversed(FAMILIES.values())]
 
 
-def family_of(spec: TransformerSpec) -> Family:
+def get_family(spec: TransformerSpec) -> Family:
     """Returns the family of these sizes."""
     return _resolve(FAMILIES[spec.family])
 
@@ -103,7 +103,7 @@ def family_of_kind(kind: str) -> Family | None:
 def write_config(spec: TransformerSpec) -> dict:
     """Returns the sizes as exports and checkpoints hold them: the fields under the name of the network's class."""
     sizes = {f.name: vars(spec)[f.name] for f in fields(spec)}
-    return {"_class_name": family_of(spec).class_name, **sizes}
+    return {"_class_name": get_family(spec).class_name, **sizes}
 
 
 def read_config(config: Config, fallback: Family | None = None) -> tuple[Family, dict] | None:

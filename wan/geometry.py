@@ -117,7 +117,7 @@ def check_chunks(total: int, size: int, first: int | None = None) -> None:
     """Raises ValueError if `total` frames do not fill whole chunks; cheap for any number."""
     head = first or 0
     if size < 1 or head < 0:
-        raise ValueError(f"a chunk of {size} latent frames (first {head}) cannot be; write 1 or more")
+        raise ValueError(f"chunk is {size} (first chunk {head}); it must be at least 1 latent frame")
     rest = total - head
     if total < 1 or rest < 0 or rest % size:
         shape = f"{head} + {size}n" if head else f"{size}n"

@@ -31,7 +31,7 @@ from wan.checkpoint.parts import find_parts
 from wan.codec.vae import StreamingVAE
 from wan.condition import Condition
 from wan.encoders.text import DTYPES
-from wan.family import family_of, find_published
+from wan.family import find_published, get_family
 from wan.flops import PassFlops, decode_flops, pass_flops
 from wan.geometry import Geometry
 from wan.rope import RotaryTable
@@ -54,8 +54,8 @@ def build_kit(config, random_weights: bool, layers: int | None, device: torch.de
     dtype = DTYPES[config.model.dtype]
     torch.manual_seed(config.seed)
     with torch.device(device):
-        network = draw_zeros(family_of(spec.transformer).network(spec.transformer))
-    denoiser = family_of(spec.transformer).denoiser(set_knobs(network.to(dtype), config.model))
+        network = draw_zeros(get_family(spec.transformer).network(spec.transformer))
+    denoiser = get_family(spec.transformer).denoiser(set_knobs(network.to(dtype), config.model))
     folder = Path(config.model.path)
     path = find_parts(folder).vae if folder.is_dir() else None
     model = load_vae(path) if path else build_vae(VAE_CONFIGS[VAE_FAMILY[spec.vae_file]], device)

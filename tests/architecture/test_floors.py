@@ -237,7 +237,7 @@ def test_networks_that_no_family_built_are_caught(text):
 
 
 def test_networks_of_a_family_pass():
-    text = "from wan.denoiser import Denoiser\nx: Denoiser = family_of(spec).denoiser(network)\nfamily.open_vae(path)"
+    text = "from wan.denoiser import Denoiser\nx: Denoiser = get_family(spec).denoiser(network)\nfamily.open_vae(path)"
     assert check_families(Source("trainer/a.py", text)) == []
 
 

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.config import mask_problems
-from pipeline.config import CausalConfig, ContextConfig
 from pipeline.executor import PlainExecutor
 from pipeline.rollout import Chunk, Rollout
 from pipeline.sampler import MultiStep
@@ -22,6 +21,7 @@ from tests import tiny, tolerance
 from tests.contract.oracle import Book, Oracle, Window, again, at
 from tests.examples import same_step
 from trainer.sources.config import RolloutConfig, StreamConfig
+from wan.generation import ContextConfig, GenerationConfig, StepsConfig
 from wan.geometry import Span
 from wan.ledger import CacheConfig
 
@@ -200,7 +200,7 @@ class Interrupted(Track):
         return self.asked == self.at_step
 
 
-def caches_of(state) -> list[torch.Tensor]:
+def list_caches(state) -> list[torch.Tensor]:
     """Returns all committed keys and values."""
     return [t for branches in state.caches for cache in branches for t in cache.snapshot().values()]
 
@@ -214,17 +214,17 @@ def test_same_step_chunk_can_be_dropped_and_forked(step, training):
     with torch.no_grad():
         wanted = [chunk.latents for chunk in tiny.generate(rolls, Fixed(TEXT), borders, NOISE)]
         list(executor.run(state, Fixed(TEXT), borders[:2], NOISE))
-        before = caches_of(state)
+        before = list_caches(state)
 
         def during():
-            assert all(torch.equal(a, b) for a, b in zip(before, caches_of(state), strict=True))
+            assert all(torch.equal(a, b) for a, b in zip(before, list_caches(state), strict=True))
             forks.append(state.fork())
 
         made = list(executor.run(state, Interrupted(step, during), borders[2:], NOISE))
         forked = list(executor.run(forks[0], Fixed(TEXT), borders[2:], NOISE))
     for chunks in (made, forked):
         assert all(torch.equal(c.latents, x) for c, x in zip(chunks, wanted[2:], strict=True))
-    assert not all(torch.equal(a, b) for a, b in zip(before, caches_of(state), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(before, list_caches(state), strict=True))
 
 
 def test_same_step_commit_before_the_end_shows(monkeypatch):
@@ -254,16 +254,17 @@ def test_same_step_recache_of_the_same_text_changes_no_bit(window):
     state = tiny.start(rolls, borders)
     with torch.no_grad():
         list(PlainExecutor(rolls).run(state, Fixed(TEXT), borders, NOISE))
-        before = caches_of(state)
+        before = list_caches(state)
         assert rolls.set_condition(state, replace(TEXT, key="again")) is not None
-        after = caches_of(state)
+        after = list_caches(state)
         rolls.set_condition(state, tiny.condition(1, 1, torch.float64))
     assert len(before) == 2 * len(SIGMAS) and all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
-    moved = [tiny.error(a, b) for a, b in zip(after, caches_of(state), strict=True)]
+    moved = [tiny.error(a, b) for a, b in zip(after, list_caches(state), strict=True)]
     assert min(moved) > 1e-3, "another text reaches the cache of every step"
 
 
 SAME_STEP = CacheConfig(content="same_step")
+GENERATION = GenerationConfig(cache=SAME_STEP, steps=StepsConfig((1000.0, 500.0)))
 
 
 @pytest.mark.parametrize(
@@ -272,9 +273,9 @@ SAME_STEP = CacheConfig(content="same_step")
         (CacheConfig(content="noisy").problems(), "cache.content is 'noisy'; write one of clean, same_step"),
         (CacheConfig(content="same_step", recache="bidirectional").problems(), "chunk by chunk; write causal or none"),
         (CacheConfig(content="same_step", recache="reset").problems(), "cache.recache reset: .*write causal or none"),
-        (CausalConfig(cache=SAME_STEP, context=ContextConfig(0.1)).problems(), "no context pass runs; leave out"),
-        (RolloutConfig("x", cache=SAME_STEP, exit_per_chunk=True).problems(), "write exit_per_chunk=false"),
-        (StreamConfig("x", cache=SAME_STEP).problems(), "write last_step_only=true"),
+        (GenerationConfig(cache=SAME_STEP, context=ContextConfig(0.1)).problems(), "no context pass runs; leave out"),
+        (RolloutConfig("x", exit_per_chunk=True).problems_with(GENERATION), "write exit_per_chunk=false"),
+        (StreamConfig("x").problems_with(GENERATION), "write last_step_only=true"),
         (mask_problems(SAME_STEP), "write content: clean"),
     ],
 )
@@ -284,16 +285,15 @@ def test_same_step_config_is_refused(problems, words):
 
 
 @pytest.mark.parametrize(
-    "config",
+    "source",
     [
-        CausalConfig(cache=SAME_STEP),
-        RolloutConfig("x", cache=SAME_STEP, exit_per_chunk=True, last_step_only=True),
-        RolloutConfig("x", cache=SAME_STEP),
-        StreamConfig("x", cache=SAME_STEP, last_step_only=True),
+        RolloutConfig("x", exit_per_chunk=True, last_step_only=True),
+        RolloutConfig("x"),
+        StreamConfig("x", last_step_only=True),
     ],
 )
-def test_same_step_config_is_accepted(config):
-    assert list(config.problems()) == []
+def test_same_step_config_is_accepted(source):
+    assert [*GENERATION.problems(), *source.problems(), *source.problems_with(GENERATION)] == []
 
 
 def test_same_step_memory_is_bounded():

@@ -19,7 +19,7 @@ from trainer.build import build
 from trainer.config import load_recipe
 from wan.checkpoint.identify import identify
 from wan.checkpoint.weights import read_weights
-from wan.family import families, family_of, published_specs
+from wan.family import families, get_family, published_specs
 
 LINE = {"gain": "tests.examples.gain_family.family:Gain"}
 RECIPE = ROOT / "tests/examples/gain_family/gain.yaml"
@@ -110,7 +110,7 @@ def test_it_is_teacher_critic_and_generator(run, tmp_path):
 
 def test_the_families_are_told_apart(run, tmp_path):
     digits = read_weights(ROOT / "assets/digits/transformer", shapes_only=True)
-    assert family_of(digits.spec).class_name == "WanTransformer" and family_of(SMALL).class_name == "GainTransformer"
+    assert get_family(digits.spec).class_name == "WanTransformer" and get_family(SMALL).class_name == "GainTransformer"
     assert [family.class_name for family in families()] == ["GainTransformer", "WanTransformer"]
     assert {"gain-digits", "digits", "t2v-1.3B"} <= published_specs().keys()
 
@@ -137,6 +137,6 @@ def test_weights_of_another_family_are_named(run, door, tmp_path):
 
 
 def test_a_fresh_gain_is_in_use():
-    network = family_of(SMALL).network(SMALL)
+    network = get_family(SMALL).network(SMALL)
     assert set(network.state_dict()) - set(tiny.transformer(num_layers=1).state_dict()) == {"blocks.0.gain"}
     assert torch.equal(network.blocks[0].gain, torch.full((SMALL.dim,), SMALL.start_gain))

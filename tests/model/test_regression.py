@@ -115,7 +115,7 @@ def test_ode_parts_add_up_to_the_batch():
     states = loss.draw_states(whole, rng, whole.index)
     assert (states[:2] < 4).sum() != (states[2:] < 4).sum()  # else a mean of means would pass
 
-    def gradient_of(*parts):
+    def part_gradient(*parts):
         roles, values = SimpleNamespace(generator=Affine(SLOPE, PUSH)), []
         for own in parts:
             condition = replace(whole.condition, text=whole.condition.text[own], null_text=None)
@@ -125,7 +125,7 @@ def test_ode_parts_add_up_to_the_batch():
             values.append(value.item())
         return sum(values) / len(values), torch.stack(gradients(roles.generator)[:2])
 
-    (at_once, whole_gradient), (in_parts, gradient) = gradient_of(slice(4)), gradient_of(slice(2), slice(2, 4))
+    (at_once, whole_gradient), (in_parts, gradient) = part_gradient(slice(4)), part_gradient(slice(2), slice(2, 4))
     assert abs(at_once - in_parts) < BOUND and tiny.error(whole_gradient, gradient) < BOUND
 
 

@@ -27,7 +27,7 @@ POLICIES = [
 CASES = [(config, training) for config in POLICIES for training in (False, True)]
 
 
-def executor_of(config, training=False, guidance=2.0) -> PlainExecutor:
+def make_executor(config, training=False, guidance=2.0) -> PlainExecutor:
     return PlainExecutor(tiny.rollout(tiny.denoiser(), config, guidance=guidance, training=training))
 
 
@@ -46,7 +46,7 @@ def rest(executor, state, text=1) -> torch.Tensor:
     return tiny.healthy(torch.cat([c.latents for c in executor.run(state, track, BORDERS, tiny.noise())], 1))
 
 
-def tensors_of(state) -> list[torch.Tensor]:
+def list_tensors(state) -> list[torch.Tensor]:
     """Returns every tensor that hangs on a state."""
     held = [x for chunk in state.latest for x in (chunk.latents, *chunk.inputs)]
     for branches in state.caches:
@@ -58,7 +58,7 @@ def tensors_of(state) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize(("config", "training"), CASES, ids=str)
 def test_state_fork_shares_nothing(config, training):
-    executor = executor_of(config, training)
+    executor = make_executor(config, training)
     wanted = rest(executor, half_way(executor))
     state = half_way(executor)
     fork = state.fork()
@@ -69,7 +69,7 @@ def test_state_fork_shares_nothing(config, training):
 
 def test_state_fork_that_shares_a_cache_shows(monkeypatch):
     monkeypatch.setattr(KVCache, "fork", lambda self: self)
-    executor = executor_of(POLICIES[0])
+    executor = make_executor(POLICIES[0])
     state = half_way(executor)
     rest(executor, state.fork(), text=2)
     with pytest.raises(ValueError, match="does not start at the next frame"):
@@ -78,15 +78,15 @@ def test_state_fork_that_shares_a_cache_shows(monkeypatch):
 
 @pytest.mark.parametrize(("config", "training"), CASES, ids=str)
 def test_state_moves_whole(config, training):
-    executor = executor_of(config, training)
+    executor = make_executor(config, training)
     wanted, state = rest(executor, half_way(executor)), half_way(executor)
-    assert {t.device.type for t in tensors_of(state.fork().to("meta"))} == {"meta"}
+    assert {t.device.type for t in list_tensors(state.fork().to("meta"))} == {"meta"}
     assert torch.equal(rest(executor, state.to("cpu")), wanted)
 
 
 @pytest.mark.parametrize(("config", "training"), CASES, ids=str)
 def test_state_restores_from_bytes(config, training):
-    executor = executor_of(config, training)
+    executor = make_executor(config, training)
     state = half_way(executor)
     book, tensors = state.snapshot()
     book, tensors = json.loads(json.dumps(book)), load(save(tensors))
@@ -97,8 +97,8 @@ def test_state_restores_from_bytes(config, training):
 
 @pytest.mark.parametrize("name", ["0.keys", "3.values", "latest", "inputs.1"])
 def test_state_every_tensor_matters(name):
-    executor = executor_of(CacheConfig(9, 2, content="same_step", recache="none"))
-    recaching = executor_of(POLICIES[3])
+    executor = make_executor(CacheConfig(9, 2, content="same_step", recache="none"))
+    recaching = make_executor(POLICIES[3])
     state = half_way(executor)
     book, tensors = state.snapshot()
     changed = tensors | {name: tensors[name] * 0.5}
@@ -112,7 +112,7 @@ def test_state_every_tensor_matters(name):
 
 
 def test_state_keeps_an_interrupted_recache():
-    executor = executor_of(POLICIES[0])
+    executor = make_executor(POLICIES[0])
     state = half_way(executor)
     state.key = RECACHE_INCOMPLETE
     again = executor.rollout.restore(*state.snapshot(), TEXTS[0])
@@ -123,7 +123,7 @@ def test_state_keeps_an_interrupted_recache():
 
 
 def test_state_pack_holds_decoder_and_version():
-    executor = executor_of(POLICIES[0])
+    executor = make_executor(POLICIES[0])
     stream = (tiny.latents(1), None, "Rep")
     packed = pack(half_way(executor), stream, 8)
     state, again = unpack(packed, executor.rollout, TEXTS[0], "cpu")
@@ -137,7 +137,7 @@ def test_state_pack_holds_decoder_and_version():
 
 def test_state_shares_text_keys_between_steps():
     """They depend on text and weights alone: K caches of a branch compute them once; a fork computes its own."""
-    state = tiny.start(executor_of(POLICIES[3]).rollout, BORDERS)
+    state = tiny.start(make_executor(POLICIES[3]).rollout, BORDERS)
     for each in (state, state.fork()):
         texts = [[cache.text for cache in branches] for branches in each.caches]
         assert all(row[0] is texts[0][0] and row[1] is texts[0][1] for row in texts)

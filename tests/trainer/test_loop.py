@@ -46,7 +46,7 @@ def test_a_checkpoint_of_another_configuration_is_refused(tmp_path):
     Loop(Method(), 2, saver(tmp_path, trainer={"size": 3, "betas": (0.9, 0.99)})).fit()
     other = saver(tmp_path, trainer={"size": 4, "betas": (0.9, 0.99)})
     words = (
-        r"checkpoint of step 2 is of another configuration \(.*/weight.* is \[1, 3\] torch.float32 in it, \[1, 4\] .*"
+        r"step 2 does not match this configuration \(.*/weight.* is \[1, 3\] torch.float32 in it, \[1, 4\] .*"
         r"\(saved -> now\): trainer.size: 3 -> 4; .* --no-auto-resume"
     )
     with pytest.raises(ValueError, match=words):
@@ -68,7 +68,7 @@ def test_another_optimiser_is_refused(tmp_path):
     Loop(Method(), 1, saver(tmp_path)).fit()
     fresh = Method()
     fresh.state_dict = lambda: {"model": fresh.optim.weights()}
-    with pytest.raises(ValueError, match=r"another configuration \(method/optim/\S+ is in it, but nothing here"):
+    with pytest.raises(ValueError, match=r"this configuration \(method/optim/\S+ is in it, but nothing here"):
         Loop(fresh, 2, saver(tmp_path)).resume()
 
 

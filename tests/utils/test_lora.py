@@ -101,7 +101,7 @@ def test_misfits_are_named(net):
     with pytest.raises(ValueError, match="lora.rank is 0; write 1 or more"):
         lora.inject(net, 0)
     pairs = drawn(net)
-    with pytest.raises(ValueError, match="changes 1 layers that the module lacks: blocks.7.q"):
+    with pytest.raises(ValueError, match="has weights for 1 layers that this model does not have: blocks.7.q"):
         lora.inject_pairs(net, pairs | {"blocks.7.q": pairs["blocks.0.q"]})
     with pytest.raises(ValueError, match=r"mixes ranks \[2, 3\]"):
         lora.inject_pairs(net, pairs | {"blocks.0.q": drawn(net, 3)["blocks.0.q"]})

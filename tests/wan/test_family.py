@@ -14,9 +14,9 @@ from wan.checkpoint.identify import family_of_vae, find_kind
 from wan.family import (
     Family,
     families,
-    family_of,
     family_of_kind,
     find_published,
+    get_family,
     published_specs,
     read_config,
     read_spec,
@@ -32,7 +32,7 @@ STRIDES = (4, 8, 8)
 def test_wan_has_the_whole_face():
     asked = {name for name in vars(Family) if not name.startswith("_")} | set(Family.__annotations__)
     assert {name for name in asked if not hasattr(Wan, name)} == set()
-    assert [type(family) for family in families()] == [Wan] and type(family_of(DIGITS)) is Wan
+    assert [type(family) for family in families()] == [Wan] and type(get_family(DIGITS)) is Wan
 
 
 def test_each_kind_has_its_family():

@@ -43,7 +43,7 @@ class Source:
         return {"step": self.latest + 1, "sample": self.index(self.latest + 1).start}
 
     def go_on_from(self, cursor: dict[str, int]) -> None:
-        """Takes back what `cursor` returned: with another batch the run sees on what comes next, nothing twice."""
+        """Takes back what `cursor` returned; with another batch size the next samples follow, and none comes twice."""
         self.origin, self.latest = (cursor["step"], cursor["sample"]), cursor["step"] - 1
 
     def state_dict(self) -> dict:

@@ -1,4 +1,4 @@
-"""What of a long rollout is scored: the last frames, with the past pressed into one latent.
+"""Loss window of a long rollout: the last frames; the frame before them is re-encoded as one image latent.
 
 A teacher sees clips whose first latent frame is a single pixel frame. So the last N frames of a
 longer video are scored as [last pixel frame before them, encoded alone | last N - 1 latents], and

@@ -41,7 +41,7 @@ class Flex:
         if key not in self._block_masks:
             from torch.nn.attention.flex_attention import create_block_mask
 
-            frames, (query_frame, key_frame) = mask.frames.to(device), (_frame_of(x, device) for x in shape)
+            frames, (query_frame, key_frame) = mask.frames.to(device), (_frame_lookup(x, device) for x in shape)
 
             def visible(batch, head, query, key_index):
                 return frames[query_frame(query), key_frame(key_index)]
@@ -51,7 +51,7 @@ class Flex:
         return self._block_masks[key]
 
 
-def _frame_of(layout: TokenLayout, device):
+def _frame_lookup(layout: TokenLayout, device):
     """Returns a function from the number of a token to that of its frame: a division where frames are alike."""
     if layout.is_even and not layout.mixes_frames:
         per_frame = layout.runs[0].frame_tokens

@@ -16,7 +16,7 @@ from wan.checkpoint import tensor_file
 from wan.checkpoint.identify import EDUCATIONAL, METADATA_KEY, NO_KIND, find_kind, is_state, matching_specs
 from wan.checkpoint.key_maps import State, clean_names, lora_pairs
 from wan.checkpoint.parts import find_parts
-from wan.family import Family, families, family_of, family_of_kind, read_config, write_config
+from wan.family import Family, families, family_of_kind, get_family, read_config, write_config
 from wan.spec import TransformerSpec
 
 LoraPairs = dict[str, tuple[torch.Tensor, torch.Tensor]]
@@ -46,7 +46,7 @@ class Weights:
     def build(self) -> nn.Module:
         """Returns the network with these tensors (not copies). Errors: ValueError unless every tensor fits."""
         with torch.device("meta"):
-            network = family_of(self.spec).network(self.spec)
+            network = get_family(self.spec).network(self.spec)
         load_strict(network, self.state, f"{self.path} (sizes of {self.sizes.origin})", assign=True)
         return network
 
@@ -215,7 +215,7 @@ def find_sizes(path: Path, state: State, family: Family, chosen: Sizes | None, f
     if folder is not None and type(folder.spec) is not family.spec_class:
         folder = None  # another family's folder lends its VAE and text encoder
     if chosen is not None and type(chosen.spec) is not family.spec_class:
-        theirs = family_of(chosen.spec).class_name
+        theirs = get_family(chosen.spec).class_name
         raise ValueError(f"{path} holds weights of a {family.class_name}, and {chosen.origin} is a {theirs}")
     mine = f"the weights of {path}"
     if own is not None:

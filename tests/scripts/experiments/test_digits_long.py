@@ -11,25 +11,25 @@ from tests.scripts.experiments.project import STUDENT
 from tests.scripts.experiments.project import STUDENT_FLAGS as FLAGS
 
 
-def calls_of(calls, script) -> list[list[str]]:
+def select_calls(calls, script) -> list[list[str]]:
     return [words for words in calls if words[0].endswith(script)]
 
 
 def test_cache_is_measured_before_and_after_its_tuning(project):
     assert project.long(*FLAGS, "--rows", "relative_*") == 0
     calls = project.calls()
-    (train,) = calls_of(calls, "train.py")
+    (train,) = select_calls(calls, "train.py")
     cache = [f"generation.cache.{knob}" for knob in ("window_frames=9", "sink_frames=3", "rope=read")]
     assert {f"trainer.generator.weights={STUDENT}", "steps=200", "seed=0", *cache} <= set(train)
     assert train[train.index("--logdir") + 1] == "runs/long/relative/seed0"
-    videos = {words[words.index("--checkpoint_path") + 1]: words for words in calls_of(calls, "inference.py")}
+    videos = {words[words.index("--checkpoint_path") + 1]: words for words in select_calls(calls, "inference.py")}
     assert set(videos) == {STUDENT, "runs/long/relative/seed0/export/transformer"}
     for words in videos.values():
         assert {"generation.cache.window_frames=9", "generation.cache.sink_frames=3", "generation.cache.rope=read"} <= {
             *words
         }
         assert "num_output_frames=450" in words and "generation.chunk=3" in words
-    measured = calls_of(calls, "evaluate.py")[0]
+    measured = select_calls(calls, "evaluate.py")[0]
     ends = measured[measured.index("--ends") + 1 : measured.index("--videos")]
     assert measured[1] == "lengths" and (ends[0], ends[1], ends[-1]) == ("33", "69", "1797")
     before, after = project.long_record("relative_before"), project.long_record("relative_after")
@@ -45,8 +45,9 @@ def test_cache_is_measured_before_and_after_its_tuning(project):
 def test_switch_rows_differ_in_their_recache_alone(project):
     assert project.long(*FLAGS, "--rows", "switch_causal_*,switch_reset_after") == 0
     calls = project.calls()
-    assert len(calls_of(calls, "train.py")) == 1 and "generation.cache.rope=write" in calls_of(calls, "train.py")[0]
-    videos = calls_of(calls, "inference.py")
+    (training,) = select_calls(calls, "train.py")
+    assert "generation.cache.rope=write" in training
+    videos = select_calls(calls, "inference.py")
     kinds = sorted(next(word for word in words if "recache" in word) for words in videos)
     assert kinds == ["generation.cache.recache=causal"] * 2 + ["generation.cache.recache=reset"]
     assert all(words[words.index("--data_path") + 1].endswith("_32.jsonl") for words in videos)
@@ -61,7 +62,7 @@ def test_switch_rows_differ_in_their_recache_alone(project):
 def test_smaller_budget_is_recorded_and_shown(project):
     small = (*FLAGS, "--rows", "sink_before", "--videos", "8", "--length", "20")
     assert project.long(*small) == 0
-    (words,) = calls_of(project.calls(), "inference.py")
+    (words,) = select_calls(project.calls(), "inference.py")
     prompts = (project.root / words[words.index("--data_path") + 1]).read_text().splitlines()
     assert prompts == (project.root / "prompts/digits_32.txt").read_text().splitlines()[:8]
     record = project.long_record("sink_before")
@@ -70,7 +71,7 @@ def test_smaller_budget_is_recorded_and_shown(project):
     assert line.endswith("| 0.50 / 0.50 / 0.50 | 0.50 / 0.50 / 0.50 | - | - |")
     assert "`sink_before`: 8 videos of 180 latent frames" in tables.table("long")
     assert project.long(*FLAGS, "--rows", "sink_before") == 0
-    assert len(calls_of(project.calls(), "inference.py")) == 1, "the small videos are not the large ones"
+    assert len(select_calls(project.calls(), "inference.py")) == 1, "the small videos are not the large ones"
     assert project.long(*small) == 0 and project.calls() == []
     assert "smaller budget" not in tables.table("long")
 
@@ -82,14 +83,14 @@ def test_other_student_needs_another_tuning(project, capsys):
     project.write(f"{STUDENT}/diffusion_pytorch_model.safetensors", "another student")
     assert project.long(*rows) == 1
     assert "begun with other start" in capsys.readouterr().out
-    assert len(calls_of(project.calls(), "inference.py")) == 1, "the row before the tuning is generated anew"
+    assert len(select_calls(project.calls(), "inference.py")) == 1, "the row before the tuning is generated anew"
 
 
 def test_tuning_of_other_length_is_another_one(project, capsys):
     assert project.long(*FLAGS, "--rows", "sink_after") == 0
     project.calls()
     assert project.long(*FLAGS, "--rows", "sink_after", "--updates", "10", "--runs", "runs/short") == 0
-    (train,) = calls_of(project.calls(), "train.py")
+    (train,) = select_calls(project.calls(), "train.py")
     assert "steps=50" in train and project.long_record("sink_after")["training"]["updates"] == 10
 
 
@@ -100,7 +101,7 @@ def test_adopted_tuning_is_only_read(project):
     project.calls()
     before = sorted((p, p.stat().st_mtime_ns) for p in (project.root / "runs/tuned").rglob("*"))
     assert project.long(*FLAGS, "--rows", "sink_after", "--tuned", "sink=runs/tuned") == 0
-    assert calls_of(project.calls(), "train.py") == []
+    assert select_calls(project.calls(), "train.py") == []
     assert sorted((p, p.stat().st_mtime_ns) for p in (project.root / "runs/tuned").rglob("*")) == before
     assert project.long_record("sink_after")["training"]["run"] == "runs/tuned"
 
