@@ -115,7 +115,7 @@ def test_lora_saves_its_adapters_alone_and_resumes_to_the_bit(config, tmp_path):
     saved = dcp.read_index(whole.checkpoint.folder / "step_0000003")
     assert all("lora_" in name for name in saved)
     assert {name.split("/")[1] for name in saved} == {"generator", "ema", "optim"}
-    with pytest.raises(ValueError, match="another configuration.*trainer.generator.lora.rank: 2 -> 3"):
+    with pytest.raises(ValueError, match="this configuration.*trainer.generator.lora.rank: 2 -> 3"):
         build(config(*knobs, "trainer.generator.lora.rank=3"), tmp_path / "parts").resume()
 
 
