@@ -43,11 +43,8 @@ class Distill:
             scales["1."] = roles.discriminator.lr_scale
         self.critic_optim = Optim(self.critic_modules, config.critic_optim, total, scales)
         self.ema = Ema(roles.generator.transformer, config.ema)
-        self.last_prompts: dict[str, tuple[str, ...]] = {
-            "generator_": (),
-            "": (),
-            # start of a metric's name -> the prompts that it was measured on
-        }
+        # start of a metric's name -> the prompts that it was measured on
+        self.last_prompts: dict[str, tuple[str, ...]] = {"generator_": (), "": ()}
 
     def step(self, step: int) -> dict[str, torch.Tensor]:
         """Performs one critic update, and before it a generator update where one is due."""

@@ -35,10 +35,8 @@ class Regress:
         self.generation, total = training.generation, training.steps
         self.optim = Optim(roles.generator.transformer, config.optim, total)
         self.ema = Ema(roles.generator.transformer, config.ema)
-        self.last_prompts: dict[
-            str, tuple[str, ...]
-            # start of a metric's name -> the prompts that it was measured on
-        ] = {}
+        # start of a metric's name -> the prompts that it was measured on
+        self.last_prompts: dict[str, tuple[str, ...]] = {}
 
     def step(self, step: int) -> dict[str, torch.Tensor]:
         """Performs one update; returns metrics as tensors."""

@@ -50,9 +50,9 @@ def _draw(config: RoleConfig, rng: Rng) -> torch.nn.Module:
 def _place(config: RoleConfig, transformer, device: torch.device, layout: ParallelLayout, trained: bool) -> None:
     """Joins the sample's ranks, compiles, casts, shards or moves."""
     if layout.sequence > 1:
-        from utils.parallel import ulysses as sequence_parallel
+        from utils.parallel import ulysses
 
-        sequence_parallel.apply(transformer, layout.sequence_group)
+        ulysses.apply(transformer, layout.sequence_group)
     if config.compile:
         from utils.parallel.compiled import compile_blocks
 

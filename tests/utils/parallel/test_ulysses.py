@@ -15,7 +15,7 @@ import torch
 from tests import tiny, tolerance
 from tests.architecture.source import ROOT
 from tests.utils.parallel import ulysses_worker as sequence_worker
-from utils.parallel import ulysses as sequence_parallel
+from utils.parallel import ulysses
 from utils.parallel.ulysses import SharedSequence
 from wan.sequence import WholeSequence
 
@@ -71,9 +71,9 @@ def test_a_rank_takes_its_part_of_every_frame():
 
 def test_heads_must_divide():
     transformer = tiny.transformer(num_heads=4)
-    with mock.patch.object(sequence_parallel.dist, "get_world_size", return_value=3):
+    with mock.patch.object(ulysses.dist, "get_world_size", return_value=3):
         with pytest.raises(ValueError, match=r"3 ranks cannot share 4 heads; .* one of \[1, 2, 4\]"):
-            sequence_parallel.apply(transformer, None)
+            ulysses.apply(transformer, None)
     assert transformer.sequence.size == 1
 
 
@@ -85,8 +85,8 @@ def test_tokens_of_a_frame_must_divide():
 def test_sharing_twice_is_refused_and_one_rank_shares_nothing():
     transformer = SimpleNamespace(spec=tiny.SPEC, sequence=SimpleNamespace(size=1))
     alone = transformer.sequence
-    with mock.patch.multiple(sequence_parallel.dist, get_world_size=lambda group: group, get_rank=lambda group: 0):
-        assert sequence_parallel.apply(transformer, 1).sequence is alone
-        assert sequence_parallel.apply(transformer, 2).sequence.size == 2
+    with mock.patch.multiple(ulysses.dist, get_world_size=lambda group: group, get_rank=lambda group: 0):
+        assert ulysses.apply(transformer, 1).sequence is alone
+        assert ulysses.apply(transformer, 2).sequence.size == 2
         with pytest.raises(ValueError, match="shared by 2 ranks already"):
-            sequence_parallel.apply(transformer, 2)
+            ulysses.apply(transformer, 2)

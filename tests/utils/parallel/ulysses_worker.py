@@ -22,8 +22,7 @@ from pipeline.executor import PlainExecutor
 from pipeline.track import Fixed
 from tests import tiny
 from tests.float64 import fp32_is_float64
-from utils.parallel import fsdp, ranks
-from utils.parallel import ulysses as sequence_parallel
+from utils.parallel import fsdp, ranks, ulysses
 from utils.parallel.layout import LayoutConfig
 from wan.attention.masks import teacher_forcing
 from wan.context import Full, Masked
@@ -55,7 +54,7 @@ def network(group=None, checkpointing: bool = False, trained: bool = True, seed:
     model = tiny.denoiser(seed, num_heads=HEADS).requires_grad_(trained)
     model.transformer.checkpointing = checkpointing
     if group is not None:
-        sequence_parallel.apply(model.transformer, group)
+        ulysses.apply(model.transformer, group)
     return model
 
 
@@ -109,7 +108,7 @@ def twin_without_the_sum(by_size) -> dict:
     def backward(ctx, grad):
         return grad[dist.get_rank(ctx.group)].clone(), None
 
-    with mock.patch.object(sequence_parallel._Gather, "backward", staticmethod(backward)):
+    with mock.patch.object(ulysses._Gather, "backward", staticmethod(backward)):
         return compare(forward, by_size[4])
 
 
@@ -122,7 +121,7 @@ def twin_without_the_other_tokens(by_size) -> dict:
         full[dist.get_rank(ctx.group)] = grad
         return full, None, None
 
-    with mock.patch.object(sequence_parallel._Take, "backward", staticmethod(backward)):
+    with mock.patch.object(ulysses._Take, "backward", staticmethod(backward)):
         return compare(forward, by_size[4])
 
 
@@ -213,12 +212,12 @@ def discriminator(by_size) -> dict:
 @check
 def twin_of_the_discriminator(by_size) -> dict:
     """Readers that read their own rank's tokens only."""
-    join = sequence_parallel.SharedSequence.join
+    join = ulysses.SharedSequence.join
 
     def joined(self, x, num_frames):
         return x if x.shape[-1] == tiny.SPEC.dim else join(self, x, num_frames)
 
-    with mock.patch.object(sequence_parallel.SharedSequence, "join", joined):
+    with mock.patch.object(ulysses.SharedSequence, "join", joined):
         return {"output": compare(classified, by_size[4])["output"]}
 
 
