@@ -221,6 +221,7 @@ class InferConfig:
     batch: int = 1  # videos made together
     seed: int = 0
     threads: int = 0  # torch threads of this process; 0 = torch's own choice
+    verify_archives: bool = True  # compare the checksums of .pt and .pth files; a second per GB
 
     def problems(self) -> Iterator[str]:
         wrong = [name for name, (least, most) in LIMITS.items() if not least <= getattr(self, name) <= most]

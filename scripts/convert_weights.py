@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -38,6 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="inspect|convert|merge")
     inspecting = commands.add_parser("inspect", help="say what files are, by their keys")
     inspecting.add_argument("paths", nargs="+", type=Path, metavar="FILE_OR_FOLDER")
+    inspecting.add_argument("--no_check", action="store_true", help="do not compare the checksums of torch archives")
     inspecting.set_defaults(run=inspect)
     turn = commands.add_parser("convert", help="write the same weights under other names")
     turn.add_argument("src", type=Path, metavar="SRC")
@@ -62,9 +64,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 def inspect(args):
     """Prints a description of each path; a model directory is described part by part."""
+    from wan.checkpoint.tensor_file import check_archive
+
     for path in args.paths:
-        for line in describe(path):
-            print(line)
+        lines = describe(path)
+        if not args.no_check:
+            for file in [path] if path.is_file() else sorted(path.glob("*.pt*")):
+                check_archive(file)
+        print("\n".join(lines))
 
 
 def describe(path: Path) -> list[str]:
@@ -125,12 +132,15 @@ def merge(args):
 
 
 def convert_transformer(args, change=lambda state: state, notes: dict | None = None):
-    """Loads a transformer, applies `change` to its state dict and writes it."""
+    """Loads a transformer, applies `change` to its state dict, checks it as a loader does and writes it."""
     from wan.checkpoint.identify import identify
-    from wan.checkpoint.weights import export_transformer, load_transformer
+    from wan.checkpoint.scales import check_finite
+    from wan.checkpoint.weights import export_transformer, read_weights
 
-    spec, state = load_transformer(args.src, use_ema=args.use_ema, role=args.role, expert=args.expert)
-    state = change(state)
+    weights = read_weights(args.src, use_ema=args.use_ema, role=args.role, expert=args.expert)
+    spec, state = weights.spec, change(weights.state)
+    replace(weights, state=state).build()
+    check_finite(state, str(args.src))
     if args.to == "longtake":
         identified = identify(args.src) if args.src.is_file() else None
         causal = identified.causal if identified else None
@@ -158,11 +168,11 @@ def write_config(folder: Path, config: dict):
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-ENCODERS = {  # kind -> (to the library's names, to official names, its configuration's builder, weights' name)
-    "vae 2.1": ("vae_to_diffusers", "vae_to_official", "build_vae", "diffusion_pytorch_model"),
-    "vae 2.2": ("vae_to_diffusers", "vae_to_official", "build_vae", "diffusion_pytorch_model"),
-    "umt5": ("text_to_transformers", "text_to_official", "build_text_model", "model"),
-    "clip": ("image_to_transformers", "image_to_official", "build_image_model", "model"),
+ENCODERS = {  # kind -> (to the library's names, to official names, its configuration's builder, loader, weights' name)
+    "vae 2.1": ("vae_to_diffusers", "vae_to_official", "build_vae", "load_vae", "diffusion_pytorch_model"),
+    "vae 2.2": ("vae_to_diffusers", "vae_to_official", "build_vae", "load_vae", "diffusion_pytorch_model"),
+    "umt5": ("text_to_transformers", "text_to_official", "build_text_model", "load_text_model", "model"),
+    "clip": ("image_to_transformers", "image_to_official", "build_image_model", "load_image_model", "model"),
 }
 
 
@@ -171,12 +181,15 @@ def convert_encoder(args, kind: str):
     from wan.checkpoint import encoder_maps, library, tensor_file
     from wan.checkpoint.identify import find_kind
     from wan.checkpoint.key_maps import clean_names
-    from wan.checkpoint.weights import load_strict
+    from wan.checkpoint.scales import apply_scales, check_finite
 
-    forth, back, build, stem = ENCODERS[kind]
+    forth, back, build, load, stem = ENCODERS[kind]
     if args.to == "longtake":
         raise ValueError(f"{args.src} holds a {kind}; `--to longtake` is for transformers, write official or diffusers")
+    vars(library)[load](args.src, None)  # nothing is written that the loader would refuse
     state = clean_names(tensor_file.read(args.src))
+    state = apply_scales({k: v for k, v in state.items() if not k.endswith("position_ids")}, str(args.src))
+    check_finite(state, str(args.src))
     official = find_kind(state) == kind
     if args.to == "official":
         state = state if official else vars(encoder_maps)[back](state)
@@ -186,8 +199,6 @@ def convert_encoder(args, kind: str):
         configs = {"umt5": library.TEXT_CONFIG, "clip": library.IMAGE_CONFIG} | library.VAE_CONFIGS
         model = vars(library)[build](configs[kind], "meta")
         theirs = tensor_file.read_config(args.src) if args.src.is_dir() else None
-        if theirs is None:
-            load_strict(model, state, f"{args.src}", assign=True)
         tensor_file.write_safetensors(args.dst / f"{stem}.safetensors", state)
         write_config(args.dst, theirs or json_config(model))
     print(f"wrote {args.dst} ({len(state)} tensors, {args.to})")
@@ -221,7 +232,7 @@ def refuse_existing(args):
         raise ValueError(f"`--to longtake` writes one file: end {args.dst} in .safetensors")
     if args.dst.exists() and not args.overwrite:
         raise ValueError(f"{args.dst} exists; give --overwrite to replace it")
-    if args.dst.is_dir() and (any(args.dst.glob("*.index.json")) or args.dst.resolve() == args.src.resolve()):
+    if args.dst.is_dir() and (any(args.dst.glob("*.index*.json")) or args.dst.resolve() == args.src.resolve()):
         raise ValueError(f"{args.dst} holds shards, or is SRC itself; write to another folder")
 
 

@@ -20,6 +20,7 @@ from utils.config.text import to_dict
 from utils.log import memory
 from utils.parallel import ranks
 from utils.rng import Rng
+from wan.checkpoint import tensor_file
 
 
 def build(config: TrainConfig, logdir: str | Path, origins: Mapping[str, str] | None = None) -> Loop:
@@ -29,6 +30,7 @@ def build(config: TrainConfig, logdir: str | Path, origins: Mapping[str, str] | 
     network is built.
     """
     torch.set_num_threads(config.threads)
+    tensor_file.verify_archives.set(config.verify_archives)
     preflight.check(config, origins)
     ranks.init()
     device = torch.device("cuda", ranks.local_rank()) if torch.cuda.is_available() else torch.device("cpu")

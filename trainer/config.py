@@ -335,6 +335,7 @@ class TrainConfig:
     steps: int = 1000
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     threads: int = 1  # torch threads of this process; on a busy machine two are slower than one
+    verify_archives: bool = True  # compare the checksums of .pt and .pth files; a second per GB
     log_every: int = 20
     trainer: Any = one_of(TRAINERS, default="regress")
     layout: LayoutConfig = field(default_factory=LayoutConfig)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+from utils.json_reader import get
 from wan.spec import SPECS, TransformerSpec
 
 
@@ -49,12 +50,15 @@ class Wan:
             "image_dim": 0 if image is None else image.shape[1],
         }
 
-    def read_config(self, config) -> dict | None:
+    def read_config(self, config, where: str) -> dict | None:
         from wan.checkpoint.key_maps import config_from_diffusers
 
-        config = config_from_diffusers(config) if "num_attention_heads" in config else config
-        # A stray config.json of something else next to a checkpoint tells nothing.
-        return self.spec_class.select_fields(config) if "num_heads" in config else None
+        named = config.get("_class_name")
+        # A config.json of something else next to a checkpoint (a language model's, a VAE's) tells nothing.
+        if named not in (*self.class_names, None) or (named is None and not {"num_heads", "dim"} <= config.keys()):
+            return None
+        config = config_from_diffusers(config, where) if named == self.class_names[-1] else config
+        return self.spec_class.select_fields(config, where)
 
     def spec(self, told: dict, measured: dict) -> TransformerSpec:
         # Official configs leave out what their class fixes, and the CLIP width; the shapes know both.
@@ -94,7 +98,7 @@ class Wan:
 
         config = read_config(path) if path.is_dir() else None
         published = {spec.vae_file: spec.latent_channels for spec in self.specs.values()}
-        return config.get("z_dim") if config else published.get(path.name)
+        return get(config, "z_dim", int, f"{path}/config.json", None) if config else published.get(path.name)
 
     def text_width(self, path) -> int | None:
         from wan.checkpoint.library import TEXT_CONFIG
@@ -103,7 +107,7 @@ class Wan:
         if not path.is_dir():
             return TEXT_CONFIG["dim"]  # a bare file is the published umT5
         config = read_config(path)
-        return config.get("d_model") if config else None
+        return get(config, "d_model", int, f"{path}/config.json", None) if config else None
 
     def open_text(self, parts, spec: TransformerSpec, config, device):
         from wan.encoders.text import load_text_encoder

@@ -45,8 +45,11 @@ class Family(Protocol):
     def measure(self, state: dict) -> dict:
         """Returns the fields of `spec_class` that the shapes of an official state dict tell."""
 
-    def read_config(self, config: Config) -> dict | None:
-        """Returns the fields of `spec_class` that a config.json tells; None if it is of something else."""
+    def read_config(self, config: Config, where: str) -> dict | None:
+        """Returns the fields of `spec_class` that a config.json tells; None if it is of something else.
+
+        where: names it in errors. Errors: ValueError naming a key that is missing or has a wrong value.
+        """
 
     def spec(self, told: dict, measured: dict) -> TransformerSpec:
         """Returns the sizes of a network whose config tells `told` and whose shapes tell `measured`."""
@@ -106,27 +109,31 @@ def write_config(spec: TransformerSpec) -> dict:
     return {"_class_name": get_family(spec).class_name, **sizes}
 
 
-def read_config(config: Config, fallback: Family | None = None) -> tuple[Family, dict] | None:
+def read_config(
+    config: Config, fallback: Family | None = None, where: str = "config.json"
+) -> tuple[Family, dict] | None:
     """Returns (family, told fields) of a config.json: by its class name, else read as `fallback` (default: Wan).
 
-    None if it is of something else.
+    None if it is of something else. where: names it in errors. Errors: ValueError for a wrong value of a network's.
     """
     named = config.get("_class_name")
     family = next((f for f in families() if named in f.class_names), fallback or _resolve(FAMILIES["wan"]))
-    told = family.read_config(config)
+    told = family.read_config(config, where)
     return None if told is None else (family, told)
 
 
-def read_spec(config: Config) -> TransformerSpec:
+def read_spec(config: Config, where: str = "config.json") -> TransformerSpec:
     """Returns the sizes that `write_config` wrote; without a class name (earlier versions) they are Wan's.
 
-    Errors: ValueError for the class of a family that is not there.
+    Errors: ValueError for the class of a family that is not there, or for wrong sizes.
     """
     name, known = config.get("_class_name"), [name for family in families() for name in family.class_names]
     if name is not None and name not in known:
-        raise ValueError(f"{name} is not a network of a family of wan.FAMILIES; known: {', '.join(known)}")
-    family, told = read_config(config)
-    return family.spec_class(**told)
+        raise ValueError(f"{where}: {name} is not a network of a family of wan.FAMILIES; known: {', '.join(known)}")
+    found = read_config(config, where=where)
+    if found is None:
+        raise ValueError(f"{where} holds no sizes of a network (num_heads, dim, ...)")
+    return found[0].spec_class(**found[1])
 
 
 def published_specs() -> dict[str, ModelSpec]:

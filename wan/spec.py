@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from typing import ClassVar
 
+from utils.json_reader import JsonError, get, shown
+
+LARGEST_SIZE = 10**7  # of any size of a network; more is a mistake
 CLIP_WIDTH = 1280  # ViT-H/14 of Wan 2.1 i2v
 CLIP_TOKENS = 257
 
@@ -54,11 +57,12 @@ class TransformerSpec:
         return type(self) is type(other) and all(vars(self)[name] == vars(other)[name] for name in names)
 
     @classmethod
-    def select_fields(cls, config: dict) -> dict:
-        """Returns the sizes that a config.json (official or ours) tells; its other keys are left out."""
-        known = {f.name for f in fields(cls)}
-        told = {k: v for k, v in config.items() if k in known}
-        return told | ({"patch_size": tuple(told["patch_size"])} if "patch_size" in told else {})
+    def select_fields(cls, config: dict, where: str = "config.json") -> dict:
+        """Returns the sizes that a config.json (official or ours) tells; its other keys are left out.
+
+        where: names it in errors. Errors: ValueError naming a key with a wrong value.
+        """
+        return {f.name: _size(config, f.name, type(f.default), where) for f in fields(cls) if f.name in config}
 
     @classmethod
     def from_config(cls, config: dict) -> TransformerSpec:
@@ -67,6 +71,21 @@ class TransformerSpec:
         An official Wan 2.1 i2v config does not tell the CLIP width: add `image_dim`, which the shapes tell.
         """
         return cls(**cls.select_fields(config))
+
+
+def _size(config: dict, name: str, kind: type, where: str):
+    """Returns one size of a configuration after checking its type and that a network can have it."""
+    if kind is tuple:
+        value = config[name]
+        right = isinstance(value, (list, tuple)) and len(value) == 3 and all(type(v) is int and v > 0 for v in value)
+        if not right or max(value) > LARGEST_SIZE:
+            raise JsonError(f"{where}: {name} is {shown(value)}; it must be three whole numbers from 1")
+        return tuple(value)
+    value = get(config, name, kind, where)
+    lowest = 0 if name in ("image_dim", "eps") else 1
+    if kind in (int, float) and not lowest <= value <= LARGEST_SIZE:
+        raise JsonError(f"{where}: {name} is {shown(value)}; it must be from {lowest} to {LARGEST_SIZE:,}")
+    return value
 
 
 @dataclass(frozen=True)

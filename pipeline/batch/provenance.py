@@ -53,7 +53,7 @@ def video_settings(config: InferConfig) -> dict:
     places = (("vae", "device"), ("text", "device"))
     for section, name in (("output", "folder"), ("output", "sheet"), ("data", "keep_going"), *places):
         del tree[section][name]
-    del tree["threads"]
+    del tree["threads"], tree["verify_archives"]
     return tree
 
 

@@ -34,6 +34,7 @@ from utils.media.image import contact_sheet
 from utils.media.video import read_strip
 from utils.parallel import ranks
 from utils.rng import Rng
+from wan.checkpoint import tensor_file
 from wan.condition import Condition
 from wan.geometry import Geometry
 
@@ -47,6 +48,7 @@ def run(config: InferConfig) -> list[Path]:
     Errors: ValueError for bad input, before any video is begun; with `data.keep_going`, for the bad lines of a prompt
     schedule after all other videos are finished.
     """
+    tensor_file.verify_archives.set(config.verify_archives)
     if config.threads:
         torch.set_num_threads(config.threads)
     suffix = "ema" if config.model.use_ema else ""

@@ -84,7 +84,9 @@ def check_habits(source: Source) -> list[str]:
             names = _caught_names(node)
             last = node.body[-1]
             again = isinstance(last, ast.Raise) and last.exc is None
-            if {"everything", "Exception"} & set(names) or ("BaseException" in names and not again):
+            named = isinstance(last, ast.Raise) and last.cause is not None  # raised as another kind, its cause kept
+            broad = "everything" in names or ("Exception" in names and not named)
+            if broad or ("BaseException" in names and not again):
                 found.append(f"{where} catches {', '.join(names)}; name what may go wrong")
         if isinstance(node, ast.Call):
             broad = {dotted(a).rpartition(".")[2] for a in node.args} & {"Exception", "BaseException"}

@@ -89,13 +89,13 @@ def test_a_training_checkpoint_is_converted(tmp_path, capsys):
     assert run("inspect", tmp_path / "model.pt", tmp_path / "o.safetensors") == 0
     printed = capsys.readouterr().out
     for part in (
-        "self-forcing / longlive transformer",
+        "wan transformer, official",
         "digits",
         "holds:      generator, generator_ema",
         "longtake export",
     ):
         assert part in printed
-    assert printed.count("causal:     yes") == 2 and printed.count("ema:        yes") == 1
+    assert printed.count("causal:     not told by the keys") == 2 and printed.count("ema:        yes") == 1
 
 
 def test_merging(model, tmp_path):

@@ -43,8 +43,9 @@ def losses(path) -> dict[int, dict]:
 
 
 def resume(folder, *overrides) -> dict[int, dict]:
-    """Goes on with the run; returns the metrics of its steps."""
-    arguments = ["--config_path", str(folder / "today.yaml"), "--logdir", "run", f"model={ROOT / 'assets/digits'}"]
+    """Goes on with the run from a model folder of another path; returns the metrics of its steps."""
+    (folder / "digits").symlink_to(ROOT / "assets/digits")
+    arguments = ["--config_path", str(folder / "today.yaml"), "--logdir", "run", f"model={folder / 'digits'}"]
     assert train.main([*arguments, *overrides]) == 0
     return losses(folder / "run/metrics.jsonl")
 

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import torch
 
+from utils.json_reader import parse_json
 from wan.checkpoint import tensor_file
+from wan.checkpoint.foreign import name_added, name_family, name_quantisation
 from wan.checkpoint.key_maps import WRAPPERS, State, clean_names, lora_pairs
 from wan.family import Family, families, family_of_kind
 from wan.spec import TransformerSpec
@@ -112,15 +114,28 @@ def identify(path: str | Path) -> Description:
     clean = clean_names(state) if not any(".lora_A." in k for k in state) else state
     found.kind = find_kind(clean)
     if found.kind == NO_KIND:
-        raise ValueError(f"{path} is not a model we know; its first keys: {', '.join(list(state)[:5])}")
+        raise ValueError(f"{path} is {unknown(clean)}; its first keys: {', '.join(list(state)[:5])}")
     _measure(found, clean, path)
-    if notes := tensor_file.metadata(path).get(METADATA_KEY):
-        found.kind, found.notes = "longtake export", json.loads(notes)
-        found.causal = found.notes.get("causal")
-    elif found.kind == "wan transformer, official" and (found.holds or any(k.startswith("model.") for k in state)):
-        # Only Self-Forcing and LongLive wrap the network like this, and both train causal students.
-        found.kind, found.causal = "self-forcing / longlive transformer", True
+    if added := name_added(clean):
+        found.refused = f"it holds layers of {added}, which are not run here"
+    elif quantised := name_quantisation(clean):
+        found.refused = f"its weights are quantised by {quantised}, which are not read here"
+    if notes := read_notes(path):
+        found.kind, found.notes = "longtake export", notes
+        found.causal = notes["causal"] if isinstance(notes.get("causal"), bool) else None
     return _count(found, state, content)
+
+
+def read_notes(path: str | Path) -> dict:
+    """Returns what our export wrote into a file's header; empty for other files. Errors: JsonError naming the file."""
+    notes = tensor_file.metadata(path).get(METADATA_KEY)
+    return parse_json(notes, f"the field {METADATA_KEY} in the header of {path}") if notes else {}
+
+
+def unknown(names: Iterable[str]) -> str:
+    """Returns what to call a file that is none of `find_kind`."""
+    family = name_family(names)
+    return f"not a model that is read here, but {family}" if family else "not a model we know"
 
 
 def family_of_vae(path: str | Path) -> Family:
@@ -153,7 +168,7 @@ def _measure(found: Description, state: State, path: Path):
         ranks = {a.shape[0] for a, _ in pairs.values()}
         found.lora_rank = max(ranks)
         if any(k.endswith("_lora") for k in found.holds):
-            found.kind, found.causal = "longlive lora", True
+            found.kind = "longlive lora"
         layers = {m.split(".")[1] for m in pairs if m.startswith("blocks.")}
         dims = {a.shape[1] for m, (a, _) in pairs.items() if m.endswith("self_attn.q")}
         found.size = f"{len(pairs)} pairs over {len(layers)} blocks of width {', '.join(map(str, sorted(dims))) or '?'}"

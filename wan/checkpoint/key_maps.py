@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable
 
 import torch
 
+from utils.json_reader import get
+
 State = dict[str, torch.Tensor]
 
 # ---- prefixes that training frameworks leave in names --------------------------------------------
@@ -170,11 +172,15 @@ _OURS = ("model_type", "text_len", "rope_theta")  # diffusers has no such fields
 _DIFFUSERS_QK_NORM = "rms_norm_across_heads"
 
 
-def config_from_diffusers(config: dict) -> dict:
-    """Returns the official fields of a `WanTransformer3DModel` config.json."""
+def config_from_diffusers(config: dict, where: str = "config.json") -> dict:
+    """Returns the official fields of a `WanTransformer3DModel` config.json; where: names it in errors.
+
+    Errors: ValueError naming a key that is missing or of another type.
+    """
     out = {ours: config[theirs] for ours, theirs in _CONFIG.items() if theirs in config}
-    out["dim"] = config["num_attention_heads"] * config["attention_head_dim"]
-    out["image_dim"] = config.get("image_dim") or 0
+    heads, width = (get(config, key, int, where) for key in ("num_attention_heads", "attention_head_dim"))
+    out["dim"] = heads * width
+    out["image_dim"] = get(config, "image_dim", (int, type(None)), where, None) or 0
     out["qk_norm"] = config.get("qk_norm", _DIFFUSERS_QK_NORM) is not None
     channels = (out.get("in_dim", 16), out.get("out_dim", 16))
     out["model_type"] = "i2v" if channels[0] != channels[1] or out["image_dim"] else "t2v"

@@ -5,15 +5,21 @@ Official files and the libraries' own folders are both read; heavy imports stay 
 
 from __future__ import annotations
 
+import inspect
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from utils.json_reader import JsonError, get, read_json, shown
 from wan.checkpoint import tensor_file
 from wan.checkpoint.encoder_maps import T5_TIED, image_to_transformers, text_to_transformers, vae_to_diffusers
 from wan.checkpoint.identify import find_kind
 from wan.checkpoint.key_maps import State, clean_names
+from wan.checkpoint.scales import apply_scales, check_types
 from wan.checkpoint.weights import load_strict
 
 # ---- configurations: official fields, as the reference's Python files hold them --------------------
@@ -127,6 +133,85 @@ def build_image_model(config: dict, device: str | None = None) -> nn.Module:
         return CLIPVisionModelWithProjection(sizes).eval()
 
 
+# ---- configurations of other programs --------------------------------------------------------------
+
+# What their programs write next to the sizes; it changes nothing here.
+DIFFUSERS_NOTES = ("_class_name", "_diffusers_version", "_name_or_path", "_commit_hash", "clip_output")
+TRANSFORMERS_NOTES = ("torch_dtype", "tokenizer_class", "output_past", "scalable_attention", "gradient_checkpointing")
+TRANSFORMERS_NOTES += ("transformers_version", "dtype", "bos_token_id", "layer_norm_eps", "n_positions", "dropout")
+OPEN = (type(None), bool, int, float, str, list, dict)
+
+
+@contextmanager
+def of_library(what: str | Path) -> Iterator[None]:
+    """Turns whatever a library raises on a foreign file into one ValueError that names the file."""
+    try:
+        yield
+    except (MemoryError, OSError):
+        raise
+    except Exception as error:  # each library has kinds of its own, some of which are bare exceptions
+        first = str(error).strip().splitlines()[:1] or [type(error).__name__]
+        raise ValueError(
+            f"{what}: the library cannot use it ({first[0][:200]}); take the one of these weights"
+        ) from error
+
+
+def check_config(config: dict, usual: dict, notes: Iterable[str], where: str) -> dict:
+    """Returns the keys of a foreign configuration that its model reads, after a check of each.
+
+    usual: key -> default of its class, whose type a value must have. notes: further keys that may be there.
+    Errors: JsonError naming a key that nobody knows, which might start something, or a wrong value.
+    """
+    if lost := [key for key in config if key not in usual and key not in notes]:
+        raise JsonError(f"{where} has the keys {', '.join(lost[:5])}, which are not known here; remove them")
+    known = {key: value for key, value in config.items() if key in usual}
+    for key, value in known.items():
+        default = usual[key]
+        kind = (
+            OPEN
+            if default is None
+            else (type(default), list, tuple)
+            if isinstance(default, (list, tuple))
+            else type(default)
+        )
+        nothing = value is None and not isinstance(default, (int, float, list, tuple))
+        if not nothing:
+            get(known, key, kind, where)
+        if any(isinstance(v, (int, float)) and not _usable(v) for v in (value if isinstance(value, list) else [value])):
+            raise JsonError(f"{where}: {key} is {shown(value)}; it must be finite and not huge")
+    return known
+
+
+def _usable(value: float) -> bool:
+    return math.isfinite(value) and abs(value) < 1e9
+
+
+def _check_vae(config: dict, where: str) -> None:
+    """Checks what diffusers does not: each latent channel has a mean and a deviation."""
+    channels = config.get("z_dim", 16)
+    for key in ("latents_mean", "latents_std"):
+        values = config.get(key, [1.0] * channels)
+        right = len(values) == channels and all(isinstance(v, (int, float)) for v in values)
+        if not right or (key == "latents_std" and 0 in values):
+            raise JsonError(f"{where}: {key} is {shown(values)}; it must be {channels} numbers, as z_dim says")
+    if not 0 <= config.get("dropout", 0.0) <= 1:
+        raise JsonError(f"{where}: dropout is {shown(config['dropout'])}; it must be from 0 to 1")
+
+
+def _from_config(kind: str, config: dict, where: str, device: str) -> nn.Module:
+    """Returns transformers' model of a foreign config.json; kind: `UMT5Encoder` or `CLIPVisionModelWithProjection`."""
+    import transformers
+
+    text = kind == "UMT5EncoderModel"
+    build_config = transformers.UMT5Config if text else transformers.CLIPVisionConfig
+    sizes = check_config(config, build_config().to_dict(), TRANSFORMERS_NOTES, where)
+    with of_library(where), torch.device(device):
+        made = build_config.from_dict(sizes)
+        network = getattr(transformers, kind)
+        made._attn_implementation = "sdpa" if network._supports_sdpa else "eager"  # as the library itself chooses
+        return network(made).eval()
+
+
 # ---- loading --------------------------------------------------------------------------------------
 
 
@@ -144,10 +229,16 @@ def load_vae(path: str | Path, dtype: torch.dtype | None = torch.float32) -> nn.
     kind = find_kind(state)
     if not kind.startswith("vae"):
         raise ValueError(f"{path} holds {kind} weights, no Wan VAE: {', '.join(list(state)[:5])}")
-    config = tensor_file.read_config(path if path.is_dir() else path.parent)
+    check_types(state, str(path))
+    folder = path if path.is_dir() else path.parent
+    config, where = tensor_file.read_config(folder), f"{folder}/config.json"
     if kind.endswith("diffusers") and config and "base_dim" in config:
-        with torch.device("meta"):
-            model = patch_vae_for_speed(AutoencoderKLWan.from_config(config))
+        parameters = inspect.signature(AutoencoderKLWan.__init__).parameters.values()
+        usual = {p.name: p.default for p in parameters if p.name != "self"}
+        sizes = check_config(config, usual, DIFFUSERS_NOTES, where)
+        _check_vae(sizes, where)
+        with of_library(where), torch.device("meta"):
+            model = patch_vae_for_speed(AutoencoderKLWan.from_config(sizes))
     else:
         model = build_vae(VAE_CONFIGS[kind.removesuffix(", diffusers")], "meta")
     if not kind.endswith("diffusers"):
@@ -164,16 +255,15 @@ def load_text_model(path: str | Path, dtype: torch.dtype | None = None) -> nn.Mo
     path = Path(path)
     state = clean_names(tensor_file.read(path))
     kind = find_kind(state)
-    config = tensor_file.read_config(path if path.is_dir() else path.parent)
-    if kind == "umt5, transformers" and config and "d_model" in config:
-        from transformers import UMT5Config, UMT5EncoderModel
-
-        with torch.device("meta"):
-            model = UMT5EncoderModel(UMT5Config.from_dict(config))
-    elif kind.startswith("umt5"):
-        model = build_text_model(TEXT_CONFIG, "meta")
-    else:
+    folder = path if path.is_dir() else path.parent
+    config = tensor_file.read_config(folder)
+    if not kind.startswith("umt5"):
         raise ValueError(f"{path} holds {kind} weights, no umT5 encoder: {', '.join(list(state)[:5])}")
+    state = apply_scales(state, str(path))
+    if kind == "umt5, transformers" and config and "d_model" in config:
+        model = _from_config("UMT5EncoderModel", config, f"{folder}/config.json", "meta")
+    else:
+        model = build_text_model(TEXT_CONFIG, "meta")
     state = _cast(text_to_transformers(state) if kind == "umt5" else state, dtype)
     load_strict(model, state, f"the text encoder {path}", assign=True)
     # Assigning gave the two names of the embedding a tensor each (or one of them none).
@@ -197,20 +287,36 @@ def load_image_model(path: str | Path, dtype: torch.dtype | None = None) -> nn.M
         raise ValueError(f"{path} holds {kind} weights, no CLIP: {', '.join(list(state)[:5])}")
     model = build_image_model(IMAGE_CONFIG)  # not on meta: its position numbers are a buffer in no file
     state = image_to_transformers(state) if kind == "clip" else state
+    check_types(state, str(path))
     load_strict(model, _cast(state, dtype), f"the image encoder {path}", assign=True)
     return _finished(model, path)
 
 
 def _image_from_folder(path: Path, config: dict, dtype: torch.dtype | None) -> nn.Module:
     """Reads a transformers CLIP folder, saved with its projection or without."""
-    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
-
     state = {k: v for k, v in tensor_file.read(path).items() if not k.endswith("position_ids")}
-    model = CLIPVisionModelWithProjection(CLIPVisionConfig.from_dict(config))
+    check_types(state, str(path))
+    model = _from_config("CLIPVisionModelWithProjection", config, f"{path}/config.json", "cpu")
     if "visual_projection.weight" not in state:  # saved without it; the tokens come from before it
         state["visual_projection.weight"] = model.visual_projection.weight.detach()
     load_strict(model, _cast(state, dtype), f"the image encoder {path}", assign=True)
     return _finished(model, path)
+
+
+def load_tokenizer(folder: str | Path):
+    """Returns the tokenizer of a local folder; no code of the folder runs. Errors: ValueError naming what is wrong."""
+    from transformers import AutoTokenizer
+
+    folder = Path(folder)
+    files = ("tokenizer.json", "spiece.model", "tokenizer_config.json")
+    if not any((folder / name).is_file() for name in files):
+        raise ValueError(f"{folder} is not a tokenizer folder: none of {', '.join(files)} is there")
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+        content = read_json(folder / name) if (folder / name).is_file() else {}
+        if "auto_map" in content:
+            raise ValueError(f"{folder / name} names code of its own (auto_map), which is not run; remove that key")
+    with of_library(folder):
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
 
 
 def _cast(state: State, dtype: torch.dtype | None) -> State:

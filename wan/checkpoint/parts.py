@@ -74,7 +74,7 @@ def _official_transformers(root: Path) -> dict[str, Path]:
     if len(experts) == 1:
         lost = next(name for name in EXPERT_FOLDERS if name not in experts)
         raise ValueError(f"{root} holds one expert of two; {lost}/ is missing: download it")
-    weights = any(root.glob("*.safetensors")) or any(root.glob("*.safetensors.index.json"))
+    weights = any(root.glob("*.safetensors")) or tensor_file.find_index(root) is not None
     return experts or ({"": root} if weights else {})
 
 

@@ -5,16 +5,29 @@ The kind of a file is told by its first bytes, never by its name.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import mmap
 import os
+import re
 import zipfile
+import zlib
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 import torch
 
+from utils.json_reader import JsonError, get, read_json
+from wan.checkpoint.foreign import name_format
+
 STEM = "diffusion_pytorch_model"  # what official and diffusers folders call their weights
+
+# Whether the checksums of torch archives are compared when one is read; one pass over the file, about a second per GB.
+verify_archives: ContextVar[bool] = ContextVar("verify_archives", default=True)
+INDEX = re.compile(r"(?P<stem>.+)\.(safetensors|bin)\.index(\.[\w-]+)?\.json")  # diffusers puts a variant's name inside
+PIECE = 1 << 24  # bytes of a record that are summed at a time
 
 _DTYPES = {
     "F64": torch.float64,
@@ -29,22 +42,24 @@ _DTYPES = {
     "I8": torch.int8,
     "U8": torch.uint8,
     "BOOL": torch.bool,
+    "C64": torch.complex64,
 }
 
 
 def read(path: str | Path, shapes_only: bool = False) -> dict:
-    """Returns the dict of tensors (nested where the file is) of a file, or of a folder's shards together.
+    """Returns the dict of tensors (nested where the file is) of a file, or of the shards of a folder or an index.
 
-    `shapes_only`: safetensors give meta tensors without reading the data (torch archives are mapped
-    lazily in any case). Errors: ValueError naming the file if it is missing, truncated or no such file.
+    `shapes_only`: safetensors give meta tensors without reading the data; torch archives are mapped lazily in any
+    case, and their checksums compared unless it is set or `verify_archives` is not.
+    Errors: ValueError naming the file if it is missing, truncated, damaged or no such file.
     """
     path = Path(path)
-    if path.is_dir():
-        return _read_folder(path, shapes_only)
+    if path.is_dir() or INDEX.fullmatch(path.name):
+        return _read_shards(path, shapes_only)
     kind = _kind(path)
     if kind == "safetensors":
         return _read_safetensors(path, shapes_only)
-    return _read_archive(path)
+    return _read_archive(path, verify_archives.get() and not shapes_only)
 
 
 def metadata(path: str | Path) -> dict[str, str]:
@@ -59,26 +74,50 @@ def metadata(path: str | Path) -> dict[str, str]:
 
 
 def files(folder: str | Path) -> list[Path]:
-    """Returns the weight files of a folder: one file, or the shards its index names.
+    """Returns the weight files of a folder: one file, or the shards its index names; `folder` may be the index itself.
 
     Errors: ValueError listing what the folder holds.
     """
     folder = Path(folder)
-    indices = sorted(folder.glob("*.safetensors.index.json"))
-    indices = [i for i in indices if i.name.startswith(STEM)] or indices
-    if len(indices) == 1:
-        names = sorted(set(_json(indices[0])["weight_map"].values()))
-        if lost := [n for n in names if not (folder / n).is_file()]:
-            raise ValueError(
-                f"{folder} lacks {len(lost)} of {len(names)} shards: {', '.join(lost[:5])}; download again"
-            )
-        return [folder / n for n in names]
+    if index := find_index(folder):
+        names = sorted(set(read_index(index).values()))
+        if lost := [n for n in names if not (index.parent / n).is_file()]:
+            listed = f"{len(lost)} of {len(names)} shards: {', '.join(lost[:5])}"
+            raise ValueError(f"{index.parent} is without {listed}, which {index.name} names; download them again")
+        return [index.parent / n for n in names]
     found = sorted(folder.glob("*.safetensors"))
     found = [f for f in found if f.stem == STEM] or found or sorted(folder.glob(f"{STEM}.bin"))
     if len(found) != 1:
         why = "several weight files and no index" if found else "no weights"
         raise ValueError(f"{folder} holds {why}; it has: {listing(folder)}")
     return found
+
+
+def find_index(path: Path) -> Path | None:
+    """Returns the index of a folder's shards (or `path`, if it is one), None if there is none.
+
+    The index without a variant's name comes before those of variants (`*.safetensors.index.fp16.json`), and the one
+    called as a transformer before others. Errors: ValueError where several remain.
+    """
+    if not path.is_dir():
+        return path if INDEX.fullmatch(path.name) else None
+    found = [file for file in sorted(path.iterdir()) if INDEX.fullmatch(file.name)]
+    for rule in (lambda file: file.name.startswith(STEM), lambda file: file.name.endswith(".index.json")):
+        found = [file for file in found if rule(file)] or found
+    if len(found) > 1:
+        raise ValueError(f"{path} holds several indices: {', '.join(f.name for f in found)}; give the path of one")
+    return found[0] if found else None
+
+
+def read_index(path: Path) -> dict[str, str]:
+    """Returns key -> shard of an index. Errors: JsonError for another content, or a shard outside its folder."""
+    entries = get(read_json(path), "weight_map", dict, str(path))
+    for key, name in entries.items():
+        if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
+            raise JsonError(f"{path}: weight_map names {name!r} for {key}; it must be the name of a file in its folder")
+    if not entries:
+        raise JsonError(f"{path}: weight_map is empty; download it again")
+    return entries
 
 
 def listing(folder: Path) -> str:
@@ -135,9 +174,11 @@ def safetensors_head(name: str, shape: tuple[int, ...]) -> bytes:
 
 def _kind(path: Path) -> str:
     if not path.is_file():
+        if os.path.lexists(path):
+            raise ValueError(f"{path} is not a regular file; give a file of weights")
         raise ValueError(f"{path} is missing; {path.parent} holds: {listing(path.parent)}")
     with path.open("rb") as file:
-        head = file.read(64)
+        head = file.read(512)
     if not head:
         raise ValueError(f"{path} is empty; download it again")
     if head.startswith(b"version https://git-lfs"):
@@ -146,6 +187,8 @@ def _kind(path: Path) -> str:
         return "safetensors"
     if head[:2] == b"PK" or head[:1] == b"\x80":
         return "archive"
+    if name := name_format(head):
+        raise ValueError(f"{path} is {name}; safetensors files and torch archives are read here")
     raise ValueError(f"{path} is neither a safetensors file nor a torch archive; or its beginning is damaged")
 
 
@@ -164,14 +207,47 @@ def _read_safetensors(path: Path, shapes_only: bool) -> dict[str, torch.Tensor]:
     return out
 
 
-def _read_archive(path: Path) -> dict:
+def _read_archive(path: Path, verify: bool) -> dict:
     _refuse_objects(path)
+    if verify:
+        check_archive(path)
     with _explained(path):
         # Mapping needs the zip layout; files of old torch releases are read whole.
         out = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
     if not isinstance(out, dict):
         raise ValueError(f"{path} holds a {type(out).__name__}, not a dict of tensors")
     return out
+
+
+def check_archive(path: str | Path) -> None:
+    """Compares the checksum of each record of a torch archive; files of old torch releases have none.
+
+    Errors: ValueError naming the first damaged record.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with _explained(Path(path)), zipfile.ZipFile(path) as archive, open(path, "rb") as file:
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            bad = next((info.filename for info in archive.infolist() if _checksum(data, info) != info.CRC), None)
+    if bad is not None:
+        raise ValueError(
+            f"{path} is damaged at record {bad}: its checksum is another; download it again (an archive that was "
+            "written without checksums is read with verify_archives=false)"
+        )
+
+
+def _checksum(data: mmap.mmap, info: zipfile.ZipInfo) -> int:
+    """Returns the CRC-32 of a stored record; -1 where it is not there as the directory says."""
+    head = data[info.header_offset : info.header_offset + 30]
+    if info.compress_type != zipfile.ZIP_STORED or head[:4] != b"PK\x03\x04":
+        return -1
+    begin = info.header_offset + 30 + int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
+    total = 0
+    with memoryview(data) as view:
+        for at in range(begin, begin + info.file_size, PIECE):
+            with view[at : min(at + PIECE, begin + info.file_size)] as piece:
+                total = zlib.crc32(piece, total)
+    return total
 
 
 def _refuse_objects(path: Path):
@@ -187,27 +263,23 @@ def _refuse_objects(path: Path):
         )
 
 
-def _read_folder(folder: Path, shapes_only: bool) -> dict:
+def _read_shards(folder: Path, shapes_only: bool) -> dict:
     out: dict = {}
     for file in files(folder):
         part = read(file, shapes_only)
         if twice := sorted(out.keys() & part.keys()):
             raise ValueError(f"{file} repeats keys of another shard: {', '.join(twice[:5])}")
         out |= part
+    index = find_index(folder)
+    if index and (lost := sorted(read_index(index).keys() - out.keys())):
+        raise ValueError(f"{index} names {len(lost)} keys that its shards do not hold: {', '.join(lost[:5])}")
     return out
 
 
-def _json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as reason:
-        raise ValueError(f"{path} is not a readable JSON: {reason}") from None
-
-
 def read_config(folder: Path) -> dict | None:
-    """Returns config.json of a folder, or None if there is none."""
+    """Returns config.json of a folder, or None if there is none. Errors: JsonError for one that is not an object."""
     path = folder / "config.json"
-    return _json(path) if path.is_file() else None
+    return read_json(path) if path.is_file() else None
 
 
 @contextmanager
@@ -229,4 +301,6 @@ def _explained(path: Path):
         ) from None
     except damage as reason:
         first = str(reason).strip().splitlines()[:1] or [type(reason).__name__]
+        if "allocate memory" in first[0]:
+            raise OSError(errno.ENOMEM, f"not enough memory to read {path} ({first[0]})") from reason
         raise ValueError(f"{path} is truncated or damaged ({first[0]}); download it again") from None

@@ -6,16 +6,29 @@ Inside the project a transformer's state dict always carries the official names.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from utils.json_reader import get
 from wan.checkpoint import tensor_file
-from wan.checkpoint.identify import EDUCATIONAL, METADATA_KEY, NO_KIND, find_kind, is_state, matching_specs
+from wan.checkpoint.foreign import name_added
+from wan.checkpoint.identify import (
+    EDUCATIONAL,
+    METADATA_KEY,
+    NO_KIND,
+    find_kind,
+    is_state,
+    matching_specs,
+    read_notes,
+    unknown,
+)
 from wan.checkpoint.key_maps import State, clean_names, lora_pairs
 from wan.checkpoint.parts import find_parts
+from wan.checkpoint.scales import apply_scales
 from wan.family import Family, families, family_of_kind, get_family, read_config, write_config
 from wan.spec import TransformerSpec
 
@@ -77,10 +90,12 @@ def read_weights(
     family = family_of_kind(kind)
     if family is None or kind not in family.transformers:
         raise ValueError(
-            f"{path} holds {_article(kind)}, not a transformer of the families {', '.join(_names())}: "
+            f"{path} holds {_article(kind, state)}, not a transformer of the families {', '.join(_names())}: "
             f"{', '.join(list(state)[:5])}"
         )
-    state = family.rename(state, kind)
+    if added := name_added(state):
+        raise ValueError(f"{path} holds layers of {added}, which are not run here; take the weights without them")
+    state = family.rename(apply_scales(state, str(path)), kind)
     return Weights(path, find_sizes(path, state, family, chosen, folder), state)
 
 
@@ -101,7 +116,7 @@ def load_lora(path: str | Path, *, role: str = "generator") -> LoraPairs:
             raise ValueError(f"{path} holds no {role}_lora; it has: {', '.join(map(str, content))}")
         content = content[f"{role}_lora"]
     if not any(".lora_A." in name for name in content):
-        raise ValueError(f"{path} holds no LoRA but {_article(find_kind(clean_names(content)))}")
+        raise ValueError(f"{path} holds no LoRA but {_article(find_kind(clean_names(content)), content)}")
     return lora_pairs(content)
 
 
@@ -166,8 +181,8 @@ def _hint(own, state: State, shaped: list[str]) -> str:
     return ""
 
 
-def _article(kind: str) -> str:
-    return "no model we know" if kind == NO_KIND else f"weights of the kind '{kind}'"
+def _article(kind: str, names: Iterable[str]) -> str:
+    return f"what is {unknown(names)}" if kind == NO_KIND else f"weights of the kind '{kind}'"
 
 
 def _transformer_folder(folder: Path, expert: str) -> Path:
@@ -239,18 +254,21 @@ def find_sizes(path: Path, state: State, family: Family, chosen: Sizes | None, f
 def _own_sizes(path: Path, family: Family, measured: dict) -> tuple[Sizes | None, dict]:
     """Returns (sizes, the fields told) of the weights' own configuration; (None, {}) if they have none."""
     folder = path if path.is_dir() else path.parent
-    notes = tensor_file.metadata(path).get(METADATA_KEY)
-    config = json.loads(notes)["config"] if notes else tensor_file.read_config(folder)
-    found = read_config(config, family) if config is not None else None
+    notes = read_notes(path)
+    origin = f"the header of {path}" if notes else str(folder / "config.json")
+    config = get(notes, "config", dict, origin) if notes else tensor_file.read_config(folder)
+    found = read_config(config, family, origin) if config is not None else None
     if found is None:
         return None, {}
-    origin = f"the header of {path}" if notes else str(folder / "config.json")
     if found[0] is not family:
         raise ValueError(
             f"{path} holds weights of a {family.class_name}, and {origin} is of a {found[0].class_name}; "
             "the two do not belong together"
         )
-    return Sizes(family.spec(found[1], measured), origin), found[1]
+    try:
+        return Sizes(family.spec(found[1], measured), origin), found[1]
+    except ValueError as error:
+        raise ValueError(f"{origin}: {error}") from error
 
 
 def _compare(what: str, known: dict, other: Sizes, advice: str) -> None:

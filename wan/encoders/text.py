@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -77,24 +76,10 @@ def load_text_encoder(parts, text_len: int, config: TextConfig | None = None, de
     device: where the rest of the model runs; `config.device` = cpu overrides it.
     Errors: ValueError if a part is missing or is something else.
     """
-    from wan.checkpoint.library import load_text_model
+    from wan.checkpoint.library import load_text_model, load_tokenizer
 
     config = config or TextConfig()
     model = load_text_model(parts.need("text_encoder"), DTYPES[config.dtype])
     tokenizer = load_tokenizer(parts.need("tokenizer"))
     place = "cpu" if config.device == "cpu" else device
     return TextEncoder(model.to(place), tokenizer, text_len, config.batch_size)
-
-
-def load_tokenizer(folder: str | Path):
-    """Returns the tokenizer of a local folder. Errors: ValueError naming what is there instead."""
-    from transformers import AutoTokenizer
-
-    folder = Path(folder)
-    files = ("tokenizer.json", "spiece.model", "tokenizer_config.json")
-    if not any((folder / name).is_file() for name in files):
-        raise ValueError(f"{folder} is not a tokenizer folder: none of {', '.join(files)} is there")
-    try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError, KeyError) as reason:
-        raise ValueError(f"{folder} holds no readable tokenizer: {reason}") from reason

@@ -64,7 +64,7 @@ def test_other_bad_paths(tmp_path):
     with pytest.raises(ValueError, match="holds a list"):
         load_transformer(tmp_path / "list.pt")
     save_file({"x": torch.zeros(2)}, tmp_path / "x.safetensors")
-    with pytest.raises(ValueError, match="holds no model we know"):
+    with pytest.raises(ValueError, match="is not a model we know"):
         load_transformer(tmp_path / "x.safetensors")
     with pytest.raises(ValueError, match="not a model we know; its first keys: x"):
         identify(tmp_path / "x.safetensors")
@@ -73,3 +73,85 @@ def test_other_bad_paths(tmp_path):
 def test_a_file_is_recognised_by_its_content(tmp_path, tiny):
     save_file(tiny[1], tmp_path / "weights.pt")  # a misleading name
     assert same(tensor_file.read(tmp_path / "weights.pt"), tiny[1])
+
+
+def hole(path, at: float) -> None:
+    """Overwrites some bytes at a part of a file by others."""
+    data = bytearray(path.read_bytes())
+    place = int(len(data) * at)
+    data[place : place + 64] = bytes(255 - b for b in data[place : place + 64])
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("at", [0.2, 0.4, 0.7])
+def test_a_damaged_record_is_named(tmp_path, tiny, at, capsys):
+    from scripts.convert_weights import main
+
+    path = tmp_path / "m.pt"
+    torch.save({"generator": {f"model.{k}": v for k, v in tiny[1].items()}}, path)
+    tensor_file.check_archive(path)
+    hole(path, at)
+    with pytest.raises(ValueError, match=r"m.pt is damaged at record m/data/\d+: its checksum.*verify_archives=false"):
+        tensor_file.read(path)
+    token = tensor_file.verify_archives.set(False)
+    try:
+        assert tensor_file.read(path)
+    finally:
+        tensor_file.verify_archives.reset(token)
+    assert main(["inspect", str(path)]) == 2 and "damaged at record" in capsys.readouterr().err
+    assert main(["inspect", "--no_check", str(path)]) == 0
+
+
+def shards(folder, state, index="diffusion_pytorch_model.safetensors.index.json", variant=""):
+    """Writes a state dict as two shards and an index."""
+    import json
+
+    folder.mkdir(exist_ok=True)
+    names, parts = sorted(state), {}
+    for n in range(2):
+        parts[f"diffusion_pytorch_model-0000{n + 1}-of-00002{variant}.safetensors"] = names[n::2]
+    for file, keys in parts.items():
+        save_file({k: state[k] for k in keys}, folder / file)
+    weight_map = {k: file for file, keys in parts.items() for k in keys}
+    (folder / index).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return folder
+
+
+@pytest.mark.parametrize("variant", ["fp16", "bf16", "non_ema"])
+def test_the_index_of_a_variant_is_read(tmp_path, tiny, variant):
+    name = f"diffusion_pytorch_model.safetensors.index.{variant}.json"
+    folder = shards(tmp_path / "m", tiny[1], name, f".{variant}")
+    assert same(tensor_file.read(folder), tiny[1]) and same(tensor_file.read(folder / name), tiny[1])
+    plain = {k: v + 1 for k, v in tiny[1].items()}
+    shards(folder, plain)
+    assert same(tensor_file.read(folder), plain) and same(tensor_file.read(folder / name), tiny[1])
+
+
+def test_two_variants_alone_are_not_guessed(tmp_path, tiny):
+    for variant in ("fp16", "bf16"):
+        name = f"diffusion_pytorch_model.safetensors.index.{variant}.json"
+        shards(tmp_path / "m", tiny[1], name, f".{variant}")
+    with pytest.raises(ValueError, match="several indices: .*bf16.json, .*fp16.json; give the path of one"):
+        tensor_file.read(tmp_path / "m")
+
+
+INDICES = ["{}", "[]", '{"weight_map": []}', '{"weight_map": {"a": 5}}', '{"weight_map": {"a": "../x.safetensors"}}']
+INDICES += ['{"weight_map": {}}', '{"weight_map": {"a": "/etc/passwd"}}', '{"weight_map": {"a": ""}}', "[" * 99999]
+
+
+@pytest.mark.parametrize("text", INDICES)
+def test_a_wrong_index_is_named(tmp_path, tiny, text):
+    folder = shards(tmp_path / "m", tiny[1])
+    index = folder / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(text)
+    with pytest.raises(ValueError, match=f"^{index}"):
+        tensor_file.read(folder)
+
+
+def test_a_key_that_no_shard_holds_is_named(tmp_path, tiny):
+    folder = shards(tmp_path / "m", tiny[1])
+    index = folder / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(index.read_text().replace('"weight_map": {', '"weight_map": {"lost.weight": "x.safetensors", '))
+    index.write_text(index.read_text().replace("x.safetensors", "diffusion_pytorch_model-00001-of-00002.safetensors"))
+    with pytest.raises(ValueError, match="names 1 keys that its shards do not hold: lost.weight"):
+        tensor_file.read(folder)

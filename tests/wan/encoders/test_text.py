@@ -11,10 +11,10 @@ from tests import tolerance
 from tests.parity.case import load_case
 from utils.config.field import check
 from wan.checkpoint.encoder_maps import text_to_official
-from wan.checkpoint.library import TEXT_CONFIG, build_text_model, load_text_model
+from wan.checkpoint.library import TEXT_CONFIG, build_text_model, load_text_model, load_tokenizer
 from wan.checkpoint.parts import find_parts
 from wan.config import TextConfig
-from wan.encoders.text import TextEncoder, clean_text, load_text_encoder, load_tokenizer
+from wan.encoders.text import TextEncoder, clean_text, load_text_encoder
 
 ROUNDED = tolerance.rounding(terms=256, sums=60)  # of a four-layer encoder, 15 sums a layer
 ROOT = Path(__file__).resolve().parents[3]
