@@ -5,8 +5,10 @@ Under torchrun the videos are shared by the ranks; files do not depend on their 
 """
 
 import argparse
+import re
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 try:
     from utils import log
@@ -22,7 +24,6 @@ except ImportError as error:
 VALUES = {
     "--model": ("model.path", "a model directory (official, diffusers or ours) or a hub name"),
     "--checkpoint_path": ("model.checkpoint", "other weights for its transformer (.pt, .safetensors)"),
-    "--lora_path": ("model.lora", "a LoRA file to merge into the checkpoint (LongLive)"),
     "--data_path": ("data.path", "one prompt per line (.txt), or scripts (.jsonl); with --i2v a folder of images"),
     "--extended_prompt_path": ("data.extended_path", "line-aligned rewritten prompts"),
     "--prompt": ("data.prompt", "one prompt"),
@@ -38,6 +39,8 @@ VALUES = {
     "--switch_frames": ("data.switch_frames", "latent frames at which scripts without ends switch: '40, 80, 120'"),
     "--noise": ("data.noise", "a safetensors file with the start noise [N, F, C, h, w]"),
 }
+LORA = "--lora_path"  # takes several values
+LORA_HELP = "LoRA files, folders or hub names, each with a strength after a colon if it is not 1: A.safetensors:0.8 B"
 NUMBERS = {"--num_samples", "--num_output_frames", "--seconds", "--seed", "--start_seconds"}  # the others are text
 SWITCHES = {
     "--use_ema": ("model.use_ema", "the averaged weights of a training checkpoint"),
@@ -47,6 +50,7 @@ SWITCHES = {
     "--resume": ("output.resume", "go on with videos whose run was killed, from their snapshots"),
     "--keep-going": ("data.keep_going", "leave out the bad lines of a script and list them at the end"),
 }
+KNOB = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")
 RENAMED = {
     "--lora_ckpt": "--lora_path",
     "--generator_ckpt": "--checkpoint_path",
@@ -68,12 +72,20 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--config_path", required=True, help="a recipe of configs/infer/")
     for flag, (_, text) in VALUES.items():
         parser.add_argument(flag, help=text)
+    parser.add_argument(LORA, nargs="+", action="extend", metavar="PATH[:STRENGTH]", help=LORA_HELP)
     for flag, (_, text) in SWITCHES.items():
         parser.add_argument(flag, action="store_true", help=text)
     parser.add_argument("--print_config", action="store_true", help="show every value and where it comes from")
     parser.add_argument("--log", default="info", help="debug, info, warning or error")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="any knob of the recipe")
-    return read_flags(parser, arguments, RENAMED, "--help lists all flags; knobs of the recipe are key=value")
+    flags = read_flags(parser, arguments, RENAMED, "--help lists all flags; knobs of the recipe are key=value")
+    knobs = [text for text in flags.lora_path or () if KNOB.match(text) and not Path(text).exists()]
+    if flags.lora_path and len(knobs) == len(flags.lora_path):
+        parser.error(f"{LORA} needs a LoRA file before {knobs[0]}")
+    flags.lora_path = [text for text in flags.lora_path or () if text not in knobs]
+    # A flag of several values takes in the key=value arguments that follow it.
+    flags.overrides = sorted([*flags.overrides, *knobs], key=arguments.index)
+    return flags
 
 
 def overrides(flags: argparse.Namespace) -> list[str]:
@@ -88,6 +100,8 @@ def overrides(flags: argparse.Namespace) -> list[str]:
         elif value is not None and value is not False:
             # Quoted: a prompt or a path may look like a number, a list or a truth value.
             given.append(f"{key}={value if flag in NUMBERS else format_value(value)}")
+    if flags.lora_path:
+        given.append(f"model.lora={format_value(flags.lora_path)}")
     return given + flags.overrides
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,8 +16,9 @@ from utils import hub
 from utils.lora import inject_pairs
 from utils.parallel import ranks
 from wan.attention import dispatch
+from wan.checkpoint.lora import LoraUpdate, add_tensors, combine, merge_lora, read_lora
 from wan.checkpoint.parts import Parts, find_parts
-from wan.checkpoint.weights import Sizes, load_lora, merge_lora, read_weights
+from wan.checkpoint.weights import Sizes, Weights, read_weights
 from wan.codec.base import Codec, StreamingDecoder, check_fit, resolve_device
 from wan.condition import Condition
 from wan.config import TextConfig, VAEConfig
@@ -26,6 +28,7 @@ from wan.encoders.text import DTYPES
 from wan.family import find_published, get_family, spec_for
 from wan.spec import ModelSpec
 
+logger = logging.getLogger(__name__)
 HASHED_BYTES = 4096  # of each tensor; hashing all 28 GB would take longer than generating a video
 CACHED_PROMPTS = 64  # whose embeddings are kept; a long session may use many prompts
 
@@ -100,7 +103,7 @@ def load_bundle(config: ModelConfig, vae: VAEConfig, text: TextConfig, decoder=N
     """
     device = torch.device("cuda", ranks.local_rank()) if torch.cuda.is_available() else torch.device("cpu")
     resolve_device("vae.device", vae.device, device)  # checked before any weight is read
-    fetch([config.path, config.checkpoint])
+    fetch([config.path, config.checkpoint, *(entry.path for entry in config.loras)])
     parts = find_parts(hub.resolve(config.path))
     experts = _choose_experts(config, parts)
     chosen = Sizes(find_published(config.spec).transformer, f"model.spec={config.spec}") if config.spec else None
@@ -139,6 +142,9 @@ def _choose_experts(config: ModelConfig, parts: Parts) -> list[str]:
     if config.checkpoint and len(experts) > 1:
         raise ValueError(f"{config.path} has two experts; model.checkpoint cannot say which it replaces")
     experts = [""] if config.checkpoint else experts
+    if lost := [entry.expert for entry in config.loras if entry.expert not in ("", *experts)]:
+        held = ", ".join(experts) if len(experts) > 1 else "one transformer: leave expert out"
+        raise ValueError(f"model.lora names the expert {lost[0]!r}, and {config.path} has {held}")
     if not experts:
         raise ValueError(f"{config.path} has no transformer; give one with --checkpoint_path")
     if config.spec and len(find_published(config.spec).experts) != len(experts):
@@ -151,17 +157,28 @@ def _network(config: ModelConfig, parts: Parts, expert: str, digest, device, cho
     """Returns one transformer, its weights entered into the digest."""
     source = hub.resolve(config.checkpoint) if config.checkpoint else parts.transformers[expert]
     weights = read_weights(source, use_ema=config.use_ema, chosen=chosen, folder=folder)
-    state = weights.state
-    _enter(digest, state)
-    pairs, alpha = load_lora(config.lora) if config.lora else {}, config.lora_alpha or None
-    _enter(digest, {f"{name}.{half}": t for name, pair in pairs.items() for half, t in zip("AB", pair, strict=True)})
-    if pairs and config.lora_merge:
-        state = merge_lora(state, pairs, alpha)
+    _enter(digest, weights.state)
+    update = _read_loras(config, weights, expert)
+    _enter(digest, update.tensors())
+    state = add_tensors(weights.state, update.added)
+    if config.lora_merge:
+        state = merge_lora(state, update.pairs)
     dtype = DTYPES[config.dtype]
     network = replace(weights, state={k: v.to(dtype) for k, v in state.items()}).build()
-    if pairs and not config.lora_merge:
-        inject_pairs(network, pairs, alpha)
+    if update.pairs and not config.lora_merge:
+        inject_pairs(network, update.pairs)
     return get_family(weights.spec).denoiser(set_knobs(network, config)).to(device)
+
+
+def _read_loras(config: ModelConfig, weights: Weights, expert: str) -> LoraUpdate:
+    """Returns what the LoRA files of this expert together add to its weights, each at its strength."""
+    updates = []
+    for entry in [entry for entry in config.loras if entry.expert in ("", expert)]:
+        lora = read_lora(hub.resolve(entry.path), alpha=config.lora_alpha or None, strength=entry.strength)
+        if ranks.rank() == 0:
+            logger.info("%s", lora.summary())
+        updates.append(lora.fit(weights.state, weights.spec))
+    return combine(updates)
 
 
 def _enter(digest, state: dict[str, torch.Tensor]) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline import PIPELINES, SAMPLERS
+from pipeline.lora import LoraEntry, parse_loras, plain_loras
 from pipeline.trained import find_trained
 from utils.config.field import collect_error, one_of
 from utils.config.layer import parse_overrides, read_defaults, read_recipe
@@ -80,26 +82,37 @@ class MultiStepConfig(Buildable):
 @dataclass
 class ModelConfig:
     """Which model. path: a directory (official, diffusers or ours) or a hub name; spec: its name where
-    the folder does not tell; checkpoint: other weights for its transformer; lora: a change of these."""
+    the folder does not tell; checkpoint: other weights for its transformer; lora: changes of these (`pipeline.lora`),
+    kept as they are recorded: a path, or a list of {path, strength}."""
 
     path: str = "assets/digits"
     spec: str = ""
     checkpoint: str = ""
     use_ema: bool = False
-    lora: str = ""
+    lora: Any = ""
     lora_merge: bool = False  # add the LoRA to the weights (faster) instead of running it next to them (as published)
-    lora_alpha: float = 0.0  # 0 = the rank (scale 1), as LongLive trains
+    lora_alpha: float = 0.0  # 0 = as each file says (scale alpha / rank), and the rank where it says nothing
     dtype: str = "bf16"  # fp32 | bf16
     precision: str = "weights"  # weights | upstream (fp32 modulation and head, for undistilled Wan weights)
     attention: AttentionConfig = field(default_factory=AttentionConfig)
+
+    def __post_init__(self):
+        with suppress(ValueError):  # `problems` names what is wrong
+            self.lora = plain_loras(parse_loras(self.lora))
+
+    @property
+    def loras(self) -> tuple[LoraEntry, ...]:
+        """The LoRA files, in order."""
+        return parse_loras(self.lora)
 
     def problems(self) -> Iterator[str]:
         if self.dtype not in DTYPES or self.precision not in PRECISIONS:
             yield f"model.dtype must be one of {DTYPES}, model.precision one of {PRECISIONS}"
         if self.spec and self.spec not in published_specs():
             yield f"model.spec {self.spec!r} is unknown; write one of {sorted(published_specs())}"
-        if self.lora and not self.checkpoint:
-            yield "model.lora changes a base checkpoint: write model.checkpoint too"
+        yield from collect_error(parse_loras, self.lora)
+        if not math.isfinite(self.lora_alpha):
+            yield f"lora_alpha is {self.lora_alpha}; write a number, or 0 for what the files say"
 
 
 @dataclass

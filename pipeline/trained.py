@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.lora import find_paths
 from utils import hub
 from utils.config.field import dotted
 from utils.config.layer import Layer
@@ -21,7 +22,8 @@ from utils.parallel import ranks
 from wan.generation import FILE, GenerationConfig
 
 logger = logging.getLogger(__name__)
-WEIGHTS = ("model.lora", "model.checkpoint", "model.path")  # what was trained last comes first
+LORA = "model.lora"
+WEIGHTS = (LORA, "model.checkpoint", "model.path")  # what was trained last comes first
 
 
 @dataclass(frozen=True)
@@ -50,11 +52,15 @@ def find_trained(layers: list[Layer]) -> Trained | None:
 
     A checkpoint or LoRA without the file takes that of what it changes. Errors: ValueError for a file that is not JSON.
     """
-    names = [name for key in WEIGHTS if isinstance(name := peek(layers, key), str) and name]
-    for number, name in enumerate(names):
-        if file := find_file(name):
-            tree = _read(file)
-            return Trained(Layer(str(file), {"generation": tree}), is_own=number == 0)
+    values = {key: peek(layers, key) for key in WEIGHTS}
+    groups = [list(find_paths(values[LORA])), *([values[key]] for key in WEIGHTS if key != LORA)]
+    groups = [names for group in groups if (names := [name for name in group if isinstance(name, str) and name])]
+    for number, names in enumerate(groups):
+        if files := [file for name in names if (file := find_file(name))]:
+            tree, others = _read(files[0]), [str(file) for file in files[1:] if _read(file) != _read(files[0])]
+            if others and ranks.rank() == 0:
+                logger.warning("the LoRAs were trained otherwise (%s); %s counts", ", ".join(others), files[0])
+            return Trained(Layer(str(files[0]), {"generation": tree}), is_own=number == 0)
     return None
 
 

@@ -2,7 +2,7 @@
 
     python scripts/convert_weights.py inspect FILE_OR_FOLDER ...
     python scripts/convert_weights.py convert SRC DST --to official|diffusers|longtake
-    python scripts/convert_weights.py merge BASE LORA DST --to official|diffusers|longtake
+    python scripts/convert_weights.py merge BASE LORA[:STRENGTH] ... DST --to official|diffusers|longtake
 
 Nothing is recomputed: converting there and back gives the same bits. DST is a folder (config.json and
 weights), or for `longtake`, and for official VAEs and encoders, one file.
@@ -44,10 +44,10 @@ def build_parser() -> argparse.ArgumentParser:
     turn = commands.add_parser("convert", help="write the same weights under other names")
     turn.add_argument("src", type=Path, metavar="SRC")
     turn.set_defaults(run=convert)
-    join = commands.add_parser("merge", help="add a LoRA into its base")
+    join = commands.add_parser("merge", help="add LoRAs into their base")
     join.add_argument("src", type=Path, metavar="BASE")
-    join.add_argument("lora", type=Path, metavar="LORA")
-    join.add_argument("--alpha", type=float, help="LoRA alpha; left out: its rank, i.e. scale 1")
+    join.add_argument("lora", nargs="+", metavar="LORA[:STRENGTH]", help="a file, or peft's folder")
+    join.add_argument("--alpha", type=float, help="LoRA alpha; left out: what each file says, else its rank (scale 1)")
     join.set_defaults(run=merge)
     for sub, default in ((turn, None), (join, "longtake")):
         sub.add_argument("dst", type=Path, metavar="DST")
@@ -77,9 +77,10 @@ def inspect(args):
 def describe(path: Path) -> list[str]:
     """Returns the lines to print about one path."""
     from wan.checkpoint.identify import identify
+    from wan.checkpoint.lora import is_lora_folder
     from wan.checkpoint.parts import find_parts
 
-    if not path.is_dir():
+    if not path.is_dir() or is_lora_folder(path):
         return identify(path).lines()
     parts = find_parts(path) if not _is_one_model(path) else None
     if parts is None or list(parts.transformers.values()) == [path] and not parts.vae:
@@ -116,29 +117,38 @@ def convert(args):
         kind = found.kind.split(",")[0]
         if kind in ENCODERS:
             return convert_encoder(args, kind)
-        if found.lora_rank:
+        if found.lora:
             raise ValueError(f"{args.src} is a LoRA; merge it into its base: convert_weights.py merge BASE LORA DST")
     convert_transformer(args)
 
 
 def merge(args):
-    """Writes BASE with the LoRA added to its weights."""
-    from wan.checkpoint.weights import load_lora, merge_lora
+    """Writes BASE with the LoRAs added to its weights."""
+    from pipeline.lora import parse_loras, plain_loras
+    from utils import hub
+    from wan.checkpoint.lora import add_tensors, combine, merge_lora, read_lora
 
     refuse_existing(args)
-    pairs = load_lora(args.lora, role=args.role)
-    notes = {"merged_lora": args.lora.name}
-    convert_transformer(args, lambda state: merge_lora(state, pairs, args.alpha), notes)
+    entries = parse_loras(args.lora)
+    loras = [read_lora(hub.resolve(e.path), role=args.role, alpha=args.alpha, strength=e.strength) for e in entries]
+
+    def change(state, spec):
+        update = combine(lora.fit(state, spec) for lora in loras)
+        return merge_lora(add_tensors(state, update.added), update.pairs)
+
+    convert_transformer(args, change, {"merged_lora": plain_loras(entries)})
+    for lora in loras:
+        print(f"merged {lora.summary()}")
 
 
-def convert_transformer(args, change=lambda state: state, notes: dict | None = None):
+def convert_transformer(args, change=lambda state, spec: state, notes: dict | None = None):
     """Loads a transformer, applies `change` to its state dict, checks it as a loader does and writes it."""
     from wan.checkpoint.identify import identify
     from wan.checkpoint.scales import check_finite
     from wan.checkpoint.weights import export_transformer, read_weights
 
     weights = read_weights(args.src, use_ema=args.use_ema, role=args.role, expert=args.expert)
-    spec, state = weights.spec, change(weights.state)
+    spec, state = weights.spec, change(weights.state, weights.spec)
     replace(weights, state=state).build()
     check_finite(state, str(args.src))
     if args.to == "longtake":

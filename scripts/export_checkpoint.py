@@ -4,9 +4,10 @@
     python scripts/export_checkpoint.py runs/digits_self_forcing_dmd out.safetensors --step 1000 --no_ema
     python inference.py --config_path configs/infer/digits.yaml --checkpoint_path out.safetensors
 
-A run that trained LoRA gives its adapters (`inference.py --checkpoint_path BASE --lora_path FILE`), or with --merge
-base and adapters as one plain model. The training need not be over, and none of its processes takes part. How the
-model generates is written next to the file, as generation_config.json, which inference.py takes as its defaults.
+A run that trained LoRA gives its adapters, whose header says their alpha (`inference.py --checkpoint_path BASE
+--lora_path FILE`), or with --merge base and adapters as one plain model. The training need not be over, and none of its
+processes takes part. How the model generates is written next to the file, as generation_config.json, which inference.py
+takes as its defaults.
 """
 
 import argparse
@@ -63,11 +64,12 @@ def export(flags: argparse.Namespace) -> None:
     if flags.merge:
         _, base = load_transformer(role["weights"], use_ema=role["use_ema"])
         state = {k: v.float() for k, v in base.items()} | state
+    notes: dict[str, str] = {}
     if lora["rank"]:
-        state = export_lora(LoraConfig(rank=lora["rank"], alpha=lora["alpha"], merged=flags.merge), state)
+        state, notes = export_lora(LoraConfig(rank=lora["rank"], alpha=lora["alpha"], merged=flags.merge), state)
     state = {k: v.to(DTYPES[flags.dtype]).contiguous() for k, v in state.items()}
     if lora["rank"] and not flags.merge:
-        return write_safetensors(flags.output, state)
+        return write_safetensors(flags.output, state, notes)
     spec = read_spec(saved.metadata("method", "spec"))
     export_transformer(flags.output, state, spec, {"step": saved.step, "ema": bool(average)})
 

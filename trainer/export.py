@@ -25,15 +25,14 @@ def export_generator(
     """Writes weights, or their average, in bf16, and how they generate; all ranks call this together, the first writes.
 
     state: of the network, possibly sharded. With LoRA: the merged model if asked for, else the adapters alone
-    in `lora.safetensors`, under peft's names.
+    in `lora.safetensors`, under peft's names, with their alpha.
     """
     state = {name: fsdp.whole(tensor.detach()).cpu() for name, tensor in state.items()}
     if ranks.rank():
         return
-    if config.rank:
-        state = export_lora(config, state)
+    state, notes = export_lora(config, state) if config.rank else (state, {})
     if config.rank and not config.merged:
-        write_tensors(Path(folder) / "lora.safetensors", state)
+        write_tensors(Path(folder) / "lora.safetensors", state, notes=notes)
     else:
         folder = write_transformer(folder, spec, state)
     write_json(Path(folder) / FILE, to_dict(generation))
@@ -47,7 +46,7 @@ def write_transformer(folder: str | Path, spec: TransformerSpec, state: dict, dt
     return folder
 
 
-def write_tensors(path: Path, state: dict, dtype=EXPORTED) -> None:
-    """Writes one safetensors file in `dtype`, with its folder."""
+def write_tensors(path: Path, state: dict, dtype=EXPORTED, notes: dict[str, str] | None = None) -> None:
+    """Writes one safetensors file in `dtype`, with its folder. notes: fields of its header."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_safetensors(path, {k: v.detach().to(dtype).cpu().contiguous() for k, v in state.items()})
+    write_safetensors(path, {k: v.detach().to(dtype).cpu().contiguous() for k, v in state.items()}, notes)

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import torch
 
+from trainer.lora import load_start
 from trainer.sources.latents import read_pairs
 from utils import hub
-from utils.config.field import values
+from utils.config.field import collect_error, values
 from utils.config.text import DEFAULT_ORIGIN
 from utils.data.store import open_clips, open_pairs
 from utils.lora import BLOCK_LINEARS, match_linears
@@ -192,7 +193,7 @@ def find_unfit_clips(source, sizes: TransformerSpec) -> Iterator[Problem]:
 
 
 def find_lost_targets(where: str, lora, sizes: TransformerSpec) -> Iterator[Problem]:
-    """Yields a pattern for adapters that fits no layer."""
+    """Yields a pattern for adapters that fits no layer, or a LoRA to start from that is not one of this network."""
     if lora.rank:
         with torch.device("meta"):
             network = get_family(sizes).network(sizes)
@@ -200,6 +201,9 @@ def find_lost_targets(where: str, lora, sizes: TransformerSpec) -> Iterator[Prob
             match_linears(network, lora.targets)
         except ValueError as error:
             yield f"{where}.targets", f"{error}; write e.g. {BLOCK_LINEARS!r} (every linear of every block)"
+            return
+        if lora.weights and Path(lora.weights).exists():
+            yield from ((f"{where}.weights", text) for text in collect_error(load_start, lora, network))
 
 
 def find_lost_layers(layers: Sequence[int], count: int) -> Iterator[Problem]:

@@ -36,7 +36,14 @@ def test_help_is_quick_and_lists_every_flag():
     begin = time.process_time()
     done = subprocess.run([sys.executable, "inference.py", "--help"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and time.process_time() - begin < 3
-    for flag in [*inference.VALUES, *inference.SWITCHES, "--config_path", "--print_config", "key=value"]:
+    for flag in [
+        *inference.VALUES,
+        *inference.SWITCHES,
+        inference.LORA,
+        "--config_path",
+        "--print_config",
+        "key=value",
+    ]:
         assert flag in done.stdout
 
 
@@ -73,6 +80,17 @@ def test_our_own_flags_and_overrides_mix():
     assert (config.data.noise, config.output.overwrite, config.output.gif) == ("n", True, True)
 
 
+def test_lora_path_takes_several_and_leaves_the_knobs(tmp_path, monkeypatch):
+    config = load_config(*("seed=1", "--lora_path", "a.pt:0.5", "owner/name", "seed=2", "--seed", "3", "num_samples=4"))
+    assert config.model.lora == [{"path": "a.pt", "strength": 0.5}, {"path": "owner/name", "strength": 1.0}]
+    assert (config.seed, config.num_samples) == (2, 4)
+    assert load_config("--lora_path=a", "--lora_path", "b:2").model.loras[1].strength == 2
+    named = tmp_path / "lr=3"
+    named.touch()
+    monkeypatch.chdir(tmp_path)
+    assert load_config("--lora_path", "lr=3", "seed=5").model.lora == "lr=3"
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [
@@ -84,6 +102,7 @@ def test_our_own_flags_and_overrides_mix():
         ("--qqq", "--help lists all flags"),
         ("--num_frames", "use --num_output_frames"),
         ("--lora_ckpt=x", "use --lora_path"),
+        ("--lora_path", "expected at least one argument"),
         ("--generator_ckpt", "use --checkpoint_path"),
         ("--local_rank=0", "torchrun, which sets the rank itself"),
     ],

@@ -136,7 +136,8 @@ def test_the_dtype_is_that_of_the_weights(folder, dtype):
         ({"dtype": "fp16"}, "model.dtype must be one of"),
         ({"precision": "high"}, "model.precision one of"),
         ({"spec": "digit"}, "is unknown; write one of"),
-        ({"lora": "x"}, "write model.checkpoint too"),
+        ({"lora": 5}, "lora holds 5; write a path"),
+        ({"lora_alpha": float("nan")}, "lora_alpha is nan"),
     ],
 )
 def test_wrong_knobs_are_refused(wrong, words):

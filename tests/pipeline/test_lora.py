@@ -1,4 +1,4 @@
-"""A LoRA runs live by default; merged it gives the same velocity."""
+"""LoRAs run live by default, merged they give the same velocity; `model.lora` says which and how strongly."""
 
 from __future__ import annotations
 
@@ -6,15 +6,20 @@ import hashlib
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from pipeline.bundle import _network
-from pipeline.config import ModelConfig
+from pipeline.bundle import _enter, _network
+from pipeline.config import ModelConfig, load_recipe
+from pipeline.lora import LoraEntry, parse_loras
 from tests import tiny
+from utils.config.field import check
+from utils.config.text import render
 from utils.lora import inject, layers
-from wan.checkpoint.key_maps import lora_state
+from wan.checkpoint.key_maps import PEFT_PREFIX, lora_state
+from wan.checkpoint.lora_scale import header
 from wan.checkpoint.parts import Parts
 from wan.checkpoint.tensor_file import write_safetensors
-from wan.checkpoint.weights import export_transformer
+from wan.checkpoint.weights import export_transformer, read_weights
 from wan.context import Full
 
 
@@ -23,23 +28,128 @@ def files(tmp_path):
     model = tiny.transformer()
     export_transformer(tmp_path / "base.safetensors", model.state_dict(), model.spec)
     inject(model, rank=4)
-    pairs = {n: (torch.randn(4, m.in_features), 0.1 * torch.randn(m.out_features, 4)) for n, m in layers(model).items()}
-    write_safetensors(tmp_path / "lora.safetensors", lora_state(pairs))
+    for name, rank, alpha in (("lora", 4, 4), ("style", 2, 3)):
+        shapes = {n: (m.in_features, m.out_features) for n, m in layers(model).items()}
+        pairs = {n: (torch.randn(rank, i), 0.1 * torch.randn(o, rank)) for n, (i, o) in shapes.items()}
+        extra = {f"{PEFT_PREFIX}blocks.0.norm3.diff_b": torch.full((32,), 0.3)} if name == "style" else {}
+        write_safetensors(tmp_path / f"{name}.safetensors", lora_state(pairs) | extra, header(rank, alpha))
     return tmp_path
 
 
 def velocity(files, **knobs):
     config = ModelConfig(checkpoint=str(files / "base.safetensors"), dtype="fp32", **knobs)
-    denoiser = _network(config, Parts(files, "official"), "", hashlib.sha256(), torch.device("cpu"), None, None)
+    digest = hashlib.sha256()
+    denoiser = _network(config, Parts(files, "official"), "", digest, torch.device("cpu"), None, None)
     with torch.no_grad():
-        return denoiser(tiny.latents(3), 0.7, tiny.condition(), Full()), denoiser
+        return denoiser(tiny.latents(3), 0.7, tiny.condition(), Full()), denoiser, digest.hexdigest()
 
 
 def test_live_equals_merged_and_differs_from_the_base(files):
     lora = str(files / "lora.safetensors")
-    live, adapted = velocity(files, lora=lora)
-    merged, plain = velocity(files, lora=lora, lora_merge=True)
-    base, _ = velocity(files)
+    live, adapted, _ = velocity(files, lora=lora)
+    merged, plain, _ = velocity(files, lora=lora, lora_merge=True)
+    base, *_ = velocity(files)
     assert layers(adapted) and not layers(plain)
     assert tiny.error(live, merged) < tiny.rounding(passes=1)
     assert tiny.error(live, base) > 10 * tiny.rounding(passes=1)
+
+
+def test_several_run_live_as_merged_each_at_its_strength(files):
+    both = [{"path": str(files / "lora.safetensors"), "strength": 0.5}, str(files / "style.safetensors:-0.25")]
+    live, adapted, digest = velocity(files, lora=both)
+    merged, _, same = velocity(files, lora=both, lora_merge=True)
+    assert {m.r["default"] for m in layers(adapted).values()} == {6} and digest == same
+    assert tiny.error(live, merged) < tiny.rounding(passes=1)
+    others = ([both[0]], [both[0], str(files / "style.safetensors:-0.3")])
+    for velocities, _, other in (velocity(files, lora=lora) for lora in others):
+        assert tiny.error(live, velocities) > 10 * tiny.rounding(passes=1) and other != digest
+    overruled, _, other = velocity(files, lora=both, lora_alpha=1.0)
+    assert tiny.error(live, overruled) > 10 * tiny.rounding(passes=1) and other != digest
+    off, bare, _ = velocity(files, lora=[{"path": both[0]["path"], "strength": 0}])
+    base, *_ = velocity(files)
+    assert torch.equal(off, base) and not layers(bare)
+
+
+def test_lora_of_strength_one_has_the_hash_it_always_had(files):
+    lora, config = str(files / "lora.safetensors"), hashlib.sha256()
+    weights = read_weights(files / "base.safetensors")
+    _enter(config, weights.state)
+    _enter(
+        config,
+        {
+            n.removeprefix(PEFT_PREFIX).replace(".lora_", ".").removesuffix(".weight"): t
+            for n, t in load_file(lora).items()
+        },
+    )
+    assert velocity(files, lora=lora)[2] == config.hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("given", "recorded"),
+    [
+        ("", ""),
+        (None, ""),
+        ([], ""),
+        ("a.safetensors", "a.safetensors"),
+        (["a.safetensors"], "a.safetensors"),
+        ({"path": "a", "strength": 1}, "a"),
+        ("a:1.0", "a"),
+        ("owner/name:0.8", [{"path": "owner/name", "strength": 0.8}]),
+        ("x:y/a.pt:-2e-1", [{"path": "x:y/a.pt", "strength": -0.2}]),
+        ("a:b", "a:b"),
+        ("a:", "a:"),
+        ([{"path": "a:3", "strength": 1}], [{"path": "a:3", "strength": 1.0}]),
+        ({"path": "a", "expert": "low_noise_model"}, [{"path": "a", "strength": 1.0, "expert": "low_noise_model"}]),
+        (["a", "b:.5"], [{"path": "a", "strength": 1.0}, {"path": "b", "strength": 0.5}]),
+    ],
+)
+def test_entries_are_recorded_in_one_form(given, recorded):
+    config = ModelConfig(lora=given)
+    check(config)
+    assert config.lora == recorded and ModelConfig(lora=config.lora).loras == config.loras
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (3, "lora holds 3; write a path, or a list such as"),
+        ([["a"]], r"lora holds \['a'\]"),
+        ([""], "lora holds ''"),
+        ([{"path": ""}], "an entry has the path ''"),
+        ([{"strength": 1}], "an entry has the path None"),
+        ([{"path": "a", "weight": 2}], "lora has no weight; an entry is {path, strength}"),
+        ([{"path": "a", "strength": "x"}], "the strength of a is 'x'; write a number"),
+        ([{"path": "a", "strength": float("nan")}], "the strength of a is nan"),
+        ([{"path": "a", "strength": True}], "the strength of a is True"),
+        ("a:1e400", "the strength of a:1e400 is inf"),
+        ([{"path": "a", "expert": 1}], "the expert of a is 1"),
+    ],
+)
+def test_wrong_entries_are_named(given, words):
+    with pytest.raises(ValueError, match=words):
+        check(ModelConfig(lora=given))
+
+
+def test_a_path_with_a_colon_is_a_path_where_it_is_there(tmp_path):
+    whole = tmp_path / "style:0.5"
+    whole.touch()
+    assert parse_loras(str(whole)) == (LoraEntry(str(whole)),)
+    assert parse_loras(f"{whole}:0.25") == (LoraEntry(str(whole), 0.25),)
+    (tmp_path / "style").touch()
+    with pytest.raises(ValueError, match="style:0.5 and .*style are both there; write model.lora="):
+        parse_loras(str(whole))
+
+
+def test_recipe_and_command_line_say_several(tmp_path):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("num_output_frames: 9\nmodel: {lora: [{path: a.pt, strength: 0.5}, b.pt]}\n")
+    config, origins = load_recipe(recipe)
+    assert config.model.loras == (LoraEntry("a.pt", 0.5), LoraEntry("b.pt"))
+    assert load_recipe(recipe, ["model.lora=[c.pt]"])[0].model.lora == "c.pt"
+    assert load_recipe(recipe, ["model.lora=''"])[0].model.lora == ""
+    with pytest.raises(ValueError, match=rf"{recipe.name}:2: model: lora has no strenght; an entry"):
+        recipe.write_text("num_output_frames: 9\nmodel: {lora: [{path: a.pt, strenght: 0.5}]}\n")
+        load_recipe(recipe)
+    shown = tmp_path / "shown.yaml"
+    shown.write_text(render(config, origins))
+    assert load_recipe(shown)[0].model == config.model

@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from scripts.convert_weights import main
 from tests.parity.case import load_case
+from tests.tolerance import rounding
+from tests.wan.checkpoint.lora_files import MAKERS, draw_pairs
 from tests.wan.checkpoint.manifest import numbered, same, tiny_transformer
 from wan.checkpoint.key_maps import config_to_official, lora_state
 from wan.checkpoint.library import (
@@ -24,10 +26,12 @@ from wan.checkpoint.library import (
     build_text_model,
     build_vae,
 )
-from wan.checkpoint.weights import load_transformer, merge_lora
+from wan.checkpoint.lora import LoraPair, merge_lora
+from wan.checkpoint.weights import export_transformer, load_transformer
 from wan.spec import SPECS
 
 ROOT = Path(__file__).resolve().parents[2]
+MIXED = ("kohya", "peft")
 SHAPES = {
     "t2v": {},
     "i2v with CLIP": {"model_type": "i2v", "in_dim": 36, "image_dim": 24},
@@ -112,10 +116,32 @@ def test_merging(model, tmp_path):
     torch.save({"generator_lora": lora_state(pairs), "step": 1}, tmp_path / "lora.pt")
     assert run("merge", folder, tmp_path / "lora.pt", tmp_path / "m.safetensors", "--alpha", 8) == 0
     merged = load_transformer(tmp_path / "m.safetensors")[1]
-    assert same(merged, merge_lora(state, pairs, 8.0)) and not same(merged, state)
+    twice = {name: LoraPair(*pair, 2.0) for name, pair in pairs.items()}
+    assert same(merged, merge_lora(state, twice)) and not same(merged, state)
     assert run("merge", folder, tmp_path / "lora.pt", tmp_path / "theirs", "--to", "diffusers", "--alpha", 8) == 0
     assert run("convert", tmp_path / "theirs", tmp_path / "back", "--to", "official") == 0
     assert same(load_transformer(tmp_path / "back")[1], merged)
+
+
+def test_several_loras_are_merged_at_their_strength(tmp_path, capsys):
+    spec, state = tiny_transformer()
+    export_transformer(tmp_path / "base.safetensors", state, spec)
+    files = [
+        MAKERS[maker](tmp_path / f"{maker}.safetensors", draw_pairs(state, seed=i)) for i, maker in enumerate(MIXED)
+    ]
+    assert run("merge", tmp_path / "base.safetensors", f"{files[0]}:0.5", files[1], tmp_path / "m.safetensors") == 0
+    said = capsys.readouterr().out
+    assert said.count("strength 2.5 (alpha / rank; from") == 2 and "times 0.5" in said
+    wanted = dict(state)
+    for seed, strength in ((0, 0.5 * 2.5), (1, 2.5)):
+        pairs = draw_pairs(state, seed=seed)
+        wanted = merge_lora(wanted, {name: LoraPair(*pair, strength) for name, pair in pairs.items()})
+    merged = load_transformer(tmp_path / "m.safetensors")[1]
+    assert max((merged[n] - wanted[n]).abs().max() for n in wanted) < rounding(6, 3)
+    assert run("inspect", *files) == 0
+    said = capsys.readouterr().out
+    for row in ("rank:       3", "alpha:      7.5", "strength:   2.5 (alpha / rank; from", "adapter_config.json"):
+        assert row in said
 
 
 def vae_config(family):

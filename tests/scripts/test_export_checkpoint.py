@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from scripts import export_checkpoint
-from tests import digits_fixture
+from tests import digits_fixture, tolerance
 from trainer.build import build
 from trainer.config import load_recipe
+from utils import lora
 from utils.config.text import to_dict
-from wan.checkpoint.weights import load_lora, load_transformer, merge_lora
+from wan.checkpoint.lora import merge_lora, read_lora
+from wan.checkpoint.weights import load_transformer
 from wan.generation import FILE
 
 
@@ -64,16 +66,39 @@ def test_where_no_average_has_begun_the_weights_are_written(recipe, tmp_path, ca
     assert all(torch.equal(tensor, own[name]) for name, tensor in load_transformer(out)[1].items())
 
 
-def test_lora_alone_and_merged(recipe, tmp_path):
-    method = fit(recipe, tmp_path / "run", "trainer.generator.lora.rank=2", "trainer.ema.decay=0")
-    base = load_transformer(method.config.generator.weights)[1]
+@pytest.mark.parametrize("alpha", [0, 5])
+def test_lora_alone_and_merged(recipe, tmp_path, alpha):
+    knobs = ("trainer.generator.lora.rank=2", f"trainer.generator.lora.alpha={alpha}", "trainer.ema.decay=0")
+    method = fit(recipe, tmp_path / "run", *knobs)
+    spec, base = load_transformer(method.config.generator.weights)
     lone, merged = tmp_path / "lora.safetensors", tmp_path / "merged.safetensors"
     assert export_checkpoint.main([str(tmp_path / "run"), str(lone), "--dtype", "fp32"]) == 0
     assert export_checkpoint.main([str(tmp_path / "run"), str(merged), "--dtype", "fp32", "--merge"]) == 0
     state = load_transformer(merged)[1]
-    wanted = merge_lora({n: t.float() for n, t in base.items()}, load_lora(lone))
-    assert all(torch.allclose(state[n], wanted[n], atol=1e-7) for n in wanted)
+    found = read_lora(lone)
+    assert set(found.scales.by_module.values()) == {alpha / 2 or 1.0} and "in the header" in found.scales.origin
+    wanted = merge_lora({n: t.float() for n, t in base.items()}, found.fit(base, spec).pairs)
+    assert all(torch.allclose(state[n], wanted[n], atol=tolerance.rounding(2, 2)) for n in wanted)
     assert any(not torch.equal(state[n], base[n].float()) for n in wanted)
+    method.export(tmp_path / "export")
+    assert read_lora(tmp_path / "export").scales == read_lora(tmp_path / "export/lora.safetensors").scales
+    assert set(read_lora(tmp_path / "export").scales.by_module.values()) == {alpha / 2 or 1.0}
+
+
+def test_lora_goes_on_in_another_training_at_its_strength(recipe, tmp_path):
+    run = tmp_path / "run"
+    first = fit(recipe, run, "trainer.generator.lora={rank: 2, alpha: 6}", "trainer.ema.decay=0")
+    assert export_checkpoint.main([str(run), str(run / "l.safetensors"), "--dtype", "fp32"]) == 0
+    start = f"trainer.generator.lora={{rank: 2, alpha: 1, weights: {run / 'l.safetensors'}}}"
+    second = build(load_recipe(recipe, [start])[0], tmp_path / "second").method
+    before, after = (lora.layers(m.roles.generator.transformer) for m in (first, second))
+    for name, layer in before.items():
+        updates = [
+            m.scaling["default"] * m.lora_B["default"].weight @ m.lora_A["default"].weight for m in (layer, after[name])
+        ]
+        assert torch.allclose(*updates, atol=tolerance.rounding(2, 2)) and updates[0].abs().max() > 0
+    with pytest.raises(ValueError, match="l.safetensors: the LoRA does not fit.*of another shape.*write the rank"):
+        build(load_recipe(recipe, [start.replace("rank: 2", "rank: 4")])[0], tmp_path / "third")
 
 
 def test_what_is_no_run_is_refused(recipe, tmp_path, capsys):

@@ -56,7 +56,8 @@ def peek(layers: list[Layer], key: str) -> Any:
     """
     count_interpolations(layers)
     try:
-        return OmegaConf.select(OmegaConf.merge(*(layer.tree for layer in layers)), key)
+        value = OmegaConf.select(OmegaConf.merge(*(layer.tree for layer in layers)), key)
+        return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
     except OmegaConfBaseException:
         return None
 

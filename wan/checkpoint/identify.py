@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -13,7 +14,8 @@ import torch
 from utils.json_reader import parse_json
 from wan.checkpoint import tensor_file
 from wan.checkpoint.foreign import name_added, name_family, name_quantisation
-from wan.checkpoint.key_maps import WRAPPERS, State, clean_names, lora_pairs
+from wan.checkpoint.key_maps import WRAPPERS, State, clean_names, is_lora
+from wan.checkpoint.lora import is_lora_folder, lora_file, read_lora
 from wan.family import Family, families, family_of_kind
 from wan.spec import TransformerSpec
 
@@ -33,8 +35,8 @@ SHARED = {
     "umt5, transformers": ("encoder.block.0.layer.0.SelfAttention.q.weight", "encoder.final_layer_norm.weight"),
     "clip": ("visual.patch_embedding.weight", "visual.transformer.0."),
     "clip, transformers": ("vision_model.embeddings.class_embedding", "vision_model.encoder.layers.0."),
-    "lora over a wan transformer": (".lora_A.",),
 }
+LORA = "lora over a transformer"
 NO_KIND = "unknown"
 
 
@@ -48,7 +50,7 @@ class Description:
     spec: TransformerSpec | None = None
     is_network: bool = False  # of a backbone family
     causal: bool | None = None
-    lora_rank: int | None = None
+    lora: dict[str, str] = field(default_factory=dict)  # rank, alpha and strength of a LoRA
     has_ema: bool = False
     dtype: str = ""
     num_tensors: int = 0
@@ -64,8 +66,7 @@ class Description:
         if self.is_network or self.kind.startswith(("wan", "longlive")):
             rows["causal"] = words[self.causal]
             rows["ema"] = "yes" if self.has_ema else "no"
-        if self.lora_rank:
-            rows["lora rank"] = str(self.lora_rank)
+        rows |= self.lora
         rows["tensors"] = f"{self.num_tensors} ({self.num_parameters:,} values, {self.dtype or '-'})"
         rows |= {"holds": ", ".join(self.holds)} if self.holds else {}
         rows |= {"written by": json.dumps(self.notes, sort_keys=True)} if self.notes else {}
@@ -75,7 +76,10 @@ class Description:
 
 def find_kind(names: Iterable[str]) -> str:
     """Returns which kind of file has such (cleaned) names; `NO_KIND` if none has."""
-    text = "\n".join(["", *names, ""])
+    every = list(names)
+    if is_lora(every):
+        return LORA
+    text = "\n".join(["", *every, ""])
     for kind, needed in _kinds():
         # A name that ends in a dot is a prefix; one that begins with a dot may stand anywhere.
         marks = (n if n[0] == "." else f"\n{n}" if n[-1] == "." else f"\n{n}\n" for n in needed)
@@ -99,7 +103,7 @@ def is_state(value) -> bool:
 
 def identify(path: str | Path) -> Description:
     """Returns what a file, or a folder of shards, holds. Errors: ValueError if it is nothing we know."""
-    path = Path(path)
+    path = lora_file(path) if is_lora_folder(Path(path)) else Path(path)
     content = tensor_file.read(path, shapes_only=True)
     found = Description(str(path), NO_KIND)
     if "generator_state_dict" in content:
@@ -111,7 +115,7 @@ def identify(path: str | Path) -> Description:
         state, found.holds = _main_part(path, content), tuple(k for k in content if isinstance(content[k], dict))
     found.has_ema = "generator_ema" in found.holds
     state = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
-    clean = clean_names(state) if not any(".lora_A." in k for k in state) else state
+    clean = state if is_lora(state) else clean_names(state)
     found.kind = find_kind(clean)
     if found.kind == NO_KIND:
         raise ValueError(f"{path} is {unknown(clean)}; its first keys: {', '.join(list(state)[:5])}")
@@ -162,16 +166,16 @@ def _main_part(path: Path, content: dict) -> dict:
 
 
 def _measure(found: Description, state: State, path: Path):
-    """Fills size, spec and LoRA rank."""
-    if found.kind.startswith("lora"):
-        pairs = lora_pairs(state)
-        ranks = {a.shape[0] for a, _ in pairs.values()}
-        found.lora_rank = max(ranks)
-        if any(k.endswith("_lora") for k in found.holds):
+    """Fills size and spec, or rank, alpha and strength of a LoRA."""
+    if found.kind == LORA:
+        trained = next((k for k in found.holds if k.endswith("_lora")), "")
+        lora = read_lora(path, role=trained.removesuffix("_lora") or "generator", shapes_only=True)
+        if trained:
             found.kind = "longlive lora"
-        layers = {m.split(".")[1] for m in pairs if m.startswith("blocks.")}
-        dims = {a.shape[1] for m, (a, _) in pairs.items() if m.endswith("self_attn.q")}
-        found.size = f"{len(pairs)} pairs over {len(layers)} blocks of width {', '.join(map(str, sorted(dims))) or '?'}"
+        blocks = {n[1] for name in lora.pairs if (n := re.search(r"(?:^|[._])blocks[._](\d+)[._]", name))}
+        widths = sorted({a.shape[1] for name, (a, _) in lora.pairs.items() if re.search(r"(self_attn.q|to_q)$", name)})
+        found.size = f"{len(lora.pairs)} pairs over {len(blocks)} blocks of width {', '.join(map(str, widths)) or '?'}"
+        found.lora = lora.describe()
         return
     family = family_of_kind(found.kind)
     if family and found.kind in family.transformers:

@@ -8,7 +8,7 @@ Source: Wan2.1 / Wan2.2 modules/model.py; diffusers `WanTransformer3DModel`; pef
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 
@@ -126,31 +126,77 @@ def transformer_to_official(state: State) -> State:
 PEFT_PREFIX = "base_model.model."
 
 
-def clean_lora_name(name: str) -> str:
-    """Returns `module.lora_A.weight` or `module.lora_B.weight` with the adapter's name removed."""
-    return re.sub(r"\.(lora_[AB])\.(?:[^.]+\.)?weight$", r".\1.weight", clean_name(name))
+# role of a tensor in a LoRA file -> endings of its name, of peft, kohya, ComfyUI, diffusers and LyCORIS
+_LORA_ENDINGS = {
+    "a": r"lora_A(?:\.[^.]+)?\.weight|lora_down\.weight|(?:lora|lora_linear_layer)\.down\.weight",
+    "b": r"lora_B(?:\.[^.]+)?\.weight|lora_up\.weight|(?:lora|lora_linear_layer)\.up\.weight",
+    "alpha": "alpha",
+    "weight": "diff|w_norm",  # what is added to the parameter of this name
+    "bias": "diff_b|b_norm",
+    "modulation": "diff_m",
+}
+_LORA_NAME = re.compile(r"(.+?)\.(?:" + "|".join(f"(?P<{role}>{end})" for role, end in _LORA_ENDINGS.items()) + ")$")
+# Changes of weights that are no plain LoRA: what their names hold -> their format
+OTHER_ADAPTERS = {
+    r"\.lokr_[wt]": "LoKr (LyCORIS)",
+    r"\.hada_[wt]": "LoHa (LyCORIS)",
+    r"\.(dora_scale|lora_magnitude_vector)": "DoRA (a magnitude next to the pair)",
+    r"\.b?oft_(blocks|diag|r|s)|\.oft_": "OFT",
+    r"\.lora_mid\.": "LoCon with a Tucker core (LyCORIS, of convolutions)",
+    r"\.[ab][12]\.weight$": "GLoRA (LyCORIS)",
+    r"\.(on_input|ia3_l)": "IA3",
+    r"\.vera_lambda": "VeRA",
+    r"\.(lora_E|ranknum)\b": "AdaLoRA",
+    r"\.lora_embedding_[AB]": "a LoRA of embeddings",
+    r"\.lora_[AB](\.[^.]+)?\.bias$|\.lora_(up|down)\.bias$": "a LoRA with biases of its own (lora_bias)",
+    r"\.processor\.|_lora\.(up|down)\.weight$": "diffusers' old attention processors",
+    r"\.(set_weight|reshape_weight)$": "ComfyUI's replaced weights",
+}
 
 
-def lora_pairs(state: State) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Returns official module name -> (A [rank, in], B [out, rank]) of a peft LoRA, however it is prefixed.
+def parse_lora_name(name: str) -> tuple[str, str] | None:
+    """Returns (module as its maker names it, role) of a tensor of a LoRA file; None for a name of something else.
 
-    diffusers module names are accepted. Errors: ValueError for other tensors, or half a pair.
+    role: `a`, `b` or `alpha` of a pair, or the parameter that the tensor is added to: `weight`, `bias`, `modulation`.
     """
-    clean = renamed({k.removeprefix("transformer."): v for k, v in state.items()}, clean_lora_name)
-    if lost := [n for n in clean if not re.search(rf"\.{_LORA_LEAF}$", n)]:
-        raise unknown_names(lost, "a peft LoRA")
-    if any(".attn1." in n or ".attn2." in n or ".ffn.net." in n for n in clean):
-        clean = transformer_to_official(clean)
-    modules = dict.fromkeys(n.rpartition(".lora_")[0] for n in clean)
-    names = {m: (f"{m}.lora_A.weight", f"{m}.lora_B.weight") for m in modules}
-    if lost := [n for pair in names.values() for n in pair if n not in clean]:
-        raise ValueError(f"LoRA pairs without their other half; missing: {', '.join(lost[:10])}")
-    return {m: (clean[a], clean[b]) for m, (a, b) in names.items()}
+    for prefix in INNER_PREFIXES:
+        name = name.replace(prefix, "")
+    found = _LORA_NAME.match(name)
+    return (found[1], found.lastgroup) if found and found.lastgroup else None
 
 
-def lora_state(pairs: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> State:
-    """Inverse of `lora_pairs`: the names peft and LongLive write."""
-    halves = ((m, half, t) for m, pair in pairs.items() for half, t in zip("AB", pair, strict=True))
+def other_adapter(names: Iterable[str]) -> tuple[str, str] | None:
+    """Returns (format, a name of it) if some names are those of another kind of adapter than plain LoRA."""
+    every = list(names)
+    for mark, form in OTHER_ADAPTERS.items():
+        if found := next((name for name in every if re.search(mark, name)), None):
+            return form, found
+    return None
+
+
+def is_lora(names: Iterable[str]) -> bool:
+    """True for the names of an adapter file, of plain LoRA or another kind: half of them or more are such."""
+    every = list(names)
+    plain = [name for name in every if (parsed := parse_lora_name(name)) and parsed[1] != "alpha"]
+    other = [name for name in every if any(re.search(mark, name) for mark in OTHER_ADAPTERS)]
+    alphas = [name for name in every if name.endswith(".alpha")]
+    return bool(plain or other) and 2 * len({*plain, *other, *alphas}) >= len(every)
+
+
+LORA_PREFIXES = ("lora_unet_", "lora_transformer_", "lycoris_")  # of kohya's names, which have `_` for every dot
+
+
+def module_names(name: str) -> Iterator[str]:
+    """Yields what may be the module's own name: the text, and what is left of it without each prefix in turn."""
+    yield name
+    while prefix := next((p for p in (*OUTER_PREFIXES, "transformer.", *LORA_PREFIXES) if name.startswith(p)), ""):
+        name = name[len(prefix) :]
+        yield name
+
+
+def lora_state(pairs: Mapping[str, Sequence]) -> State:
+    """Returns pairs (A, B, ...) by official module name under the names that peft and LongLive write."""
+    halves = ((m, half, t) for m, pair in pairs.items() for half, t in zip("AB", pair[:2], strict=True))
     return {f"{PEFT_PREFIX}{m}.lora_{half}.weight": t for m, half, t in halves}
 
 

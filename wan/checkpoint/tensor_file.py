@@ -49,8 +49,8 @@ _DTYPES = {
 def read(path: str | Path, shapes_only: bool = False) -> dict:
     """Returns the dict of tensors (nested where the file is) of a file, or of the shards of a folder or an index.
 
-    `shapes_only`: safetensors give meta tensors without reading the data; torch archives are mapped lazily in any
-    case, and their checksums compared unless it is set or `verify_archives` is not.
+    `shapes_only`: safetensors give meta tensors without reading the data, except of single numbers; torch archives are
+    mapped lazily in any case, and their checksums compared unless it is set or `verify_archives` is not.
     Errors: ValueError naming the file if it is missing, truncated, damaged or no such file.
     """
     path = Path(path)
@@ -198,10 +198,10 @@ def _read_safetensors(path: Path, shapes_only: bool) -> dict[str, torch.Tensor]:
     out = {}
     with _explained(path), safe_open(path, "pt") as file:
         for name in file.keys():
-            if not shapes_only:
+            part = file.get_slice(name)
+            if not shapes_only or math.prod(part.get_shape()) == 1:
                 out[name] = file.get_tensor(name)
                 continue
-            part = file.get_slice(name)
             dtype = _DTYPES.get(part.get_dtype())
             out[name] = torch.empty(part.get_shape(), dtype=dtype or torch.uint8, device="meta")
     return out

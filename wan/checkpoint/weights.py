@@ -26,13 +26,11 @@ from wan.checkpoint.identify import (
     read_notes,
     unknown,
 )
-from wan.checkpoint.key_maps import State, clean_names, lora_pairs
+from wan.checkpoint.key_maps import State, clean_names, is_lora
 from wan.checkpoint.parts import find_parts
 from wan.checkpoint.scales import apply_scales
 from wan.family import Family, families, family_of_kind, get_family, read_config, write_config
 from wan.spec import TransformerSpec
-
-LoraPairs = dict[str, tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -105,40 +103,6 @@ def load_transformer(path: str | Path, **options) -> tuple[TransformerSpec, Stat
     return weights.spec, weights.state
 
 
-def load_lora(path: str | Path, *, role: str = "generator") -> LoraPairs:
-    """Returns official module name -> (A, B) of a LoRA file (LongLive's, or bare peft names).
-
-    Errors: ValueError if the file holds no LoRA for that role.
-    """
-    content = tensor_file.read(path)
-    if not is_state(content):
-        if f"{role}_lora" not in content:
-            raise ValueError(f"{path} holds no {role}_lora; it has: {', '.join(map(str, content))}")
-        content = content[f"{role}_lora"]
-    if not any(".lora_A." in name for name in content):
-        raise ValueError(f"{path} holds no LoRA but {_article(find_kind(clean_names(content)), content)}")
-    return lora_pairs(content)
-
-
-def merge_lora(state: State, pairs: LoraPairs, alpha: float | None = None) -> State:
-    """Returns a new state dict with W + alpha / rank * B A for every pair, summed in fp32.
-
-    alpha: None means alpha = rank (scale 1), as LongLive trains. Errors: ValueError if a pair has no weight.
-    """
-    merged = dict(state)
-    lost = [m for m in pairs if f"{m}.weight" not in state]
-    if lost:
-        raise ValueError(f"the LoRA changes {len(lost)} layers that the base lacks: {', '.join(lost[:10])}")
-    for module, (a, b) in pairs.items():
-        name, scale = f"{module}.weight", 1.0 if alpha is None else alpha / a.shape[0]
-        weight = state[name]
-        if weight.shape != (b.shape[0], a.shape[1]):
-            raise ValueError(f"{name} is {tuple(weight.shape)}, its LoRA {b.shape[0]} x {a.shape[1]}: another size")
-        wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        merged[name] = (weight.to(wide) + scale * (b.to(wide) @ a.to(wide))).to(weight.dtype)
-    return merged
-
-
 def export_transformer(path: str | Path, state: State, spec: TransformerSpec, metadata: dict | None = None):
     """Writes one safetensors file with official names and the sizes in its header; whole or not at all.
 
@@ -170,7 +134,7 @@ def load_strict(module: nn.Module, state: State, what: str, assign: bool = False
 
 
 def _hint(own, state: State, shaped: list[str]) -> str:
-    given = find_kind(clean_names(state) if not any(".lora_A." in n for n in state) else state)
+    given = find_kind(clean_names(state) if not is_lora(state) else state)
     wanted = find_kind(own)
     if given != wanted and given != NO_KIND:
         return f". Hint: these look like {given} keys; `python scripts/convert_weights.py inspect` describes the file"

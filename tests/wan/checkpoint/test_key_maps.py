@@ -26,8 +26,10 @@ from wan.checkpoint.key_maps import (
     clean_names,
     config_from_diffusers,
     config_to_diffusers,
-    lora_pairs,
+    is_lora,
     lora_state,
+    module_names,
+    parse_lora_name,
     transformer_to_diffusers,
     transformer_to_official,
 )
@@ -173,43 +175,46 @@ def test_two_names_that_become_one_are_an_error():
         clean_names({"model.head.head.bias": torch.zeros(1), "module.head.head.bias": torch.zeros(1)})
 
 
-def lora(modules, rank=3, width=8) -> dict:
-    rng = torch.Generator().manual_seed(1)
-    draw = lambda *s: torch.randn(*s, generator=rng)  # noqa: E731
-    return {m: (draw(rank, width), draw(width, rank)) for m in modules}
-
-
 @pytest.mark.parametrize("adapter", ["", "default.", "stage_2."])
-@pytest.mark.parametrize("prefix", ["base_model.model.", "", "base_model.model.model.", "model._fsdp_wrapped_module."])
-def test_lora_names(adapter, prefix):
-    pairs = lora(["blocks.0.self_attn.q", "blocks.11.ffn.2"])
-    state = {
-        f"{prefix}{module}.lora_{half}.{adapter}weight": tensor
-        for module, pair in pairs.items()
-        for half, tensor in zip("AB", pair, strict=True)
-    }
-    found = lora_pairs(state)
-    assert found.keys() == pairs.keys()
-    assert all(torch.equal(x, y) for m in pairs for x, y in zip(found[m], pairs[m], strict=True))
+@pytest.mark.parametrize("prefix", ["base_model.model.", "", "transformer.", "diffusion_model._fsdp_wrapped_module."])
+def test_lora_names_are_split_and_their_prefixes_go(adapter, prefix):
+    for half in "AB":
+        module, role = parse_lora_name(f"{prefix}blocks.11.ffn.2.lora_{half}.{adapter}weight")
+        assert role == half.lower() and list(module_names(module))[-1] == "blocks.11.ffn.2"
 
 
-def test_lora_names_return_and_diffusers_names_are_read():
-    pairs = lora(["blocks.0.cross_attn.v", "blocks.1.ffn.0"])
-    state = lora_state(pairs)
-    assert set(state) == {
-        f"base_model.model.{m}.lora_{half}.weight" for m in ("blocks.0.cross_attn.v", "blocks.1.ffn.0") for half in "AB"
-    }
-    assert lora_pairs(state).keys() == pairs.keys()
-    bare = {k.removeprefix("base_model.model."): v for k, v in state.items()}
-    theirs = {f"transformer.{k}": v for k, v in transformer_to_diffusers(bare).items()}
-    assert "transformer.blocks.1.ffn.net.0.proj.lora_A.weight" in theirs
-    assert lora_pairs(theirs).keys() == pairs.keys()
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("lora_unet_blocks_3_ffn_0.lora_down.weight", ("lora_unet_blocks_3_ffn_0", "a")),
+        ("a.b.lora.up.weight", ("a.b", "b")),
+        ("a.b.alpha", ("a.b", "alpha")),
+        ("a.norm_q.diff", ("a.norm_q", "weight")),
+        ("a.norm3.diff_b", ("a.norm3", "bias")),
+        ("blocks.0.diff_m", ("blocks.0", "modulation")),
+        ("blocks.0.ffn.0.weight", None),
+        ("blocks.0.ffn.0.bias", None),
+    ],
+)
+def test_lora_name_of_each_maker(name, found):
+    assert parse_lora_name(name) == found
 
 
-def test_half_a_lora_pair_is_an_error():
-    state = lora_state(lora(["blocks.0.cross_attn.v"]))
-    state.popitem()
-    with pytest.raises(ValueError, match=r"missing: blocks\.0\.cross_attn\.v\.lora_B\.weight"):
-        lora_pairs(state)
-    with pytest.raises(ValueError, match="not keys of a peft LoRA: blocks.0.norm3.weight"):
-        lora_pairs({"blocks.0.norm3.weight": torch.zeros(2)})
+@pytest.mark.parametrize(
+    ("names", "lora"),
+    [
+        (["a.lora_A.weight", "a.lora_B.weight", "a.alpha"], True),
+        (["a.lokr_w1", "a.lokr_w2"], True),
+        (["a.diff_b"], True),
+        (["a.alpha"], False),  # a model may have a parameter of this name
+        (["a.weight", "a.bias", "b.weight", "b.diff"], False),
+        ([], False),
+    ],
+)
+def test_adapter_files_are_recognised_by_most_of_their_names(names, lora):
+    assert is_lora(names) == lora
+
+
+def test_lora_state_has_the_names_of_peft():
+    pairs = {m: (torch.zeros(3, 8), torch.zeros(8, 3)) for m in ("blocks.0.cross_attn.v", "blocks.1.ffn.0")}
+    assert set(lora_state(pairs)) == {f"base_model.model.{m}.lora_{half}.weight" for m in pairs for half in "AB"}
