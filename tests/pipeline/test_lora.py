@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.bundle import _enter, _network
+from pipeline.bundle import _choose_experts, _enter, _network, load_bundle
 from pipeline.config import ModelConfig, load_recipe
 from pipeline.lora import LoraEntry, parse_loras
-from tests import tiny
+from tests import digits_fixture, tiny
+from tests.wan.checkpoint.lora_files import MAKERS, draw_pairs
+from utils import hub
 from utils.config.field import check
 from utils.config.text import render
 from utils.lora import inject, layers
 from wan.checkpoint.key_maps import PEFT_PREFIX, lora_state
 from wan.checkpoint.lora_scale import header
-from wan.checkpoint.parts import Parts
+from wan.checkpoint.parts import EXPERT_FOLDERS, Parts
 from wan.checkpoint.tensor_file import write_safetensors
 from wan.checkpoint.weights import export_transformer, read_weights
+from wan.config import TextConfig, VAEConfig
 from wan.context import Full
 
 
@@ -82,6 +86,36 @@ def test_lora_of_strength_one_has_the_hash_it_always_had(files):
         },
     )
     assert velocity(files, lora=lora)[2] == config.hexdigest()
+
+
+def test_model_alone_takes_a_lora_for_one_expert_or_both(files):
+    parts = Parts(files, "official", dict.fromkeys(EXPERT_FOLDERS, files / "base.safetensors"))
+    lora = str(files / "lora.safetensors")
+    found = {}
+    for entry in ({"path": lora}, {"path": lora, "expert": "high_noise_model"}):
+        config = ModelConfig(path=str(files), lora=[entry], dtype="fp32")
+        experts = _choose_experts(config, parts)
+        networks = [
+            _network(config, parts, name, hashlib.sha256(), torch.device("cpu"), None, None) for name in experts
+        ]
+        found[entry.get("expert", "")] = [bool(layers(network)) for network in networks]
+    assert found == {"": [True, True], "high_noise_model": [False, True]}
+    for expert, folders in (("high", EXPERT_FOLDERS), ("low_noise_model", ("",))):
+        config = ModelConfig(path=str(files), lora=[{"path": lora, "expert": expert}])
+        with pytest.raises(ValueError, match=f"names the expert '{expert}', and .* has (low_noise_model|one transf)"):
+            _choose_experts(config, Parts(files, "official", dict.fromkeys(folders, files)))
+
+
+def test_bundle_reads_loras_by_hub_name_and_folder(tmp_path, monkeypatch):
+    folder = digits_fixture.model_folder(tmp_path / "model")
+    state = read_weights(folder / "transformer").state
+    hub_copy = MAKERS["diffusers"](tmp_path / "hub/pytorch_lora_weights.safetensors", draw_pairs(state)).parent
+    peft = MAKERS["peft"](tmp_path / "own.safetensors", draw_pairs(state, seed=4))
+    monkeypatch.setattr(hub, "find_local", lambda name: hub_copy if str(name) == "owner/style" else Path(name))
+    monkeypatch.setattr(hub, "_download", lambda name: {"owner/style": hub_copy}[name])
+    config = ModelConfig(path=str(folder), lora=["owner/style:0.5", str(peft)], dtype="fp32")
+    loaded = load_bundle(config, VAEConfig(), TextConfig())
+    assert {m.r["default"] for m in layers(loaded.denoiser).values()} == {6}
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 import train
 from tests import digits_fixture
 from tests.architecture.source import ROOT
+from tests.wan.checkpoint.lora_files import write
 from trainer import preflight
 from trainer.config import load_recipe
 
 WEIGHTS = ROOT / "assets/digits/transformer"
+IMAGE_LORA = {"blocks.0.cross_attn.k_img": (torch.zeros(3, 8), torch.zeros(8, 3))}
 RECIPE = f"""
 model: {ROOT}/assets/digits
 steps: 2
@@ -105,6 +108,12 @@ WRONG = {
     "trainer.generator.use_ema=true": ["trainer.generator.weights", "no averaged ones", "leave use_ema out"],
     "trainer.generator.weights=%text": ["trainer.generator.weights", "umt5", "not a transformer"],
     "trainer.generator.lora={rank: 2, weights: no/lora.pt}": ["trainer.generator.lora.weights: no/lora.pt"],
+    "trainer.generator.lora={rank: 3, weights: %lora}": [
+        "trainer.generator.lora.weights",
+        "weights for 1 layers",
+        "k_img",
+    ],
+    "trainer.critic.lora={rank: 3, weights: %text}": ["trainer.critic.lora.weights", "holds no LoRA"],
     "trainer.teacher={weights: '', spec: digit}": ["trainer.teacher", "spec 'digit' is unknown", "write one of"],
     "trainer.teacher.spec=digits": ["trainer.teacher", "either spec", "or weights"],
     "trainer.teacher={weights: '', spec: t2v-1.3B}": ["text widths differ", "trainer.teacher 4096", "of one family"],
@@ -216,6 +225,9 @@ def places(tmp_path):
         "%latents": digits_fixture.latent_folder(tmp_path / "latents"),
         "%blind": digits_fixture.link_parts(tmp_path / "blind", ("text_encoder", "tokenizer")),
         "%switch": _lines(tmp_path / "switch.txt", 3),
+        "%lora": write(
+            tmp_path / "l.safetensors", {"blocks.0.cross_attn.k_img": (torch.zeros(3, 8), torch.zeros(8, 3))}
+        ),
         "%text": ROOT / "assets/digits/text_encoder/model.safetensors",
     }
 

@@ -99,5 +99,8 @@ def test_a_value_is_read_before_the_configuration_is(monkeypatch):
     assert peek(layers, "model.lora") is None and peek(layers[:1], "model.path") == "there"
     assert peek(parse_overrides(["model.path=${oc.env:NO_SUCH_PLACE}"]), "model.path") is None
     assert peek(parse_overrides(["model=x"]), "model.path") is None
+    mixed = parse_overrides(["model.lora={path: a}", "model.lora=[{path: b}, c]"])
+    assert peek(mixed, "model.lora") == [{"path": "b"}, "c"]
+    assert peek([*mixed, *parse_overrides(["model.lora={path: d}"])], "model.lora") == {"path": "d"}
     with pytest.raises(ValueError, match="write values out"):
         peek(parse_overrides([f"model.path={'${a}' * 40}"]), "model.path")

@@ -56,7 +56,7 @@ def peek(layers: list[Layer], key: str) -> Any:
     """
     count_interpolations(layers)
     try:
-        value = OmegaConf.select(OmegaConf.merge(*(layer.tree for layer in layers)), key)
+        value = OmegaConf.select(OmegaConf.create(functools.reduce(_merge, (layer.tree for layer in layers), {})), key)
         return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
     except OmegaConfBaseException:
         return None
@@ -235,6 +235,13 @@ def _newest(pieces: list[Piece]) -> list[Piece]:
     last = max((i for i, (_, value) in enumerate(pieces) if not isinstance(value, dict)), default=0)
     rest = pieces[last:]
     return rest[1:] if len(rest) > 1 and (rest[0][1] is None or rest[0][1] == MISSING) else rest
+
+
+def _merge(old: Any, new: Any) -> Any:
+    # A list may follow a group or a text; OmegaConf's own merge refuses that.
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return new
+    return {**old, **{key: _merge(old[key], value) if key in old else value for key, value in new.items()}}
 
 
 def _fields(node: DictConfig) -> list[dataclasses.Field]:
