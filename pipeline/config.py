@@ -111,8 +111,8 @@ class ModelConfig:
         if self.spec and self.spec not in published_specs():
             yield f"model.spec {self.spec!r} is unknown; write one of {sorted(published_specs())}"
         yield from collect_error(parse_loras, self.lora)
-        if not math.isfinite(self.lora_alpha):
-            yield f"lora_alpha is {self.lora_alpha}; write a number, or 0 for what the files say"
+        if not 0 <= self.lora_alpha < math.inf:
+            yield f"lora_alpha is {self.lora_alpha}; write a positive number, or 0 for what the files say"
 
 
 @dataclass

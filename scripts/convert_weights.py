@@ -136,7 +136,8 @@ def merge(args):
         update = combine(lora.fit(state, spec) for lora in loras)
         return merge_lora(add_tensors(state, update.added), update.pairs)
 
-    convert_transformer(args, change, {"merged_lora": plain_loras(entries)})
+    names = tuple(replace(entry, path=Path(entry.path).name) for entry in entries)
+    convert_transformer(args, change, {"merged_lora": plain_loras(names)})
     for lora in loras:
         print(f"merged {lora.summary()}")
 

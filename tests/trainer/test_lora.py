@@ -39,12 +39,8 @@ def test_start_from_what_no_adapter_holds_is_refused(tmp_path):
     extra = {"diffusion_model.blocks.0.norm3.diff_b": torch.zeros(32)}
     path = write(tmp_path / "l.safetensors", draw_pairs(transformer.state_dict()), "diffusion_model.", extra=extra)
     config = LoraConfig(rank=3, targets=TARGETS, weights=str(path))
-    with pytest.raises(
-        ValueError, match="also adds tensors to 1 parameters .blocks.0.norm3.bias.*merge it"
-    ):
+    with pytest.raises(ValueError, match="also adds tensors to 1 parameters .blocks.0.norm3.bias.*merge it"):
         apply_lora(config, transformer, Rng(0), trained=True)
     path = write(tmp_path / "l.safetensors", draw_pairs(transformer.state_dict()))
-    with pytest.raises(
-        ValueError, match="l.safetensors: the LoRA does not fit. .*without weights.*the targets"
-    ):
+    with pytest.raises(ValueError, match="l.safetensors: the LoRA does not fit. .*without weights.*the targets"):
         apply_lora(LoraConfig(rank=3, weights=str(path)), transformer, Rng(0), trained=True)

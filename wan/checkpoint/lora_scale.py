@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from wan.checkpoint import tensor_file
-from wan.checkpoint.key_maps import module_names
+from wan.checkpoint.key_maps import PEFT_PREFIX, module_names
 
 DIFFUSERS = "lora_adapter_metadata"  # header field of diffusers and trainers that follow it
 ALPHA_FIELDS = ("lora_alpha", "alpha", "network_alpha", "ss_network_alpha")  # of the header, plain texts
@@ -167,10 +167,9 @@ def _own_config(path: Path) -> Path | None:
 
 
 def _run_recipe(path: Path) -> tuple[str, Rule] | None:
-    """Returns the rule of the run whose export this file is: exports of earlier versions do not say their alpha."""
-    if path.name != "lora.safetensors" or path.parent.name != "export":
-        return None
-    states = sorted(path.parent.parent.glob("checkpoints/step_*/state.json"))
+    """Returns the rule of the run in whose folder an export lies: those of earlier versions do not say their alpha."""
+    runs = [path.parent.parent, path.parent]  # `export/lora.safetensors`, or a file that a user named
+    states = sorted(file for run in runs for file in run.glob("checkpoints/step_*/state.json"))
     if not states:
         return None
     where = str(states[-1])
@@ -179,9 +178,12 @@ def _run_recipe(path: Path) -> tuple[str, Rule] | None:
         node = node.get(key) if isinstance(node, dict) else None
     if not isinstance(node, dict) or not node.get("rank"):
         return None
-    alpha = _number(node.get("alpha") or node["rank"], f"{where}: recipe.trainer.generator.lora.alpha")
-    rank_of_run = node["rank"]
-    return f"the recipe in {where}", lambda module, rank: alpha / rank if rank == rank_of_run else None
+    alpha, trained = _number(node.get("alpha") or node["rank"], f"{where}: the alpha of the recipe"), node["rank"]
+
+    def scale(module: str, rank: int) -> float | None:
+        return alpha / rank if rank == trained and module.startswith(PEFT_PREFIX) else None
+
+    return f"the recipe in {where}", scale
 
 
 def _unprefixed(config: dict) -> dict:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.wan.checkpoint.lora_files import write
+from wan.checkpoint.key_maps import PEFT_PREFIX
 from wan.checkpoint.lora import read_lora
 from wan.checkpoint.lora_scale import UNSAID, header
 
@@ -17,7 +18,7 @@ PAIRS = {n: (torch.zeros(4, 6), torch.zeros(6, 4)) for n in ("blocks.0.q", "bloc
 def scales(path, **options):
     """Returns (scale of each pair in order, where it is written)."""
     found = read_lora(path, **options).scales
-    return [found.by_module[name] for name in PAIRS], found.origin
+    return [found.by_module.get(name) for name in PAIRS], found.origin
 
 
 def peft(folder, name="adapter_model.safetensors", **config):
@@ -129,14 +130,20 @@ def test_wrong_headers_are_refused(tmp_path, notes, words):
     assert "model.lora_alpha" in str(error.value)
 
 
-def test_earlier_export_follows_the_recipe_of_its_run(tmp_path):
-    path = write(tmp_path / "run/export/lora.safetensors", PAIRS)
-    assert scales(path)[1] == UNSAID
+@pytest.mark.parametrize("name", ["export/lora.safetensors", "mine.safetensors"])
+def test_earlier_export_follows_the_recipe_of_its_run(tmp_path, name):
+    path = write(tmp_path / "run" / name, PAIRS, PEFT_PREFIX)
+
+    def found():
+        scales = read_lora(path).scales
+        return set(scales.by_module.values()), scales.origin
+
+    assert found() == ({1}, UNSAID)
     for step, lora in ((1, {"rank": 4, "alpha": 2}), (2, {"rank": 4, "alpha": 24.0})):
-        folder = tmp_path / f"run/checkpoints/step_{step:07d}"
-        folder.mkdir(parents=True)
-        (folder / "state.json").write_text(json.dumps({"recipe": {"trainer": {"generator": {"lora": lora}}}}))
-    values, origin = scales(path)
-    assert values == [6] * 3 and origin == f"the recipe in {folder / 'state.json'}"
-    (folder / "state.json").write_text('{"recipe": {"trainer": {"generator": {"lora": {"rank": 8}}}}}')
-    assert scales(path) == ([1] * 3, UNSAID)  # of another training
+        state = tmp_path / f"run/checkpoints/step_{step:07d}/state.json"
+        state.parent.mkdir(parents=True)
+        state.write_text(json.dumps({"recipe": {"trainer": {"generator": {"lora": lora}}}}))
+    assert found() == ({6}, f"the recipe in {state}")
+    assert scales(write(tmp_path / "run/others.safetensors", PAIRS, "diffusion_model."))[1] == UNSAID
+    state.write_text('{"recipe": {"trainer": {"generator": {"lora": {"rank": 8}}}}}')
+    assert found() == ({1}, UNSAID)  # of another training
