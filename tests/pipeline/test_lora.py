@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pipeline.batch.provenance import settings_hash, video_settings
 from pipeline.bundle import _choose_experts, _enter, _network, load_bundle
-from pipeline.config import ModelConfig, load_recipe
+from pipeline.config import InferConfig, ModelConfig, load_recipe
 from pipeline.lora import LoraEntry, parse_loras
 from tests import digits_fixture, tiny
 from tests.wan.checkpoint.lora_files import MAKERS, draw_pairs
@@ -187,3 +188,11 @@ def test_recipe_and_command_line_say_several(tmp_path):
     shown = tmp_path / "shown.yaml"
     shown.write_text(render(config, origins))
     assert load_recipe(shown)[0].model == config.model
+
+
+def test_what_is_recorded_tells_strengths_apart():
+    given = {"a": "a.pt", "b": ["a.pt"], "c": "a.pt:0.5", "d": [{"path": "a.pt", "strength": 0.5}], "e": "a.pt:0.6"}
+    configs = {name: InferConfig(model=ModelConfig(lora=lora)) for name, lora in given.items()}
+    hashes = {name: settings_hash(config) for name, config in configs.items()}
+    assert hashes["a"] == hashes["b"] and hashes["c"] == hashes["d"] and len(set(hashes.values())) == 3
+    assert video_settings(configs["c"])["model"]["lora"] == [{"path": "a.pt", "strength": 0.5}]

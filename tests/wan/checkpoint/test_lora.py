@@ -7,10 +7,11 @@ import torch
 from safetensors.torch import save_file
 
 from tests import tolerance
-from tests.wan.checkpoint.lora_files import MAKERS, MODULES, draw_pairs, underscored, write
-from tests.wan.checkpoint.manifest import tiny_transformer
+from tests.wan.checkpoint.lora_files import MAKERS, MODULES, diffusers_name, draw_pairs, underscored, write
+from tests.wan.checkpoint.manifest import TRANSFORMERS, manifest, tiny_transformer
 from wan.checkpoint.key_maps import lora_state
 from wan.checkpoint.lora import LoraPair, add_tensors, combine, lora_file, merge_lora, read_lora
+from wan.spec import SPECS
 
 SCALE = 7.5 / 3
 
@@ -155,6 +156,17 @@ def test_names_that_could_be_two_layers_are_refused(tmp_path, tiny):
     with pytest.raises(ValueError, match="may be blocks.0.ffn.0 or blocks.0.ffn_0 of this model"):
         read_lora(path).fit(twice, spec)
     assert read_lora(path).fit(state, spec).pairs.keys() == {"blocks.0.ffn.0"}
+
+
+@pytest.mark.parametrize("published", TRANSFORMERS)
+def test_kohyas_names_are_clear_in_every_published_model(published, tmp_path):
+    spec, state = SPECS[TRANSFORMERS[published]].transformer, manifest(published)[1]
+    linear = [n.removesuffix(".weight") for n, t in state.items() if n.endswith(".weight") and t.ndim == 2]
+    sizes = {m: state[f"{m}.weight"].shape for m in linear}
+    pairs = {m: (torch.zeros(1, i), torch.zeros(o, 1)) for m, (o, i) in sizes.items()}
+    for rename in (str, underscored, diffusers_name, lambda m: underscored(diffusers_name(m))):
+        lora = read_lora(write(tmp_path / "l.safetensors", pairs, rename=rename), shapes_only=True)
+        assert lora.fit(state, spec).pairs.keys() == pairs.keys()
 
 
 def test_broken_files_are_named(tmp_path, tiny):
