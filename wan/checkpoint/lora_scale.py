@@ -7,7 +7,6 @@ ours the recipe of their run. Where nothing says it, alpha is the rank and the s
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from utils.json_reader import JsonError, parse_json, read_bytes
 from wan.checkpoint import tensor_file
 from wan.checkpoint.key_maps import PEFT_PREFIX, module_names
 
@@ -81,7 +81,7 @@ def _rules(path: Path, alphas: Mapping[str, torch.Tensor]) -> Iterator[tuple[str
         origin = f"{DIFFUSERS} in the header of {path}"
         yield origin, _peft_rule(_unprefixed(_parse(fields[DIFFUSERS], origin)), origin)
     if (config := _own_config(path)) is not None:
-        yield str(config), _peft_rule(_parse(config.read_bytes(), str(config)), str(config))
+        yield str(config), _peft_rule(_parse(read_bytes(config), str(config)), str(config))
     for name in ALPHA_FIELDS:
         if fields.get(name) not in (None, "", "None"):
             yield f"{name} in the header of {path}", _header_rule(path, fields, name)
@@ -173,7 +173,7 @@ def _run_recipe(path: Path) -> tuple[str, Rule] | None:
     if not states:
         return None
     where = str(states[-1])
-    node: object = _parse(states[-1].read_bytes(), where)
+    node: object = _parse(read_bytes(states[-1]), where)
     for key in ("recipe", "trainer", "generator", "lora"):
         node = node.get(key) if isinstance(node, dict) else None
     if not isinstance(node, dict) or not node.get("rank"):
@@ -194,12 +194,9 @@ def _unprefixed(config: dict) -> dict:
 
 def _parse(text: str | bytes, origin: str) -> dict:
     try:
-        tree = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{origin} is not JSON ({error}); mend it, or {ADVICE}") from None
-    if not isinstance(tree, dict):
-        raise ValueError(f"{origin} holds {tree!r:.40}, not an object; mend it, or {ADVICE}")
-    return tree
+        return parse_json(text, origin)
+    except JsonError as error:
+        raise ValueError(f"{error}; mend it, or {ADVICE}") from error
 
 
 def _number(value: object, origin: str) -> float:

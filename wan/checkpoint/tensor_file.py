@@ -27,6 +27,7 @@ STEM = "diffusion_pytorch_model"  # what official and diffusers folders call the
 # Whether the checksums of torch archives are compared when one is read; one pass over the file, about a second per GB.
 verify_archives: ContextVar[bool] = ContextVar("verify_archives", default=True)
 INDEX = re.compile(r"(?P<stem>.+)\.(safetensors|bin)\.index(\.[\w-]+)?\.json")  # diffusers puts a variant's name inside
+ALPHA = ".alpha"  # ends the names of single numbers that say how strong a LoRA is
 PIECE = 1 << 24  # bytes of a record that are summed at a time
 
 _DTYPES = {
@@ -49,8 +50,8 @@ _DTYPES = {
 def read(path: str | Path, shapes_only: bool = False) -> dict:
     """Returns the dict of tensors (nested where the file is) of a file, or of the shards of a folder or an index.
 
-    `shapes_only`: safetensors give meta tensors without reading the data, except of single numbers; torch archives are
-    mapped lazily in any case, and their checksums compared unless it is set or `verify_archives` is not.
+    `shapes_only`: safetensors give meta tensors without reading the data, except of a LoRA's alphas; torch archives
+    are mapped lazily in any case, and their checksums compared unless it is set or `verify_archives` is not.
     Errors: ValueError naming the file if it is missing, truncated, damaged or no such file.
     """
     path = Path(path)
@@ -199,7 +200,7 @@ def _read_safetensors(path: Path, shapes_only: bool) -> dict[str, torch.Tensor]:
     with _explained(path), safe_open(path, "pt") as file:
         for name in file.keys():
             part = file.get_slice(name)
-            if not shapes_only or math.prod(part.get_shape()) == 1:
+            if not shapes_only or (name.endswith(ALPHA) and math.prod(part.get_shape()) == 1):
                 out[name] = file.get_tensor(name)
                 continue
             dtype = _DTYPES.get(part.get_dtype())

@@ -92,11 +92,11 @@ def test_wrong_adapter_configs_are_refused(tmp_path, config, words):
 def test_damaged_adapter_configs_are_named(tmp_path, text):
     path = peft(tmp_path, r=4)
     (tmp_path / "adapter_config.json").write_text(text)
-    with pytest.raises(ValueError, match="adapter_config.json (is not JSON|holds)"):
+    with pytest.raises(ValueError, match="adapter_config.json (is n|holds).*say its alpha yourself"):
         scales(path)
     assert scales(path, alpha=8)[0] == [2] * 3
     notes = {"lora_adapter_metadata": text}
-    with pytest.raises(ValueError, match="lora_adapter_metadata in the header of .*l.safetensors (is not JSON|holds)"):
+    with pytest.raises(ValueError, match="lora_adapter_metadata in the header of .*l.safetensors (is n|holds)"):
         scales(write(tmp_path / "x/l.safetensors", PAIRS, notes=notes))
 
 
