@@ -11,7 +11,7 @@ import torch
 from utils.data.prompts import IMAGE_SUFFIXES, VIDEO_SUFFIXES, check_prompt
 from utils.data.records import BadRecord
 from utils.media.image import read_image
-from utils.media.video import open_video, read_video
+from utils.media.video import TimedFrame, open_timed, read_at, read_video
 
 MODES = ("crop", "stretch")
 
@@ -58,7 +58,7 @@ def read_clip(
 ) -> torch.Tensor:
     """Returns the first `num_frames` of a video (or the one frame of an image), [P, 3, H, W] in [-1, 1].
 
-    size: (H, W). fps: pick the frames nearest to this rate; 0 = the video's own. mode: crop keeps the aspect and cuts
+    size: (H, W). fps: the frames nearest in time to this rate; 0 = as they come. mode: crop keeps the aspect and cuts
     the borders evenly, stretch does not. Errors: BadRecord for a file that cannot be read or is too short.
     """
     if mode not in MODES:
@@ -66,31 +66,35 @@ def read_clip(
     try:
         if media.suffix.lower() in IMAGE_SUFFIXES:
             return read_image(media, size, mode)[None]
-        frames, rate = read_video(media, seconds=(num_frames + 1) / fps if fps else None, most=0 if fps else num_frames)
+        frames, told = read_at(media, num_frames, fps) if fps else read_video(media, most=num_frames)
     except ValueError as error:
         raise BadRecord(str(error)) from error
-    picked = np.round(np.arange(num_frames) * (rate / fps if fps else 1)).astype(int)
-    if picked[-1] >= len(frames):
-        at = f" at {fps} fps" if fps else ""
-        raise BadRecord(f"{media} has {len(frames)} frames at {rate:g} fps, too few for {num_frames}{at}; leave it out")
-    pixels = torch.from_numpy(frames[picked]).permute(0, 3, 1, 2).float().div(127.5).sub(1)
-    return resize(pixels, size, mode)
+    if len(frames) < num_frames:
+        have = f"{told:.4g} s, {len(frames)} frames at {fps:g} fps" if fps else f"{len(frames)} frames at {told:g} fps"
+        raise BadRecord(f"{media} has {have}, too few for {num_frames}; leave it out")
+    return resize(torch.from_numpy(frames).permute(0, 3, 1, 2).float().div(127.5).sub(1), size, mode)
 
 
 def read_end(path: str | Path, num_frames: int, fps: float, size: tuple[int, int]) -> tuple[torch.Tensor, float]:
     """Returns (the last `num_frames` of a video at `fps`, or fewer if it is shorter, [P, 3, H, W] in [-1, 1]; its fps).
 
-    The last frame is the video's own; where the rates differ, those nearest in time before it are taken (left out, or
-    repeated). size: (H, W); the aspect is kept and the borders are cut evenly. Only these frames are held in memory.
-    Errors: ValueError naming a file that is not a video.
+    The last frame is the video's own; before it, those nearest in time to 1 / fps, 2 / fps ... earlier are taken (left
+    out, or repeated). size: (H, W); the aspect is kept and the borders are cut evenly. Only the frames of that time
+    are held in memory. Errors: ValueError naming a file that is not a video.
     """
-    with open_video(path) as (frames, rate):
-        step = float(rate) / fps
-        kept = deque(frames, maxlen=round((num_frames - 1) * step) + 1)
-    back = np.round(np.arange(num_frames) * step).astype(int)
-    picked = [kept[i] for i in (len(kept) - 1 - back[back < len(kept)])[::-1]]
+    span = (num_frames - 1) / fps
+    kept: deque[TimedFrame] = deque()
+    with open_timed(path) as (frames, clock):
+        for time, frame in frames:
+            kept.append((time, frame))
+            while len(kept) > 1 and kept[1][0] <= time - span:  # the second is as early as asked: the first is not used
+                kept.popleft()
+    times = np.array([time for time, _ in kept])
+    moments = times[-1] - np.arange(num_frames)[::-1] / fps
+    moments = moments[moments > times[0] - clock.step / 2]
+    picked = [kept[np.abs(times - moment).round(9).argmin()][1] for moment in moments]
     pixels = (torch.from_numpy(frame).permute(2, 0, 1)[None].float().div(127.5).sub(1) for frame in picked)
-    return torch.cat([resize(frame, size, "crop") for frame in pixels]), float(rate)
+    return torch.cat([resize(frame, size, "crop") for frame in pixels]), float(clock.rate)
 
 
 def resize(pixels_PCHW: torch.Tensor, size: tuple[int, int], mode: str) -> torch.Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import struct
 import textwrap
 from collections.abc import Sequence
@@ -11,6 +13,10 @@ import numpy as np
 
 from utils.atomic import atomic_write
 
+logger = logging.getLogger(__name__)
+BACKGROUND = "white"  # below transparent pixels, of pictures and of videos
+# Decoders of Pillow that read the file alone. EPS and WMF would start a program.
+FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM", "TGA", "JPEG2000", "ICO", "DDS", "PSD", "QOI")
 SHEET_MARGIN, SHEET_FONT, SHEET_LABEL_LINES = 4, 12, 2
 
 
@@ -53,32 +59,84 @@ def existing_file(path: str | Path) -> Path:
     return path
 
 
+def compose(pixels_HWA: np.ndarray) -> np.ndarray:
+    """Returns uint8 [H, W, 3] of RGBA pixels laid over `BACKGROUND`: what lies below alpha 0 is not seen."""
+    alpha = pixels_HWA[..., 3:].astype(np.uint16)
+    return ((pixels_HWA[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+
+
 def read_image(path: str | Path, size: tuple[int, int], mode: str = "stretch"):
     """Returns a float32 tensor [3, H, W] in [-1, 1] of an image brought to `size` (H, W).
 
     mode: "stretch" changes the aspect (as Self-Forcing does: Pillow's antialiased bilinear), "crop" keeps it and cuts
-    the borders evenly. A camera's rotation tag is applied. Errors: ValueError naming a file that is not a whole image.
+    the borders evenly. Errors: those of `open_image`.
     """
     import torch
     from PIL import Image, ImageOps
 
     if mode not in ("stretch", "crop"):
         raise ValueError(f"mode is {mode!r}; write 'stretch' or 'crop'")
-    path, (height, width) = existing_file(path), size
-    try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-            image.load()
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} cannot be read as an image ({error}); it is damaged or of another kind") from error
-    if image.mode[0] in "IF":
-        raise ValueError(f"{path} has pixels of kind {image.mode}; save it with 8 bits per channel")
-    image = image.convert("RGB")
+    image, (height, width) = open_image(path), size
     if mode == "stretch":
         image = image.resize((width, height), Image.BILINEAR)
     else:
         image = ImageOps.fit(image, (width, height), Image.BILINEAR)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div(127.5).sub(1).contiguous()
+
+
+def open_image(path: str | Path):
+    """Returns a picture as viewers show it: Pillow, mode RGB, turned by the camera's tag, in sRGB, over `BACKGROUND`.
+
+    What the file is, its bytes say, not its name; only formats are read that start no program. Of several frames, the
+    first. Errors: ValueError naming a file that is not a whole image.
+    """
+    from PIL import Image, ImageOps
+
+    path = existing_file(path)
+    try:
+        with Image.open(path, formats=FORMATS) as file:
+            if getattr(file, "n_frames", 1) > 1:
+                logger.warning("%s holds %d pictures; the first is taken", path, file.n_frames)
+            image = ImageOps.exif_transpose(file)
+            image.load()
+    except Image.UnidentifiedImageError:
+        known = ", ".join(FORMATS)
+        raise ValueError(
+            f"{path} cannot be read as an image: it is none of the formats that are read ({known})"
+        ) from None
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} cannot be read as an image ({error}); it is damaged or of another kind") from error
+    if image.mode[0] in "IF":
+        raise ValueError(f"{path} has pixels of kind {image.mode}; save it with 8 bits per channel")
+    return _flat(path, _in_srgb(path, image))
+
+
+def _in_srgb(path: Path, image):
+    """Returns the picture with the colours of its profile brought to sRGB."""
+    from PIL import Image, ImageCms
+
+    profile = image.info.get("icc_profile")
+    if not profile or image.mode not in ("RGB", "RGBA", "CMYK", "L"):
+        return image
+    try:
+        own, srgb = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
+        mode = "RGBA" if image.mode == "RGBA" else "RGB"
+        return ImageCms.profileToProfile(image, own, srgb, outputMode=mode)
+    except (ImageCms.PyCMSError, OSError, ValueError) as error:
+        logger.warning("%s has a colour profile that cannot be used (%s); it is read as sRGB", path, error)
+        return image if image.mode != "CMYK" else image.convert("RGB", Image.Dither.NONE)
+
+
+def _flat(path: Path, image):
+    """Returns the picture without transparency, as RGB."""
+    from PIL import Image
+
+    if "A" not in image.getbands() and "a" not in image.getbands() and "transparency" not in image.info:
+        return image.convert("RGB")
+    pixels = np.array(image.convert("RGBA"))
+    if pixels[..., 3].min() < 255:
+        logger.warning("%s is transparent in places; it is laid over %s", path, BACKGROUND)
+    return Image.fromarray(compose(pixels))
 
 
 def contact_sheet(path, clips: Sequence, labels: Sequence[str] | None = None, *, columns=1, num_frames=8, height=128):

@@ -120,11 +120,11 @@ def test_a_video_is_read_frame_by_frame(tmp_path, monkeypatch):
     decode = video._decode
 
     def counted(*args):
-        for frame in decode(*args):
+        for time, frame in decode(*args):
             frame = frame.view(Frame)
             alive.add(frame)
             most.append(len(alive))
-            yield frame
+            yield time, frame
             del frame
 
     monkeypatch.setattr(video, "_decode", counted)

@@ -63,7 +63,7 @@ def test_frames_are_picked_at_the_rate(tmp_path):
     path = video(tmp_path / "a.mp4", 12)
     assert levels(read_clip(path, 5, SIZE)) == [0, 1, 2, 3, 4]
     assert levels(read_clip(path, 5, SIZE, fps=4)) == [0, 2, 4, 6, 8]
-    assert levels(read_clip(path, 5, SIZE, fps=16)) == [0, 0, 1, 2, 2]
+    assert levels(read_clip(path, 5, SIZE, fps=16)) == [0, 0, 1, 1, 2]
     assert read_clip(path, 5, SIZE).shape == (5, 3, *SIZE)
 
 
@@ -72,7 +72,7 @@ def test_short_and_broken_videos_are_named(tmp_path):
     read_clip(path, 5, SIZE)
     with pytest.raises(BadRecord, match=r"a\.mp4 has 8 frames"):
         read_clip(path, 9, SIZE)
-    with pytest.raises(BadRecord, match=r"a\.mp4 has 8 frames.*at 4 fps"):
+    with pytest.raises(BadRecord, match=r"a\.mp4 has 1 s, 4 frames at 4 fps"):
         read_clip(path, 5, SIZE, fps=4)
     path.write_bytes(b"no video")
     with pytest.raises(BadRecord, match=r"a\.mp4 cannot be read"):
@@ -110,7 +110,7 @@ def test_crop_keeps_the_aspect_and_stretch_does_not():
         (8, 8, 20, list(range(9))),  # all there are
         (8, 4, 3, [4, 6, 8]),
         (8, 4, 9, [0, 2, 4, 6, 8]),
-        (4, 8, 4, [6, 7, 8, 8]),  # repeated: half frames round to even numbers back
+        (4, 8, 4, [6, 7, 7, 8]),  # repeated: of two as near, the earlier
         (8, 3, 4, [0, 3, 5, 8]),
     ],
 )
