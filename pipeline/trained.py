@@ -5,7 +5,6 @@ It is a layer between the project's defaults and the recipe. A recipe that contr
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +17,12 @@ from utils.config.layer import Layer
 from utils.config.load import load, peek
 from utils.config.renamed import leaves
 from utils.config.text import DEFAULT_ORIGIN, format_value, to_dict
+from utils.json_reader import JsonError, read_json
 from utils.parallel import ranks
 from wan.generation import FILE, GenerationConfig
 
 logger = logging.getLogger(__name__)
-LORA = "model.lora"
-WEIGHTS = (LORA, "model.checkpoint", "model.path")  # what was trained last comes first
+LORA, CHECKPOINT, MODEL = "model.lora", "model.checkpoint", "model.path"  # what was trained last comes first
 
 
 @dataclass(frozen=True)
@@ -50,10 +49,15 @@ class Trained:
 def find_trained(layers: list[Layer]) -> Trained | None:
     """Returns what the weights that the layers name were trained with, or None where they do not say it.
 
-    A checkpoint or LoRA without the file takes that of what it changes. Errors: ValueError for a file that is not JSON.
+    A checkpoint or LoRA without the file takes that of what it changes: of the checkpoint that the recipe names for the
+    same model, else of the model. Errors: ValueError for a file that is not JSON.
     """
-    values = {key: peek(layers, key) for key in WEIGHTS}
-    groups = [list(find_paths(values[LORA])), *([values[key]] for key in WEIGHTS if key != LORA)]
+    path, checkpoint = peek(layers, MODEL), peek(layers, CHECKPOINT)
+    groups = [list(find_paths(peek(layers, LORA))), [checkpoint]]
+    for end in range(len(layers) - 1, 0, -1) if checkpoint else ():  # what it replaces, the newest first
+        if peek(layers[:end], MODEL) == path and (name := peek(layers[:end], CHECKPOINT)) not in groups[-1]:
+            groups.append([name])
+    groups.append([path])
     groups = [names for group in groups if (names := [name for name in group if isinstance(name, str) and name])]
     for number, names in enumerate(groups):
         if files := [file for name in names if (file := find_file(name))]:
@@ -85,12 +89,11 @@ def fetch(names: list[str]) -> None:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    text = file.read_text(encoding="utf-8")
     try:
-        tree = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON ({error}); export the weights again, or remove it") from error
-    if not isinstance(tree, dict) or "${" in text:
+        tree = read_json(file)
+    except JsonError as error:
+        raise ValueError(f"{error}; export the weights again, or remove the file") from error
+    if "${" in str(tree):
         raise ValueError(f"{file} must hold an object of plain values, as an export writes it; mend or remove it")
     return tree
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -100,7 +101,7 @@ def test_interpolated_weights_are_found(tmp_path, load, monkeypatch):
     "content, words",
     [
         ("{", "is not JSON"),
-        ("[1]", "must hold an object"),
+        ("[1]", "it must be an object"),
         ({"cache": {"rope": "${oc.env:HOME}"}}, "must hold an object of plain values"),
         ({"chunks": 3}, "unknown key generation.chunks; did you mean generation.chunk"),
         ({"cache": {"windows": 3}}, "unknown key generation.cache.windows"),
@@ -173,3 +174,22 @@ VALUES = {
     "generation.context.rounding": "table",
     "generation.first_chunk": 3,
 }
+
+
+def test_weights_that_say_nothing_take_the_recipes(tmp_path, load, caplog):
+    """They replace the checkpoint that a recipe names, which says how such weights run; not where the model changes."""
+    student, model, other = (tmp_path / name for name in ("student", "model", "other"))
+    weights(student)
+    weights(model / "transformer", replace(TRAINED, chunk=3))
+    other.mkdir()
+    (tmp_path / "bare.safetensors").write_bytes(b"")
+    recipe, bare = f"model: {{path: {model}, checkpoint: {student}}}\n", f"model.checkpoint={tmp_path}/bare.safetensors"
+    with caplog.at_level(logging.WARNING, "pipeline"):
+        config, origins = load(bare, recipe=recipe)
+        assert config.generation == TRAINED and origins["generation.chunk"] == str(student / FILE)
+        assert load(bare, "generation.chunk=1", recipe=recipe)[0].generation.chunk == 1
+        assert not caplog.records  # nobody knows how they were trained
+    assert load(bare, f"model.path={other}", recipe=recipe)[0].generation == GenerationConfig()
+    assert load("model.checkpoint=", recipe=recipe)[0].generation.chunk == 3
+    own = weights(tmp_path / "own", replace(TRAINED, chunk=4))
+    assert load(f"model.checkpoint={own}", recipe=recipe)[0].generation.chunk == 4

@@ -137,8 +137,8 @@ def build_image_model(config: dict, device: str | None = None) -> nn.Module:
 
 # What their programs write next to the sizes; it changes nothing here.
 DIFFUSERS_NOTES = ("_class_name", "_diffusers_version", "_name_or_path", "_commit_hash", "clip_output")
-TRANSFORMERS_NOTES = ("torch_dtype", "tokenizer_class", "output_past", "scalable_attention", "gradient_checkpointing")
-TRANSFORMERS_NOTES += ("transformers_version", "dtype", "bos_token_id", "layer_norm_eps", "n_positions", "dropout")
+TRANSFORMERS_NOTES: tuple[str, ...] = ("torch_dtype", "dtype", "transformers_version", "tokenizer_class", "output_past")
+TRANSFORMERS_NOTES += ("scalable_attention", "gradient_checkpointing", "bos_token_id", "n_positions", "dropout")
 OPEN = (type(None), bool, int, float, str, list, dict)
 
 
