@@ -1,22 +1,30 @@
-"""Turns a YAML of Self-Forcing or LongLive into a recipe of ours, and names every key it drops and why.
+"""Turns a YAML of Self-Forcing or LongLive into a recipe of ours, and names all that it assumes and drops, and why.
 
-    python scripts/migrate_config.py OLD.yaml                 # shows the recipe
-    python scripts/migrate_config.py OLD.yaml NEW.yaml        # writes it
+    python scripts/migrate_config.py OLD.yaml                       # shows the recipe
+    python scripts/migrate_config.py OLD.yaml NEW.yaml --gpus 8     # writes it; theirs ran on 8 GPUs
     python scripts/migrate_config.py --kind infer self_forcing_dmd.yaml configs/infer/mine.yaml
 
-A file is taken for a training if it says how to train (`trainer`, `lr`, ...), else for a generation. The score
-guidances of DMD, CausVid and SiD are written cond + s (cond - uncond) there and uncond + w (cond - uncond) here:
-they and nothing else are shifted, by one. A key that neither ancestor reads is an error.
+A file is taken for a training if it says how to train (`trainer`, `lr`, ...), else for a generation. It means what it
+meant to their programs: it is read by YAML 1.1, over the `default_config.yaml` next to it (--defaults names another),
+and its batch is one GPU's. The score guidances of DMD, CausVid and SiD are written cond + s (cond - uncond) there and
+uncond + w (cond - uncond) here: they and nothing else are shifted, by one. A key that neither ancestor reads is an
+error. The file that wandb keeps of a run (`key: {value: ...}`) will do.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from scripts.migrate.blame import Maker, explain
+from scripts.migrate.keys import DEFAULT_KEYS, GENERATION, GENERATION_KEYS, TRAINING, TRAINING_KEYS
+from scripts.migrate.old import Old
 
 TRAINING_SIGNS = ("trainer", "distribution_loss", "lr")
 
@@ -28,6 +36,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("old", type=Path, metavar="OLD.yaml")
     parser.add_argument("new", type=Path, nargs="?", metavar="NEW.yaml")
     parser.add_argument("--kind", choices=("train", "infer"), help="what the recipe is for")
+    parser.add_argument("--gpus", type=int, metavar="N", help="how many GPUs theirs ran on: batch_size is one's")
+    parser.add_argument("--defaults", type=Path, metavar="FILE", help="their default_config.yaml")
     parser.add_argument("--overwrite", action="store_true")
     return parser.parse_args(arguments)
 
@@ -38,7 +48,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if flags.new and flags.new.exists() and not flags.overwrite:
             raise ValueError(f"{flags.new} exists; write --overwrite or another name")
-        text, dropped = migrate(flags.old, flags.kind)
+        if flags.gpus is not None and flags.gpus < 1:
+            raise ValueError(f"--gpus is {flags.gpus}; write 1 or more")
+        text, old = migrate(flags.old, flags.kind, flags.gpus, flags.defaults)
         if flags.new:
             from utils.atomic import atomic_write
 
@@ -48,46 +60,60 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"migrate_config.py: {error}", file=sys.stderr)
         return 2
-    for key, reason in dropped.items():
-        print(f"dropped {key}: {reason}", file=sys.stderr)
+    print("\n".join(notes(old)), file=sys.stderr)
     return 0
 
 
-def migrate(path: Path, kind: str | None = None) -> tuple[str, dict[str, str]]:
-    """Returns (the recipe's text, dropped key -> reason).
+def migrate(
+    path: Path, kind: str | None = None, gpus: int | None = None, defaults: Path | None = None
+) -> tuple[str, Old]:
+    """Returns (the recipe's text, what was read: with all that is assumed and dropped).
 
     Errors: ValueError for a file that is not YAML, keys that neither ancestor reads, values that have no counterpart.
     """
     import yaml
 
-    from scripts.migrate.keys import GENERATION, GENERATION_KEYS, TRAINING, TRAINING_KEYS, Old
+    from scripts.migrate.read import read_old
     from scripts.migrate.recipe import infer_recipe, train_recipe
-    from utils.config.layer import read_yaml
 
-    old = Old(read_yaml(path).tree, str(path))
+    old = read_old(path, defaults)
+    old.gpus = gpus
     kind = kind or ("train" if any(key in old.tree for key in TRAINING_SIGNS) else "infer")
     if kind == "train":
-        recipe, others = train_recipe(old), dict.fromkeys(GENERATION_KEYS, GENERATION)
+        maker, others = train_recipe, dict.fromkeys(GENERATION_KEYS, GENERATION)
     else:
-        recipe, others = infer_recipe(old), dict.fromkeys(TRAINING_KEYS, TRAINING)
+        maker, others = infer_recipe, dict.fromkeys(TRAINING_KEYS, TRAINING)
+    recipe = maker(old)
     old.finish(others)
-    head = [f"# Migrated from {path.name}."]
-    head += [f"# dropped {key}: {reason}" for key, reason in old.dropped.items()]
-    text = "\n".join(head) + "\n" + yaml.safe_dump(recipe, sort_keys=False, default_flow_style=None, width=110)
-    check(text, kind)
-    return text, old.dropped
+    head = [f"# Migrated from {path.name}.", *(f"# {note}" for note in notes(old))]
+    body = yaml.safe_dump(recipe, sort_keys=False, default_flow_style=None, width=110)
+    check(recipe, kind, old, maker)
+    return "\n".join(head) + "\n" + body, old
 
 
-def check(text: str, kind: str) -> None:
-    """Raises ValueError if the recipe does not load."""
+def notes(old: Old) -> list[str]:
+    """Returns a line for each thing that was assumed, one for the keys that the file does not hold, and the drops."""
+    lines = [f"assumed {what}: {taken}" for what, taken in old.assumed.items()]
+    silent = [f"{key} {json.dumps(value)}" for key, value in old.silent.items() if value or key in DEFAULT_KEYS]
+    lines += [f"assumed, as their programs do without the key: {', '.join(silent)}"] if silent else []
+    return lines + [f"dropped {key}: {reason}" for key, reason in old.dropped.items()]
+
+
+def check(recipe: dict[str, Any], kind: str, old: Old, maker: Maker) -> None:
+    """Raises ValueError, with the ancestor's key, if the recipe does not load."""
+    import yaml
+
     if kind == "train":
         from trainer.config import load_recipe
     else:
         from pipeline.config import load_recipe
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "migrated.yaml"
-        path.write_text(text)
-        load_recipe(path)
+        path.write_text(yaml.safe_dump(recipe, sort_keys=False, default_flow_style=False))
+        try:
+            load_recipe(path)
+        except ValueError as error:
+            raise explain(error, path, old, maker) from error
 
 
 if __name__ == "__main__":

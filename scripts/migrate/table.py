@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from scripts.measure.markdown import table_head, table_row
-from scripts.migrate.keys import DROPPED, PREFIXES, SUFFIXES, Old
+from scripts.migrate.keys import DROPPED, PREFIXES, SUFFIXES
+from scripts.migrate.old import Old
 from scripts.migrate.recipe import infer_recipe, train_recipe
 
 # No value is a default of theirs: without the key another one counts.
@@ -79,15 +80,16 @@ STREAM = {
     "streaming_training": True,
     "streaming_chunk_size": 24,
     "streaming_max_length": 240,
-    "streaming_min_new_frame": 18,
-    "train_first_chunk": False,
+    "streaming_min_new_frame": 15,
+    "train_first_chunk": True,
     "global_sink": True,
 }
 MASKED = {"data_path": "data", "model_kwargs": {"timestep_shift": 5.0, "local_attn_size": 12, "sink_size": 3}}
 SWITCH = {**STREAM, "distribution_loss": "dmd_switch", "switch_prompt_path": "switch.txt"}
 TRAININGS = {
     "dmd": {"i2v": True},
-    "first_frame": {"independent_first_frame": True},
+    "first_frame": {"independent_first_frame": True, "num_frame_per_block": 1},
+    "model": {"model_kwargs": {"model_name": "Wan2.1-T2V-14B"}, "no_save": True, "max_checkpoints": None},
     "lora": ADAPTER,
     "sid": {"distribution_loss": "sid", "sid_alpha": 0.5, "real_guidance_scale": 2.5, "fake_guidance_scale": 0.5},
     "stream": STREAM,
@@ -122,6 +124,7 @@ GENERATION_EXAMPLE = {
 GENERATIONS = {
     "few_step": {"lora_ckpt": "lora.pt", "adapter": {"alpha": 32}},
     "multi_step": {"denoising_step_list": None},
+    "model": {"model_kwargs": {"model_name": "Wan2.1-T2V-14B"}},
     "first_frame": {"independent_first_frame": True, "num_frame_per_block": None},
     "image": {"data_path": "images", "i2v": True, "switch_frame_indices": None},
 }
@@ -181,11 +184,12 @@ def moves(kind: str) -> tuple[dict[tuple[str, str], dict[str, str]], dict[str, s
 
 
 def others(tree: dict[str, Any], key: str, value: Any) -> Iterator[dict[str, Any]]:
-    """Yields the tree without a key; a list is also made shorter, since without it another arm may be chosen."""
+    """Yields the tree without a key; a list is also made shorter and a text longer, for those that are needed."""
     group, _, name = key.rpartition(".")
     node = tree[group] if group else tree
     nodes = [{k: v for k, v in node.items() if k != name}]
     nodes += [node | {name: value[:-1]}] if isinstance(value, list) else []
+    nodes += [node | {name: f"{value}_"}] if isinstance(value, str) else []
     for changed_node in nodes:
         yield tree | {group: changed_node} if group else changed_node
 

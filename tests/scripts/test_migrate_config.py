@@ -99,14 +99,14 @@ INFER = {
 }
 
 
-def migrate(tmp_path, old: dict, kind: str | None = None):
+def migrate(tmp_path, tree: dict, kind: str | None = None, **flags):
     """Returns (the typed configuration, dropped) of an ancestor's tree."""
     path, new = tmp_path / "old.yaml", tmp_path / "new.yaml"
-    path.write_text(yaml.safe_dump(old))
-    text, dropped = migrate_config.migrate(path, kind)
+    path.write_text(yaml.safe_dump(tree))
+    text, old = migrate_config.migrate(path, kind, **flags)
     new.write_text(text)
     room = trainer.config if "\ntrainer:" in text else pipeline.config
-    return room.load_recipe(new)[0], dropped
+    return room.load_recipe(new)[0], old.dropped
 
 
 def test_self_forcing_dmd_becomes_our_recipe(tmp_path):
@@ -116,7 +116,7 @@ def test_self_forcing_dmd_becomes_our_recipe(tmp_path):
     assert config.checkpoint.every == 50
     assert set(dropped) == {
         *(key for key in DMD if key.endswith("_fsdp_wrap_strategy") or key.startswith("wandb")),
-        *("num_train_timestep", "denoising_loss_type", "sharding_strategy", "batch_size"),
+        *("num_train_timestep", "denoising_loss_type", "sharding_strategy"),
         "load_raw_video",
     }
     assert all(dropped.values())
@@ -155,16 +155,19 @@ def test_only_the_score_guidance_is_shifted(tmp_path):
 def test_longlives_second_stage_becomes_our_stream(tmp_path):
     message = {"num_training_frames": None, "min_num_training_frames": None, "switch_choices": list(range(21, 202, 18))}
     message |= {"generator_ckpt": "checkpoints/longlive_init.pt", "lr": 1e-5, "lr_critic": 2e-6, "log_iters": 50}
-    message |= {"ema_weight": 0.0, "ema_start_step": 200, "global_sink": True}
+    message |= {"global_sink": True}  # their training reads it nowhere
     message["switch_prompt_path"] = "prompts/vidprom_filtered_extended_switch.txt"
     config, dropped = migrate(tmp_path, {**LONGLIVE, **message})
     ours, _ = trainer.config.load_recipe(ROOT / "configs/train/longlive_stream.yaml")
     mine = replace(config.trainer.source, switch_frames=list(config.trainer.source.switch_frames))
-    assert mine == ours.trainer.source and config.generation == ours.generation
-    assert (config.trainer, config.steps) == (replace(ours.trainer, source=config.trainer.source), ours.steps)
+    assert mine == ours.trainer.source and not config.generation.cache.keep_sink
+    assert replace(config.generation.cache, keep_sink=True) == ours.generation.cache
+    same = replace(ours.trainer, source=config.trainer.source, ema=replace(ours.trainer.ema, start_step=0))
+    assert (config.trainer, config.steps) == (same, ours.steps) and config.trainer.ema.decay == 0
+    assert dropped["ema_weight"] == "their trainer keeps no average of adapters"
     assert (config.checkpoint.every, config.checkpoint.keep) == (50, 3)
     assert {"vis_interval", "val_data_path", "one_logger_project"} <= set(dropped)
-    assert not any("streaming" in key or "switch" in key or key == "global_sink" for key in dropped)
+    assert not any("streaming" in key or "switch" in key for key in dropped)
 
 
 def stream(tmp_path, **keys):

@@ -154,8 +154,8 @@ def test_every_key_that_the_migration_knows_has_a_row():
 def test_the_examples_of_the_tables_load(kind, tree, tmp_path):
     path = Path(tmp_path / "old.yaml")
     path.write_text(yaml.safe_dump(tree))
-    _, dropped = migrate_config.migrate(path, kind)  # which loads the recipe
-    assert "trainer" not in dropped
+    _, old = migrate_config.migrate(path, kind)  # which loads the recipe
+    assert "trainer" not in old.dropped
 
 
 def test_every_renamed_flag_stands_in_the_page():
