@@ -1,33 +1,28 @@
 #!/usr/bin/env bash
-# Fetches official weights with `hf download` (huggingface_hub, in requirements.txt). Try --help.
+# Fetches weights and prompts with `hf download` (huggingface_hub, in requirements.txt). Try --help.
 set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+table="$here/downloads.txt"
 
-# name -> hub repository, then the files to take (none: all but pictures and documents)
-declare -A SETS=(
-    [t2v-1.3B]="Wan-AI/Wan2.1-T2V-1.3B"
-    [t2v-14B]="Wan-AI/Wan2.1-T2V-14B"
-    [i2v-14B]="Wan-AI/Wan2.1-I2V-14B-480P"
-    [ti2v-5B]="Wan-AI/Wan2.2-TI2V-5B"
-    [t2v-A14B]="Wan-AI/Wan2.2-T2V-A14B"
-    [i2v-A14B]="Wan-AI/Wan2.2-I2V-A14B"
-    [self-forcing]="gdhe17/Self-Forcing checkpoints/self_forcing_dmd.pt"
-    [ode-init]="gdhe17/Self-Forcing checkpoints/ode_init.pt"
-    [longlive]="Efficient-Large-Model/LongLive-1.3B models/longlive_base.pt models/lora.pt"
-)
-ORDER=(t2v-1.3B t2v-14B i2v-14B ti2v-5B t2v-A14B i2v-A14B self-forcing ode-init longlive)
+known() { sed -n 's/^\([^# ][^ ]*\) .*/\1/p' "$table"; }
 
 usage() {
     cat <<EOF
 usage: scripts/download.sh [--dir DIR] [--dry-run] NAME...
 
-Fetches each NAME into DIR/<repository's name> (DIR: models). An interrupted download goes on
-where it stopped when the command is given again.
+Fetches each NAME to the place where the recipes read it, in the project's folder. --dir DIR: what goes to models/ goes
+to DIR instead (recipes then need other paths). An interrupted download goes on where it stopped when the command is
+given again.
 
-names:
+names: (repository, folder, files; no files: all but pictures and documents)
 EOF
-    for name in "${ORDER[@]}"; do printf '  %-13s %s\n' "$name" "${SETS[$name]}"; done
-    echo
-    echo "self-forcing, ode-init and longlive are transformers only; they need t2v-1.3B for the rest."
+    sed -n 's/^[^#]/  &/p' "$table"
+    cat <<'EOF'
+
+self-forcing, ode-init and longlive are transformers only; they need t2v-1.3B for the rest. Trainings by
+self_forcing_dmd.yaml and longlive_init.yaml need t2v-1.3B t2v-14B ode-init vidprom; by longlive_stream.yaml
+t2v-1.3B t2v-14B longlive vidprom. s2v-14B, live-avatar, cogvideox-5b and blade: no recipe reads them yet.
+EOF
 }
 
 fail() {
@@ -44,27 +39,30 @@ while [ $# -gt 0 ]; do
         --dry-run) dry=echo ;;
         --dir)
             [ $# -ge 2 ] && [ -n "$2" ] || fail "--dir needs a folder"
-            dir="$2"
+            case "$2" in /*) dir="$2" ;; *) dir="$PWD/$2" ;; esac
             shift
             ;;
         -*) fail "unknown option $1; see --help" ;;
         *)
-            [ -n "${SETS[$1]:-}" ] || fail "unknown name $1; known: ${ORDER[*]}"
+            known | grep -qxF -- "$1" || fail "unknown name $1; known: $(known | tr '\n' ' ')"
             names+=("$1")
             ;;
     esac
     shift
 done
-[ ${#names[@]} -gt 0 ] || fail "give one or more names: ${ORDER[*]}"
+[ ${#names[@]} -gt 0 ] || fail "give one or more names: $(known | tr '\n' ' ')"
 
 hf=hf
 if ! command -v hf >/dev/null; then
-    hf="$(dirname "$0")/../.venv/bin/hf"
+    hf="$here/../.venv/bin/hf"
     [ -x "$hf" ] || [ -n "$dry" ] || fail "the command hf is missing; run \`make test\` once, or pip install huggingface_hub"
 fi
+cd "$here/.."
 for name in "${names[@]}"; do
-    read -r -a parts <<<"${SETS[$name]}"
-    if [ ${#parts[@]} -eq 1 ]; then parts+=(--exclude "assets/*" --exclude "examples/*"); fi
-    repository="${parts[0]}"
-    $dry "$hf" download "${parts[@]}" --local-dir "$dir/${repository#*/}"
+    read -r -a words < <(awk -v name="$name" '$1 == name' "$table")
+    files=("${words[@]:3}")
+    if [ ${#files[@]} -eq 0 ]; then files=(--exclude "assets/*" --exclude "examples/*"); fi
+    folder="${words[2]}"
+    case "$folder" in models/*) folder="$dir/${folder#models/}" ;; esac
+    $dry "$hf" download "${words[1]}" "${files[@]}" --local-dir "$folder"
 done

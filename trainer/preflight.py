@@ -84,8 +84,9 @@ def find_lost_data(where: str, config) -> Iterator[Problem]:
     for name, advice in DATA.items():
         path = values(config).get(name)
         if path and not Path(path).exists():
-            near = Path(path).parent
-            yield f"{where}.{name}", f"{path} is not there ({near} holds: {tensor_file.listing(near)}); {advice}"
+            near, brings = Path(path).parent, hub.advise(path)
+            held = f" ({near} holds: {tensor_file.listing(near)})" if not brings else ""
+            yield f"{where}.{name}", f"{path} is not there{held}; {brings or advice}"
 
 
 def find_unfit_stream(source) -> Iterator[Problem]:
@@ -100,7 +101,8 @@ def find_unfit_stream(source) -> Iterator[Problem]:
 def read_sizes(where: str, role) -> tuple[TransformerSpec | None, list[Problem]]:
     """Returns the sizes of a role's network, from `spec` or without reading a weight of its file; and what is wrong."""
     if role.lora.weights and not Path(role.lora.weights).exists():
-        lost = [(f"{where}.lora.weights", f"{role.lora.weights} is not there; write a LoRA file, or leave it empty")]
+        advice = fetch(role.lora.weights, "a LoRA file, or leave it empty")
+        lost = [(f"{where}.lora.weights", f"{role.lora.weights} is not there; {advice}")]
     else:
         lost = []
     if role.spec:
@@ -112,10 +114,8 @@ def read_sizes(where: str, role) -> tuple[TransformerSpec | None, list[Problem]]
 
 
 def fetch(path: str, what: str) -> str:
-    """Returns the command that fetches a published model of this folder name, or else what to write."""
-    published = {spec.hub_name.split("/")[-1]: spec.hub_name for spec in published_specs().values() if spec.hub_name}
-    name = published.get(Path(path).name)
-    return f"fetch it: {hub.command(name)}" if name else f"write {what}"
+    """Returns the command that fetches published weights, if they are not there, or else what to write."""
+    return (None if Path(path).exists() else hub.advise(path)) or f"write {what}"
 
 
 def read_parts(config, needs_vae: bool) -> tuple[Parts | None, list[Problem]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from dataclasses import asdict
 from pathlib import Path
 
@@ -221,27 +220,3 @@ def test_bad_input_is_one_line_and_exit_2(model, tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         run("convert", folder, tmp_path / "o", "--to", "onnx")
     assert end.value.code == 2
-
-
-def sh(*args):
-    return subprocess.run(["bash", "scripts/download.sh", *args], cwd=ROOT, capture_output=True, text=True, timeout=20)
-
-
-def test_download_script():
-    printed = sh("--help")
-    assert printed.returncode == 0
-    for spec in SPECS.values():
-        assert not spec.hub_name or spec.hub_name in printed.stdout
-    dry = sh("--dry-run", "--dir", "here", "t2v-1.3B", "longlive").stdout.splitlines()
-    assert dry[0].endswith(
-        "download Wan-AI/Wan2.1-T2V-1.3B --exclude assets/* --exclude examples/* --local-dir here/Wan2.1-T2V-1.3B"
-    )
-    assert "models/longlive_base.pt models/lora.pt --local-dir here/LongLive-1.3B" in dry[1]
-    for args, message in (
-        ((), "give one or more names"),
-        (("t2v-13B",), "unknown name t2v-13B; known: t2v-1.3B"),
-        (("--force", "t2v-1.3B"), "unknown option --force"),
-        (("t2v-1.3B", "--dir"), "--dir needs a folder"),
-    ):
-        printed = sh(*args)
-        assert printed.returncode == 2 and message in printed.stderr and printed.stdout == ""

@@ -154,7 +154,12 @@ def test_only_the_score_guidance_is_shifted(tmp_path):
 
 def test_longlives_second_stage_becomes_our_stream(tmp_path):
     message = {"num_training_frames": None, "min_num_training_frames": None, "switch_choices": list(range(21, 202, 18))}
-    message |= {"generator_ckpt": "checkpoints/longlive_init.pt", "lr": 1e-5, "lr_critic": 2e-6, "log_iters": 50}
+    message |= {
+        "generator_ckpt": "models/LongLive-1.3B/models/longlive_base.pt",
+        "lr": 1e-5,
+        "lr_critic": 2e-6,
+        "log_iters": 50,
+    }
     message |= {"global_sink": True}  # their training reads it nowhere
     message["switch_prompt_path"] = "prompts/vidprom_filtered_extended_switch.txt"
     config, dropped = migrate(tmp_path, {**LONGLIVE, **message})

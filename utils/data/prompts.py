@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 
+from utils import hub
+
 MAX_PROMPT = 10_000  # characters; the text encoder reads 512 tokens, so a longer line is a mistake in the file
 MAX_NAME = 100  # characters of a file name that come from the prompt
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -184,7 +186,8 @@ def _read_crop_info(path: Path) -> list[PromptLine]:
 def _read_bytes(path: Path) -> bytes:
     if not path.is_file():
         hint = " (a folder of images needs image-to-video)" if path.is_dir() else ""
-        raise ValueError(f"{path} is not a file{hint}; give a text file with one prompt per line")
+        advice = None if path.exists() else hub.advise(path)
+        raise ValueError(f"{path} is not a file{hint}; {advice or 'give a text file with one prompt per line'}")
     return path.read_bytes()
 
 

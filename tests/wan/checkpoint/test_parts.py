@@ -69,3 +69,14 @@ def test_a_missing_part_is_named_with_what_is_there(tmp_path):
         parts.need("text_encoder")
     with pytest.raises(ValueError, match="is not a directory; .* holds: transformer/, vae/"):
         find_parts(tmp_path / "vea")
+
+
+def test_a_trainings_folder_names_its_export(tmp_path):
+    run = tmp_path / "runs" / "mine"
+    (run / "checkpoints" / "step_100").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"has no export yet: run `scripts/export_checkpoint.py .*mine`"):
+        find_parts(run)
+    for name in ("text_encoder", "transformer"):
+        (run / "export" / name).mkdir(parents=True)
+    with pytest.raises(ValueError, match="it is the folder of a training: give .*mine/export/transformer$"):
+        find_parts(run)
