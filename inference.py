@@ -51,6 +51,8 @@ SWITCHES = {
     "--keep-going": ("data.keep_going", "leave out the bad lines of a script and list them at the end"),
 }
 KNOB = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")
+RECIPES = Path(__file__).parent / "configs" / "infer"
+ADVICE = "--help lists all flags; knobs of the recipe are key=value"
 RENAMED = {
     "--lora_ckpt": "--lora_path",
     "--generator_ckpt": "--checkpoint_path",
@@ -78,7 +80,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--print_config", action="store_true", help="show every value and where it comes from")
     parser.add_argument("--log", default="info", help="debug, info, warning or error")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="any knob of the recipe")
-    flags = read_flags(parser, arguments, RENAMED, "--help lists all flags; knobs of the recipe are key=value")
+    flags = read_flags(parser, arguments, RENAMED, ADVICE, RECIPES)
     knobs = [text for text in flags.lora_path or () if KNOB.match(text) and not Path(text).exists()]
     if flags.lora_path and len(knobs) == len(flags.lora_path):
         parser.error(f"{LORA} needs a LoRA file before {knobs[0]}")

@@ -24,6 +24,8 @@ SWITCHES = {
     "--no_save": ("save=false", "write neither checkpoints nor the exported model; metrics are kept"),
     "--no_visualize": ("preview.every=0", "make no preview videos"),
 }
+RECIPES = Path(__file__).parent / "configs" / "train"
+ADVICE = "--help lists all flags; knobs of the recipe are key=value"
 RENAMED = {
     "--no-one-logger": "no flag: there is no OneLogger here",
     "--local_rank": "torchrun, which sets the rank itself",
@@ -50,7 +52,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--print_config", action="store_true", help="show every value and where it comes from")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="any knob of the recipe")
-    return read_flags(parser, arguments, RENAMED, "--help lists all flags; knobs of the recipe are key=value")
+    return read_flags(parser, arguments, RENAMED, ADVICE, RECIPES)
 
 
 def overrides(flags: argparse.Namespace) -> list[str]:

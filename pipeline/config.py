@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline import PIPELINES, SAMPLERS
+from pipeline import PIPELINES, SAMPLERS, ancestors
 from pipeline.lora import LoraEntry, parse_loras, plain_loras
 from pipeline.trained import find_trained
 from utils.config.field import collect_error, one_of
@@ -269,9 +269,11 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()):
 
     Warns of values that differ from those that the weights were trained with.
     """
+    ancestors.check_recipe(path, "infer", DEFAULTS.parent / "infer", set(InferConfig.__dataclass_fields__))
     defaults, given = read_defaults(DEFAULTS, "infer"), [*read_recipe(path), *parse_overrides(list(overrides))]
     trained = find_trained([*defaults, *given])
-    config, origins = load(InferConfig, [*defaults, *([trained.layer] if trained else []), *given], OLD_KEYS)
+    layers = [*defaults, *([trained.layer] if trained else []), *given]
+    config, origins = load(InferConfig, layers, ancestors.extend(OLD_KEYS, "infer"))
     if trained:
         trained.warn(config.generation, origins)
     return config, origins

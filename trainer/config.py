@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from model import LOSSES
-from pipeline import PIPELINES, SAMPLERS
+from pipeline import PIPELINES, SAMPLERS, ancestors
 from pipeline.config import BidirectionalConfig, CausalConfig, InferConfig
 from trainer import SOURCES, TRAINERS
 from trainer.checkpoint.folder import CheckpointConfig
@@ -360,5 +360,6 @@ class TrainConfig:
 
 def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()):
     """Returns (TrainConfig, origins) of a recipe with `key=value` overrides."""
+    ancestors.check_recipe(path, "train", DEFAULTS.parent / "train", set(TrainConfig.__dataclass_fields__))
     layers = [*read_defaults(DEFAULTS, "train"), *read_recipe(path), *parse_overrides(list(overrides))]
-    return load(TrainConfig, layers, OLD_KEYS)
+    return load(TrainConfig, layers, ancestors.extend(OLD_KEYS, "train"))

@@ -34,10 +34,8 @@ def train_recipe(old: Old) -> dict[str, Any]:
     recipe = {"model": f"{FOLDER}/{get_name(get_base(old))}", **get_run(old)}
     old.drop("lora_ckpt", "write trainer.generator.lora.weights")
     if old.flag("i2v"):
-        old.drop(
-            "i2v",
-            "write source.clips (encoded clips) instead of prompts, source.given: 1 and generation.first_chunk: 1",
-        )
+        clips = "trainer.source.clips (encoded clips) instead of prompts"
+        old.drop("i2v", f"write {clips}, trainer.source.given: 1 and generation.first_chunk: 1")
     trainer = makers[name](old, name)
     recipe |= {"generation": trained_generation(old, trainer["source"]["name"]), "trainer": trainer}
     return {key: value for key, value in recipe.items() if value != {}}

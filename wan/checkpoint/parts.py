@@ -68,7 +68,8 @@ def _describe_run(root: Path) -> str:
         chosen = next((path for path in parts if path.name == "transformer"), parts[0])
         return f"it is the folder of a training: give {chosen}"
     if any((root / "checkpoints").glob("*/")):
-        return f"it is the folder of a training that has no export yet: run `scripts/export_checkpoint.py {root}`"
+        command = f"python scripts/export_checkpoint.py {root} FILE"
+        return f"it is the folder of a training that has no export yet: run `{command}`"
     return f"it has: {tensor_file.listing(root)}"
 
 

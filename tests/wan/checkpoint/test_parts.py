@@ -74,7 +74,7 @@ def test_a_missing_part_is_named_with_what_is_there(tmp_path):
 def test_a_trainings_folder_names_its_export(tmp_path):
     run = tmp_path / "runs" / "mine"
     (run / "checkpoints" / "step_100").mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"has no export yet: run `scripts/export_checkpoint.py .*mine`"):
+    with pytest.raises(ValueError, match=r"has no export yet: run `python scripts/export_checkpoint.py .*mine FILE`"):
         find_parts(run)
     for name in ("text_encoder", "transformer"):
         (run / "export" / name).mkdir(parents=True)
