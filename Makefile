@@ -46,6 +46,7 @@ demo: $(STAMP)
 	@echo "contact sheets: $(DEMO_OUTPUT)/contact_sheet.png and, of a video whose prompt changes, $(DEMO_OUTPUT)/interactive/contact_sheet.png"
 
 # Hours on a CPU; finished rows are skipped. ARGS="--rows dmd,sid --jobs 1", ARGS=--dry_run, ...
+# ARGS=--verify trains all again in folders of its own and prints each number next to the recorded one.
 digits-table: $(STAMP)
 	$(BIN)/python scripts/digits_table.py $(ARGS)
 

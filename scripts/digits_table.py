@@ -5,11 +5,15 @@
     python scripts/digits_table.py --budget gpu                     # three seeds, 256 videos a length
     python scripts/digits_table.py --rows dmd --runs_from dmd=runs/digits_dmd    # a training that is there already
     python scripts/digits_table.py --dry_run                        # what would be run, and what is finished
+    python scripts/digits_table.py --verify --rows dmd              # trains again elsewhere, shows ours and the record
 
 Trainings live in runs/table/<training>/seed<k>, logs in runs/table/logs, videos in outputs/table/<row>/seed<k>, one
 record a row and seed in docs/results/table. A row is finished when its record holds the same recipes, steps, seed,
 prompts and number of videos (and the same weights, unless these are missing here). At the end the curves are drawn and
 the tables of the pages are rewritten (scripts/tables.py).
+
+--verify trains and measures in runs/table_verify and outputs/table_verify, whatever is recorded, leaves the project's
+records and pages as they are, and at the end prints each number next to the record's with its interval.
 """
 
 from __future__ import annotations
@@ -20,8 +24,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.experiments import cli, objectives
-from scripts.experiments.plan import ROOT
+from scripts.experiments import cli, objectives, verify
+from scripts.experiments.plan import ROOT, choose_rows
 
 
 def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
@@ -35,12 +39,29 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
         metavar="ROW=DIR",
         help="a finished run folder of train.py that serves as this row's training of seed 0; it is only read",
     )
+    parser.add_argument(
+        "--verify", action="store_true", help="train again in other folders and compare with the records"
+    )
     flags = parser.parse_args(arguments)
+    if flags.verify:
+        turn_aside(parser, flags)
 
     def build():
         return objectives.make_plan(objectives.BUDGETS[flags.budget]), read_runs_from(flags, root)
 
-    return cli.run(parser, flags, root, build, draw)
+    status = cli.run(parser, flags, root, build, draw)
+    if flags.verify and not flags.dry_run and status in (0, 1):
+        rows = choose_rows(flags.rows, list(objectives.ROWS))
+        print("\n".join(verify.compare(root / flags.records, root / parser.get_default("records"), rows)))
+    return status
+
+
+def turn_aside(parser: argparse.ArgumentParser, flags: argparse.Namespace) -> None:
+    """Puts the folders that the user did not choose elsewhere: nothing of the recorded table is read or written."""
+    runs, videos = Path("runs", verify.NAME), Path("outputs", verify.NAME)
+    for name, folder in (("runs", runs), ("folder", videos), ("records", videos / "records")):
+        if getattr(flags, name) == parser.get_default(name):
+            setattr(flags, name, folder)
 
 
 def read_runs_from(flags: argparse.Namespace, root: Path) -> dict[str, Path]:
