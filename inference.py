@@ -139,9 +139,10 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         from pipeline.batch.run import run
 
-        paths = run(config)
+        count = ranks.total(len(run(config)))
         if ranks.rank() == 0:
-            print(f"{len(paths)} videos in {config.output.folder}")
+            print(f"{count} videos in {config.output.folder}")
+        ranks.shutdown()
     except (ValueError, OSError) as error:
         print(f"inference.py: {error}", file=sys.stderr)
         return 2

@@ -6,11 +6,11 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 case "${1:-}" in -h | --help) sed -n '2,5p' "$0"; exit 0 ;; esac
 assets=${1:-assets/digits}
-python=${PYTHON:-.venv/bin/python}
+. scripts/python.sh
 export OMP_NUM_THREADS=1
 
-$python scripts/build_digits_text.py --output "$assets"
-[ -d "$assets/scheduler" ] || $python - "$assets/scheduler" <<'PYTHON'
+"$python" scripts/build_digits_text.py --output "$assets"
+[ -d "$assets/scheduler" ] || "$python" - "$assets/scheduler" <<'PYTHON'
 import sys
 from diffusers import UniPCMultistepScheduler
 UniPCMultistepScheduler(
@@ -18,19 +18,19 @@ UniPCMultistepScheduler(
 ).save_pretrained(sys.argv[1])
 PYTHON
 if [ ! -d "$assets/vae" ]; then
-  $python train.py --config_path configs/train/digits_codec.yaml
+  "$python" train.py --config_path configs/train/digits_codec.yaml
   cp -r runs/digits_codec/export/vae "$assets/vae"
 fi
-$python scripts/evaluate.py codec --vae "$assets/vae" --frames 33 329 --clips 64
-$python scripts/encode_latents.py digits --vae "$assets/vae" --clips 8000 --batch 8 --output runs/digits_latents
-$python train.py --config_path configs/train/digits_teacher.yaml
+"$python" scripts/evaluate.py codec --vae "$assets/vae" --frames 33 329 --clips 64
+"$python" scripts/encode_latents.py digits --vae "$assets/vae" --clips 8000 --batch 8 --output runs/digits_latents
+"$python" train.py --config_path configs/train/digits_teacher.yaml
 [ -d "$assets/teacher" ] || cp -r runs/digits_teacher/export/transformer "$assets/teacher"
-$python train.py --config_path configs/train/digits_diffusion_forcing.yaml \
+"$python" train.py --config_path configs/train/digits_diffusion_forcing.yaml \
   trainer.generator.weights=runs/digits_teacher/export/transformer
 [ -d "$assets/transformer" ] || cp -r runs/digits_diffusion_forcing/export/transformer "$assets/transformer"
 if [ ! -d "$assets/student" ]; then
-  $python train.py --config_path configs/train/digits_self_forcing_sid.yaml steps=3000
-  $python train.py --config_path configs/train/digits_longlive_stream.yaml generation.cache.rope=read \
+  "$python" train.py --config_path configs/train/digits_self_forcing_sid.yaml steps=3000
+  "$python" train.py --config_path configs/train/digits_longlive_stream.yaml generation.cache.rope=read \
     trainer.generator.weights=runs/digits_self_forcing_sid/export/transformer
   cp -r runs/digits_longlive_stream/export/transformer "$assets/student"
 fi

@@ -4,20 +4,20 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 case "${1:-}" in -h | --help) sed -n '2,3p' "$0"; exit 0 ;; esac
-python=${PYTHON:-.venv/bin/python}
+. scripts/python.sh
 ranks=${RANKS:-1}
 export OMP_NUM_THREADS=1
 
 videos() { # recipe, folder, further overrides
   recipe=$1 folder=$2
   shift 2
-  $python -m torch.distributed.run --nproc_per_node="$ranks" inference.py --config_path "configs/infer/$recipe.yaml" \
+  "$python" -m torch.distributed.run --nproc_per_node="$ranks" inference.py --config_path "configs/infer/$recipe.yaml" \
     --data_path prompts/digits_all.txt --output_folder "$folder" batch=24 "$@"
 }
 measure() { # record, further flags
   record=$1
   shift
-  $python scripts/evaluate.py digits --output "docs/results/$record.json" "$@" || echo "a gate of $record failed"
+  "$python" scripts/evaluate.py digits --output "docs/results/$record.json" "$@" || echo "a gate of $record failed"
 }
 videos digits outputs/digits_1x
 videos digits outputs/digits_4x num_output_frames=36
@@ -30,4 +30,4 @@ measure digits_student --videos outputs/digits_student_1x --codec assets/digits/
 measure digits_student_long --videos outputs/digits_student_4x
 videos digits_teacher outputs/digits_teacher
 measure digits_teacher --videos outputs/digits_teacher --codec assets/digits/vae
-$python scripts/tables.py
+"$python" scripts/tables.py

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains on this machine, one process per GPU.
 #   bash scripts/launch_node.sh --config_path RECIPE [further arguments of train.py]
-# RANKS: processes (default: the GPUs, 1 without). PYTHON: the interpreter (default .venv/bin/python).
+# RANKS: processes (default: the GPUs, 1 without). PYTHON: the interpreter (default .venv/bin/python, else python).
 # Ctrl-C, SIGTERM or SIGUSR1 let the training save and stop; <logdir>/REQUEUE is there then. A second one ends a run
 # that does not train yet.
 set -euo pipefail

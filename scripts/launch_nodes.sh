@@ -14,7 +14,7 @@ if [ $# -lt 3 ]; then
 fi
 nodes=$1 master=$2
 shift 2
-python=${PYTHON:-.venv/bin/python}
+. scripts/python.sh
 gpus=$(nvidia-smi -L 2>/dev/null | wc -l) || gpus=0
 ranks=${RANKS:-$((gpus > 0 ? gpus : 1))}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}

@@ -9,7 +9,7 @@
 # Trains as a SLURM job that saves five minutes before its time is over, and queues itself again until it is done.
 #   sbatch --nodes=4 --time=24:00:00 scripts/launch_slurm.sh --config_path RECIPE --logdir FOLDER [arguments of train.py]
 # Submit from the project's folder, which all nodes must share; options of sbatch stand before the script.
-# RANKS: processes per node (default: its GPUs, 1 without). PYTHON: the interpreter (default .venv/bin/python).
+# RANKS: processes per node (default: its GPUs, 1 without). PYTHON: the interpreter (as launch_node.sh).
 set -euo pipefail
 case "${1:-}" in -h | --help) sed -n '9,12p' "$0"; exit 0 ;; esac
 cd "${SLURM_SUBMIT_DIR:-.}" # SLURM runs a copy of this file from a place of its own

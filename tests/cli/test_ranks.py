@@ -40,6 +40,8 @@ def test_under_torchrun(door, prompts, tmp_path):
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert videos(tmp_path / "two") == videos(tmp_path / "one")
+    said = [line for line in done.stdout.splitlines() if "videos in" in line]
+    assert said == [f"{len(PROMPTS)} videos in {tmp_path / 'two'}"]  # those of all ranks, once
     assert sorted(files(tmp_path / "two", "*.png")) == ["contact_sheet_0.png", "contact_sheet_1.png"]
 
 

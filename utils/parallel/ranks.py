@@ -152,6 +152,21 @@ def shutdown() -> None:
         sys.modules["torch.distributed"].destroy_process_group()
 
 
+def total(number: int) -> int:
+    """Returns the sum over the ranks that torchrun started; each waits for the others, a week at most.
+
+    A rank that nobody started together with others (no MASTER_ADDR) returns its own number.
+    """
+    if world_size() == 1 or not (is_initialised() or "MASTER_ADDR" in os.environ):
+        return number
+    init("gloo", timeout_minutes=7 * 24 * 60)
+    import torch
+
+    summed = torch.tensor([number])
+    torch.distributed.all_reduce(summed)
+    return int(summed)
+
+
 def mean(values: Sequence[float]) -> list[float]:
     """Returns each number's mean over the ranks; all ranks call this together with as many numbers."""
     if not is_initialised() or world_size() == 1 or not values:
