@@ -52,24 +52,34 @@ def read_old(path: Path, defaults: Path | None = None) -> Old:
     Errors: ValueError, with file and line, for what is no YAML or not a mapping of words.
     """
     old = _read(path)
+    if "generation" in old.tree or "name" in (old.tree["trainer"] if _is_group(old.tree, "trainer") else ()):
+        raise ValueError(f"{path} is a recipe of this project already; give it to train.py or inference.py")
+    if _is_group(old.tree, "training"):
+        raise ValueError(f"{path} is a recipe of minimal-self-forcing; docs/migrate.md says where its keys go")
     if set(WANDB_KEYS) & set(old.tree) or _is_dump(old.tree):
         old.tree = {key: node["value"] for key, node in old.tree.items() if key not in WANDB_KEYS and _is_value(node)}
         old.assume("a file that wandb wrote", "the `value` of each key is taken")
-    neighbour = defaults or path.parent / DEFAULT_FILE
-    if not defaults and (not neighbour.is_file() or neighbour.resolve() == path.resolve()):
+    if (lower := defaults or _find_defaults(path)) is None:
         return old
-    under = _read(neighbour)
+    under = _read(lower)
     if not defaults and set(under.tree) & set(SECTIONS):
-        old.assume(str(neighbour), "is this project's own and is not read; --defaults names theirs")
+        old.assume(str(lower), "is this project's own and is not read; --defaults names theirs")
         return old
     if defaults is None and old.is_longlive_generation:
-        old.assume(str(neighbour), "is not read: LongLive's generation reads its own file alone")
+        old.assume(str(lower), "is not read: LongLive's generation reads its own file alone")
         return old
-    old.assume(str(neighbour), "is read under it, as the old programs do")
+    old.assume(str(lower), "is read under it, as the old programs do")
     old.tree = _merged(under.tree, old.tree)
     old.lines = under.lines | old.lines
     old.holders |= under.holders
     return old
+
+
+def _find_defaults(path: Path) -> Path | None:
+    """Returns the default file next to a recipe, or that of the `configs` folder that it lies in, or None."""
+    folders = [path.parent, *(parent for parent in path.absolute().parents if parent.name == "configs")]
+    files = (folder / DEFAULT_FILE for folder in folders)
+    return next((file for file in files if file.is_file() and file.resolve() != path.resolve()), None)
 
 
 def _read(path: Path) -> Old:
@@ -158,6 +168,10 @@ def _resolved(tree: dict[str, Any], path: Path) -> dict[str, Any]:
         return OmegaConf.to_container(OmegaConf.create(tree), resolve=True)
     except OmegaConfBaseException as error:
         raise ValueError(f"{path}: {str(error).splitlines()[0]}; write the value out") from error
+
+
+def _is_group(tree: dict[str, Any], key: str) -> bool:
+    return isinstance(tree.get(key), dict)
 
 
 def _is_value(node: Any) -> bool:

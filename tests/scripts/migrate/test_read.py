@@ -153,3 +153,26 @@ def test_what_wandb_keeps_of_a_run_is_read(tmp_path, capsys):
     theirs, _ = migrate_config.migrate(path)
     plain, _ = migrate_config.migrate(write(tmp_path, ""))
     assert yaml.safe_load(theirs) == yaml.safe_load(plain) and "wandb wrote" in theirs
+
+
+def test_the_default_file_of_the_configs_folder_counts(tmp_path):
+    inner = tmp_path / "configs" / "mine" / "today"
+    inner.mkdir(parents=True)
+    (tmp_path / "configs" / "default_config.yaml").write_text("weight_decay: 0.25\n")
+    assert load(inner, "")[0].trainer.optim.weight_decay == 0.25
+    (inner / "default_config.yaml").write_text("weight_decay: 0.5\n")
+    assert load(inner, "")[0].trainer.optim.weight_decay == 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("training: {num_steps: 3}\n", "a recipe of minimal-self-forcing; docs/migrate.md"),
+        ("generation: {chunk: 3}\n", "a recipe of this project already"),
+        ("trainer: {name: regress}\n", "a recipe of this project already"),
+    ],
+)
+def test_recipes_of_others_are_called_by_name(tmp_path, text, problem, capsys):
+    (tmp_path / "old.yaml").write_text(text)
+    assert migrate_config.main([str(tmp_path / "old.yaml")]) == 2
+    assert f"old.yaml is {problem}" in capsys.readouterr().err
