@@ -18,6 +18,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from utils import hub
+
 TARGETS = ("official", "diffusers", "longtake")
 ROTARY_THETA = 10000.0  # fixed inside diffusers' transformer
 
@@ -26,6 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one subcommand; returns 0, or 2 with one line on stderr."""
     args = build_parser().parse_args(argv)
     try:
+        hub.check(*getattr(args, "paths", ()), *(vars(args)[name] for name in ("src", "lora") if name in args))
         args.run(args)
     except (ValueError, OSError) as reason:
         print(f"convert_weights: {' '.join(str(reason).split())}", file=sys.stderr)

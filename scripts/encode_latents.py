@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils import log
+from utils import hub, log
 from utils.parallel import ranks
 
 logger = logging.getLogger("scripts.encode_latents")
@@ -83,6 +83,7 @@ def load(flags: argparse.Namespace):
     if min(flags.batch, flags.shard_clips) < 1:
         raise ValueError("--batch and --shard_clips must be at least 1")
     check_pixel_frames(flags.frames)
+    hub.check(flags.vae)
     device = torch.device("cuda", ranks.local_rank()) if torch.cuda.is_available() else torch.device("cpu")
     vae = family_of_vae(flags.vae).open_vae(flags.vae, VAEConfig(dtype=flags.dtype), device)
     if "height" in flags and (flags.height % vae.spatial_stride or flags.width % vae.spatial_stride):

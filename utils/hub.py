@@ -76,6 +76,13 @@ def advise(path: str | Path) -> str | None:
     return f"`bash scripts/download.sh {name}` brings it{place}"
 
 
+def check(*paths: str | Path) -> None:
+    """Raises ValueError for a path that is not there and that a set of scripts/download.sh brings."""
+    for path in paths:
+        if not Path(path).expanduser().exists() and (advice := advise(path)):
+            raise ValueError(f"{path} is not there; {advice}")
+
+
 def read_downloads() -> dict[str, list[Path]]:
     """Returns {set of scripts/download.sh: the files it brings, and the folder if it is a model's own}."""
     sets: dict[str, list[Path]] = {}

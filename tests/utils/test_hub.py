@@ -116,6 +116,12 @@ def test_the_message_names_the_set_that_brings_it(path, monkeypatch, tmp_path):
         assert ADVICE[path] in str(caught.value)
 
 
+def test_check_names_what_a_set_brings_alone(tmp_path):
+    hub.check(tmp_path, tmp_path / "mine.pt")
+    with pytest.raises(ValueError, match="lora.pt is not there; `bash scripts/download.sh longlive` brings it"):
+        hub.check(tmp_path, tmp_path / "lora.pt")
+
+
 def test_nothing_is_advised_without_the_table_or_a_set(monkeypatch, tmp_path):
     assert hub.advise("models/mine") is None
     monkeypatch.setattr(hub, "DOWNLOADS", tmp_path / "none.txt")
