@@ -58,19 +58,8 @@ def find_parts(model_dir: str | Path) -> Parts:
     transformers = _diffusers_transformers(root) if diffusers else _official_transformers(root)
     found = {part: _first(root, patterns) for part, patterns in _LOOKED_FOR.items()}
     if not transformers and not any(found.values()):
-        raise ValueError(f"{root} holds no part of a Wan model; {_describe_run(root)}")
+        raise ValueError(f"{root} holds no part of a Wan model; {tensor_file.describe(root)}")
     return Parts(root, "diffusers" if diffusers else "official", transformers, **found)
-
-
-def _describe_run(root: Path) -> str:
-    """Returns where a training's run folder has its weights; of another folder what it holds."""
-    if parts := [path for path in sorted((root / "export").glob("*")) if path.is_dir()]:
-        chosen = next((path for path in parts if path.name == "transformer"), parts[0])
-        return f"it is the folder of a training: give {chosen}"
-    if any((root / "checkpoints").glob("*/")):
-        command = f"python scripts/export_checkpoint.py {root} FILE"
-        return f"it is the folder of a training that has no export yet: run `{command}`"
-    return f"it has: {tensor_file.listing(root)}"
 
 
 def _diffusers_transformers(root: Path) -> dict[str, Path]:

@@ -90,7 +90,7 @@ def files(folder: str | Path) -> list[Path]:
     found = [f for f in found if f.stem == STEM] or found or sorted(folder.glob(f"{STEM}.bin"))
     if len(found) != 1:
         why = "several weight files and no index" if found else "no weights"
-        raise ValueError(f"{folder} holds {why}; it has: {listing(folder)}")
+        raise ValueError(f"{folder} holds {why}; {describe(folder)}")
     return found
 
 
@@ -119,6 +119,19 @@ def read_index(path: Path) -> dict[str, str]:
     if not entries:
         raise JsonError(f"{path}: weight_map is empty; download it again")
     return entries
+
+
+def describe(folder: Path) -> str:
+    """Returns where a training's run folder has its weights; of another folder what it holds."""
+    export = folder / "export"
+    if (export / "lora.safetensors").is_file():
+        return f"it is the folder of a training of adapters: give {export / 'lora.safetensors'} as LoRA"
+    if parts := [path for path in sorted(export.glob("*")) if path.is_dir()]:
+        return f"it is the folder of a training: give {next((p for p in parts if p.name == 'transformer'), parts[0])}"
+    if any((folder / "checkpoints").glob("*/")):
+        command = f"python scripts/export_checkpoint.py {folder} FILE"
+        return f"it is the folder of a training that has no export yet: run `{command}`"
+    return f"it has: {listing(folder)}"
 
 
 def listing(folder: Path) -> str:

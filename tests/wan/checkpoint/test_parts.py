@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from wan.checkpoint import tensor_file
 from wan.checkpoint.parts import find_parts
 
 
@@ -78,5 +79,9 @@ def test_a_trainings_folder_names_its_export(tmp_path):
         find_parts(run)
     for name in ("text_encoder", "transformer"):
         (run / "export" / name).mkdir(parents=True)
-    with pytest.raises(ValueError, match="it is the folder of a training: give .*mine/export/transformer$"):
-        find_parts(run)
+    for read in (find_parts, tensor_file.read):
+        with pytest.raises(ValueError, match="it is the folder of a training: give .*mine/export/transformer$"):
+            read(run)
+    (run / "export" / "lora.safetensors").touch()
+    with pytest.raises(ValueError, match="of a training of adapters: give .*/export/lora.safetensors as LoRA$"):
+        tensor_file.read(run)
