@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one subcommand; returns 0, or 2 with one line on stderr."""
     args = build_parser().parse_args(argv)
     try:
-        hub.check(*getattr(args, "paths", ()), *(vars(args)[name] for name in ("src", "lora") if name in args))
+        hub.check(*getattr(args, "paths", ()), *([args.src] if "src" in args else []))
         args.run(args)
     except (ValueError, OSError) as reason:
         print(f"convert_weights: {' '.join(str(reason).split())}", file=sys.stderr)
