@@ -180,7 +180,7 @@ def test_weights_that_say_nothing_take_the_recipes(tmp_path, load, caplog):
     """They replace the checkpoint that a recipe names, which says how such weights run; not where the model changes."""
     student, model, other = (tmp_path / name for name in ("student", "model", "other"))
     weights(student)
-    weights(model / "transformer", replace(TRAINED, chunk=3))
+    weights(model / "transformer", replace(TRAINED, chunk=1))
     other.mkdir()
     (tmp_path / "bare.safetensors").write_bytes(b"")
     recipe, bare = f"model: {{path: {model}, checkpoint: {student}}}\n", f"model.checkpoint={tmp_path}/bare.safetensors"
@@ -190,6 +190,6 @@ def test_weights_that_say_nothing_take_the_recipes(tmp_path, load, caplog):
         assert load(bare, "generation.chunk=1", recipe=recipe)[0].generation.chunk == 1
         assert not caplog.records  # nobody knows how they were trained
     assert load(bare, f"model.path={other}", recipe=recipe)[0].generation == GenerationConfig()
-    assert load("model.checkpoint=", recipe=recipe)[0].generation.chunk == 3
+    assert load("model.checkpoint=", recipe=recipe)[0].generation.chunk == 1
     own = weights(tmp_path / "own", replace(TRAINED, chunk=4))
     assert load(f"model.checkpoint={own}", recipe=recipe)[0].generation.chunk == 4
