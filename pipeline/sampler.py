@@ -20,7 +20,8 @@ from wan.schedule import Schedule, step_sigmas
 def few_step(config: FewStepConfig, steps: StepsConfig) -> FewStep:
     """Returns the sampler of a `FewStepConfig` at these steps."""
     sigmas = step_sigmas(steps.steps, steps.shift, steps.warp)
-    return FewStep(sigmas, Schedule(steps.shift, steps.rounding), config.guidance)
+    first = step_sigmas(steps.first_steps, steps.shift, steps.warp) if steps.first_steps else ()
+    return FewStep(sigmas, Schedule(steps.shift, steps.rounding), config.guidance, first)
 
 
 def multi_step(config: MultiStepConfig, steps: StepsConfig) -> MultiStep:
@@ -62,14 +63,24 @@ class Sampler:
 
 
 class FewStep(Sampler):
-    """x0 = x - sigma v; x = diffuse(x0, fresh noise, next sigma); the last x0 is the result."""
+    """x0 = x - sigma v; x = diffuse(x0, fresh noise, next sigma); the last x0 is the result.
 
-    def __init__(self, sigmas, schedule: Schedule, guidance: float = 1.0):
+    first_sigmas: those of the chunk at a video's start; empty = the same.
+    """
+
+    def __init__(self, sigmas, schedule: Schedule, guidance: float = 1.0, first_sigmas=()):
         self.sigmas, self.schedule, self.guidance = tuple(sigmas), schedule, guidance
+        self.first_sigmas = tuple(first_sigmas)
+
+    def at(self, span) -> FewStep:
+        """Returns the sampler of the chunk over `span`: the first one may have steps of its own."""
+        if span.start or not self.first_sigmas:
+            return self
+        return FewStep(self.first_sigmas, self.schedule, self.guidance)
 
     @property
     def num_steps(self) -> int:
-        """Steps of the list."""
+        """Steps of the list, which all chunks but the first have."""
         return len(self.sigmas)
 
     @property
@@ -119,7 +130,7 @@ class RandomExit(Sampler):
 
     def at(self, span) -> Sampler:
         """Returns the few-step sampler that ends at the chunk's exit step."""
-        sigmas = self.few.sigmas[: self.exit_step(span) + 1]
+        sigmas = self.few.at(span).sigmas[: self.exit_step(span) + 1]
         return _GradOnLastStep(sigmas, self.few.schedule, self.with_grad(span))
 
 

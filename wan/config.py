@@ -86,10 +86,10 @@ def clock_problems(shift: float, rounding: str) -> Iterator[str]:
         yield f"shift is {shift}; write a positive number (1 = none)"
 
 
-def step_problems(steps) -> Iterator[str]:
+def step_problems(steps, name: str = "steps") -> Iterator[str]:
     """Yields an empty list of steps, values outside (0, 1000], or steps that do not descend."""
     steps = list(steps)
     if not steps or any(not 0 < s <= TOP for s in steps):
-        yield f"steps {steps} must lie in (0, {TOP}]; write for example [1000, 750, 500, 250]"
+        yield f"{name} {steps} must lie in (0, {TOP}]; write for example [1000, 750, 500, 250]"
     if any(a <= b for a, b in zip(steps[:-1], steps[1:], strict=True)):
-        yield f"steps {steps} must descend"
+        yield f"{name} {steps} must descend"

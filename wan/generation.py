@@ -20,6 +20,8 @@ FILE = "generation_config.json"  # next to the weights
 class StepsConfig:
     """Noise levels of a model, noisiest first, on the 1000-scale; empty = it was not distilled to few steps.
 
+    first_steps: those of a video's first chunk, which has no past to lean on; empty = the same. Students of one or two
+    steps are published with more of them there.
     shift, rounding: of its schedule, also where a solver runs. warp: the list indexes the shifted table, as the
     published models were trained.
     """
@@ -28,11 +30,16 @@ class StepsConfig:
     shift: float = 5.0
     warp: bool = True
     rounding: str = "none"  # none | integer | table
+    first_steps: tuple[float, ...] = ()
 
     def problems(self) -> Iterator[str]:
         yield from clock_problems(self.shift, self.rounding)
         if self.steps:
             yield from step_problems(self.steps)
+        if self.first_steps:
+            yield from step_problems(self.first_steps, "first_steps")
+            if not self.steps:
+                yield "first_steps are given and steps are empty; write the steps of the later chunks, too"
 
     def problems_if_none(self, what: str) -> Iterator[str]:
         """Yields that `what` needs the steps of a few-step model, where there are none."""
@@ -75,6 +82,8 @@ class GenerationConfig:
             yield from self.cache.chunk_problems(self.largest_chunk)
         if self.cache.content == "same_step" and self.context != ContextConfig():
             yield "cache.content is same_step: the steps fill the caches and no context pass runs; leave out context"
+        if self.cache.content == "same_step" and self.steps.first_steps:
+            yield "cache.content is same_step: there is a cache for each of the steps; leave out steps.first_steps"
 
     @property
     def head(self) -> int:

@@ -25,17 +25,31 @@ class Generating(Source):
 
     generation: GenerationConfig
 
-    def exits(self, step: int, count: int, rng, *key: int) -> list[int]:
-        """Returns the exit step of each chunk, equal on all ranks; key: tells several rollouts of a step apart."""
-        last = len(self.generation.steps.steps) - 1
-        if self.config.last_step_only:
-            return [last] * count
-        drawn = rng.shared(step, "exit").integers(0, last + 1, *key, shape=(count,)).tolist()
-        return drawn if self.config.exit_per_chunk else drawn[:1] * count
+    def exits(self, step: int, count: int, rng, *key: int, first: bool = False) -> list[int]:
+        """Returns the exit step of each chunk, equal on all ranks; key: tells several rollouts of a step apart.
 
-    def exit_range(self, exits: list[int]) -> tuple[int, int] | None:
-        """Returns (the step stopped at, the next one) on the 1000-grid, if all chunks stopped alike."""
-        steps = [int(s) for s in self.generation.steps.steps] + [0]
+        first: whether a video begins with the first of them; where its steps are its own, it draws one of these.
+        """
+        last, own = len(self.generation.steps.steps) - 1, self.generation.steps.first_steps if first else ()
+        if self.config.last_step_only:
+            exits = [last] * count
+        else:
+            drawn = rng.shared(step, "exit").integers(0, last + 1, *key, shape=(count,)).tolist()
+            exits = drawn if self.config.exit_per_chunk else drawn[:1] * count
+        if own and self.config.last_step_only:
+            exits[0] = len(own) - 1
+        elif own:
+            exits[0] = int(rng.shared(step, "first exit").integers(0, len(own), *key))
+        return exits
+
+    def exit_range(self, exits: list[int], first: bool = False) -> tuple[int, int] | None:
+        """Returns (the step stopped at, the next one) on the 1000-grid, if all chunks stopped alike.
+
+        first: as in `exits`; a first chunk of other steps counts only where it is the only one.
+        """
+        own = self.generation.steps.first_steps if first else ()
+        exits, alone = (exits[1:], False) if own and len(exits) > 1 else (exits, bool(own))
+        steps = [int(s) for s in (own if alone else self.generation.steps.steps)] + [0]
         return (steps[exits[0]], steps[exits[0] + 1]) if len(set(exits)) == 1 else None
 
     def noise(self, step: int, index: range, geometry: Geometry, rng):
@@ -70,7 +84,8 @@ class RolloutSource(Generating):
         spans = self.generation.spans(self.length(step, rng))
         given = [Chunk(spans[0], _cut(clips, config.given).to(roles.device), given=True)] if config.given else []
         made_spans = spans[len(given) :]
-        exits = self.exits(step, len(made_spans), rng)
+        first = not made_spans[0].start
+        exits = self.exits(step, len(made_spans), rng, first=first)
         geometry = self.geometry(roles)
         noise = self.noise(step, index, geometry, rng)
         rollout = self.rollout(roles, geometry, dict(zip(made_spans, exits, strict=True)), spans[-1].stop)
@@ -83,7 +98,7 @@ class RolloutSource(Generating):
             mask = torch.arange(made.shape[1], device=made.device) >= config.given
         real = _cut(clips, latents.shape[1]).to(latents) if self.clips else None
         scored = condition.cut(Span(made.shape[1] - latents.shape[1], made.shape[1]))
-        return Sample(step, latents, scored, index, spans, prompts, mask, self.exit_range(exits), real=real)
+        return Sample(step, latents, scored, index, spans, prompts, mask, self.exit_range(exits, first), real=real)
 
     def rows(self, index, rng) -> tuple[list[torch.Tensor], list[str]]:
         """Returns (real clips, prompts) of samples by their numbers in the run; no clips without a folder of them."""

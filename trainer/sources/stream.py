@@ -94,7 +94,8 @@ class StreamSource(Generating):
         """Generates the next `count` frames, which alone enter the loss; none before a prompt switch has gradient."""
         config, chunk = self.config, self.generation.chunk
         spans = chunks(count, chunk, start=video.length)
-        exits = self.exits(step, count // chunk, rng, video.length)
+        begins = not video.length
+        exits = self.exits(step, count // chunk, rng, video.length, first=begins)
         first = video.entry(spans) or 0
         exit_step = dict(zip(spans, exits, strict=True)).__getitem__
         sampler = RandomExit(self.few_steps(), exit_step, lambda span: span.start >= first)
@@ -108,7 +109,7 @@ class StreamSource(Generating):
         prompts = video.prompts[video.track.cursor]
         seen = chunks(latents.shape[1], chunk)
         scored = video.condition.cut(Span(video.length - latents.shape[1], video.length))
-        return Sample(step, latents, scored, index, seen, prompts, mask, self.exit_range(exits))
+        return Sample(step, latents, scored, index, seen, prompts, mask, self.exit_range(exits, begins))
 
     def state_dict(self) -> dict:
         """Returns the running videos, each rank's own, with what they fit."""
