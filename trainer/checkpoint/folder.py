@@ -8,7 +8,6 @@ renamed when the manifest is on disk, so a kill at any moment leaves the last co
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -21,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.atomic import sync_folder
+from utils.claims import lock_file
 from utils.config.renamed import NO_OLD_KEYS, OldKeys, rename
 from utils.diff import differences
 from utils.digest import file_hash
@@ -124,12 +124,8 @@ class Checkpoint:
         if ranks.rank() == 0:
             self.run.mkdir(parents=True, exist_ok=True)
             folder = os.open(self.run, os.O_RDONLY)
-            try:
-                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not lock_file(folder, self.run):
                 taken = f"another training runs in {self.run}; let it end, or give another --logdir"
-            except OSError as error:  # a file system without locks
-                logger.warning("%s cannot be locked (%s): start no other training in it", self.run, error.strerror)
         try:
             if metadata := ranks.first_text(taken):
                 raise ValueError(metadata)
