@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from pipeline.batch.request import KeyedNoise, Request, batches, check_grammar
-from pipeline.batch.writer import VideoBatchWriter
+from pipeline.batch.writer import VideoBatchWriter, write_sheet
 from pipeline.bundle import ModelBundle
 from pipeline.config import OutputConfig
 from pipeline.rollout import Chunk
@@ -26,7 +26,6 @@ from trainer.export import EXPORTED
 from trainer.protocol import Callback
 from trainer.trackers import SHEET
 from utils.data.prompts import file_stem, read_prompts
-from utils.media.image import contact_sheet
 from utils.parallel import ranks
 from utils.rng import Rng
 from wan.checkpoint.parts import find_parts
@@ -99,7 +98,6 @@ class Preview(Callback):
         final = self.folder / f"step_{done:07d}"
         partial = final.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed here
-        shown = []
         for group, chunks in videos:
             output, total = OutputConfig(folder=str(partial)), self.requested.num_output_frames
             batch = VideoBatchWriter(
@@ -107,8 +105,7 @@ class Preview(Callback):
             )
             batch.write(chunks)
             batch.sidecars({"latent_frames": total, **facts})
-            shown += [batch.shown[row] for row in range(len(group))]
-        contact_sheet(partial / SHEET, shown, [r.prompt for r in self.requests])
+        write_sheet(partial / SHEET, self.requests, partial)
         shutil.rmtree(final, ignore_errors=True)  # a resumed run makes it again, equal
         return partial.rename(final)
 

@@ -60,10 +60,10 @@ class ResumeState:
 
     def write(self, state: RolloutState, videos: VideoBatchWriter, extra: dict) -> None:
         """Replaces the snapshot by one of the present state. extra: JSON values that `resume` returns again."""
-        files, shown = videos.state()  # the files are synced before the snapshot names their lengths
+        files = videos.state()  # the files are synced before the snapshot names their lengths
         snapshot = pack(state, videos.decoder.state, videos.next_frame, "cpu")
         book = snapshot["book"] | {"facts": self.facts, "films": files, "extra": extra}
-        write_safetensors(self.path, snapshot["tensors"] | shown, {"book": json.dumps(book)})
+        write_safetensors(self.path, snapshot["tensors"], {"book": json.dumps(book)})
 
     def resume(
         self, videos: VideoBatchWriter, plan: VideoPlan, track: Condition | Track
@@ -78,7 +78,7 @@ class ResumeState:
             return None
         book, track = snapshot["book"], track if isinstance(track, Track) else Fixed(track)
         try:
-            videos.resume(book["films"], snapshot["tensors"], book["next_frame"])
+            videos.resume(book["films"], book["next_frame"])
         except ValueError as error:
             raise ValueError(
                 f"{self.path} cannot be gone on with: {error}. Leave out --resume to begin anew"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from pipeline.batch.plan import VideoPlan, plan_video, read_latents, select_rows
@@ -20,18 +20,17 @@ from pipeline.batch.provenance import (
     video_facts,
 )
 from pipeline.batch.request import KeyedNoise, Request, batches, check_grammar, read_requests
-from pipeline.batch.resume import ResumeState, remove_stale, to_make
+from pipeline.batch.resume import ResumeState, remove_stale, snapshot_path, to_make
 from pipeline.batch.schedule import build_schedule, check_switches
 from pipeline.batch.start import image_pixels, video_pixels
-from pipeline.batch.writer import SHEET_FRAMES, VideoBatchWriter, sidecar, video_path
+from pipeline.batch.writer import VideoBatchWriter, finished, sidecar, video_path, why_unfinished, write_sheet
 from pipeline.bundle import ModelBundle, load_bundle
 from pipeline.config import InferConfig
 from pipeline.rollout import Chunk
 from pipeline.track import PromptSchedule
+from utils.claims import claimed, lock_path
 from utils.digest import file_hash
 from utils.log import VideoProgress
-from utils.media.image import contact_sheet
-from utils.media.video import read_strip
 from utils.parallel import ranks
 from utils.rng import Rng
 from wan.checkpoint import tensor_file
@@ -40,6 +39,7 @@ from wan.geometry import Geometry
 
 logger = logging.getLogger(__name__)
 SHEET_CLIPS = 16
+NAMED = 5  # videos in one line of the log
 
 
 def run(config: InferConfig) -> list[Path]:
@@ -60,9 +60,11 @@ def run(config: InferConfig) -> list[Path]:
     mine = ranks.split(list(range(len(groups))))
     own, folder = [groups[number] for number in mine], config.output.folder
     videos = [request for group in own for request in group]
-    for group in own:
-        remove_stale(group, folder)
+    remove_leftovers(own, folder)
     wanted = [new for group in own for new in to_make(group, config.output)]
+    for request in [r for r, new in zip(videos, wanted, strict=True) if new]:
+        if reason := why_unfinished(request, folder):
+            logger.warning("%s is made anew: %s", video_path(request, folder), reason)
     report_finished([r for r, new in zip(videos, wanted, strict=True) if not new], len(videos), config)
     if not any(wanted):
         paths = [video_path(r, folder) for r in videos]
@@ -73,6 +75,18 @@ def run(config: InferConfig) -> list[Path]:
         lines = "\n".join(refused)
         raise ValueError(f"{len(paths)} videos are in {folder}; these lines of the script were left out:\n{lines}")
     return paths
+
+
+def remove_leftovers(groups: list[list[Request]], folder: str | Path) -> None:
+    """Removes what kills left of finished videos; not of those that another run is making."""
+    names = set(os.listdir(folder)) if Path(folder).is_dir() else set()
+    for group in groups:
+        paths = [video_path(r, folder) for r in group]
+        if names.isdisjoint({snapshot_path(group, folder).name, *(lock_path(path).name for path in paths)}):
+            continue
+        with claimed(paths) as mine:
+            if mine:
+                remove_stale(group, folder)
 
 
 def report_finished(there: list[Request], total: int, config: InferConfig) -> None:
@@ -133,21 +147,41 @@ class Run:
         A finished video is computed again only where another one of its batch is not finished.
         """
         output, videos = self.config.output, [r for group in groups for r in group]
-        strips: dict[str, np.ndarray] = {}
+        before = {r.stem: _stamp(sidecar(r, output.folder)) for r in videos}
         with VideoProgress(len(videos), sum(self.plan(group[0]).num_chunks for group in groups)) as bar:
-            for group in groups:
-                wanted = to_make(group, output)
-                shown = self.batch(group, wanted, bar).shown if any(wanted) else {}
-                for row, request in enumerate(group):
-                    if row in shown:
-                        if request in videos[:SHEET_CLIPS]:
-                            strips[request.stem] = shown[row]
-                        bar.video()
-                    else:
-                        bar.skip(0 if shown or row else self.plan(request).num_chunks)
-        if output.sheet and videos:
-            self.sheet(videos[:SHEET_CLIPS], strips)
-        return [video_path(r, output.folder) for r in videos]
+            left = [group for group in groups if not self.share(group, before, bar)]
+            left = [group for group in left if not self.share(group, before, bar)]  # meanwhile they may be free
+        done = [r for group in groups if group not in left for r in group]
+        if left:
+            names = [r.stem for group in left for r in group]
+            others = ", ..." if len(names) > NAMED else ""
+            logger.warning(
+                "%d of %d videos are left to another run that is making them: %s%s",
+                *(len(names), len(videos), ", ".join(names[:NAMED]), others),
+            )
+        if output.sheet and done:
+            self.sheet(videos[:SHEET_CLIPS])
+        return [video_path(r, output.folder) for r in done]
+
+    def share(self, group: list[Request], before: dict[str, object], bar: VideoProgress) -> bool:
+        """Makes what is not finished of a batch; returns False, and makes nothing, if another run is at one of them.
+
+        before: each video's `_stamp` when this run began: what another run has finished since is not made again.
+        """
+        folder = self.config.output.folder
+        with claimed([video_path(r, folder) for r in group]) as mine:
+            if not mine:
+                return False
+            fresh = [_stamp(sidecar(r, folder)) != before[r.stem] and finished(r, folder) for r in group]
+            wanted = [new and not made for new, made in zip(to_make(group, self.config.output), fresh, strict=True)]
+            if any(wanted):
+                self.batch(group, wanted, bar)
+        for row, made in enumerate(wanted):
+            if made:
+                bar.video()
+            else:
+                bar.skip(0 if any(wanted) or row else self.plan(group[0]).num_chunks)
+        return True
 
     def check(self, request: Request) -> None:
         """Raises ValueError if prompts, length, given noise or latents do not fit the model or one another."""
@@ -186,14 +220,13 @@ class Run:
             self._plans[request.schedule] = plan_video(request, self.config, self.bundle, self.sampler, given)
         return self._plans[request.schedule]
 
-    def sheet(self, videos: list[Request], strips: dict[str, np.ndarray]) -> None:
-        """Writes the contact sheet of this rank's first videos; frames of finished ones are read from their files."""
+    def sheet(self, videos: list[Request]) -> None:
+        """Writes the contact sheet of the finished ones of this rank's first videos."""
         folder = Path(self.config.output.folder)
-        clips = [
-            strips[r.stem] if r.stem in strips else read_strip(video_path(r, folder), SHEET_FRAMES) for r in videos
-        ]
-        name = "contact_sheet.png" if ranks.world_size() == 1 else f"contact_sheet_{ranks.rank()}.png"
-        contact_sheet(folder / name, clips, [", then ".join(r.prompts) for r in videos], num_frames=SHEET_FRAMES)
+        path = folder / ("contact_sheet.png" if ranks.world_size() == 1 else f"contact_sheet_{ranks.rank()}.png")
+        with claimed([path], wait=True):  # the run that ends last writes the last sheet
+            if there := [r for r in videos if finished(r, folder)]:
+                write_sheet(path, there, folder)
 
     def batch(self, group: list[Request], wanted: list[bool], bar) -> VideoBatchWriter:
         """Generates, decodes and writes one batch; returns its writer."""
@@ -280,6 +313,15 @@ class Run:
                 self._start = (video, plan, self.bundle.vae.encode(pixels[None].to(self.bundle.device)))
             return self._start[2].expand(len(group), -1, -1, -1, -1)
         return None if images is None else self.bundle.vae.encode(images[:, None].to(self.bundle.device))
+
+
+def _stamp(path: Path) -> object:
+    """Returns what tells a file from one that replaced it, or None where there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def _noted(chunks: Iterable[Chunk], recaches: list[float]) -> Iterator[Chunk]:

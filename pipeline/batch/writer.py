@@ -1,12 +1,13 @@
 """Writes a batch of videos: decodes chunks as a stream into MP4, GIF and latents, with a JSON sidecar next to each.
 
-Memory does not grow with the video's length: frames and latents are written as they come; only the few that a contact
-sheet shows are kept.
+Memory does not grow with the video's length: frames and latents are written as they come.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
+import stat
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -22,8 +23,8 @@ from pipeline.decoder import Decoder, Parts
 from pipeline.rollout import Chunk
 from utils.atomic import GrowingFile, write_json
 from utils.media.gif import GifWriter
-from utils.media.image import evenly_spaced, to_uint8
-from utils.media.mp4 import VideoWriter
+from utils.media.image import contact_sheet, to_uint8
+from utils.media.mp4 import VideoWriter, find_damage, sample_frames
 from wan.checkpoint.tensor_file import safetensors_head
 from wan.codec.base import StreamingDecoder
 from wan.geometry import Geometry
@@ -42,6 +43,8 @@ class VideoFiles:
         mark, self.keep, self.latents, self.gif = mark or {}, bool(mark), None, None
         names = {kind: path.with_name(f"{path.name}.{kind}") for kind in ("mp4", "gif", "safetensors")}
         half = path.with_name(f"{path.name}.latents.partial")
+        for taken in [name for name in names.values() if name.is_dir()]:  # now, and not when the video is finished
+            raise ValueError(f"{taken} is a folder, and a video's file is to have this name; move it")
         if not mark:
             for old in (half, names["gif"].with_suffix(".partial.gif")):  # of a run that was killed and wrote more
                 old.unlink(missing_ok=True)
@@ -96,7 +99,7 @@ class VideoFiles:
 class VideoBatchWriter:
     """Writes a batch of videos chunk by chunk; files of the `wanted` rows only, whole or not at all.
 
-    `shown`: of each wanted row the frames [<= 8, H, W, 3] of a contact sheet. `num_frames`: pixel frames so far.
+    `num_frames`: pixel frames so far.
     `decoder`: on a model with its own device it decodes and writes while the next chunk is generated.
     `next_frame`: the latent frame that comes next.
     """
@@ -117,14 +120,7 @@ class VideoBatchWriter:
         self.fps, self.geometry, self.total = output.fps or fps, geometry, total
         self.rows = [row for row, wanted in enumerate(self.wanted) if wanted]
         self._write_seconds, self.num_frames, self.next_frame = 0.0, 0, 0
-        self._picks = set(evenly_spaced(geometry.pixel_frames(total), SHEET_FRAMES))
-        self._shown: dict[int, list[np.ndarray]] = {row: [] for row in self.rows}
         self._files: dict[int, VideoFiles] = {}
-
-    @property
-    def shown(self) -> dict[int, np.ndarray]:
-        """The picked frames of each wanted row."""
-        return {row: np.stack(frames) for row, frames in self._shown.items()}
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -155,13 +151,12 @@ class VideoBatchWriter:
             for row in self.rows:
                 self._files[row].close()
 
-    def state(self) -> tuple[dict, dict[str, torch.Tensor]]:
-        """Syncs all files; returns (JSON values, tensors) for `resume`."""
+    def state(self) -> dict:
+        """Syncs all files; returns JSON values for `resume`."""
         marks = {str(row): files.mark() for row, files in self._files.items()}
-        tensors = {f"shown.{row}": torch.from_numpy(frames) for row, frames in self.shown.items()}
-        return {"files": marks, "frames": self.num_frames, "seconds": self.seconds}, tensors
+        return {"files": marks, "frames": self.num_frames, "seconds": self.seconds}
 
-    def resume(self, book: dict, tensors: dict[str, torch.Tensor], next_frame: int) -> None:
+    def resume(self, book: dict, next_frame: int) -> None:
         """Cuts the files to their lengths at `state`, to append there; the caller sets the decoder's state of then.
 
         Errors: ValueError if the files do not match, or lack a wanted video.
@@ -176,7 +171,6 @@ class VideoBatchWriter:
                 files.give_up()
             self._files = {}
             raise
-        self._shown = {row: list(tensors[f"shown.{row}"].numpy()) for row in self.rows}
         self.next_frame, self.num_frames = next_frame, book["frames"]
         self.decoder.seconds, self._write_seconds = book["seconds"]["decode"], book["seconds"]["write"]
 
@@ -208,16 +202,11 @@ class VideoBatchWriter:
             begin = time.perf_counter()
             for row, files in self._files.items():
                 files.add_latents(latents[row])
-                self._append(row, files, to_uint8(pixels[row]))
+                files.add(to_uint8(pixels[row]))
             self.num_frames += pixels.shape[1]
             self._write_seconds += time.perf_counter() - begin
         if on_chunk is not None:
             on_chunk((self.num_frames - before) * len(self.rows))
-
-    def _append(self, row: int, files: VideoFiles, levels_PHWC: np.ndarray) -> None:
-        files.add(levels_PHWC)
-        picked = [n for n in range(len(levels_PHWC)) if self.num_frames + n in self._picks]
-        self._shown[row] += [levels_PHWC[n].copy() for n in picked]
 
 
 def video_path(request: Request, folder: str | Path) -> Path:
@@ -230,6 +219,39 @@ def sidecar(request: Request, folder: str | Path) -> Path:
     return Path(folder) / f"{request.stem}.json"
 
 
+def write_sheet(path: Path, requests: Sequence[Request], folder: str | Path) -> None:
+    """Writes the contact sheet of finished videos. Of their files alone: whoever made them, and in how many runs."""
+    clips = [sample_frames(video_path(r, folder), SHEET_FRAMES) for r in requests]
+    contact_sheet(path, clips, [", then ".join(r.prompts) for r in requests], num_frames=SHEET_FRAMES)
+
+
 def finished(request: Request, folder: str | Path) -> bool:
-    """True if the video and its JSON are both there."""
-    return video_path(request, folder).exists() and sidecar(request, folder).exists()
+    """True if the video and its JSON are both there and whole; errors: as `why_unfinished`."""
+    return why_unfinished(request, folder) is None
+
+
+def why_unfinished(request: Request, folder: str | Path) -> str | None:
+    """Returns why the request's video is to be made: "" if it is not there, else what is wrong with it; None: finished.
+
+    Errors: ValueError if its name is that of something else than a file.
+    """
+    path, facts = video_path(request, folder), sidecar(request, folder)
+    if not (_is_there(path) and _is_there(facts)):
+        return ""
+    try:
+        frames = json.loads(facts.read_text(encoding="utf-8")).get("frames")
+    except (ValueError, AttributeError, RecursionError):
+        frames = None  # who compares the JSON with the request says what is wrong with it
+    return find_damage(path, frames if isinstance(frames, int) else None)
+
+
+def _is_there(path: Path) -> bool:
+    """True if the file is there. Errors: ValueError for a folder, pipe or device of that name."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return False
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "no ordinary file"
+        raise ValueError(f"{path} is {kind}, and a video is to have this name; move it, or write another output.folder")
+    return True

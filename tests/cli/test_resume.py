@@ -10,12 +10,10 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 
 from tests.architecture.source import ROOT
 from tests.digits_fixture import PROMPTS, files, videos
-from utils.media.image import contact_sheet
 from utils.media.video import read_video
 
 
@@ -69,16 +67,46 @@ def test_a_batch_is_completed_without_touching_its_finished_half(door, prompts, 
     assert (out / f"{PROMPTS[0]}-0.mp4").stat().st_mtime_ns == time_of
 
 
-def test_the_sheet_of_a_resumed_run_shows_all(door, prompts, tmp_path, monkeypatch):
-    shown = []
-    monkeypatch.setattr("pipeline.batch.run.contact_sheet", lambda *a, **k: shown.append(a) or contact_sheet(*a, **k))
-    out = tmp_path / "out"
-    for lines in (PROMPTS[:1], PROMPTS[:2]):
-        assert door("--data_path", prompts(*lines), "--output_folder", out, "output.sheet=true") == 0
-    assert shown[-1][2] == list(PROMPTS[:2])
-    frames, _ = read_video(out / f"{PROMPTS[0]}-0.mp4")
-    assert np.abs(shown[-1][1][0][-1].astype(int) - frames[-1]).max() == 0  # read back from the file
-    assert (out / "contact_sheet.png").stat().st_size > 500
+def test_sheet_of_a_resumed_run_is_that_of_a_whole_one(door, prompts, tmp_path):
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    for folder, counts in ((out, (1, 3)), (whole, (3,))):
+        for count in counts:
+            assert door("--data_path", prompts(*PROMPTS[:count]), "--output_folder", folder, "output.sheet=true") == 0
+    assert (out / "contact_sheet.png").read_bytes() == (whole / "contact_sheet.png").read_bytes()
+    assert door("--data_path", prompts(*PROMPTS[:2]), "--output_folder", tmp_path / "two", "output.sheet=true") == 0
+    assert (tmp_path / "two/contact_sheet.png").read_bytes() != (whole / "contact_sheet.png").read_bytes()
+
+
+@pytest.mark.parametrize("damage", ["emptied", "cut", "without its index", "another video", "text"])
+def test_video_that_is_not_whole_is_made_again(door, prompts, tmp_path, caplog, damage):
+    path = prompts(*PROMPTS[:2])
+    assert door("--data_path", path, "--output_folder", tmp_path / "out") == 0
+    whole = videos(tmp_path / "out")
+    video, other = (tmp_path / "out" / f"{prompt}-0.mp4" for prompt in PROMPTS[:2])
+    content = video.read_bytes()
+    if damage == "another video":
+        assert door("--prompt", "a red one moves up", "--num_output_frames", 2, "--output_folder", tmp_path / "b") == 0
+    changed = {
+        "emptied": b"",
+        "cut": content[: len(content) // 2],
+        "without its index": content[: content.rindex(b"mfra") - 4],
+        "another video": damage == "another video" and next((tmp_path / "b").glob("*.mp4")).read_bytes(),
+        "text": b"not a video at all, but a note of somebody\n",
+    }[damage]
+    video.write_bytes(changed)
+    time_of = other.stat().st_mtime_ns
+    assert door("--data_path", path, "--output_folder", tmp_path / "out") == 0
+    assert f"{video.name} is made anew: it" in caplog.text and "1 of 2 videos are finished" in caplog.text
+    assert videos(tmp_path / "out") == whole and other.stat().st_mtime_ns == time_of
+
+
+@pytest.mark.parametrize("kind", ["mp4", "json", "gif", "safetensors"])
+def test_folder_of_a_videos_name_is_refused_at_once(door, tmp_path, kind):
+    taken = tmp_path / f"{PROMPTS[0]}-0.{kind}"
+    taken.mkdir()
+    (tmp_path / f"{PROMPTS[0]}-0.mp4").touch()
+    said = door.fails("--prompt", PROMPTS[0], "--output_folder", tmp_path, "output.gif=true", "output.latents=true")
+    assert f"{taken} is a folder" in said and taken.is_dir()
 
 
 def test_an_interrupt_keeps_finished_videos_and_leaves_nothing_half(door, prompts, tmp_path):

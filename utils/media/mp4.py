@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import struct
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,8 @@ import numpy as np
 
 from utils.atomic import GrowingFile, explain_full_disk
 from utils.media.fragments import boxes, fragments, index
-from utils.media.image import check_frames
+from utils.media.image import check_frames, evenly_spaced
+from utils.media.video import read_strip
 
 # An MP4 that is cut off stays playable, and stretches of one video can be put one behind the other.
 FRAGMENTED = "frag_keyframe+empty_moov+default_base_moof+frag_discont+skip_trailer"
@@ -228,3 +230,50 @@ class VideoWriter:
         if container is not None:
             with contextlib.suppress(OSError, av.FFmpegError):
                 container.close()
+
+
+def find_damage(path: str | Path, num_frames: int | None = None) -> str | None:
+    """Returns what is wrong with a finished MP4, or None. Reads no picture: the boxes, and the number of frames.
+
+    num_frames: how many it has. Of a file that another program wrote the frames are not counted.
+    """
+    with Path(path).open("rb") as file:
+        try:
+            kinds = [kind for _, _, kind in boxes(file)]
+            count = sum(fragment.num_frames for fragment in fragments(file))
+        except (ValueError, KeyError, IndexError, struct.error) as error:
+            return f"it is damaged: {error}"
+    if b"moov" not in kinds:
+        return "it is empty" if not kinds else "it has no head (moov)"
+    if b"moof" in kinds and kinds[-1] != b"mfra":
+        return "its end is missing"
+    if b"moof" in kinds and num_frames not in (None, count):
+        return f"it has {count} of {num_frames} frames"
+    return None
+
+
+def sample_frames(path: str | Path, count: int) -> np.ndarray:
+    """Returns `count` evenly spaced frames [<= count, H, W, 3] of an MP4; of ours only those parts are decoded.
+
+    Errors: ValueError for a file that is not a video.
+    """
+    import av
+
+    with Path(path).open("rb") as file:
+        found = fragments(file)
+        if not found:
+            return read_strip(path, count)
+        ends = [start for start, _, kind in boxes(file) if kind in (b"moof", b"mfra")][1:]
+        file.seek(0)
+        head, picked, first = file.read(found[0].offset), [], 0
+        picks = evenly_spaced(sum(fragment.num_frames for fragment in found), count)
+        for fragment, end in zip(found, [*ends, None][: len(found)], strict=True):
+            numbers = [number - first for number in picks if first <= number < first + fragment.num_frames]
+            first += fragment.num_frames
+            if numbers:
+                file.seek(fragment.offset)
+                content = io.BytesIO(head + file.read(-1 if end is None else end - fragment.offset))
+                with av.open(content) as container:
+                    frames = list(container.decode(video=0))
+                picked += [frames[number].to_ndarray(format="rgb24") for number in numbers]
+    return np.stack(picked)

@@ -10,7 +10,6 @@ import random
 import shutil
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -19,11 +18,8 @@ from pipeline.batch import resume as snapshot
 from pipeline.batch import writer as decode
 from pipeline.batch.provenance import resume_facts
 from pipeline.batch.request import Request
-from pipeline.batch.run import Run
-from pipeline.bundle import ModelBundle
 from pipeline.config import OutputConfig
 from pipeline.rollout import Chunk
-from tests import tiny
 from tests.digits_fixture import files
 from tests.pipeline import killed_videos
 from tests.pipeline.killed_videos import (
@@ -34,14 +30,12 @@ from tests.pipeline.killed_videos import (
     TWO,
     Codec,
     content,
-    encode,
     killed,
     load_config,
     make,
     size,
 )
 from utils import atomic
-from utils.log import VideoProgress
 from utils.media.mp4 import VideoWriter
 from utils.media.video import read_video
 from wan.geometry import Geometry, Span
@@ -313,24 +307,17 @@ def test_videos_that_are_made_anew_are_gone_on_with(tmp_path):
     assert content(tmp_path / "out") == content(tmp_path / "whole") and 0 < bar.frames < 2 * PIXELS
 
 
-@pytest.mark.parametrize("part", ["0.keys", "0.values", "vae.0", "latest", "shown.0"])
+@pytest.mark.parametrize("part", ["0.keys", "0.values", "vae.0", "latest"])
 def test_every_part_of_a_snapshot_matters(tmp_path, part):
     group = SWITCHED[:1]
-    make(tmp_path / "whole", group, sheet=True)
+    make(tmp_path / "whole", group)
     killed(tmp_path / "out", group, 5)  # a switch lies behind the last snapshot
     path = tmp_path / "out/video0.partial.safetensors"
     tensors, notes = load_file(path), snapshot.metadata(path)
-    tensors[part] = tensors[part] // 2 if part == "shown.0" else tensors[part] * 0.5
+    tensors[part] = tensors[part] * 0.5
     snapshot.write_safetensors(path, tensors, {"book": notes["book"]})
-    bundle = ModelBundle.of(tiny.denoiser(), Codec(), encode, torch.device("cpu"), torch.float32)
-    videos = Run(load_config(tmp_path / "out", resume=True), bundle).batch(group, [True], VideoProgress(1, 8))
-    same = content(tmp_path / "out") == content(tmp_path / "whole")
-    assert same == (part == "shown.0")
-    picks = np.linspace(0, PIXELS - 1, 8).round().astype(int)
-    frames = read_video(tmp_path / "whole/video0.mp4")[0][picks].astype(int)
-    error = np.abs(videos.shown[0].astype(int) - frames).mean((1, 2, 3))
-    assert error[-1] < 10 or not same
-    assert (error[0] > 10) == (part == "shown.0")
+    make(tmp_path / "out", group, resume=True)
+    assert content(tmp_path / "out") != content(tmp_path / "whole")
 
 
 def test_memory_does_not_grow_with_the_video(tmp_path, monkeypatch):
@@ -349,5 +336,5 @@ def test_memory_does_not_grow_with_the_video(tmp_path, monkeypatch):
         monkeypatch.setattr(decode.VideoBatchWriter, "_due", weigh)
         make(tmp_path / str(chunks), ONE, num_output_frames=3 * chunks)
         kept[chunks] = held
-    assert len(kept[30]) == 30 and kept[10][-1] == kept[30][-1] > 7 * 32 * 48 * 3
+    assert len(kept[30]) == 30 and kept[10][-1] == kept[30][-1]
     assert max(kept[30]) <= max(kept[10]) and tensors[90] <= tensors[30]

@@ -90,14 +90,15 @@ def test_a_replaced_video_is_unfinished_until_its_own_json_is_there(tmp_path):
     made.write(chunks(2))
     made.sidecars({"seed": 1})
     assert finished(REQUESTS[0], tmp_path)
-    videos(tmp_path, 3).write(chunks(3))  # and then the process dies
+    again = videos(tmp_path, 3)
+    again.write(chunks(3))  # and then the process dies
     assert not finished(REQUESTS[0], tmp_path)
 
     def broken():
         yield from chunks(1)
         raise KeyboardInterrupt
 
-    made.sidecars({"seed": 1})
+    again.sidecars({"seed": 1})
     with pytest.raises(KeyboardInterrupt):
         videos(tmp_path, 3).write(broken())
     assert finished(REQUESTS[0], tmp_path)  # the old video stays until the new one is whole
