@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import logging
 import os
@@ -44,24 +45,36 @@ from wan.spec import SPECS
 
 @pytest.fixture
 def moments(monkeypatch, tmp_path):
-    """moments(folder, call) -> a copy of the folder before each step of `call` on the disk: what a kill leaves."""
+    """moments(folder, call, choose) -> copies of the folder before some steps of `call` on the disk: what kills leave.
 
-    def record(folder, call):
-        copies = []
+    call(folder) runs twice: steps are counted in a twin of the folder, then `choose` gets, for each, whether a JSON was
+    there, and returns the numbers of those that are copied.
+    """
 
+    def run(call, folder, step):
         def noted(function):
-            def step(*arguments, **options):
-                copies.append(tmp_path / f"moment{len(copies)}")
-                shutil.copytree(folder, copies[-1]) if folder.is_dir() else copies[-1].mkdir()
-                return function(*arguments, **options)
-
-            return step
+            return lambda *arguments, **options: (step(), function(*arguments, **options))[1]
 
         with monkeypatch.context() as patch:
             patch.setattr(atomic.GrowingFile, "write", noted(atomic.GrowingFile.write))
             patch.setattr(atomic.os, "replace", noted(atomic.os.replace))  # every module's: it is one `os`
             patch.setattr(snapshot.Path, "unlink", noted(snapshot.Path.unlink))
-            call()
+            call(folder)
+
+    def record(folder, call, choose):
+        twin, flags, copies, numbers = tmp_path / "twin", [], {}, itertools.count()
+        shutil.copytree(folder, twin) if folder.is_dir() else twin.mkdir()
+        run(call, twin, lambda: flags.append(any(twin.glob("*.json"))))
+        shutil.rmtree(twin)
+        chosen = set(choose(flags))
+
+        def copy():
+            if (number := next(numbers)) in chosen:
+                copies[number] = tmp_path / f"moment{number}"
+                shutil.copytree(folder, copies[number]) if folder.is_dir() else copies[number].mkdir()
+
+        run(call, folder, copy)
+        assert next(numbers) == len(flags) and copies.keys() == chosen
         return copies
 
     return record
@@ -74,13 +87,16 @@ def test_a_video_killed_at_any_moment_goes_on_and_is_the_same(moments, tmp_path,
     make(tmp_path / "whole", group)
     wanted = content(tmp_path / "whole")
     assert len(wanted) == 4 * len(group) and not any("partial" in name for name in wanted)
-    copies = moments(tmp_path / "killed", lambda: make(tmp_path / "killed", group))
-    assert content(tmp_path / "killed") == wanted and len(copies) > 100
+
+    def choose(flags):
+        last = flags.index(True)
+        assert last > 100
+        return [*random.Random(0).sample(range(last), 5), *range(last - 4 * len(group), len(flags))]
+
+    copies = moments(tmp_path / "killed", lambda folder: make(folder, group), choose)
+    assert content(tmp_path / "killed") == wanted
     anew = 0
-    draws = random.Random(0)
-    last = [n for n, copy in enumerate(copies) if list(copy.glob("*.json"))][:1] or [len(copies)]
-    for number in [*sorted(draws.sample(range(last[0]), 5)), *range(last[0] - 4 * len(group), len(copies))]:
-        folder = copies[number]
+    for number, folder in copies.items():
         for half in folder.glob("*.partial.mp4"):
             if half.stat().st_size > 3000:
                 assert len(read_video(half)[0]) > 0, "what a kill leaves plays"
@@ -94,14 +110,15 @@ def test_a_video_killed_at_any_moment_goes_on_and_is_the_same(moments, tmp_path,
 def test_a_video_that_is_killed_again_and_again_comes_to_its_end(moments, tmp_path):
     make(tmp_path / "whole", SWITCHED)
     wanted, folder, draws = content(tmp_path / "whole"), tmp_path / "killed", random.Random(1)
+
+    def choose(flags):
+        return [draws.randrange(len(flags) // 3, 2 * len(flags) // 3)]
+
     for turn in range(3):
-        copies = moments(folder, lambda turn=turn: make(folder, SWITCHED, resume=turn > 0))
+        (chosen,) = moments(folder, lambda at, turn=turn: make(at, SWITCHED, resume=turn > 0), choose).values()
         assert content(folder) == wanted, turn
-        chosen = copies[draws.randrange(len(copies) // 3, 2 * len(copies) // 3)]
         shutil.rmtree(folder)
         chosen.rename(folder)
-        for copy in copies:
-            shutil.rmtree(copy, ignore_errors=True)
     make(folder, SWITCHED, resume=True)
     assert content(folder) == wanted
 
@@ -284,7 +301,8 @@ def test_a_finished_half_of_a_batch_stays(tmp_path, moments):
     """A kill between the two JSON files: one video is finished, the other goes on from the snapshot of both."""
     make(tmp_path / "whole", TWO)
     wanted = content(tmp_path / "whole")
-    copies = moments(tmp_path / "out", lambda: make(tmp_path / "out", TWO))
+    end = moments(tmp_path / "out", lambda at: make(at, TWO), lambda flags: range(flags.index(True), len(flags)))
+    copies = list(end.values())
     folder = next(c for c in copies if len(list(c.glob("video*.json"))) == 1)
     time = (folder / "video0.mp4").stat().st_mtime_ns
     bar = make(folder, TWO, resume=True)
