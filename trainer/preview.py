@@ -25,6 +25,7 @@ from trainer.config import TrainConfig
 from trainer.export import EXPORTED
 from trainer.protocol import Callback
 from trainer.trackers import SHEET
+from utils.atomic import remove_tree
 from utils.data.prompts import file_stem, read_prompts
 from utils.parallel import ranks
 from utils.rng import Rng
@@ -97,7 +98,7 @@ class Preview(Callback):
         """Decodes and writes the videos and their sheet, in a folder that gets its name when all is there."""
         final = self.folder / f"step_{done:07d}"
         partial = final.with_suffix(".partial")
-        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed here
+        remove_tree(partial)  # of a run that was killed here
         for group, chunks in videos:
             output, total = OutputConfig(folder=str(partial)), self.requested.num_output_frames
             batch = VideoBatchWriter(

@@ -9,7 +9,9 @@ import json
 import math
 import os
 import secrets
-from collections.abc import Callable
+import shutil
+import stat
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -23,18 +25,63 @@ def atomic_write(path: str | Path, content: bytes | Callable[[BinaryIO], None]) 
     content: the bytes, or a function that writes into the binary file it is given.
     Errors: OSError naming the final path (e.g. a full disk); the temporary file is removed on any error.
     """
+    with new_file(path) as partial, partial.open("r+b") as file:
+        file.write(content) if isinstance(content, bytes) else content(file)
+
+
+@contextlib.contextmanager
+def new_file(path: str | Path) -> Iterator[Path]:
+    """A context that yields a temporary name for a writer that takes one; at its end the file is whole and has `path`.
+
+    The file has the modes of the user's umask, whatever the writer gives it. Its name cannot be known beforehand, so
+    nobody can have put a link there; a link that has the final name is replaced, not what it leads to.
+    Errors: OSError naming the final path (e.g. a full disk); the temporary file is removed on any error.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")  # ranks may write one name at once
     try:
-        with explain_full_disk(path), open(partial, "wb") as file:
-            file.write(content) if isinstance(content, bytes) else content(file)
-            sync_file(file)
+        with explain_full_disk(path):
+            with create_file(partial) as file:
+                mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            yield partial
+            with open(os.open(partial, os.O_RDWR | os.O_NOFOLLOW), "rb") as file:  # safetensors makes another one
+                os.fchmod(file.fileno(), mode)
+                os.fsync(file.fileno())
             os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def create_file(path: Path) -> BinaryIO:
+    """Returns a new, unbuffered file to read and write, with the modes of the user's umask.
+
+    Follows no link. Errors: OSError if there is something of this name.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    return open(os.open(path, flags, 0o666), "r+b", buffering=0)
+
+
+def remove_tree(path: Path) -> None:
+    """Removes what a killed run left: a folder and all in it; of a link the link alone."""
+    path.unlink() if path.is_symlink() else shutil.rmtree(path, ignore_errors=True)
+
+
+def write_tensors(path: str | Path, tensors: dict, metadata: dict[str, str] | None = None) -> None:
+    """Writes contiguous tensors that share no memory as one safetensors file, whole or none.
+
+    Errors: OSError naming the path (e.g. a full disk).
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        with new_file(path) as partial:
+            save_file(tensors, partial, metadata)
+    except SafetensorError as reason:  # the library's own kind, also for a full disk
+        raise OSError(f"{path} cannot be written ({reason}); nothing half has this name; free space") from reason
 
 
 class GrowingFile:
@@ -50,12 +97,11 @@ class GrowingFile:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if mark is None:
             with explain_full_disk(self.path):
-                self.file = open(self.partial, "w+b", buffering=0)
+                self.partial.unlink(missing_ok=True)  # of a run that was killed, or a link: nothing is written there
+                self.file = create_file(self.partial)
             return
-        source = self.partial if self.partial.is_file() else self.path
-        if not source.is_file():
-            raise ValueError(f"{self.partial} is gone")
-        self.file = open(source, "r+b", buffering=0)
+        source = self.partial if os.path.lexists(self.partial) else self.path
+        self.file = _open_marked(source, self.partial)
         if self._tail(mark["bytes"]) != mark["tail"]:
             self.file.close()
             raise ValueError(f"{source} is not the file that its snapshot knows, or was cut")
@@ -96,6 +142,16 @@ class GrowingFile:
         """Returns a digest of the bytes before `end`."""
         self.file.seek(max(0, end - TAIL))
         return hashlib.sha256(self.file.read(min(end, TAIL))).hexdigest()[:16]
+
+
+def _open_marked(source: Path, partial: Path) -> BinaryIO:
+    """Returns a file that is there, to read and write. Errors: ValueError if it is gone, or no ordinary file."""
+    try:
+        if not stat.S_ISREG(source.lstat().st_mode):
+            raise ValueError(f"{source} is a link or no ordinary file")
+        return open(os.open(source, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC), "r+b", buffering=0)
+    except FileNotFoundError:
+        raise ValueError(f"{partial} is gone") from None
 
 
 def write_json(path: str | Path, value) -> None:

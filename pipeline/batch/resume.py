@@ -95,7 +95,7 @@ class ResumeState:
         self.path.unlink(missing_ok=True)
 
     def __enter__(self) -> ResumeState:
-        for half in self.path.parent.glob(f".{glob.escape(self.path.name)}.*.partial"):
+        for half in self.path.parent.glob(f".{glob.escape(self.path.name)}.*.tmp"):
             half.unlink()  # of a run that was killed while it wrote its snapshot
         return self
 

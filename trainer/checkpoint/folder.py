@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.atomic import sync_folder
+from utils.atomic import remove_tree, sync_folder
 from utils.claims import lock_file
 from utils.config.renamed import NO_OLD_KEYS, OldKeys, rename
 from utils.diff import differences
@@ -155,7 +155,7 @@ class Checkpoint:
         if ranks.rank():
             return None
         for left in self.folder.glob("step_*.tmp"):
-            shutil.rmtree(left, ignore_errors=True)
+            remove_tree(left)
         try:
             partial.mkdir(parents=True)
         except OSError as error:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
+from utils.atomic import write_tensors
 from utils.data.records import BadRecord, Careful, check_finite
 
 
@@ -33,10 +33,7 @@ def save_shard(path: Path, name: str, rows: torch.Tensor, prompts: list[str], fa
     """Writes rows and prompts as one safetensors file, whole or not at all."""
     if len(prompts) != len(rows):
         raise ValueError(f"{len(prompts)} prompts for {len(rows)} clips")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    save_file({name: rows.contiguous()}, partial, metadata={"prompts": json.dumps(prompts), **facts})
-    partial.rename(path)
+    write_tensors(path, {name: rows.contiguous()}, {"prompts": json.dumps(prompts), **facts})
     return path
 
 

@@ -9,13 +9,13 @@ Source: Self-Forcing, utils/lmdb.py, scripts/create_lmdb_iterative.py, scripts/c
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from utils.atomic import remove_tree
 from utils.data.records import BadRecord, Careful, check_finite
 
 FIRST_MAP_BYTES = 1 << 26  # an environment's limit; doubled whenever it is reached
@@ -33,7 +33,7 @@ def write_lmdb(
     if path.exists():
         raise ValueError(f"{path} exists; remove it or write another name")
     partial = path.with_name(f"{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    remove_tree(partial)
     folders = [partial / f"shard_{k}" for k in range(num_shards)] or [partial]
     stores, shape, count = [_Writer(folder) for folder in folders], None, 0
     try:
@@ -61,7 +61,7 @@ class _Writer:
         import lmdb
 
         folder.mkdir(parents=True)
-        self.env, self.count, self._full = lmdb.open(str(folder), map_size=FIRST_MAP_BYTES), 0, lmdb.MapFullError
+        self.env, self.count, self._full = lmdb.open(str(folder), FIRST_MAP_BYTES, mode=0o777), 0, lmdb.MapFullError
 
     def add(self, latents: torch.Tensor, prompt: str) -> None:
         data = latents.detach().half().cpu().contiguous().numpy().tobytes()

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
+from utils.atomic import write_tensors
 from utils.digest import file_hash
 from utils.digits.world import COLOURS, DIGITS, DIRECTIONS
 
@@ -67,10 +68,7 @@ def save_net(net: FeatureNet, folder: Path) -> str:
     """Writes the weights, fp16 but for the norms' statistics, and returns the file's SHA-256."""
     kept = {k: v for k, v in net.state_dict().items() if not k.endswith("num_batches_tracked")}
     state = {k: (v if "running" in k else v.half()).contiguous() for k, v in kept.items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f"{WEIGHTS}.partial"
-    save_file(state, partial)
-    partial.rename(folder / WEIGHTS)
+    write_tensors(folder / WEIGHTS, state)
     return file_hash(folder / WEIGHTS)
 
 

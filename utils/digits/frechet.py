@@ -13,9 +13,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
 from safetensors import safe_open
-from safetensors.numpy import save_file
 
+from utils.atomic import write_tensors
 from utils.digest import file_hash
 from utils.digits import features
 from utils.digits.features import CANVAS, FOLDER, WEIGHTS, WINDOW, clip_features
@@ -109,10 +110,8 @@ def make_reference(folder: Path = FOLDER) -> int:
     clips = (prompt_clip(i, WINDOW, seed)[0] for seed in seeds for i in range(len(all_prompts())))
     rows = np.stack([clip_features(net, clip)[1] for clip in clips])
     gaussian = fit(rows)
-    partial = folder / f"{REFERENCE}.partial"
-    content = {"mean": gaussian.mean, "covariance": gaussian.covariance}
-    save_file(content, partial, metadata={"weights": file_hash(folder / WEIGHTS), "clips": str(len(rows))})
-    partial.rename(folder / REFERENCE)
+    content = {name: torch.from_numpy(getattr(gaussian, name)) for name in ("mean", "covariance")}
+    write_tensors(folder / REFERENCE, content, {"weights": file_hash(folder / WEIGHTS), "clips": str(len(rows))})
     return len(rows)
 
 

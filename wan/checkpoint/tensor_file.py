@@ -11,6 +11,8 @@ import math
 import mmap
 import os
 import re
+import secrets
+import stat
 import zipfile
 import zlib
 from contextlib import contextmanager
@@ -143,6 +145,7 @@ def listing(folder: Path) -> str:
 def write_safetensors(path: str | Path, state: dict[str, torch.Tensor], notes: dict[str, str] | None = None):
     """Writes one safetensors file under a temporary name, then renames it; a failure leaves no file behind.
 
+    The file has the modes of the user's umask. The temporary name cannot be known beforehand: no link can wait there.
     Errors: OSError naming the path (e.g. a full disk).
     """
     from safetensors import SafetensorError
@@ -150,14 +153,18 @@ def write_safetensors(path: str | Path, state: dict[str, torch.Tensor], notes: d
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     seen, separate = set(), {}
     for name, tensor in state.items():  # the format knows no shared storage
         twin = tensor.untyped_storage().data_ptr() in seen
         seen.add(tensor.untyped_storage().data_ptr())
         separate[name] = tensor.detach().clone() if twin else tensor.detach().contiguous()
     try:
-        save_file(separate, partial, {"format": "pt", **(notes or {})})
+        handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+        mode = stat.S_IMODE(os.fstat(handle).st_mode)
+        os.close(handle)
+        save_file(separate, partial, {"format": "pt", **(notes or {})})  # in its place puts one of mode 0600
+        partial.chmod(mode)
         _sync(partial)
         os.replace(partial, path)
         if os.name == "posix":  # elsewhere a folder cannot be opened
