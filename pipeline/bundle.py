@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,8 +17,8 @@ from utils import hub
 from utils.lora import inject_pairs
 from utils.parallel import ranks
 from wan.attention import dispatch
-from wan.checkpoint.lora import LoraUpdate, add_tensors, combine, merge_lora, read_lora
-from wan.checkpoint.parts import Parts, find_parts
+from wan.checkpoint.lora import LoraUpdate, add_tensors, combine, lora_file, merge_lora, read_lora
+from wan.checkpoint.parts import Parts, find_parts, weight_files
 from wan.checkpoint.weights import Sizes, Weights, read_weights
 from wan.codec.base import Codec, StreamingDecoder, check_fit, resolve_device
 from wan.condition import Condition
@@ -37,7 +38,8 @@ CACHED_PROMPTS = 64  # whose embeddings are kept; a long session may use many pr
 class ModelBundle:
     """A loaded model. `text`: prompts -> embeddings; `weights_hash` tells two sets of weights apart.
 
-    vae: encodes what a video starts from. decoder: makes the pixels; by default the VAE.
+    vae: encodes what a video starts from. decoder: makes the pixels; by default the VAE. files: part -> the files or
+    folders that it was read from, by name; empty for parts that were loaded elsewhere.
     """
 
     spec: ModelSpec
@@ -49,6 +51,7 @@ class ModelBundle:
     dtype: torch.dtype
     weights_hash: str
     decoder: StreamingDecoder | None = None
+    files: dict[str, dict[str, Path]] = field(default_factory=dict)
 
     def __post_init__(self):
         if self.decoder is None:
@@ -117,7 +120,20 @@ def load_bundle(config: ModelConfig, vae: VAEConfig, text: TextConfig, decoder=N
     denoiser = networks[0] if len(networks) == 1 else family.experts(networks[0], networks[1], spec.boundary)
     image = family.open_image(parts, sizes, dtype, device)
     encoder = PromptCache(family.open_text(parts, sizes, text, device), CACHED_PROMPTS)
-    return ModelBundle(spec, denoiser, face, encoder, image, device, dtype, digest.hexdigest()[:12], pixels)
+    weights_hash, files = digest.hexdigest()[:12], _files(config, parts, experts)
+    return ModelBundle(spec, denoiser, face, encoder, image, device, dtype, weights_hash, pixels, files)
+
+
+def _files(config: ModelConfig, parts: Parts, experts: list[str]) -> dict[str, dict[str, Path]]:
+    """Returns part -> name -> file or folder of all that makes the videos: weights, LoRA, VAE, encoders, tokenizer."""
+    found = {}
+    for expert in experts:
+        source = hub.resolve(config.checkpoint) if config.checkpoint else parts.transformers[expert]
+        found[f"transformer {expert}".strip()] = weight_files(source)
+    for number, entry in enumerate(config.loras):
+        found[f"lora {number}"] = weight_files(lora_file(hub.resolve(entry.path)))
+    others = {name: vars(parts)[name] for name in ("vae", "text_encoder", "tokenizer", "image_encoder")}
+    return found | {name: {"": path} for name, path in others.items() if path is not None}
 
 
 def build_decoder(config, vae: Codec, device: torch.device) -> StreamingDecoder:

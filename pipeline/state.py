@@ -5,6 +5,7 @@ A `Rollout` holds knobs only, so a state can be forked, moved to the CPU while a
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,7 +17,8 @@ from wan.codec.base import DecoderState
 from wan.condition import Condition, select_frames
 from wan.geometry import Span
 
-VERSION = 2  # of packed states. 1: without this field, one cache for each guidance branch
+# Of packed states. 1: without this field, one cache for each guidance branch. 2: files without checksums.
+VERSION = 3
 RECACHE_INCOMPLETE = object()  # in place of a condition's key: marks a recache that was interrupted
 
 
@@ -147,3 +149,22 @@ def check_version(book: dict) -> None:
     """Raises ValueError for a snapshot of another version of this program."""
     if (found := book.get("version", 1)) != VERSION:
         raise ValueError(f"the snapshot has format {found} and this version reads {VERSION}; start the video anew")
+
+
+def checksums(tensors: dict[str, torch.Tensor]) -> dict[str, list]:
+    """Returns of each tensor on the CPU its type, shape and CRC-32, as JSON can hold them; one bit changes them."""
+    return {name: [str(t.dtype), list(t.shape), zlib.crc32(_bytes(t))] for name, t in tensors.items()}
+
+
+def check_tensors(tensors: dict[str, torch.Tensor], written: dict[str, list]) -> None:
+    """Raises ValueError naming a tensor that is not what `checksums` saw."""
+    if lost := sorted(tensors.keys() ^ written.keys()):
+        raise ValueError(f"tensor {lost[0]} is missing or not its own")
+    for name, found in checksums(tensors).items():
+        if found != written[name]:
+            raise ValueError(f"tensor {name} has changed since it was written")
+
+
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    """Returns the bytes of a tensor on the CPU."""
+    return memoryview(tensor.detach().contiguous().flatten().view(torch.uint8).numpy())

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 import pytest
 
 
 def pytest_configure(config):
-    """A shell ignores Ctrl-C for what it starts in the background, and what tests start would inherit that."""
+    """A shell ignores Ctrl-C for what it starts in the background, and what tests start would inherit that.
+
+    Hashes of the tests' files are remembered apart from the user's.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(config, "cache"):
+        os.environ["XDG_CACHE_HOME"] = str(config.cache.mkdir("user"))
 
 
 def pytest_collection_modifyitems(items):

@@ -11,9 +11,10 @@ The names of these facts are read by other programs and by later versions: they 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ from utils.config.renamed import OldKeys, rename
 from utils.config.text import config_hash, to_dict
 from utils.data.schedules import ScheduleLine
 from utils.diff import differences
-from utils.digest import file_hash
+from utils.digest import content_hash, file_hash
 from wan.condition import Condition
 
 # Of these sections only the named knobs affect the pixels of a given request; of every other section all do.
@@ -166,10 +167,12 @@ def resume_facts(
     requested: Sequence[int],
     total: int,
     content: Callable[[str | Path], str] = file_hash,
+    model: Mapping[str, str] = MappingProxyType({}),
 ) -> dict:
     """Returns what must be equal for an interrupted batch to be resumed: the facts that determine its videos.
 
     requested: latent frames at which prompts are requested. content(path) -> hash; long runs pass a cached one.
+    model: part -> hash of all its files, from `model_facts`.
     """
     given = {path: content(path) for path in {config.data.noise, config.data.initial_latents} if path}
     given |= {str(path): content(path) for path in {request.start for request in group} if path}
@@ -185,7 +188,12 @@ def resume_facts(
         for r in group
     ]
     facts = {"config": video_settings(config), "weights": weights_hash, "films": videos, "files": given}
-    return _plain(facts | {"switches": list(requested), "latent_frames": total})
+    return _plain(facts | {"model": dict(model), "switches": list(requested), "latent_frames": total})
+
+
+def model_facts(bundle: ModelBundle) -> dict[str, str]:
+    """Returns part -> SHA-256 of its files, whole: transformers, LoRA, VAE, encoders, tokenizer."""
+    return {part: content_hash(paths) for part, paths in bundle.files.items()}
 
 
 def session_facts(pipeline: Causal, decode: bool, tensors: dict[str, torch.Tensor]) -> dict:

@@ -8,6 +8,7 @@ to generate the same video. A snapshot is used only where its facts (`provenance
 from __future__ import annotations
 
 import glob
+import hashlib
 import json
 import logging
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from pathlib import Path
 from pipeline.batch.plan import VideoPlan
 from pipeline.batch.request import Request
 from pipeline.batch.writer import VideoBatchWriter, finished, video_path
-from pipeline.state import RolloutState, check_version, pack, unpack
+from pipeline.state import RolloutState, check_tensors, check_version, checksums, pack, unpack
 from pipeline.track import Fixed, Track
 from utils.diff import describe
 from wan.checkpoint.tensor_file import metadata, read, write_safetensors
@@ -43,27 +44,49 @@ class ResumeState:
             logger.info("%s: no snapshot to go on from; the video starts anew", video_path(self.group[0], self.folder))
             return None
         try:
-            book = json.loads(metadata(self.path)["book"])
-            try:
-                check_version(book)
-            except ValueError as error:
-                raise _Foreign(f"{self.path}: {error}, without --resume") from error
-            if names := describe(book.pop("facts"), self.facts):
-                advice = "Ask for that one, or leave out --resume to begin anew"
-                raise _Foreign(f"{self.path} belongs to another video: {names}. {advice}")
-            return {"tensors": read(self.path), "book": book}
+            book = self._read_book()
+            tensors = read(self.path)
+            check_tensors(tensors, book.pop("tensors"))
+            return {"tensors": tensors, "book": book}
         except _Foreign:
             raise
-        except (ValueError, KeyError) as error:
+        except (ValueError, OSError) as error:
             logger.warning("%s cannot be used (%s); the video starts anew", self.path, error)
             return None
+
+    def _read_book(self) -> dict:
+        """Returns the snapshot's record, without what is compared here.
+
+        Errors: ValueError for a damaged one, `_Foreign` for one of another video or version.
+        """
+        notes = metadata(self.path)
+        text = notes.get("book", "")
+        if "checksum" in notes and _checksum(text) != notes["checksum"]:
+            raise ValueError("its record has changed since it was written")
+        try:
+            book = json.loads(text)
+            if not isinstance(book, dict):
+                raise ValueError("it is not an object")
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"its record cannot be read: {error}") from error
+        try:
+            check_version(book)
+        except ValueError as error:
+            raise _Foreign(f"{self.path}: {error}, without --resume") from error
+        if "checksum" not in notes:
+            raise ValueError("its record has no checksum")
+        if names := describe(book.pop("facts"), self.facts):
+            advice = "Ask for that one, or leave out --resume to begin anew"
+            raise _Foreign(f"{self.path} belongs to another video: {names}. {advice}")
+        return book
 
     def write(self, state: RolloutState, videos: VideoBatchWriter, extra: dict) -> None:
         """Replaces the snapshot by one of the present state. extra: JSON values that `resume` returns again."""
         files = videos.state()  # the files are synced before the snapshot names their lengths
         snapshot = pack(state, videos.decoder.state, videos.next_frame, "cpu")
         book = snapshot["book"] | {"facts": self.facts, "films": files, "extra": extra}
-        write_safetensors(self.path, snapshot["tensors"], {"book": json.dumps(book)})
+        text = json.dumps(book | {"tensors": checksums(snapshot["tensors"])})
+        write_safetensors(self.path, snapshot["tensors"], {"book": text, "checksum": _checksum(text)})
 
     def resume(
         self, videos: VideoBatchWriter, plan: VideoPlan, track: Condition | Track
@@ -76,19 +99,21 @@ class ResumeState:
         snapshot = self.find()
         if snapshot is None:
             return None
-        book, track = snapshot["book"], track if isinstance(track, Track) else Fixed(track)
+        book, track, condition = snapshot["book"], track if isinstance(track, Track) else Fixed(track), None
         try:
             videos.resume(book["films"], book["next_frame"])
-        except ValueError as error:
+            for span in [span for span in plan.spans if span.stop <= book["next_frame"]]:
+                condition = track.at(span)  # a schedule advances one chunk at a time
+            state, stream = unpack(snapshot, plan.pipeline.rollout, condition, "cpu")  # the decoder moves it
+            seconds, extra = book["films"]["frames"] / videos.fps, dict(book["extra"])
+        except (ValueError, AttributeError, LookupError, TypeError) as error:
+            reason = error if type(error) is ValueError else f"its record is wrong ({type(error).__name__}: {error})"
             raise ValueError(
-                f"{self.path} cannot be gone on with: {error}. Leave out --resume to begin anew"
+                f"{self.path} cannot be gone on with: {reason}. Leave out --resume to begin anew"
             ) from error
-        for span in [span for span in plan.spans if span.stop <= book["next_frame"]]:
-            condition = track.at(span)  # a schedule advances one chunk at a time
-        state, videos.decoder.state = unpack(snapshot, plan.pipeline.rollout, condition, "cpu")  # the decoder moves it
-        seconds = book["films"]["frames"] / videos.fps
+        videos.decoder.state = stream
         logger.info("%s goes on at %.1f s", video_path(self.group[0], self.folder), seconds)
-        return state, book["extra"]
+        return state, extra
 
     def remove(self) -> None:
         """Removes the snapshot: the videos are finished, or generated from the start."""
@@ -107,6 +132,11 @@ class ResumeState:
 
 class _Foreign(ValueError):
     """Raised for a snapshot of other videos, or of another version."""
+
+
+def _checksum(text: str) -> str:
+    """Returns what tells a record from a changed one."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def snapshot_path(group: Sequence[Request], folder: str | Path) -> Path:

@@ -15,6 +15,7 @@ from pipeline.batch.plan import VideoPlan, plan_video, read_latents, select_rows
 from pipeline.batch.provenance import (
     batch_facts,
     get_negative_prompt,
+    model_facts,
     resume_facts,
     sidecar_changes,
     video_facts,
@@ -29,7 +30,7 @@ from pipeline.config import InferConfig
 from pipeline.rollout import Chunk
 from pipeline.track import PromptSchedule
 from utils.claims import claimed, lock_path
-from utils.digest import file_hash
+from utils.digest import known_hash
 from utils.log import VideoProgress
 from utils.parallel import ranks
 from utils.rng import Rng
@@ -108,7 +109,8 @@ class Run:
         self.sampler = config.build_sampler()
         self.rng = Rng(config.seed)
         self._plans: dict[tuple, VideoPlan] = {}
-        self._content = functools.cache(file_hash)  # most files are used by every batch
+        self._content = functools.cache(known_hash)  # most files are used by every batch
+        self._model = functools.cache(lambda: model_facts(bundle))  # reads all weights: for snapshots alone
         self._start: tuple = ()  # (video, plan, latents) of the latest batch: often one video is the start of all
         shape = Geometry.of(bundle.spec, config.height, config.width).latent_shape(1)[1:]
         self.noise = read_latents(config.data.noise, "noise", shape)
@@ -248,8 +250,7 @@ class Run:
         writer = VideoBatchWriter(
             self.bundle.decoder, group, wanted, output, self.bundle.spec.fps, plan.geometry, plan.total
         )
-        facts = resume_facts(self.config, self.bundle.weights_hash, group, plan.requested, plan.total, self._content)
-        resume_state = ResumeState(group, output.folder, facts)
+        resume_state = ResumeState(group, output.folder, self.facts(group, plan) if writer.may_save else {})
         resumed = resume_state.resume(writer, plan, track) if output.resume else None
         before: dict = {}
         if resumed is None:
@@ -270,6 +271,11 @@ class Run:
         self.report(writer, plan, time.perf_counter() - begin, track, recaches)
         resume_state.remove()
         return writer
+
+    def facts(self, group: list[Request], plan: VideoPlan) -> dict:
+        """Returns what a snapshot of the batch must have in common with the run that goes on from it."""
+        weights = self.bundle.weights_hash
+        return resume_facts(self.config, weights, group, plan.requested, plan.total, self._content, self._model())
 
     def report(
         self,

@@ -123,6 +123,12 @@ class VideoBatchWriter:
         self._files: dict[int, VideoFiles] = {}
 
     @property
+    def may_save(self) -> bool:
+        """True if a snapshot of these videos may be written, or may be there."""
+        period = self.output.save_every_seconds * self.fps
+        return self.output.resume or 0 < period < self.geometry.pixel_frames(self.total)
+
+    @property
     def seconds(self) -> dict[str, float]:
         """The time spent decoding and writing so far."""
         return {"decode": self.decoder.seconds, "write": self._write_seconds}

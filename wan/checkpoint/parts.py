@@ -7,6 +7,7 @@ from pathlib import Path
 
 from wan.checkpoint import tensor_file
 
+CONFIGURATIONS = ("config.json", "adapter_config.json")  # next to a file of weights
 EXPERT_FOLDERS = ("low_noise_model", "high_noise_model")  # official names; also the keys of `transformers`
 
 
@@ -60,6 +61,19 @@ def find_parts(model_dir: str | Path) -> Parts:
     if not transformers and not any(found.values()):
         raise ValueError(f"{root} holds no part of a Wan model; {tensor_file.describe(root)}")
     return Parts(root, "diffusers" if diffusers else "official", transformers, **found)
+
+
+def weight_files(path: Path) -> dict[str, Path]:
+    """Returns name -> path of what is read of weights: of a file it and its configuration, of a folder or an index the
+    shards and JSON files.
+
+    Other parts of a model may lie next to them. Errors: ValueError listing what the folder holds.
+    """
+    if path.is_dir():
+        return {file.name: file for file in (*tensor_file.files(path), *path.glob("*.json"))}
+    shards = tensor_file.files(path) if tensor_file.find_index(path) else []
+    told = [file for name in CONFIGURATIONS if (file := path.with_name(name)).is_file()]
+    return {"": path} | {file.name: file for file in (*shards, *told)}
 
 
 def _diffusers_transformers(root: Path) -> dict[str, Path]:
