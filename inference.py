@@ -14,6 +14,7 @@ try:
     from utils import log
     from utils.flags import read_flags
     from utils.parallel import ranks
+    from utils.signals import Stopped, as_interrupts
 except ImportError as error:
     if (error.name or "").partition(".")[0] != "utils":
         raise
@@ -126,33 +127,40 @@ def duration(text: str, flags: argparse.Namespace) -> float:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit status: 0 done, 2 bad input or a full disk, 130 interrupted."""
+    """Returns the exit status: 0 done, 2 bad input or a full disk, 130 interrupted, 128 + the number of a signal."""
     flags = parse(sys.argv[1:] if arguments is None else arguments)
     try:
-        log.setup(flags.log)
-        from pipeline.config import load_recipe
-        from utils.config.text import render
-
-        config, origins = load_recipe(flags.config_path, overrides(flags))
-        if flags.print_config:
-            print(render(replace(config, sampler=config.chosen_sampler), origins))
-            return 0
-        from pipeline.batch.run import run
-
-        count = ranks.total(len(run(config)))
-        if ranks.rank() == 0:
-            print(f"{count} videos in {config.output.folder}")
-        ranks.shutdown()
+        with as_interrupts():
+            generate(flags)
     except (ValueError, OSError) as error:
         print(f"inference.py: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(
-            "inference.py: interrupted; finished videos are kept, run again to go on (--resume: also within a video)",
-            file=sys.stderr,
+    except KeyboardInterrupt as error:
+        how, status = (
+            (f"stopped by {error}", 128 + error.number) if isinstance(error, Stopped) else ("interrupted", 130)
         )
-        return 130
+        then = "finished videos are kept, run again to go on (--resume: also within a video)"
+        print(f"inference.py: {how}; {then}", file=sys.stderr)
+        return status
     return 0
+
+
+def generate(flags: argparse.Namespace) -> None:
+    """Does what the flags ask for. Errors: ValueError, OSError."""
+    log.setup(flags.log)
+    from pipeline.config import load_recipe
+    from utils.config.text import render
+
+    config, origins = load_recipe(flags.config_path, overrides(flags))
+    if flags.print_config:
+        print(render(replace(config, sampler=config.chosen_sampler), origins))
+        return
+    from pipeline.batch.run import run
+
+    count = ranks.total(len(run(config)))
+    if ranks.rank() == 0:
+        print(f"{count} videos in {config.output.folder}")
+    ranks.shutdown()
 
 
 if __name__ == "__main__":
