@@ -91,7 +91,7 @@ def write_generation(recipe: dict, output: Path) -> None:
 
 def find(run: Path, step: int):
     """Returns the checkpoint. Errors: ValueError naming what is there instead."""
-    from trainer.checkpoint.folder import Checkpoint, CheckpointConfig, Saved
+    from trainer.checkpoint.folder import Checkpoint, CheckpointConfig, Saved, find_damage
     from trainer.config import OLD_KEYS
 
     checkpoints = Checkpoint(run, CheckpointConfig(), old=OLD_KEYS)
@@ -103,6 +103,8 @@ def find(run: Path, step: int):
     folders = {int(p.name.partition("_")[2]): p for p in checkpoints.complete()}
     if step not in folders:
         raise ValueError(f"{checkpoints.folder} has no step {step}; it has {sorted(folders) or 'none'}")
+    if problem := find_damage(folders[step]):
+        raise ValueError(f"{folders[step]} is damaged ({problem}); it has {sorted(folders)}: take another step")
     return Saved(folders[step], None, OLD_KEYS)
 
 

@@ -13,6 +13,7 @@ from trainer import preflight
 from trainer.callbacks import Export, Metrics
 from trainer.checkpoint.folder import Checkpoint
 from trainer.config import OLD_KEYS, TrainConfig
+from trainer.inputs import find_inputs, input_hashes
 from trainer.loop import Loop
 from trainer.preview import Preview
 from trainer.protocol import Callback
@@ -42,7 +43,9 @@ def build(config: TrainConfig, logdir: str | Path, origins: Mapping[str, str] | 
         callbacks.append(Preview(logdir, config, method, trackers))
     if config.save:
         callbacks.append(Export(logdir))
-    checkpoint = (Checkpoint if config.save else Unsaved)(logdir, config.checkpoint, to_dict(config), OLD_KEYS)
+    read = find_inputs(config)
+    recipe, hashes = to_dict(config), lambda: input_hashes(read)
+    checkpoint = (Checkpoint if config.save else Unsaved)(logdir, config.checkpoint, recipe, OLD_KEYS, hashes)
     return Loop(method, config.steps, checkpoint, callbacks)
 
 

@@ -42,6 +42,11 @@ class Loop:
             ) from error
         if changes:
             logger.warning("the run goes on with other values (saved -> now): %s", ", ".join(changes))
+        if replaced := self.checkpoint.changed_inputs(found):
+            logger.warning(
+                "what the run reads was replaced since the checkpoint of step %d: %s; it goes on with what is there",
+                *(found.step, ", ".join(replaced)),
+            )
         self.seconds = state["seconds"]
         logger.info("resumed at step %d", found.step)
         if found.step > self.total:

@@ -13,7 +13,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,13 +54,25 @@ class Checkpoint:
 
     writes = True
 
-    def __init__(self, run: str | Path, config: CheckpointConfig, recipe: dict | None = None, old=NO_OLD_KEYS):
-        """recipe: the configuration as a plain tree, kept in each checkpoint. old: `OldKeys` of recipes kept there."""
+    def __init__(
+        self,
+        run: str | Path,
+        config: CheckpointConfig,
+        recipe: dict | None = None,
+        old=NO_OLD_KEYS,
+        inputs: Callable[[], dict[str, str | None]] = dict,
+    ):
+        """recipe: the configuration as a plain tree, kept in each checkpoint. old: `OldKeys` of recipes kept there.
+
+        inputs: returns name -> hash of what the run reads, kept in each checkpoint. It may take minutes: it is called
+        once, on a thread.
+        """
         self.run, self.folder, self.config = Path(run), Path(run) / "checkpoints", config
         self.recipe, self.old = recipe or {}, old
         self.good: Path | None = None  # the newest that this process wrote or found whole
         self._saving: tuple[Future, Path] | None = None
         self._group, self._thread = None, ThreadPoolExecutor(1, "checkpoint")
+        self._inputs, self._hashes = inputs, None
 
     def save(self, state: dict, step: int) -> None:
         """Copies the state reached after `step` optimiser steps and starts to write it; older ones are pruned then.
@@ -75,6 +87,7 @@ class Checkpoint:
         partial = final.with_suffix(".tmp")
         tree, tensors = dcp.split(state)
         self._raise_together(self._make_room(partial))
+        self._start_hashing()
         upload = dcp.start_save(tensors, partial, self._cpu_group())
         metadata = {"step": step, "recipe": self.recipe, "world": ranks.world_size(), "state": tree}
         self._saving = self._thread.submit(self._finish, upload, partial, final, metadata), final
@@ -99,12 +112,13 @@ class Checkpoint:
 
         Errors: ValueError if all are damaged, or the newest is of a kind that cannot be read any more.
         """
+        self._start_hashing()
         seen = json.dumps([p.name for p in self.complete()]) if ranks.rank() == 0 else None
         folders = [self.folder / name for name in json.loads(ranks.first_text(seen))]
         for folder in reversed(folders):
             if (folder / ANCIENT).exists():
                 raise ValueError(f"{folder} was written by an earlier version; start anew with --no-auto-resume")
-            problem = ranks.first_text(_find_damage(folder))
+            problem = ranks.first_text(find_damage(folder))
             if problem is None:
                 self.good = folder
                 return Saved(folder, self._cpu_group(), self.old)
@@ -113,6 +127,13 @@ class Checkpoint:
         if folders:
             raise ValueError(f"every checkpoint in {self.folder} is damaged; start anew with --no-auto-resume")
         return None
+
+    def changed_inputs(self, saved: Saved) -> list[str]:
+        """Returns, on rank 0, the names of what the run reads and what is not what it was at this checkpoint."""
+        if self._hashes is None:
+            return []
+        now = self._hashes.result()
+        return [name for name, before in saved.inputs.items() if now.get(name, before) != before]
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
@@ -139,6 +160,13 @@ class Checkpoint:
         if ranks.rank() == 0:
             set_aside(self.folder)
         ranks.barrier()
+
+    def _start_hashing(self) -> None:
+        """Begins to hash on rank 0 what the run reads; the first steps need not wait for it."""
+        if self._hashes is None and ranks.rank() == 0:
+            thread = ThreadPoolExecutor(1, "inputs")
+            self._hashes = thread.submit(self._inputs)
+            thread.shutdown(wait=False)
 
     def _cpu_group(self):
         if self._group is None:
@@ -169,7 +197,7 @@ class Checkpoint:
         try:
             upload.result()
             if ranks.rank() == 0:
-                self._seal(partial, final, metadata)
+                self._seal(partial, final, metadata | {"inputs": self._hashes.result()})
             return None
         except (dcp.CheckpointException, OSError) as error:
             reason = dcp.reason(error) if isinstance(error, dcp.CheckpointException) else str(error)
@@ -208,6 +236,7 @@ class Saved:
         content = json.loads((folder / STATE).read_text())
         self.folder, self.step, self.recipe = folder, content["step"], rename(content["recipe"], old)
         self._tree, self._group = content["state"], group
+        self.inputs: dict[str, str | None] = content.get("inputs", {})  # hashes of what the run read
         self.world = content.get("world", 1)  # ranks that wrote it; told since there are tensors of one rank alone
 
     def read(self, like: dict) -> dict:
@@ -255,7 +284,7 @@ def _number(folder: Path) -> int:
     return int(folder.name.partition("_")[2])
 
 
-def _find_damage(folder: Path) -> str | None:
+def find_damage(folder: Path) -> str | None:
     """Returns what is wrong with this rank's share of the folder's files, or None."""
     try:
         files = json.loads((folder / MANIFEST).read_text())["files"]

@@ -1,0 +1,44 @@
+"""What a training reads: weights, data, the parts of its model. Replaced under its name, it makes another training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from trainer.preflight import DATA, ROLES
+from utils import hub
+from utils.config.field import values
+from utils.digest import content_hash
+from wan.checkpoint.parts import find_parts, weight_files
+
+
+def find_inputs(config) -> dict[str, dict[str, Path]]:
+    """Returns key of the configuration (a `TrainConfig`) -> the files and folders that it names, by name."""
+    knobs, found = values(config.trainer), {}
+    for role in [name for name in ROLES if knobs.get(name) is not None]:
+        named = {"weights": knobs[role].weights, "lora.weights": knobs[role].lora.weights}
+        found |= {f"trainer.{role}.{key}": weight_files(path) for key, path in _local(named)}
+    if "source" in knobs:
+        named = {key: value for key, value in values(knobs["source"]).items() if key in DATA}
+        found |= {f"trainer.source.{key}": {"": path} for key, path in _local(named)}
+        for key, path in _local({"model": config.model}):
+            parts = vars(find_parts(path))
+            read = {name: parts[name] for name in ("vae", "text_encoder", "tokenizer") if parts[name] is not None}
+            found[key] = read
+    return found
+
+
+def input_hashes(inputs: dict[str, dict[str, Path]]) -> dict[str, str | None]:
+    """Returns key -> hash of all that the key names, or None where that cannot be read any more."""
+    found: dict[str, str | None] = {}
+    for key, paths in inputs.items():
+        try:
+            found[key] = content_hash(paths)
+        except OSError:
+            found[key] = None
+    return found
+
+
+def _local(named: dict[str, str]) -> list[tuple[str, Path]]:
+    """Returns (key, path) of the names that are there."""
+    found = [(key, hub.find_local(name)) for key, name in named.items() if name]
+    return [(key, path) for key, path in found if path is not None]
