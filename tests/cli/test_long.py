@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -95,6 +96,35 @@ def test_an_interrupt_keeps_the_video_and_says_how_to_go_on(custom_door, tmp_pat
     assert "belongs to another video: config.seed was 0 and is 9" in said and files(out) == left
     assert door(*arguments, *QUICK, "--resume") == 0 and "goes on at" in door.error
     assert sorted(files(out)) == [f"{PROMPTS[0]}-0.{kind}" for kind in ("json", "mp4", "safetensors")]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1], ids=lambda n: n.name)
+def test_signal_of_a_scheduler_ends_as_ctrl_c_does(custom_door, tmp_path, monkeypatch, number):
+    """Sent twice, as schedulers do; and the rerun is the same command with --resume."""
+    from wan.codec.vae import StreamingVAE
+
+    door, out, decode, calls = custom_door, tmp_path / "out", StreamingVAE.decode_stream, []
+    arguments = ["--prompt", PROMPTS[1], "--duration", "6s", "output.save_every_seconds=1", *QUICK]
+
+    def interrupted(*given):
+        calls.append(1)
+        if len(calls) == 6:
+            try:
+                os.kill(os.getpid(), number)
+                time.sleep(60)
+            finally:
+                os.kill(os.getpid(), number)
+        return decode(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StreamingVAE, "decode_stream", interrupted)
+        assert door(*arguments, "--output_folder", out) == 128 + number
+    assert f"inference.py: stopped by {number.name}; finished videos are kept" in door.error
+    assert "run again with --resume" in door.error and "Traceback" not in door.error
+    assert len(files(out)) == 3 and len(read_video(*out.glob("*.partial.mp4"))[0]) >= 8
+    assert door(*arguments, "--output_folder", out, "--resume") == 0 and "goes on at" in door.error
+    assert door(*arguments, "--output_folder", tmp_path / "whole") == 0
+    assert content(out) == content(tmp_path / "whole")
 
 
 def test_resume_on_several_ranks(custom_door, prompts, tmp_path, monkeypatch):

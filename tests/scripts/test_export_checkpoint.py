@@ -47,6 +47,13 @@ def test_average_weights_and_an_older_step(recipe, tmp_path, capsys):
     assert not all(torch.equal(older[n], own[n]) for n in own)
     assert export_checkpoint.main([str(tmp_path / "run"), str(out), "--step", "3"]) == 2
     assert "has no step 3; it has [2, 4]" in capsys.readouterr().err
+    weights = next((tmp_path / "run/checkpoints/step_0000002").glob("*.distcp"))
+    raw = bytearray(weights.read_bytes())
+    raw[len(raw) // 2] ^= 4
+    weights.write_bytes(raw)
+    assert export_checkpoint.main([str(tmp_path / "run"), str(out), "--step", "2"]) == 2
+    said = capsys.readouterr().err
+    assert f"step_0000002 is damaged ({weights.name} is not what its manifest says)" in said and said.count("\n") == 1
 
 
 def test_another_way_to_generate_is_not_overwritten(recipe, tmp_path, capsys):
