@@ -8,6 +8,7 @@ from trainer.preflight import DATA, ROLES
 from utils import hub
 from utils.config.field import values
 from utils.digest import content_hash
+from wan.checkpoint.lora import lora_file
 from wan.checkpoint.parts import find_parts, weight_files
 
 
@@ -16,7 +17,8 @@ def find_inputs(config) -> dict[str, dict[str, Path]]:
     knobs, found = values(config.trainer), {}
     for role in [name for name in ROLES if knobs.get(name) is not None]:
         named = {"weights": knobs[role].weights, "lora.weights": knobs[role].lora.weights}
-        found |= {f"trainer.{role}.{key}": weight_files(path) for key, path in _local(named)}
+        for key, path in _local(named):
+            found[f"trainer.{role}.{key}"] = weight_files(path if key == "weights" else lora_file(path))
     if "source" in knobs:
         named = {key: value for key, value in values(knobs["source"]).items() if key in DATA}
         found |= {f"trainer.source.{key}": {"": path} for key, path in _local(named)}

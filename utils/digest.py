@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from utils.atomic import atomic_write
+from utils.json_reader import JsonError, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -100,10 +101,10 @@ def _entry(path: Path) -> Path | None:
 def _recall(entry: Path | None, stamp: dict[str, int]) -> str | None:
     """Returns the hash that is remembered of a file with this stamp, or None."""
     try:
-        found = json.loads(entry.read_text()) if entry else None
-    except (OSError, ValueError, RecursionError):
+        found = read_json(entry) if entry else {}
+    except JsonError:
         return None
-    if not isinstance(found, dict) or any(found.get(name) != value for name, value in stamp.items()):
+    if any(found.get(name) != value for name, value in stamp.items()):
         return None
     content = found.get("sha256")
     return content if isinstance(content, str) and re.fullmatch(r"[0-9a-f]{64}", content) else None

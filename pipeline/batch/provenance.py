@@ -30,6 +30,7 @@ from utils.config.text import config_hash, to_dict
 from utils.data.schedules import ScheduleLine
 from utils.diff import differences
 from utils.digest import content_hash, file_hash
+from utils.json_reader import read_json
 from wan.condition import Condition
 
 # Of these sections only the named knobs affect the pixels of a given request; of every other section all do.
@@ -137,9 +138,7 @@ def sidecar_changes(path: Path, request: Request, config: InferConfig) -> dict[s
     Errors: ValueError naming a sidecar that is damaged.
     """
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(facts, dict):
-            raise ValueError(f"it holds {facts!r:.40}")
+        facts = read_json(path)
         texts = [switch["text"] for switch in facts.get("switches", ())]
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} is damaged ({error}); remove it") from error

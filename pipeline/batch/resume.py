@@ -20,6 +20,7 @@ from pipeline.batch.writer import VideoBatchWriter, finished, video_path
 from pipeline.state import RolloutState, check_tensors, check_version, checksums, pack, unpack
 from pipeline.track import Fixed, Track
 from utils.diff import describe
+from utils.json_reader import parse_json
 from wan.checkpoint.tensor_file import metadata, read, write_safetensors
 from wan.condition import Condition
 
@@ -63,12 +64,7 @@ class ResumeState:
         text = notes.get("book", "")
         if "checksum" in notes and _checksum(text) != notes["checksum"]:
             raise ValueError("its record has changed since it was written")
-        try:
-            book = json.loads(text)
-            if not isinstance(book, dict):
-                raise ValueError("it is not an object")
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"its record cannot be read: {error}") from error
+        book = parse_json(text, "its record")
         try:
             check_version(book)
         except ValueError as error:

@@ -250,7 +250,8 @@ class Run:
         writer = VideoBatchWriter(
             self.bundle.decoder, group, wanted, output, self.bundle.spec.fps, plan.geometry, plan.total
         )
-        resume_state = ResumeState(group, output.folder, self.facts(group, plan) if writer.may_save else {})
+        needed = writer.may_save or (output.resume and snapshot_path(group, output.folder).is_file())
+        resume_state = ResumeState(group, output.folder, self.facts(group, plan) if needed else {})
         resumed = resume_state.resume(writer, plan, track) if output.resume else None
         before: dict = {}
         if resumed is None:

@@ -6,7 +6,6 @@ Memory does not grow with the video's length: frames and latents are written as 
 from __future__ import annotations
 
 import contextlib
-import json
 import stat
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -22,6 +21,7 @@ from pipeline.config import OutputConfig
 from pipeline.decoder import Decoder, Parts
 from pipeline.rollout import Chunk
 from utils.atomic import GrowingFile, write_json
+from utils.json_reader import JsonError, read_json
 from utils.media.gif import GifWriter
 from utils.media.image import contact_sheet, to_uint8
 from utils.media.mp4 import VideoWriter, find_damage, sample_frames
@@ -124,9 +124,9 @@ class VideoBatchWriter:
 
     @property
     def may_save(self) -> bool:
-        """True if a snapshot of these videos may be written, or may be there."""
+        """True if these videos are long enough for a snapshot."""
         period = self.output.save_every_seconds * self.fps
-        return self.output.resume or 0 < period < self.geometry.pixel_frames(self.total)
+        return 0 < period < self.geometry.pixel_frames(self.total)
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -245,8 +245,8 @@ def why_unfinished(request: Request, folder: str | Path) -> str | None:
     if not (_is_there(path) and _is_there(facts)):
         return ""
     try:
-        frames = json.loads(facts.read_text(encoding="utf-8")).get("frames")
-    except (ValueError, AttributeError, RecursionError):
+        frames = read_json(facts).get("frames")
+    except JsonError:
         frames = None  # who compares the JSON with the request says what is wrong with it
     return find_damage(path, frames if isinstance(frames, int) else None)
 

@@ -34,6 +34,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from utils.atomic import sync_file
+from utils.json_reader import read_json
 from utils.parallel import ranks
 
 INDEX = "tensors.json"
@@ -222,7 +223,7 @@ class _Reader(FileSystemReader):
 
 def _read(folder: Path) -> Metadata:
     tensors, places = {}, {}
-    for name, entry in json.loads((folder / INDEX).read_text()).items():
+    for name, entry in read_json(folder / INDEX).items():
         chunks = []
         for offsets, sizes, *place in entry["parts"]:
             chunks.append(ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes)))

@@ -24,6 +24,7 @@ from utils.claims import lock_file
 from utils.config.renamed import NO_OLD_KEYS, OldKeys, rename
 from utils.diff import differences
 from utils.digest import file_hash
+from utils.json_reader import read_json
 from utils.parallel import ranks
 
 logger = logging.getLogger(__name__)
@@ -233,7 +234,7 @@ class Saved:
     """A whole checkpoint on disk: `step`, `recipe` (of then, under the keys of today), and the state, by `read`."""
 
     def __init__(self, folder: Path, group, old: OldKeys = NO_OLD_KEYS):
-        content = json.loads((folder / STATE).read_text())
+        content = read_json(folder / STATE)
         self.folder, self.step, self.recipe = folder, content["step"], rename(content["recipe"], old)
         self._tree, self._group = content["state"], group
         self.inputs: dict[str, str | None] = content.get("inputs", {})  # hashes of what the run read
@@ -287,7 +288,7 @@ def _number(folder: Path) -> int:
 def find_damage(folder: Path) -> str | None:
     """Returns what is wrong with this rank's share of the folder's files, or None."""
     try:
-        files = json.loads((folder / MANIFEST).read_text())["files"]
+        files = read_json(folder / MANIFEST)["files"]
         if STATE not in files:
             return "its manifest lacks files"
         share = sorted(files)[ranks.rank() :: ranks.world_size()]

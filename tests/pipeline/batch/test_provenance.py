@@ -70,7 +70,7 @@ def test_the_names_of_facts_stay(tmp_path):
     assert [*facts["asked"]["config"]["data"]] == ["i2v", "noise", "initial_latents"]
     assert facts["switches"][1] == {"text": "b", "asked_frame": 3, "frame": 4, "recache_ms": 500.0}
     resumed = resume_facts(config, "f" * 12, [PLAIN, SCHEDULED], (0, 3), 6)
-    assert [*resumed] == "config weights films files switches latent_frames".split()
+    assert [*resumed] == "config weights films files model switches latent_frames".split()
     assert [*resumed["films"][0]] == "name prompts seed negative_prompt start place".split()
     plain = write_sidecar(tmp_path / "b.json", PLAIN, config)
     assert "start" not in plain and "switches" not in plain
