@@ -73,7 +73,8 @@ class Checkpoint:
         self.good: Path | None = None  # the newest that this process wrote or found whole
         self._saving: tuple[Future, Path] | None = None
         self._group, self._thread = None, ThreadPoolExecutor(1, "checkpoint")
-        self._inputs, self._hashes = inputs, None
+        self._inputs = inputs
+        self._hashes: Future[dict[str, str | None]] | None = None
 
     def save(self, state: dict, step: int) -> None:
         """Copies the state reached after `step` optimiser steps and starts to write it; older ones are pruned then.
@@ -197,7 +198,7 @@ class Checkpoint:
 
         try:
             upload.result()
-            if ranks.rank() == 0:
+            if self._hashes is not None:  # on rank 0
                 self._seal(partial, final, metadata | {"inputs": self._hashes.result()})
             return None
         except (dcp.CheckpointException, OSError) as error:
