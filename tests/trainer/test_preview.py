@@ -160,7 +160,7 @@ def test_a_full_disk_costs_the_preview_and_not_the_training(loop, tmp_path, monk
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("trainer.preview.contact_sheet", full)
+    monkeypatch.setattr("trainer.preview.write_sheet", full)
     with caplog.at_level(logging.WARNING, "trainer.preview"):
         loop("steps=2", "checkpoint.every=2").fit()
     assert "the preview of step 2 is not written" in caplog.text
