@@ -68,6 +68,8 @@ class FewStep(Sampler):
     first_sigmas: those of the chunk at a video's start; empty = the same.
     """
 
+    guidance: float
+
     def __init__(self, sigmas, schedule: Schedule, guidance: float = 1.0, first_sigmas=()):
         self.sigmas, self.schedule, self.guidance = tuple(sigmas), schedule, guidance
         self.first_sigmas = tuple(first_sigmas)
