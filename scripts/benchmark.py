@@ -18,7 +18,6 @@ three 4096^3 fp32 products in the same run. What would take a CPU hours is recor
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
@@ -256,13 +255,14 @@ def pairs(facts: dict) -> str:
 def save(args, result: dict, lines: list[str]) -> int:
     """Prints the table and writes it as markdown next to the JSON; what was measured is not replaced by "not run"."""
     from utils.atomic import atomic_write, write_json
+    from utils.json_reader import read_json
 
     stem = args.name or args.config_path.stem.removeprefix("benchmark_") + ("_copies" if args.windows else "")
     path = args.output_folder / f"benchmark_{args.kind}_{stem}.json"
     facts = [pairs(result[key]) for key in ("device", "model") if key in result]
     text = "\n\n".join([f"`{args.command}`", *facts, "\n".join(lines)]) + "\n"
     print(text)
-    if result["status"] == "not run" and path.exists() and json.loads(path.read_text())["status"] != "not run":
+    if result["status"] == "not run" and path.exists() and read_json(path).get("status") != "not run":
         print(f"kept {path}, which holds a measurement")
         return 0
     write_json(path, result)

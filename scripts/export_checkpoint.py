@@ -76,15 +76,14 @@ def export(flags: argparse.Namespace) -> None:
 
 def write_generation(recipe: dict, output: Path) -> None:
     """Writes how the model generates next to its weights. Errors: ValueError where that of other weights lies."""
-    import json
-
     from utils.atomic import write_json
     from utils.config.renamed import fill
     from utils.config.text import to_dict
+    from utils.json_reader import read_json
     from wan.generation import FILE, GenerationConfig
 
     path, tree = output.with_name(FILE), fill(recipe.get("generation", {}), to_dict(GenerationConfig()))
-    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != tree:
+    if path.exists() and read_json(path) != tree:
         raise ValueError(f"{path} is of weights that generate otherwise; write into a folder of their own")
     write_json(path, tree)
 

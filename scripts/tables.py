@@ -7,7 +7,6 @@ python scripts/tables.py --check    # exit 1 if a page does not say what the rec
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from importlib import import_module
@@ -17,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.experiments import long_results, objectives_results
 from scripts.measure.markdown import table_head, table_row
+from utils.json_reader import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "docs/results.md", "docs/training.md", "docs/migrate.md")
@@ -55,7 +55,7 @@ def table(name: str) -> str:
 def record(stem: str) -> dict | None:
     """Returns docs/results/<stem>.json, or None if nothing was recorded."""
     path = ROOT / "docs" / "results" / f"{stem}.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    return read_json(path) if path.exists() else None
 
 
 def digits(name: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from scripts.experiments import records
@@ -12,6 +11,7 @@ from scripts.experiments.recipes import content_hash, recipe_hash, sampler_facts
 from scripts.experiments.trainings import Folders, Trainings
 from utils.atomic import atomic_write, write_json
 from utils.diff import Change, differences
+from utils.json_reader import read_json
 
 BATCH = 16  # videos made together
 OVERRIDES = "cache"  # the fact that holds a case's overrides; the first rows that had any differed in their caches
@@ -149,7 +149,7 @@ class Experiment:
     def record(self, case: Case) -> None:
         """Writes the measurements of a case into its record. Errors: ValueError if videos were left out."""
         folder = self.root / self.video_folder(case)
-        results = [json.loads((self.root / path).read_text()) for path in self.results(case)]
+        results = [read_json(self.root / path) for path in self.results(case)]
         count, fields = self.plan.read(case, results)
         if count != case.videos.count:
             raise ValueError(f"{folder} holds {count} videos, {case.videos.count} are requested")

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
+
+from utils.json_reader import read_json
 
 STUDENT_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # two-sided quantiles, by number of seeds
 
 
 def read_record(path: Path) -> dict | None:
     """Returns the JSON of a file, or None if there is no file."""
-    return json.loads(path.read_text()) if path.exists() else None
+    return read_json(path) if path.exists() else None
 
 
 def merge_part(record: dict | None, part: str, content: dict, parts: Iterable[str]) -> dict:
@@ -30,7 +31,7 @@ def merge_part(record: dict | None, part: str, content: dict, parts: Iterable[st
 def read_seeds(folder: Path, row: str, parts: Iterable[str]) -> list[dict]:
     """Returns the records of a row, seed after seed; only those that were trained and measured like the first."""
     paths = sorted(folder.glob(f"{row}_seed*.json"), key=lambda p: int(p.stem.rpartition("seed")[2]))
-    records = [json.loads(path.read_text()) for path in paths]
+    records = [read_json(path) for path in paths]
     sizes = [(r["training"].get("steps"), *(r[p]["videos"] for p in parts if p in r)) for r in records]
     return [record for record, size in zip(records, sizes, strict=True) if size == sizes[0]]
 
@@ -54,7 +55,7 @@ def video_seconds(folder: Path) -> float:
 
     Each batch writes its own time into the JSON of each of its videos.
     """
-    sidecars = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    sidecars = [read_json(path) for path in sorted(folder.glob("*.json"))]
     return sum({sidecar["seconds"]["total"] for sidecar in sidecars})
 
 

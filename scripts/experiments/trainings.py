@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from scripts.experiments.recipes import content_hash, get_steps, get_update_rati
 from scripts.experiments.runs import WEIGHTS, read_curves, read_metrics, weights_file, why_unfinished
 from utils.atomic import write_json
 from utils.diff import differences
+from utils.json_reader import read_json
 
 STAMP = "table.json"  # in a run folder: what was begun there
 
@@ -122,7 +122,7 @@ class Trainings:
     def difference(self, name: str, seed: int) -> list[str]:
         """Returns the facts in which a run folder of ours was begun otherwise."""
         path = self.run(name, seed) / STAMP
-        before = json.loads(path.read_text()) if path.exists() else {}
+        before = read_json(path) if path.exists() else {}
         changes = [c for c in differences(before, self.facts(name, seed)) if c.in_both and c.new is not None]
         return list(dict.fromkeys(change.path.partition(".")[0] for change in changes))
 
@@ -141,7 +141,7 @@ class Trainings:
         if training.shipped and not training.record:
             return {"weights": training.shipped}
         if training.shipped:
-            saved_record = json.loads((self.root / f"docs/results/{training.record}.json").read_text())
+            saved_record = read_json(self.root / f"docs/results/{training.record}.json")
             kept = {fact: saved_record[fact] for fact in ("recipe", "steps", "minutes", "hardware")}
             return {"shipped": training.shipped, "updates": saved_record["steps"], **kept}
         own = {**self.facts(name, seed), "updates": self.updates[name]}

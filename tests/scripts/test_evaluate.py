@@ -76,8 +76,8 @@ def test_bad_folders_are_named(tmp_path, capsys):
     sidecar = tmp_path / "1.json"
     for content, message in [
         ("{", "is not JSON"),
-        ('{"seed": 1}', "has no ['prompt']"),
-        ("[]", "has no ['prompt', 'seed']"),
+        ('{"seed": 1}', "has no 'prompt'"),
+        ("[]", "it must be an object"),
         ('{"prompt": "a pink one moves up", "seed": 1}', "'pink'"),
         ('{"prompt": "a red one moves up and a blue two moves up", "seed": 1}', "one-digit prompts"),
     ]:

@@ -6,7 +6,6 @@ It sees 33 pixel frames at a time, and its convolutions wrap at the edges as the
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from torch import nn
 from utils.atomic import write_tensors
 from utils.digest import file_hash
 from utils.digits.world import COLOURS, DIGITS, DIRECTIONS
+from utils.json_reader import get, read_json
 
 FOLDER = Path(__file__).resolve().parents[2] / "assets/digits/features"
 WEIGHTS = "features.safetensors"
@@ -80,7 +80,7 @@ def load_net(folder: Path = FOLDER) -> FeatureNet:
     path, facts = folder / WEIGHTS, folder / "features.json"
     if not path.is_file() or not facts.is_file():
         raise ValueError(f"{folder} has no {WEIGHTS} or features.json; make them with scripts/train_features.py")
-    known = json.loads(facts.read_text())["sha256"]
+    known = get(read_json(facts), "sha256", str, str(facts))
     if file_hash(path) != known:
         raise ValueError(f"{path} is not the file of features.json ({known[:12]}...); distances would not compare")
     net = FeatureNet()

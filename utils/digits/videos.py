@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 from utils.data.prompts import read_prompts
 from utils.data.schedules import read_schedules
 from utils.digits.world import Subject, all_prompts, parse_prompt
+from utils.json_reader import get, read_json
 from utils.media.video import read_video
 
 
@@ -158,15 +158,9 @@ def _sidecar(path: Path) -> dict:
     sidecar_path = path.with_suffix(".json")
     if not sidecar_path.is_file():
         raise ValueError(f"{path} has no {sidecar_path.name} next to it; write one with at least prompt and seed")
-    try:
-        sidecar = json.loads(sidecar_path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{sidecar_path} is not JSON ({error}); write an object with at least prompt and seed"
-        ) from error
-    missing = [key for key in ("prompt", "seed") if not isinstance(sidecar, dict) or key not in sidecar]
-    if missing:
-        raise ValueError(f"{sidecar_path} has no {missing}; write an object with at least prompt and seed")
+    sidecar = read_json(sidecar_path)
+    get(sidecar, "prompt", str, str(sidecar_path))
+    get(sidecar, "seed", int, str(sidecar_path))
     return sidecar
 
 
