@@ -41,7 +41,7 @@ help:
 	@echo "options             PYTHON=python3.12 (3.11 or newer)   TORCH_INDEX=URL (wheel index for torch)"
 
 demo: $(STAMP)
-	$(BIN)/python inference.py --config_path configs/infer/digits.yaml --data_path prompts/digits.txt --output_folder $(DEMO_OUTPUT)
+	$(BIN)/python inference.py --config_path configs/infer/digits_student.yaml --data_path prompts/digits.txt --output_folder $(DEMO_OUTPUT)
 	$(BIN)/python inference.py --config_path configs/infer/digits_interactive.yaml --data_path prompts/digits_demo.jsonl --output_folder $(DEMO_OUTPUT)/interactive
 	@echo "contact sheets: $(DEMO_OUTPUT)/contact_sheet.png and, of a video whose prompt changes, $(DEMO_OUTPUT)/interactive/contact_sheet.png"
 

@@ -15,7 +15,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.experiments import long_results, objectives_results
-from scripts.measure.markdown import table_head, table_row
+from scripts.experiments.records import pool_seeds
+from scripts.measure.markdown import mean_and_half, table_head, table_row
 from utils.json_reader import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -74,6 +75,33 @@ def digits(name: str) -> str:
             half = None if mean is None else (value["high"] - value["low"]) / 2
             cells.append("-" if mean is None else f"{mean:.3f}" + (f" +-{half:.3f}" if metric in SHOWN[:3] else ""))
         lines.append(table_row([row, content["clips"], *cells]))
+    return "\n".join(lines)
+
+
+def first(name: str) -> str:
+    """Returns `first-chunk`: the student with more steps in the first chunk, over seeds."""
+    result = record("first_chunk")
+    if result is None:
+        return "not run: `python inference.py ... generation.steps.first_steps=[...]`"
+    columns = ["digit", "direction", "colour", "consistency", "identity"]
+    head = [
+        "steps of the first chunk",
+        "latent frames",
+        "seeds",
+        *columns,
+        "first quarter: digit, direction",
+        "Frechet",
+    ]
+    lines = [f"`{result['command']}`", "", *table_head(head)]
+    groups: dict[tuple, list[dict]] = {}
+    for row in result["rows"]:
+        groups.setdefault((row["latent_frames"], row["first_steps"]), []).append(row)
+    for (frames, steps), rows in groups.items():
+        cells = [mean_and_half(pool_seeds([row["metrics"][metric] for row in rows])) for metric in columns]
+        quarter = [sum(row["first_quarter"][m] for row in rows) / len(rows) for m in ("digit", "direction")]
+        distance = mean_and_half(pool_seeds([row["frechet"] for row in rows]), 1)
+        text = f"{steps}: {result['first_steps'][str(steps)]}"
+        lines.append(table_row([text, frames, len(rows), *cells, ", ".join(f"{v:.2f}" for v in quarter), distance]))
     return "\n".join(lines)
 
 
@@ -164,6 +192,7 @@ COMMANDS = {
 EXPERIMENTS = {**objectives_results.TABLES, **long_results.TABLES}
 MAKERS = {
     "digits": digits,
+    "first": first,
     "codec": codec,
     "training": training,
     "benchmark": benchmark,

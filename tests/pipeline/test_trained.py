@@ -145,7 +145,10 @@ def test_the_shipped_models_carry_their_files():
         "transformer": GenerationConfig(cache=CacheConfig(6), steps=StepsConfig(shift=3.0)),
         "teacher": GenerationConfig(steps=StepsConfig(shift=3.0)),
         "student": GenerationConfig(
-            cache=CacheConfig(9, 3, "read"), steps=StepsConfig((1000.0, 750.0, 500.0, 250.0), 3.0)
+            cache=CacheConfig(9, 3, "read"),
+            steps=StepsConfig(
+                (1000.0, 750.0, 500.0, 250.0), 3.0, first_steps=tuple(1000 - 62.5 * k for k in range(16))
+            ),
         ),
     }.items():
         assert json.loads((ROOT / "assets/digits" / name / FILE).read_text()) == to_dict(knobs), name
