@@ -12,9 +12,10 @@ from pathlib import Path
 
 try:
     from utils import log
+    from utils.door import check_folder, door
     from utils.flags import read_flags
     from utils.parallel import ranks
-    from utils.signals import Stopped, as_interrupts
+    from utils.signals import as_interrupts
 except ImportError as error:
     if (error.name or "").partition(".")[0] != "utils":
         raise
@@ -126,23 +127,12 @@ def duration(text: str, flags: argparse.Namespace) -> float:
     return seconds
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit status: 0 done, 2 bad input or a full disk, 130 interrupted, 128 + the number of a signal."""
+@door("inference.py", "finished videos are kept, run again to go on (--resume: also within a video)")
+def main(arguments: list[str] | None = None) -> None:
+    """Ends with status 0 (done), 2 (bad input or a full disk), 130 (interrupted) or 128 + the number of a signal."""
     flags = parse(sys.argv[1:] if arguments is None else arguments)
-    try:
-        with as_interrupts():
-            generate(flags)
-    except (ValueError, OSError) as error:
-        print(f"inference.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as error:
-        how, status = (
-            (f"stopped by {error}", 128 + error.number) if isinstance(error, Stopped) else ("interrupted", 130)
-        )
-        then = "finished videos are kept, run again to go on (--resume: also within a video)"
-        print(f"inference.py: {how}; {then}", file=sys.stderr)
-        return status
-    return 0
+    with as_interrupts():
+        generate(flags)
 
 
 def generate(flags: argparse.Namespace) -> None:
@@ -155,6 +145,7 @@ def generate(flags: argparse.Namespace) -> None:
     if flags.print_config:
         print(render(replace(config, sampler=config.chosen_sampler), origins))
         return
+    check_folder(config.output.folder)
     from pipeline.batch.run import run
 
     count = ranks.total(len(run(config)))

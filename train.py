@@ -10,6 +10,7 @@ from pathlib import Path
 
 try:
     from utils import log
+    from utils.door import door
     from utils.flags import read_flags
     from utils.parallel import ranks
 except ImportError as error:
@@ -88,18 +89,10 @@ def train(flags: argparse.Namespace) -> None:
     ranks.shutdown()
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit status: 0 done, 2 bad input or a full disk, 130 interrupted."""
-    flags = parse(sys.argv[1:] if arguments is None else arguments)
-    try:
-        train(flags)
-    except (ValueError, OSError) as error:
-        print(f"train.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("train.py: interrupted; run again to go on from the last checkpoint", file=sys.stderr)
-        return 130
-    return 0
+@door("train.py", interrupted="run again to go on from the last checkpoint")
+def main(arguments: list[str] | None = None) -> None:
+    """Ends with status 0 (done), 2 (bad input or a full disk) or 130 (interrupted)."""
+    train(parse(sys.argv[1:] if arguments is None else arguments))
 
 
 if __name__ == "__main__":

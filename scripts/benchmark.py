@@ -25,11 +25,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.bench.device import device_facts, peak_rate
+from utils.door import check_folder, door  # noqa: E402
 
 CPU_LIMIT = 2e12  # operations of a chunk, decode not counted; minutes on a CPU
 DEFAULT_CHUNKS = 20  # measured, where the recipe names no `seconds`
 
 
+@door("benchmark.py")
 def main(argv: list[str] | None = None) -> int:
     """Runs one subcommand; returns 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -43,10 +45,8 @@ def main(argv: list[str] | None = None) -> int:
         if word.startswith("-") or "=" not in word:
             parser.error(f"{word!r} is neither an option nor key=value")
     args.command = " ".join(["python scripts/benchmark.py", *(sys.argv[1:] if argv is None else argv)])
-    try:
-        return args.run(args)
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"benchmark.py: {error}\n")
+    check_folder(args.output_folder)
+    return args.run(args)
 
 
 def model_arguments(parser):

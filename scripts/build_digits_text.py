@@ -19,6 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils.digits.world import WORDS  # noqa: E402
+from utils.door import check_folder, door  # noqa: E402
 
 SEED = 20240
 SPECIALS = ("<pad>", "</s>", "<unk>")
@@ -26,11 +27,13 @@ MAX_TOKENS = 12  # two clauses of five words, `and`, end of sequence
 SHAPE = dict(vocab_size=64, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4)
 
 
+@door("build_digits_text.py")
 def main(argv: list[str] | None = None):
     """Writes `OUTPUT/tokenizer` and `OUTPUT/text_encoder`."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--output", type=Path, default=Path("assets/digits"))
     output = parser.parse_args(argv).output
+    check_folder(output)
     save_tokenizer(build_tokenizer(), output / "tokenizer")
     build_encoder(SEED).save_pretrained(output / "text_encoder")
     print(f"wrote {output / 'tokenizer'} and {output / 'text_encoder'}")
@@ -98,4 +101,4 @@ def _std(name: str, weight) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -18,22 +18,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils import hub
+from utils import hub  # noqa: E402
+from utils.door import door  # noqa: E402
 
 TARGETS = ("official", "diffusers", "longtake")
 ROTARY_THETA = 10000.0  # fixed inside diffusers' transformer
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs one subcommand; returns 0, or 2 with one line on stderr."""
+@door("convert_weights.py")
+def main(argv: list[str] | None = None) -> None:
+    """Runs one subcommand."""
     args = build_parser().parse_args(argv)
-    try:
-        hub.check(*getattr(args, "paths", ()), *([args.src] if "src" in args else []))
-        args.run(args)
-    except (ValueError, OSError) as reason:
-        print(f"convert_weights: {' '.join(str(reason).split())}", file=sys.stderr)
-        return 2
-    return 0
+    hub.check(*getattr(args, "paths", ()), *([args.src] if "src" in args else []))
+    args.run(args)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -23,8 +23,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.experiments import cli, long_videos
 from scripts.experiments.plan import ROOT
+from utils.door import door  # noqa: E402
 
 
+@door("digits_long.py", "run again to go on")
 def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     """Returns the exit status of `cli.run`; root: the project to run in."""
     parser = cli.make_parser("digits_long.py", __doc__, long_videos.ROWS, "long", "--outputs")

@@ -26,8 +26,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.experiments import cli, objectives, verify
 from scripts.experiments.plan import ROOT, choose_rows
+from utils.door import door
 
 
+@door("digits_table.py", "run again to go on")
 def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     """Returns the exit status of `cli.run`; root: the project to run in."""
     parser = cli.make_parser("digits_table.py", __doc__, objectives.ROWS, "table")

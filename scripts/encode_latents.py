@@ -19,6 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from utils import hub, log
+from utils.door import check_folder, door
 from utils.parallel import ranks
 
 logger = logging.getLogger("scripts.encode_latents")
@@ -57,19 +58,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit status: 0 done, 2 bad input or a full disk, 130 interrupted."""
+@door("encode_latents.py", "run again to go on with the next shard")
+def main(arguments: list[str] | None = None) -> None:
+    """Ends with status 0 (done), 2 (bad input or a full disk) or 130 (interrupted)."""
     flags = parse(arguments)
-    try:
-        log.setup()
-        flags.run(flags)
-    except (ValueError, OSError) as error:
-        print(f"encode_latents.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("encode_latents.py: interrupted; run again to go on with the next shard", file=sys.stderr)
-        return 130
-    return 0
+    log.setup()
+    check_folder(flags.output)
+    flags.run(flags)
 
 
 def load(flags: argparse.Namespace):

@@ -18,6 +18,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from utils.door import check_output, door  # noqa: E402
+
 GIGA = 1e9
 BF16, FP32 = 2, 4
 TEXT_ENCODER = 5.68e9  # parameters of the umT5-xxl encoder, whole on each GPU in bf16
@@ -46,6 +48,7 @@ class Case:
     chunk: int = 3
 
 
+@door("estimate_memory.py")
 def main(arguments: list[str] | None = None) -> int:
     """Prints one case, or writes the table's record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -59,10 +62,9 @@ def main(arguments: list[str] | None = None) -> int:
     flags = parser.parse_args(arguments)
     from utils.atomic import write_json
 
-    try:
-        check(flags)
-    except ValueError as error:
-        parser.error(str(error))
+    check(flags)
+    if not flags.student:
+        check_output(flags.output)
     if flags.student:
         sizes = (flags.student, flags.teacher, flags.ranks, flags.sequence)
         cases = [Case(*sizes, flags.lora, not flags.whole_text)]

@@ -32,6 +32,7 @@ from scripts.measure.report import (  # noqa: E402
     save,
     verdict_table,
 )
+from utils.door import check_output, door  # noqa: E402
 
 SHARE = {"digit": 0.6, "colour": 0.8, "direction": 0.8}  # of the codec's ceiling, required of a model
 CEILING = "real through codec"  # no model that uses the codec can score more
@@ -40,6 +41,7 @@ CODEC_GATE = {"digit": 0.9, "colour": 0.95}
 CODEC_SEED = 20_000  # clips that no training run draws
 
 
+@door("evaluate.py")
 def main(argv: list[str] | None = None) -> int:
     """Runs one subcommand; returns 0, or 1 if a gate failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -50,10 +52,8 @@ def main(argv: list[str] | None = None) -> int:
         sub.set_defaults(run=run)
     args = parser.parse_args(argv)
     args.command = " ".join(["python scripts/evaluate.py", *(sys.argv[1:] if argv is None else argv)])
-    try:
-        return args.run(args)
-    except ValueError as error:
-        parser.exit(2, f"evaluate.py: {error}\n")
+    check_output(args.output)
+    return args.run(args)
 
 
 def digits_arguments(parser):

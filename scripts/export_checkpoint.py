@@ -16,6 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from utils.door import check_output, door  # noqa: E402
+
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Reads the command line."""
@@ -30,15 +32,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit status: 0 done, 2 bad input or a full disk."""
+@door("export_checkpoint.py")
+def main(arguments: list[str] | None = None) -> None:
+    """Ends with status 0 (done) or 2 (bad input or a full disk)."""
     flags = parse(arguments)
-    try:
-        export(flags)
-    except (ValueError, OSError) as error:
-        print(f"export_checkpoint.py: {error}", file=sys.stderr)
-        return 2
-    return 0
+    check_output(flags.output)
+    export(flags)
 
 
 def export(flags: argparse.Namespace) -> None:
@@ -68,6 +67,8 @@ def export(flags: argparse.Namespace) -> None:
     if lora["rank"]:
         state, notes = export_lora(LoraConfig(rank=lora["rank"], alpha=lora["alpha"], merged=flags.merge), state)
     state = {k: v.to(DTYPES[flags.dtype]).contiguous() for k, v in state.items()}
+    if bad := next((name for name, value in state.items() if not value.isfinite().all()), None):
+        raise ValueError(f"{saved.folder}: {bad} is not finite; export an earlier checkpoint with --step")
     if lora["rank"] and not flags.merge:
         return write_safetensors(flags.output, state, notes)
     spec = read_spec(saved.metadata("method", "spec"))

@@ -19,6 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from utils import log
+from utils.door import check_folder, door  # noqa: E402
 from utils.parallel import ranks
 
 
@@ -41,19 +42,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_intermixed_args(arguments)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit status: 0 done, 2 bad input or a full disk, 130 interrupted."""
+@door("make_ode_pairs.py", "run again to go on with the next shard")
+def main(arguments: list[str] | None = None) -> None:
+    """Ends with status 0 (done), 2 (bad input or a full disk) or 130 (interrupted)."""
     flags = parse(arguments)
-    try:
-        log.setup()
-        make(flags)
-    except (ValueError, OSError) as error:
-        print(f"make_ode_pairs.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("make_ode_pairs.py: interrupted; run again to go on with the next shard", file=sys.stderr)
-        return 130
-    return 0
+    log.setup()
+    make(flags)
 
 
 def make(flags: argparse.Namespace) -> None:
@@ -71,6 +65,7 @@ def make(flags: argparse.Namespace) -> None:
     source, sigmas = read_student(flags.student)
     prompts = [line.prompt for line in read_prompts(flags.prompts)]
     folder, count = Path(flags.output or source.path), flags.pairs or len(prompts)
+    check_folder(folder)
     remember(folder, flags, teacher, source, sigmas, prompts)
     mine = ranks.split(range(-(-count // flags.shard_pairs)))
     missing = [number for number in mine if not shard_path(folder, number).exists()]

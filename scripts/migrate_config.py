@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from scripts.migrate.blame import Maker, explain
 from scripts.migrate.keys import DEFAULT_KEYS, GENERATION, GENERATION_KEYS, TRAINING, TRAINING_KEYS
 from scripts.migrate.old import Old
+from utils.door import check_output, door
 
 TRAINING_SIGNS = ("trainer", "distribution_loss", "lr")
 
@@ -42,24 +43,22 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+@door("migrate_config.py")
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status: 0 done, 2 bad input."""
     flags = parse(arguments)
-    try:
-        if flags.new and flags.new.exists() and not flags.overwrite:
-            raise ValueError(f"{flags.new} exists; write --overwrite or another name")
-        if flags.gpus is not None and flags.gpus < 1:
-            raise ValueError(f"--gpus is {flags.gpus}; write 1 or more")
-        text, old = migrate(flags.old, flags.kind, flags.gpus, flags.defaults)
-        if flags.new:
-            from utils.atomic import atomic_write
+    if flags.new and flags.new.exists() and not flags.overwrite:
+        raise ValueError(f"{flags.new} exists; write --overwrite or another name")
+    if flags.gpus is not None and flags.gpus < 1:
+        raise ValueError(f"--gpus is {flags.gpus}; write 1 or more")
+    text, old = migrate(flags.old, flags.kind, flags.gpus, flags.defaults)
+    if flags.new:
+        from utils.atomic import atomic_write
 
-            atomic_write(flags.new, text.encode())
-        else:
-            print(text, end="")
-    except (ValueError, OSError) as error:
-        print(f"migrate_config.py: {error}", file=sys.stderr)
-        return 2
+        check_output(flags.new)
+        atomic_write(flags.new, text.encode())
+    else:
+        print(text, end="")
     print("\n".join(notes(old)), file=sys.stderr)
     return 0
 

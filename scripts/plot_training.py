@@ -13,15 +13,19 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.experiments.runs import read_metrics, smooth
+from utils.door import check_output, door  # noqa: E402
 
 
-def main() -> int:
+@door("plot_training.py")
+def main(arguments: list[str] | None = None) -> int:
     """Reads metrics.jsonl, plots every curve against wall time, writes the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("recipe")
     parser.add_argument("--note", default="", help="what a reader must know of this run")
-    flags = parser.parse_args()
+    flags = parser.parse_args(arguments)
+    for path in (f"docs/images/{flags.run.name}_training.png", f"docs/results/{flags.run.name}_training.json"):
+        check_output(path)
     import matplotlib
 
     matplotlib.use("Agg")
@@ -33,7 +37,7 @@ def main() -> int:
 
     rows = read_metrics(flags.run)
     if not rows:
-        parser.exit(2, f"plot_training.py: {flags.run} holds no metrics.jsonl; give a run folder of train.py\n")
+        raise ValueError(f"{flags.run} holds no metrics.jsonl; give a run folder of train.py")
     names = [k for k in rows[0] if k not in ("step", "seconds", "sigma", "grad_norm")]
     figure, axes = plt.subplots(1, len(names), figsize=(4 * len(names), 3), squeeze=False)
     final = {}

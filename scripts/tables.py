@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from scripts.experiments import long_results, objectives_results
 from scripts.experiments.records import pool_seeds
 from scripts.measure.markdown import mean_and_half, table_head, table_row
+from utils.door import door
 from utils.json_reader import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,6 +26,7 @@ BLOCK = re.compile(r"(<!-- table:([\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 SHOWN = ("digit", "colour", "direction", "speed", "consistency", "identity", "area")
 
 
+@door("tables.py")
 def main(arguments: list[str] | None = None) -> int:
     """Fills every marked block; returns 1 with --check if one was out of date."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -29,6 +29,7 @@ from utils.atomic import write_json  # noqa: E402
 from utils.digits.features import CANVAS, FOLDER, SPEEDS, WINDOW, FeatureNet, load_net, save_net, to_pixels  # noqa: E402
 from utils.digits.frechet import make_reference  # noqa: E402
 from utils.digits.world import COLOURS, DIRECTIONS, DigitsConfig, parse_prompt, quantise, random_clip  # noqa: E402
+from utils.door import check_folder, door  # noqa: E402
 from utils.rng import Rng, seed_libraries  # noqa: E402
 
 TRAIN_SEED, TEST_SEED = 40_000, 41_000
@@ -41,6 +42,7 @@ REPORT = 50  # steps
 BLUR, NOISE, FADE, SHIFT = 0.5, 0.06, 0.3, 8  # share of blurred clips; levels in [0, 1]; pixels
 
 
+@door("train_features.py")
 def main(argv: list[str] | None = None) -> int:
     """Trains, saves, loads what was saved, measures it on held-out clips, records it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -50,7 +52,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=FOLDER)
     flags = parser.parse_args(argv)
     if min(flags.steps, flags.test) < 1:
-        parser.exit(2, "train_features.py: --steps and --test must be 1 or more\n")
+        raise ValueError("--steps and --test must be 1 or more")
+    check_folder(flags.output)
     begin, busy = time.time(), time.process_time()
     net, losses = train(flags.steps, Rng(flags.seed, "features"))
     minutes, busy = (time.time() - begin) / 60, (time.process_time() - busy) / 60

@@ -161,3 +161,11 @@ def distill_recipe(folder: Path) -> tuple[Path, Path]:
     prompts.write_text("\n".join(PROMPTS))
     path.write_text(DISTILL.format(model=ROOT / "assets/digits", weights=weights, prompts=prompts))
     return path, clips
+
+
+def exit_status(main, *arguments, **options) -> int:
+    """Returns the status that a door ends with, whether it returns it or argparse exits."""
+    try:
+        return main(*arguments, **options)
+    except SystemExit as end:
+        return end.code

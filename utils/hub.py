@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def resolve(name_or_path: str | Path) -> Path:
     Errors: ValueError that says which command fetches the model, if it looks like a path and is not there, or if the
     hub does not answer (no network, HF_HUB_OFFLINE, a closed or missing repository).
     """
-    path = Path(name_or_path).expanduser()
+    path = Path(os.path.expanduser(name_or_path))
     if path.exists():
         return path
     if looks_local(name_or_path):
@@ -52,7 +53,7 @@ def looks_local(name_or_path: str | Path) -> bool:
 
 def describe_missing(name_or_path: str | Path) -> str:
     """Returns that a path is not there, and what to do: the set of scripts/download.sh, or what lies near it."""
-    path = Path(name_or_path).expanduser()
+    path = Path(os.path.expanduser(name_or_path))
     head = f"{name_or_path} is not there"
     if advice := advise(path):
         return f"{head}; {advice}"
@@ -63,7 +64,7 @@ def describe_missing(name_or_path: str | Path) -> str:
 
 def advise(path: str | Path) -> str | None:
     """Returns which set of scripts/download.sh brings a file or folder, or None if none does."""
-    wanted = Path(path).expanduser()
+    wanted = Path(os.path.expanduser(path))
     if wanted.is_absolute() and wanted.is_relative_to(Path.cwd()):
         wanted = wanted.relative_to(Path.cwd())
     sets = [(name, target) for name, targets in read_downloads().items() for target in targets]
@@ -79,7 +80,7 @@ def advise(path: str | Path) -> str | None:
 def check(*paths: str | Path) -> None:
     """Raises ValueError for a path that is not there and that a set of scripts/download.sh brings."""
     for path in paths:
-        if not Path(path).expanduser().exists() and (advice := advise(path)):
+        if not Path(os.path.expanduser(path)).exists() and (advice := advise(path)):
             raise ValueError(f"{path} is not there; {advice}")
 
 
@@ -96,7 +97,7 @@ def read_downloads() -> dict[str, list[Path]]:
 
 def find_local(name_or_path: str | Path) -> Path | None:
     """Returns the path of a model that is on this machine: itself, or the hub's copy. Asks no network."""
-    path = Path(name_or_path).expanduser()
+    path = Path(os.path.expanduser(name_or_path))
     if path.exists() or looks_local(name_or_path):
         return path if path.exists() else None
     from huggingface_hub import constants  # the rest of the package loads for half a second

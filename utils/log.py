@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -40,6 +41,32 @@ class _Terminal(logging.Handler):
         tqdm.write(self.format(record), file=sys.stderr)
 
 
+class _File(logging.FileHandler):
+    """A log file on a disk that may be full: then it has a gap, and the program goes on."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # what it still holds has no room
+            super().close()
+
+
+def keep_traceback(error: BaseException) -> bool:
+    """Writes the traceback of an error into the log file; False if there is none."""
+    record = logger.makeRecord(
+        logger.name, logging.ERROR, __file__, 0, "the traceback of the error that ended the program", (), _info(error)
+    )
+    files = [handler for handler in _installed if isinstance(handler, _File)]
+    for handler in files:
+        handler.emit(record)
+    return bool(files)
+
+
+def _info(error: BaseException) -> tuple:
+    return type(error), error, error.__traceback__
+
+
 def setup(level: str = "info", file: str | Path | None = None) -> None:
     """Sends our rooms' messages from `level` on, and the libraries' warnings, to stderr and to `file` (appended).
 
@@ -54,7 +81,7 @@ def setup(level: str = "info", file: str | Path | None = None) -> None:
         threshold = max(threshold, logging.WARNING)
     elif file is not None:
         Path(file).parent.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(file, encoding="utf-8"))
+        handlers.append(_File(file, encoding="utf-8"))
     root = logging.getLogger()
     while _installed:
         root.removeHandler(_installed[-1])

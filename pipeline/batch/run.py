@@ -27,6 +27,7 @@ from pipeline.batch.start import image_pixels, video_pixels
 from pipeline.batch.writer import VideoBatchWriter, finished, sidecar, video_path, why_unfinished, write_sheet
 from pipeline.bundle import ModelBundle, load_bundle
 from pipeline.config import InferConfig
+from pipeline.memory import check_memory
 from pipeline.rollout import Chunk
 from pipeline.track import PromptSchedule
 from utils.claims import claimed, lock_path
@@ -70,6 +71,7 @@ def run(config: InferConfig) -> list[Path]:
     if not any(wanted):
         paths = [video_path(r, folder) for r in videos]
     else:
+        check_memory(config)
         made = Run(config, load_bundle(config.model, config.vae, config.text, config.decoder))
         paths = made.writer(made.usable(groups, mine, refused))
     if refused:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -49,23 +48,16 @@ def run(
     paths are from it.
     """
     log.setup()
-    try:
-        if flags.jobs < 1:
-            raise ValueError(f"--jobs is {flags.jobs}; write 1 or more")
-        plan, adopted = build()
-        rows = choose_rows(flags.rows, plan.rows)
-        experiment = Experiment(plan, Folders(root, flags.runs, flags.folder, flags.records), adopted)
-        cases = experiment.pending(rows, flags.again)
-        if flags.dry_run:
-            return show(experiment, rows, cases)
-        experiment.check(cases)
-        ended = run_jobs(experiment.jobs(cases), flags.jobs, root, root / flags.runs / "logs")
-    except (ValueError, OSError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted; run again to go on", file=sys.stderr)
-        return 130
+    if flags.jobs < 1:
+        raise ValueError(f"--jobs is {flags.jobs}; write 1 or more")
+    plan, adopted = build()
+    rows = choose_rows(flags.rows, plan.rows)
+    experiment = Experiment(plan, Folders(root, flags.runs, flags.folder, flags.records), adopted)
+    cases = experiment.pending(rows, flags.again)
+    if flags.dry_run:
+        return show(experiment, rows, cases)
+    experiment.check(cases)
+    ended = run_jobs(experiment.jobs(cases), flags.jobs, root, root / flags.runs / "logs")
     if (root / flags.records).resolve() == ROOT / parser.get_default("records"):
         from scripts import tables
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
+
+from utils.atomic import read_rows
 
 WEIGHTS = ("export/transformer/diffusion_pytorch_model.safetensors", "export/transformer/config.json")
 NO_CURVE = ("step", "seconds", "sigma", "generator_sigma", "critic_sigma")
@@ -12,11 +13,10 @@ SMOOTHED = 15  # recorded points per average
 
 
 def read_metrics(run: Path) -> list[dict]:
-    """Returns the lines of `<run>/metrics.jsonl` by step, [] without the file; an unfinished line is left out."""
+    """Returns the lines of `<run>/metrics.jsonl` by step, [] without the file; lines that are damaged are left out."""
     path, latest = run / "metrics.jsonl", {}
-    for text in path.read_text().splitlines() if path.exists() else ():
-        if text.endswith("}"):
-            row = json.loads(text)
+    for row in read_rows(path)[0] if path.exists() else ():
+        if isinstance(row.get("step"), int):
             latest[row["step"]] = row  # a resumed run repeats what came after its checkpoint
     return [latest[step] for step in sorted(latest)]
 

@@ -213,7 +213,7 @@ def test_bad_input_is_one_line_and_exit_2(model, tmp_path, capsys):
     ):
         assert run(*args) == 2
         printed = capsys.readouterr().err
-        assert message in printed and printed.count("\n") == 1 and printed.startswith("convert_weights: ")
+        assert message in printed and printed.count("\n") == 1 and printed.startswith("convert_weights.py: ")
     assert not (tmp_path / "o").exists()
     assert run("inspect", tmp_path / "edu.pt") == 0  # told, not refused: it says what the file is
     assert "refused:" in capsys.readouterr().out

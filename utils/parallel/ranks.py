@@ -5,15 +5,21 @@ Everything works in a single process that torchrun did not start: rank 0 of 1, a
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 logger = logging.getLogger(__name__)
 
 BOTH = "cpu:gloo,cuda:nccl"
+LOST_PEER = ("gloo", "connection closed", "connection reset", "nccl", "socket", "broken pipe")
+PATIENCE = 5.0  # seconds in which ranks that lost a peer say so, before the one that failed is heard
+_stores: list = []  # the one through which ranks say that they failed
 
 
 def is_initialised() -> bool:
@@ -81,7 +87,12 @@ def init(backend: str | None = None, timeout_minutes: float = 30) -> None:
     if backend == "nccl":
         torch.cuda.set_device(local_rank())
         backend = BOTH
-    dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
+    store, here, world = next(dist.rendezvous("env://", timeout=timedelta(minutes=timeout_minutes)))
+    _stores[:] = [dist.PrefixStore("failures", store)]
+    group = dist.PrefixStore("default_pg", store)
+    dist.init_process_group(
+        backend, store=group, rank=here, world_size=world, timeout=timedelta(minutes=timeout_minutes)
+    )
 
 
 def make_mesh(device_type: str, sizes: tuple[int, ...], names: tuple[str, ...]):
@@ -165,6 +176,67 @@ def total(number: int) -> int:
     summed = torch.tensor([number])
     torch.distributed.all_reduce(summed)
     return int(summed)
+
+
+def is_lost_peer(error: Exception) -> bool:
+    """True for the error of a collective whose other side is gone: the cause is another rank's."""
+    kind = type(error).__name__.startswith("Dist")
+    return kind or (isinstance(error, RuntimeError) and any(word in str(error).lower() for word in LOST_PEER))
+
+
+def declare_failure(text: str, lost_peer: bool = False) -> tuple[bool, str]:
+    """Tells all ranks that this one failed; returns (True, "") for the first, else (False, which one that was).
+
+    lost_peer: this rank only lost another one, which may not have said so yet.
+    """
+    if not _stores:
+        return True, ""
+    store, here = _stores[0], rank()
+    try:
+        if lost_peer and not _wait(lambda: store.check(["cause"]), PATIENCE):
+            return False, "another rank is gone without a word (was it killed, or out of memory?)"
+        cause = store.compare_set("cause", "", f"{here}:{text}").decode()
+    except RuntimeError:  # the process that held the store is gone
+        return not lost_peer, "another rank is gone"
+    speaker = cause.partition(":")[0]
+    if int(speaker) == here:
+        _write_error_file(text)
+        return True, ""
+    store.add("ended", 1)
+    return False, f"rank {speaker} failed"
+
+
+def wait_for_others() -> None:
+    """Waits a moment until the other ranks have said that they end, so that this one is heard last."""
+    if _stores and world_size() > 1:
+        if not sys.modules["torch"].cuda.is_available():  # NCCL would wait for what is under way
+            sys.modules["torch.distributed"].destroy_process_group()  # what the others wait for fails now
+        with contextlib.suppress(RuntimeError):
+            _wait(lambda: _stores[0].add("ended", 0) >= _environment("WORLD_SIZE", 1) - 1, PATIENCE)
+
+
+def wait_for_end() -> None:
+    """Waits a moment to be ended by torchrun, which reports the first process that ends as the cause."""
+    import signal
+
+    with contextlib.suppress(ValueError):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(2 * PATIENCE)
+
+
+def _wait(is_true: Callable[[], bool], seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while not (found := is_true()) and time.monotonic() < end:
+        time.sleep(0.05)
+    return found
+
+
+def _write_error_file(text: str) -> None:
+    """Leaves the text where torchrun looks for what its report, which it prints last, calls the cause."""
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        extra = {"py_callstack": text, "timestamp": str(int(time.time()))}
+        with contextlib.suppress(OSError), open(path, "w", encoding="utf-8") as file:
+            json.dump({"message": {"message": text, "extraInfo": extra}}, file)
 
 
 def mean(values: Sequence[float]) -> list[float]:
