@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from wan.config import ROUNDINGS, TOP, Buildable
+from wan.config import ROUNDINGS, TOP, Buildable, bounded
 from wan.generation import GenerationConfig
 from wan.ledger import CacheConfig
 
@@ -34,24 +34,22 @@ class LossConfig(Buildable):
 class ScoreConfig:
     """Guidance and noise levels of the scores; w is `uncond + w (cond - uncond)`, 1 = none."""
 
-    real_guidance: float = 4.0
-    fake_guidance: float = 1.0
-    shift: float = 5.0  # of the drawn times
-    low: float = 0.02  # sigma is clamped to [low, high]
-    high: float = 0.98
-    first: int = 0  # times are drawn from [first, last) of the 1000-grid, before the shift
-    last: int = 1000
+    real_guidance: float = bounded(4.0, -1000, 1000)
+    fake_guidance: float = bounded(1.0, -1000, 1000)
+    shift: float = bounded(5.0, 1e-3, 1000)  # of the drawn times
+    low: float = bounded(0.02, 0, 1)  # sigma is clamped to [low, high]
+    high: float = bounded(0.98, 0, 1)
+    first: int = bounded(0, 0, TOP)  # times are drawn from [first, last) of the 1000-grid, before the shift
+    last: int = bounded(1000, 0, TOP)
     from_exit: bool = False  # draw above the noise level at which the generator stopped (ancestors' ts_schedule)
     to_exit: bool = False  # and below the one it came from (ts_schedule_max)
     rounding: str = "none"  # none | table (published trainings)
-    noise_shift: float = 5.0  # tables of rounding=table: of the mixing, of the networks' x0
-    score_shift: float = 8.0
+    noise_shift: float = bounded(5.0, 1e-3, 1000)  # tables of rounding=table: of the mixing, of the networks' x0
+    score_shift: float = bounded(8.0, 1e-3, 1000)
 
     def problems(self) -> Iterator[str]:
         if not 0 <= self.first < self.last <= TOP:
             yield f"first {self.first} and last {self.last} must rise within 0..{TOP}"
-        if min(self.shift, self.noise_shift, self.score_shift) <= 0:
-            yield "shift, noise_shift and score_shift must be positive; 1 = none"
         if not 0 <= self.low < self.high <= 1:
             yield f"low {self.low} and high {self.high} must rise within 0..1"
         if self.rounding not in ROUNDINGS:
@@ -75,7 +73,7 @@ class SidConfig(LossConfig):
     consumer = "model.sid:SidLoss"
     needs = frozenset({"latents", "condition", "null", "teacher", "critic"})
 
-    alpha: float = 1.0
+    alpha: float = bounded(1.0, 0, 1000)
     score: ScoreConfig = field(default_factory=ScoreConfig)
 
 
@@ -86,14 +84,10 @@ class DiscriminatorConfig:
     lr_scale: the discriminator's learning rate as a multiple of the critic's (Self-Forcing trains both at one rate).
     """
 
-    layers: tuple[int, ...] = (13, 21, 29)
-    ffn_dim: int = 8192
-    num_class: int = 1
-    lr_scale: float = 1.0
-
-    def problems(self) -> Iterator[str]:
-        if self.lr_scale <= 0:
-            yield f"lr_scale is {self.lr_scale}; write a positive number, 1 = the critic's rate"
+    layers: tuple[int, ...] = bounded((13, 21, 29), 0, 1000)
+    ffn_dim: int = bounded(8192, 1, 1 << 20)
+    num_class: int = bounded(1, 1, 1 << 16)
+    lr_scale: float = bounded(1.0, 1e-6, 1e6)
 
 
 @dataclass
@@ -103,19 +97,15 @@ class GanConfig(LossConfig):
     consumer = "model.gan:GanLoss"
     needs = frozenset({"latents", "condition", "real", "critic", "discriminator"})
 
-    generator_weight: float = 1e-2
-    discriminator_weight: float = 1e-2
+    generator_weight: float = bounded(1e-2, 0, 1e6)
+    discriminator_weight: float = bounded(1e-2, 0, 1e6)
     relativistic: bool = False
-    r1_weight: float = 0.0
-    r2_weight: float = 0.0
-    r1_sigma: float = 0.01
-    r2_sigma: float = 0.01
+    r1_weight: float = bounded(0.0, 0, 1e9)
+    r2_weight: float = bounded(0.0, 0, 1e9)
+    r1_sigma: float = bounded(0.01, 1e-9, 1000)
+    r2_sigma: float = bounded(0.01, 1e-9, 1000)
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
-
-    def problems(self) -> Iterator[str]:
-        if min(self.r1_sigma, self.r2_sigma) <= 0:
-            yield "r1_sigma and r2_sigma are divided by; write positive numbers"
 
 
 @dataclass
@@ -127,8 +117,8 @@ class FlowConfig(LossConfig):
 
     mode: str = "bidirectional"  # bidirectional | diffusion_forcing | teacher_forcing
     weight: str = "uniform"  # uniform | bell (the ancestors' training weight)
-    clean_chunks: float = 0.0  # diffusion forcing: share of chunks shown clean (the last one never is)
-    context_sigma: float = 0.0  # teacher forcing: noise of the clean half
+    clean_chunks: float = bounded(0.0, 0, 1)  # diffusion forcing: share of chunks shown clean (the last one never is)
+    context_sigma: float = bounded(0.0, 0, 1)  # teacher forcing: noise of the clean half
 
     @property
     def bidirectional(self) -> bool:
@@ -139,8 +129,8 @@ class FlowConfig(LossConfig):
             yield f"mode is {self.mode!r}; write one of {MODES}"
         if self.weight not in ("uniform", "bell"):
             yield f"weight is {self.weight!r}; write uniform or bell"
-        if not 0 <= self.clean_chunks < 1 or not 0 <= self.context_sigma <= 1:
-            yield "clean_chunks must lie in [0, 1) and context_sigma in [0, 1]"
+        if self.clean_chunks == 1:
+            yield "clean_chunks is 1; write less, for a share of the chunks must have noise"
 
     def problems_with(self, generation: GenerationConfig) -> Iterator[str]:
         if not self.bidirectional:

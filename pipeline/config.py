@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -12,7 +11,7 @@ from typing import Any
 from pipeline import PIPELINES, SAMPLERS, ancestors
 from pipeline.lora import LoraEntry, parse_loras, plain_loras
 from pipeline.trained import find_trained
-from utils.config.field import collect_error, one_of
+from utils.config.field import collect_error, file_path, one_of
 from utils.config.layer import parse_overrides, read_defaults, read_recipe
 from utils.config.load import load
 from utils.config.renamed import OldKeys
@@ -20,24 +19,14 @@ from utils.data.schedules import LARGEST, LARGEST_SEED, SUFFIX, parse_switch_fra
 from wan.attention.config import AttentionConfig
 from wan.codec import DECODERS
 from wan.codec.config import VAEDecoderConfig
-from wan.config import DTYPES, PRECISIONS, Buildable, TextConfig, VAEConfig
+from wan.config import BATCH, DTYPES, LARGEST_SIDE, LONGEST, PRECISIONS, Buildable, TextConfig, VAEConfig, bounded
 from wan.family import published_specs
 from wan.generation import GenerationConfig
 
 DEFAULTS = Path(__file__).parent.parent / "configs" / "default_config.yaml"
 SOLVERS = ("unipc", "dpm++", "euler")
-LONGEST = 1_000_000  # latent frames of a video, days: more is a mistake, and their chunks would fill the memory
+MOST_THREADS = 1024
 FASTEST = 1000  # frames per second
-LIMITS = {  # the least and the most of each number
-    "num_output_frames": (1, LONGEST),
-    "num_samples": (1, 1_000_000),
-    "batch": (1, LARGEST),
-    "height": (0, 16384),
-    "width": (0, 16384),
-    "seconds": (0, LONGEST),
-    "seed": (0, LARGEST_SEED),
-    "threads": (0, LARGEST),
-}
 OLD_KEYS = OldKeys(
     {
         "pipeline.chunk": "generation.chunk",
@@ -60,7 +49,7 @@ class FewStepConfig(Buildable):
 
     consumer = "pipeline.sampler:few_step"
 
-    guidance: float = 1.0  # w; 1 = the conditional prediction alone
+    guidance: float = bounded(1.0, -1000, 1000)  # w; 1 = the conditional prediction alone
 
 
 @dataclass
@@ -70,10 +59,10 @@ class MultiStepConfig(Buildable):
     consumer = "pipeline.sampler:multi_step"
 
     solver: str = "unipc"  # unipc | dpm++ | euler
-    num_steps: int = 50
-    shift: float = 0.0  # 0 = generation.steps.shift
-    guidance: float = 5.0  # w of uncond + w (cond - uncond)
-    guidance_high: float = 0.0  # w of the high-noise expert of a model that has two; 0 = the same
+    num_steps: int = bounded(50, 1, 10_000)
+    shift: float = bounded(0.0, 1e-3, 1000, or_zero=True)  # 0 = generation.steps.shift
+    guidance: float = bounded(5.0, -1000, 1000)  # w of uncond + w (cond - uncond)
+    guidance_high: float = bounded(0.0, -1000, 1000)  # w of the high-noise expert of a model that has two; 0 = the same
 
     def problems(self) -> Iterator[str]:
         yield from solver_problems(self.solver, self.num_steps, self.shift or 1.0)
@@ -85,13 +74,13 @@ class ModelConfig:
     the folder does not tell; checkpoint: other weights for its transformer; lora: changes of these (`pipeline.lora`),
     kept as they are recorded: a path, or a list of {path, strength}."""
 
-    path: str = "assets/digits"
+    path: str = file_path("assets/digits")
     spec: str = ""
-    checkpoint: str = ""
+    checkpoint: str = file_path()
     use_ema: bool = False
-    lora: Any = ""
+    lora: Any = file_path()
     lora_merge: bool = False  # add the LoRA to the weights (faster) instead of running it next to them (as published)
-    lora_alpha: float = 0.0  # 0 = as each file says (scale alpha / rank), and the rank where it says nothing
+    lora_alpha: float = bounded(0.0, 0, 1e6)  # 0 = as each file says, and the rank where it says nothing
     dtype: str = "bf16"  # fp32 | bf16
     precision: str = "weights"  # weights | upstream (fp32 modulation and head, for undistilled Wan weights)
     attention: AttentionConfig = field(default_factory=AttentionConfig)
@@ -111,8 +100,6 @@ class ModelConfig:
         if self.spec and self.spec not in published_specs():
             yield f"model.spec {self.spec!r} is unknown; write one of {sorted(published_specs())}"
         yield from collect_error(parse_loras, self.lora)
-        if not 0 <= self.lora_alpha < math.inf:
-            yield f"lora_alpha is {self.lora_alpha}; write a positive number, or 0 for what the files say"
 
 
 @dataclass
@@ -156,15 +143,15 @@ def solver_problems(name: str, num_steps: int, shift: float) -> Iterator[str]:
 class DataConfig:
     """Where prompts come from: a text file, scripts (.jsonl), a folder of images with captions (i2v), one prompt."""
 
-    path: str = ""
-    extended_path: str = ""  # line-aligned rewritten prompts; the plain ones name the files
+    path: str = file_path()
+    extended_path: str = file_path()  # line-aligned rewritten prompts; the plain ones name the files
     prompt: str = ""
     i2v: bool = False  # path is a folder of images
-    noise: str = ""  # a safetensors file with the start noise `noise` [N, F, C, h, w]
-    initial_latents: str = ""  # a safetensors file with `latents` [N or 1, F, C, h, w] to go on from
-    start_image: str = ""  # a picture that all videos start from, or a folder with one for each line of the prompts
-    start_video: str = ""  # the same with videos, whose end is the videos' start
-    start_seconds: float = 0.0  # how much of a video's end, cut to whole chunks; 0 = what the window holds
+    noise: str = file_path()  # a safetensors file with the start noise `noise` [N, F, C, h, w]
+    initial_latents: str = file_path()  # a safetensors file with `latents` [N or 1, F, C, h, w] to go on from
+    start_image: str = file_path()  # a picture that all videos start from, or a folder: one per line of the prompts
+    start_video: str = file_path()  # the same with videos, whose end is the videos' start
+    start_seconds: float = bounded(0.0, 0, LARGEST)  # of a video's end, cut to whole chunks; 0 = what the window holds
     switch_frames: Any = ()  # latent frames at which scripts without ends change their prompt; [40, 80] or "40, 80"
     keep_going: bool = False  # make the other videos of a script that has bad lines, which are listed at the end
 
@@ -184,30 +171,26 @@ class DataConfig:
         names = ("i2v", "initial_latents", "start_image", "start_video")
         if len(starts := [name for name in names if getattr(self, name)]) > 1:
             yield f"{' and '.join(starts)} each tell what the videos start from; write one"
-        if not 0 <= self.start_seconds <= LARGEST or (self.start_seconds and not self.start_video):
-            yield f"start_seconds is {self.start_seconds}; write how much of start_video is used, 0 to {LARGEST}"
+        if self.start_seconds and not self.start_video:
+            yield f"start_seconds is {self.start_seconds} and start_video empty; write the video, or leave both out"
 
 
 @dataclass
 class OutputConfig:
     """What is written, and where. fps 0 = the model's own."""
 
-    folder: str = "outputs"
-    fps: float = 0.0
-    crf: int = 18  # quality of the MP4: 0 lossless .. 51
+    folder: str = file_path("outputs")
+    fps: float = bounded(0.0, 0.1, FASTEST, or_zero=True)
+    crf: int = bounded(18, 0, 51)  # quality of the MP4: 0 lossless .. 51
     gif: bool = False
     sheet: bool = True  # a contact sheet of the whole run
     latents: bool = False  # also <name>.safetensors
     save_with_index: bool = False  # <line>-<sample> instead of the prompt as file name
     overwrite: bool = False  # make finished videos anew
-    save_every_seconds: float = 30.0  # of the video, between snapshots from which a killed run goes on; 0 = none
+    save_every_seconds: float = bounded(30.0, 0, LONGEST)  # of video between snapshots to go on from; 0 = none
     resume: bool = False  # go on with the videos of a run that was killed, from their snapshots
 
     def problems(self) -> Iterator[str]:
-        if not 0 <= self.save_every_seconds < math.inf:
-            yield f"save_every_seconds is {self.save_every_seconds}; write seconds, or 0 for no snapshots"
-        if not 0 <= self.fps <= FASTEST or not 0 <= self.crf <= 51:
-            yield f"fps is {self.fps} and crf {self.crf}; fps must lie in 0..{FASTEST}, crf must lie in 0..51"
         if self.gif and self.fps > 50:
             yield f"a GIF shows at most 50 frames a second and fps is {self.fps}; write output.gif=false"
 
@@ -226,20 +209,17 @@ class InferConfig:
     decoder: Any = one_of(DECODERS, default="vae")  # what makes the pixels; the VAE still encodes starts
     text: TextConfig = field(default_factory=TextConfig)
     negative_prompt: str = ""
-    height: int = 0
-    width: int = 0
-    num_output_frames: int = 21
-    seconds: float = 0.0  # if given, the length instead of num_output_frames, rounded up to whole chunks
-    num_samples: int = 1
-    batch: int = 1  # videos made together
-    seed: int = 0
-    threads: int = 0  # torch threads of this process; 0 = torch's own choice
+    height: int = bounded(0, 0, LARGEST_SIDE)
+    width: int = bounded(0, 0, LARGEST_SIDE)
+    num_output_frames: int = bounded(21, 1, LONGEST)
+    seconds: float = bounded(0.0, 0, LONGEST)  # instead of num_output_frames, rounded up to whole chunks
+    num_samples: int = bounded(1, 1, 1_000_000)
+    batch: int = bounded(1, 1, BATCH)  # videos made together
+    seed: int = bounded(0, 0, LARGEST_SEED)
+    threads: int = bounded(0, 0, MOST_THREADS)  # torch threads of this process; 0 = torch's own choice
     verify_archives: bool = True  # compare the checksums of .pt and .pth files; a second per GB
 
     def problems(self) -> Iterator[str]:
-        wrong = [name for name, (least, most) in LIMITS.items() if not least <= getattr(self, name) <= most]
-        for name in wrong:
-            yield f"{name} is {getattr(self, name)}; write {LIMITS[name][0]} to {LIMITS[name][1]}"
         if self.vae.tiling and isinstance(self.decoder, VAEDecoderConfig):
             yield "vae.tiling decodes whole clips and a generation decodes a stream; write vae.tiling=false"
         if isinstance(self.sampler, FewStepConfig) and not self.generation.steps.steps:
@@ -247,8 +227,7 @@ class InferConfig:
                 "sampler.name is few_step and generation.steps.steps is empty (the model was not distilled); write the "
                 "steps, e.g. [1000, 750, 500, 250], or sampler.name=multi_step"
             )
-        if not wrong:  # the chunks of an impossible length would fill the memory
-            yield from self.pipeline.problems_with(self)
+        yield from self.pipeline.problems_with(self)
 
     @property
     def chosen_sampler(self) -> FewStepConfig | MultiStepConfig:

@@ -9,22 +9,24 @@ from typing import Any
 
 from model import LOSSES
 from pipeline import PIPELINES, SAMPLERS, ancestors
-from pipeline.config import BidirectionalConfig, CausalConfig, InferConfig
+from pipeline.config import LARGEST_SIDE, MOST_THREADS, BidirectionalConfig, CausalConfig, InferConfig
 from trainer import SOURCES, TRAINERS
 from trainer.checkpoint.folder import CheckpointConfig
 from trainer.trackers import TrackConfig
-from utils.config.field import check, collect_error, find_problems, one_of, values
+from utils.config.field import check, collect_error, file_path, find_problems, one_of, values
 from utils.config.layer import parse_overrides, read_defaults, read_recipe
 from utils.config.load import load
 from utils.config.renamed import OldKeys
+from utils.data.schedules import LARGEST_SEED
 from utils.digits.world import DigitsConfig
 from utils.parallel.layout import LayoutConfig
 from wan.attention.config import AttentionConfig
-from wan.config import DTYPES, PRECISIONS, Buildable, TextConfig, VAEConfig
+from wan.config import BATCH, DTYPES, LONGEST, PRECISIONS, Buildable, TextConfig, VAEConfig, bounded
 from wan.family import published_specs
 from wan.generation import GenerationConfig
 
 DEFAULTS = Path(__file__).parent.parent / "configs" / "default_config.yaml"
+COUNT = 10**9  # steps: more is a mistake
 PREVIEW = "a preview runs as the generator is trained; remove it"
 OLD_KEYS = OldKeys(
     renamed={
@@ -64,38 +66,32 @@ class OptimConfig:
     `matrices` take `lr`, all others AdamW at `lr_rest`; with `adamw` all take `lr`."""
 
     name: str = "adamw"  # adamw | muon
-    lr: float = 2e-6
-    lr_rest: float = 1.5e-3
-    betas: tuple[float, float] = (0.9, 0.99)
-    weight_decay: float = 0.01
+    lr: float = bounded(2e-6, 1e-15, 100)
+    lr_rest: float = bounded(1.5e-3, 0, 100)
+    betas: tuple[float, float] = bounded((0.9, 0.99), 0, 1)
+    weight_decay: float = bounded(0.01, 0, 100)
     matrices: str = "blocks."
-    warmup: int = 0
-    decay: float = 0.0  # share of the training over which the rate falls linearly to 0
-    clip: float = 10.0  # largest gradient norm
+    warmup: int = bounded(0, 0, COUNT)
+    decay: float = bounded(0.0, 0, 1)  # share of the training over which the rate falls linearly to 0
+    clip: float = bounded(10.0, 1e-9, 1e9)  # largest gradient norm
 
     def problems(self) -> Iterator[str]:
         if self.name not in ("adamw", "muon"):
-            yield f"optimiser {self.name!r} is unknown; write adamw or muon"
-        if self.lr <= 0 or self.clip <= 0 or not 0 <= self.decay <= 1:
-            yield "lr and clip must be positive, decay must lie in [0, 1]"
-        if not all(0 <= beta < 1 for beta in self.betas):
-            yield f"betas is {list(self.betas)}; write two numbers in [0, 1), e.g. [0.9, 0.999]"
-        if min(self.weight_decay, self.warmup, self.lr_rest) < 0:
-            yield "weight_decay, warmup and lr_rest must not be negative"
+            yield f"name is {self.name!r}; write adamw or muon"
+        if 1 in self.betas:
+            yield f"betas is {list(self.betas)}; write two numbers below 1, e.g. [0.9, 0.999]"
 
 
 @dataclass
 class EmaConfig:
     """decay 0 = no average; updates begin at `start_step` from the weights of then."""
 
-    decay: float = 0.99
-    start_step: int = 0
+    decay: float = bounded(0.99, 0, 1)
+    start_step: int = bounded(0, 0, COUNT)
 
     def problems(self) -> Iterator[str]:
-        if not 0 <= self.decay < 1:
-            yield f"ema.decay is {self.decay}; write a number in [0, 1), 0 = none"
-        if self.start_step < 0:
-            yield f"ema.start_step is {self.start_step}; write 0 (from the first step) or more"
+        if self.decay == 1:
+            yield "decay is 1, an average that never moves; write less, 0 = none"
 
 
 @dataclass
@@ -106,16 +102,14 @@ class LoraConfig:
     merged: exports hold base + adapters as one plain model, else the adapters alone.
     """
 
-    rank: int = 0
-    alpha: float = 0.0
+    rank: int = bounded(0, 0, 1 << 16)
+    alpha: float = bounded(0.0, 0, 1e6)
     targets: str = r"blocks\."  # every linear of every block
-    weights: str = ""
+    weights: str = file_path()
     role: str = "generator"  # which LoRA of `weights`, where it holds those of generator and critic
     merged: bool = False
 
     def problems(self) -> Iterator[str]:
-        if self.rank < 0 or self.alpha < 0:
-            yield "lora.rank and lora.alpha must be 0 or more"
         if (self.weights or self.merged) and not self.rank:
             yield "lora.weights and lora.merged need lora.rank (the rank of the adapters)"
 
@@ -132,7 +126,7 @@ class RoleConfig(Buildable):
     consumer = "trainer.roles:build_network"
 
     spec: str = ""
-    weights: str = ""
+    weights: str = file_path()
     use_ema: bool = False
     dtype: str = "fp32"
     precision: str = "weights"  # upstream: modulation, residual stream and head in fp32 whatever the dtype
@@ -194,13 +188,11 @@ class RegressConfig(TrainerConfig):
     source: Any = one_of(SOURCES, default="latents")
     loss: Any = one_of(LOSSES, default="flow")
     optim: OptimConfig = field(default_factory=OptimConfig)
-    accumulate: int = 1  # parts that a rank's share of the batch is cut into
+    accumulate: int = bounded(1, 1, BATCH)  # parts that a rank's share of the batch is cut into
     ema: EmaConfig = field(default_factory=EmaConfig)
     text: TextConfig = field(default_factory=TextConfig)
 
     def problems(self) -> Iterator[str]:
-        if self.accumulate < 1:
-            yield f"accumulate is {self.accumulate}; write 1 (the whole share at once) or more"
         if "critic" in self.loss.needs:
             yield f"loss {self.loss.name} trains a critic too; write trainer.name=distill, or a loss without a critic"
         elif self.source.generates:
@@ -224,16 +216,14 @@ class DistillConfig(TrainerConfig):
     loss: Any = one_of(LOSSES, default="dmd")
     optim: OptimConfig = field(default_factory=OptimConfig)
     critic_optim: OptimConfig = field(default_factory=OptimConfig)
-    critic_updates_per_generator_update: int = 5
-    accumulate: int = 1  # parts that a rank's share of the batch is cut into
+    critic_updates_per_generator_update: int = bounded(5, 1, BATCH)
+    accumulate: int = bounded(1, 1, BATCH)  # parts that a rank's share of the batch is cut into
     ema: EmaConfig = field(default_factory=EmaConfig)
     text: TextConfig = field(default_factory=TextConfig)
     vae: VAEConfig = field(default_factory=VAEConfig)
     negative_prompt: str = ""
 
     def problems(self) -> Iterator[str]:
-        if self.critic_updates_per_generator_update < 1 or self.accumulate < 1:
-            yield "critic_updates_per_generator_update and accumulate must be at least 1"
         if "critic" not in self.loss.needs:
             yield f"loss {self.loss.name} has no update of a critic; write trainer.name=regress, or loss.name=dmd"
         else:
@@ -246,9 +236,9 @@ class DistillConfig(TrainerConfig):
 class Stage:
     """Part of a training: from `start` (fraction of all steps) on, clips of `frames`, `batch` at a time."""
 
-    start: float = 0.0
-    frames: int = 17
-    batch: int = 2
+    start: float = bounded(0.0, 0, 1)
+    frames: int = bounded(17, 1, LONGEST)
+    batch: int = bounded(2, 1, BATCH)
 
 
 @dataclass
@@ -262,21 +252,21 @@ class CodecConfig(TrainerConfig):
 
     consumer = "trainer.codec:build_codec"
 
-    base_dim: int = 12
-    dim_mult: tuple[int, ...] = (1, 4, 4)
-    z_dim: int = 16
-    beta: float = 3e-4
-    kl_ramp: tuple[float, float] = (0.15, 0.5)
-    foreground: float = 5.0
+    base_dim: int = bounded(12, 1, 4096)
+    dim_mult: tuple[int, ...] = bounded((1, 4, 4), 1, 64)
+    z_dim: int = bounded(16, 1, 4096)
+    beta: float = bounded(3e-4, 0, 1e6)
+    kl_ramp: tuple[float, float] = bounded((0.15, 0.5), 0, 1)
+    foreground: float = bounded(5.0, 0, 1e6)
     stages: list[Stage] = field(default_factory=lambda: [Stage(0.0, 9, 4), Stage(0.4, 17, 2), Stage(0.8, 33, 1)])
     digits: DigitsConfig = field(default_factory=DigitsConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def problems(self) -> Iterator[str]:
         if not self.stages or self.stages[0].start != 0:
-            yield "the first stage must start at 0"
-        if not 0 <= self.kl_ramp[0] < self.kl_ramp[1] <= 1:
-            yield f"kl_ramp {self.kl_ramp} must be two rising fractions in [0, 1]"
+            yield "stages is empty, or the first does not start at 0; write start: 0"
+        if self.kl_ramp[0] >= self.kl_ramp[1]:
+            yield f"kl_ramp {self.kl_ramp} must be two fractions that rise"
 
 
 @dataclass
@@ -291,21 +281,17 @@ class PreviewConfig:
     training has no VAE of its own.
     """
 
-    every: int = 0
-    prompts: str = ""
-    count: int = 4
-    num_frames: int = 0
-    height: int = 0
-    width: int = 0
-    batch: int = 4
+    every: int = bounded(0, 0, COUNT)
+    prompts: str = file_path()
+    count: int = bounded(4, 1, BATCH)
+    num_frames: int = bounded(0, 0, LONGEST)
+    height: int = bounded(0, 0, LARGEST_SIDE)
+    width: int = bounded(0, 0, LARGEST_SIDE)
+    batch: int = bounded(4, 1, BATCH)
     ema: bool = True
     sampler: Any = one_of(SAMPLERS, default=None)
     pipeline: Any = one_of(PIPELINES, default=None)
     vae: VAEConfig = field(default_factory=VAEConfig)
-
-    def problems(self) -> Iterator[str]:
-        if self.every < 0 or self.num_frames < 0 or self.count < 1:
-            yield "every and num_frames must not be negative, count must be at least 1"
 
     def requested(self, training: TrainConfig) -> InferConfig:
         """Returns the generation that a preview of a training is, as long as its source's samples.
@@ -329,14 +315,14 @@ class TrainConfig:
     save: false = a trial that leaves neither checkpoints nor the exported model.
     """
 
-    model: str = "assets/digits"
-    logdir: str = ""
-    seed: int = 0
-    steps: int = 1000
+    model: str = file_path("assets/digits")
+    logdir: str = file_path()
+    seed: int = bounded(0, 0, LARGEST_SEED)
+    steps: int = bounded(1000, 1, COUNT)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
-    threads: int = 1  # torch threads of this process; on a busy machine two are slower than one
+    threads: int = bounded(1, 1, MOST_THREADS)  # torch threads; on a busy machine two are slower than one
     verify_archives: bool = True  # compare the checksums of .pt and .pth files; a second per GB
-    log_every: int = 20
+    log_every: int = bounded(20, 1, COUNT)
     trainer: Any = one_of(TRAINERS, default="regress")
     layout: LayoutConfig = field(default_factory=LayoutConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -345,8 +331,6 @@ class TrainConfig:
     track: TrackConfig = field(default_factory=TrackConfig)
 
     def problems(self) -> Iterator[str]:
-        if self.steps < 1 or self.log_every < 1 or self.threads < 1:
-            yield "steps, log_every and threads must be at least 1"
         if any(find_problems(self.generation)):
             return
         unfit = list(self.trainer.problems_with(self.generation))

@@ -12,11 +12,12 @@ import torch
 
 from trainer.lora import load_start
 from trainer.sources.latents import read_pairs
-from utils import hub
+from utils import hub, memory
 from utils.config.field import collect_error, values
 from utils.config.text import DEFAULT_ORIGIN
 from utils.data.store import open_clips, open_pairs
 from utils.lora import BLOCK_LINEARS, match_linears
+from utils.parallel import ranks
 from wan.checkpoint import tensor_file
 from wan.checkpoint.parts import Parts, find_parts
 from wan.checkpoint.weights import read_weights
@@ -24,6 +25,7 @@ from wan.family import find_published, get_family, published_specs
 from wan.geometry import Geometry
 from wan.spec import TransformerSpec
 
+TRAINED, HALF = 16.0, 2.0  # bytes of a weight: master, gradient and two moments in fp32; one that rests in bf16
 ROLES = ("generator", "teacher", "critic")
 DATA = {
     "prompts": "write a text file with one prompt per line",
@@ -71,12 +73,36 @@ def find_problems(config) -> Iterator[Problem]:
             text = f"{config.layout.sequence} ranks cannot share the {spec.num_heads} heads of trainer.{name}"
             yield "layout.sequence", f"{text}; write a divisor of {spec.num_heads}"
         yield from find_lost_targets(f"trainer.{name}.lora", knobs[name].lora, spec)
+    if not lost:
+        yield from find_too_large(config, sizes)
     if "generator" in sizes:
         made = knobs["source"], sizes["generator"]
         wrong = list(find_wrong_size("trainer.source", *made)) if "height" in values(knobs["source"]) else []
         yield from wrong or find_unfit_clips(*made)
     if "critic" in sizes and "discriminator" in values(knobs["loss"]):
         yield from find_lost_layers(knobs["loss"].discriminator.layers, sizes["critic"].num_layers)
+
+
+def find_too_large(config, sizes: Mapping[str, TransformerSpec]) -> Iterator[Problem]:
+    """Yields that the networks cannot fit, at the least, on the ranks of this training."""
+    parts = {}
+    for name, spec in sizes.items():
+        role = values(config.trainer)[name]
+        with torch.device("meta"):
+            network = get_family(spec).network(spec)
+        number = sum(weight.numel() for weight in network.parameters())
+        if role.lora.rank and not any(find_lost_targets("", role.lora, spec)):
+            named = dict(network.named_modules())
+            sides = sum(sum(named[n].weight.shape) for n in match_linears(network, role.lora.targets))
+            parts[f"trainer.{name}.lora"] = TRAINED * role.lora.rank * sides
+        trained = name != "teacher" and not role.lora.rank
+        parts[f"trainer.{name}"] = number * (TRAINED if trained else HALF)
+    share = config.layout.shard or ranks.world_size()
+    try:
+        advice = "take smaller networks or LoRA ranks, or more ranks (layout.shard)"
+        memory.check_fits({name: size / share for name, size in parts.items()}, advice)
+    except ValueError as error:
+        yield max(parts, key=lambda name: parts[name]), str(error)
 
 
 def find_lost_data(where: str, config) -> Iterator[Problem]:

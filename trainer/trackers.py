@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.atomic import atomic_write
+from utils.config.field import file_path
 from utils.parallel import ranks
 
 MODES = ("offline", "online")
@@ -32,7 +33,7 @@ class TrackConfig:
     wandb_project: str = "longtake"
     wandb_entity: str = ""
     wandb_name: str = ""
-    wandb_dir: str = ""
+    wandb_dir: str = file_path()
     tensorboard: bool = False
 
     def problems(self) -> Iterator[str]:

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
+from typing import Any
 
 ROUNDINGS = ("none", "integer", "table")
 PRECISIONS = ("weights", "upstream")
 DTYPES = ("fp32", "bf16")
 TOP = 1000  # of the published step lists
+
+LONGEST = 1_000_000  # latent, of a video: days; more is a mistake, and its chunks would fill the memory
+LARGEST_SIDE = 16384  # pixels
+BATCH = 1 << 20  # at once: more is a mistake
+SHIFTS = (1e-3, 1000)
+
+
+def bounded(default: Any, least: float, most: float, or_zero: bool = False) -> Any:
+    """Returns a dataclass field whose number, or each of whose numbers, lies in [least, most]; or_zero: or is 0.
+
+    The bounds are metadata, which `utils.config` reads: this package does not know it.
+    """
+    return field(default=default, metadata={"bounds": (least, most, or_zero)})
 
 
 @dataclass
@@ -24,7 +38,7 @@ class VAEConfig:
     dtype: str = "fp32"  # fp32 | bf16
     tiling: bool = False  # whole clips in overlapping tiles: little memory, not for streams
     slicing: bool = False  # one clip of a batch at a time
-    frames_per_pass: int = 1  # >1 is faster on a GPU and agrees to 3e-6
+    frames_per_pass: int = bounded(1, 1, BATCH)  # >1 is faster on a GPU and agrees to 3e-6
     device: str = "auto"  # auto | cpu | cuda:N
 
     @property
@@ -37,8 +51,6 @@ class VAEConfig:
             yield f"vae.device is {self.device!r}; write auto, cpu, or a GPU of its own, e.g. cuda:1"
         if self.dtype not in ("fp32", "bf16"):
             yield f"vae.dtype is {self.dtype!r}; write fp32 or bf16"
-        if self.frames_per_pass < 1:
-            yield f"vae.frames_per_pass is {self.frames_per_pass}; write 1 or more"
 
 
 @dataclass
@@ -47,15 +59,13 @@ class TextConfig:
 
     dtype: str = "bf16"  # fp32 | bf16; of the weights and of the result
     device: str = "auto"  # auto: with the model | cpu: saves 11 GB on the GPU
-    batch_size: int = 8  # prompts encoded together
+    batch_size: int = bounded(8, 1, BATCH)  # prompts encoded together
 
     def problems(self) -> Iterator[str]:
         if self.dtype not in DTYPES:
             yield f"text.dtype is {self.dtype!r}; write {' or '.join(DTYPES)}"
         if self.device not in ("auto", "cpu"):
             yield f"text.device is {self.device!r}; write auto or cpu"
-        if self.batch_size < 1:
-            yield f"text.batch_size is {self.batch_size}; write 1 or more"
 
 
 class Buildable:

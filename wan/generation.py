@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from wan.config import clock_problems, step_problems
+from wan.config import LONGEST, SHIFTS, TOP, bounded, clock_problems, step_problems
 from wan.geometry import Span, check_chunks, chunks
 from wan.ledger import CacheConfig
 
@@ -26,11 +26,11 @@ class StepsConfig:
     published models were trained.
     """
 
-    steps: tuple[float, ...] = ()
-    shift: float = 5.0
+    steps: tuple[float, ...] = bounded((), 1e-3, TOP)
+    shift: float = bounded(5.0, *SHIFTS)
     warp: bool = True
     rounding: str = "none"  # none | integer | table
-    first_steps: tuple[float, ...] = ()
+    first_steps: tuple[float, ...] = bounded((), 1e-3, TOP)
 
     def problems(self) -> Iterator[str]:
         yield from clock_problems(self.shift, self.rounding)
@@ -54,32 +54,27 @@ class ContextConfig:
     The ancestors' training passes 0 and mixes (their table's last sigma is not 0); ours does neither.
     """
 
-    sigma: float = 0.0
+    sigma: float = bounded(0.0, 0, 1)
     renoise: bool = False
     rounding: str = "none"
-    shift: float = 5.0
+    shift: float = bounded(5.0, *SHIFTS)
 
     def problems(self) -> Iterator[str]:
         yield from clock_problems(self.shift, self.rounding)
-        if not 0 <= self.sigma <= 1:
-            yield f"context.sigma is {self.sigma}; write a number in [0, 1]"
 
 
 @dataclass
 class GenerationConfig:
     """How a model generates. chunk: latent frames denoised together; first_chunk: length of the first, 0 = the same."""
 
-    chunk: int = 3
-    first_chunk: int = 0
+    chunk: int = bounded(3, 1, LONGEST)
+    first_chunk: int = bounded(0, 0, LONGEST)
     steps: StepsConfig = field(default_factory=StepsConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     context: ContextConfig = field(default_factory=ContextConfig)
 
     def problems(self) -> Iterator[str]:
-        if self.chunk < 1 or self.first_chunk < 0:
-            yield f"chunk is {self.chunk} and first_chunk {self.first_chunk}; write 1 or more and 0 or more"
-        else:
-            yield from self.cache.chunk_problems(self.largest_chunk)
+        yield from self.cache.chunk_problems(self.largest_chunk)
         if self.cache.content == "same_step" and self.context != ContextConfig():
             yield "cache.content is same_step: the steps fill the caches and no context pass runs; leave out context"
         if self.cache.content == "same_step" and self.steps.first_steps:

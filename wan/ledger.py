@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from wan.config import raise_first
+from wan.config import LONGEST, bounded, raise_first
 from wan.geometry import Span
 from wan.tokens import Run
 
@@ -45,12 +45,12 @@ class CacheConfig:
     `same_step` = one cache for each step with the keys of that step's pass: earlier frames are seen at its noise level.
     """
 
-    window_frames: int = -1
-    sink_frames: int = 0
+    window_frames: int = bounded(-1, -1, LONGEST)
+    sink_frames: int = bounded(0, 0, LONGEST)
     rope: str = "write"  # write | read
     recache: str = "causal"  # bidirectional | causal | reset | none
     keep_sink: bool = True
-    recache_frames: int = 0
+    recache_frames: int = bounded(0, 0, LONGEST)
     content: str = "clean"  # clean | same_step
 
     def problems(self) -> Iterator[str]:

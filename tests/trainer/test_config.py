@@ -20,22 +20,22 @@ WRONG = [
     (["trainer.loss.name=flwo"], "flow"),
     (["trainer.loss.mode=causal"], "write one of"),
     (["trainer.loss.weight=bells"], "write uniform or bell"),
-    (["trainer.loss.clean_chunks=1"], r"clean_chunks must lie in \[0, 1\)"),
+    (["trainer.loss.clean_chunks=1"], "clean_chunks is 1; write less"),
     (["generation.cache.rope=read"], "rope=read is not a single masked forward"),
     (["trainer.source.frames=5"], "5 latent frames do not fill chunks of 2"),
     (["trainer.source.frames=6"], "holds clips of 4 latent frames; frames is 6"),
     (["trainer.source.path="], "path is empty"),
     (["trainer.source.path=no/such/folder"], "trainer.source.path: no/such/folder is not there"),
-    (["trainer.source.dropout=1"], "dropout lie in"),
+    (["trainer.source.dropout=1"], "dropout is 1: no sample"),
     (["trainer.source.name=latent"], "latents"),
     (["trainer.generator.spec=digits"], "either spec .* or weights"),
     (["trainer.generator.weights="], "either spec .* or weights"),
     (["trainer.generator={spec: digit}"], "is unknown; write one of"),
     (["trainer.optim.name=sgd"], "write adamw or muon"),
-    (["trainer.ema.decay=1"], r"number in \[0, 1\)"),
+    (["trainer.ema.decay=1"], "decay is 1, an average that never moves"),
     (["trainer.name=regres"], "regress"),
-    (["steps=0"], "at least 1"),
-    (["checkpoint.keep=0"], "at least 1"),
+    (["steps=0"], "steps is 0; write 1 to"),
+    (["checkpoint.keep=0"], "checkpoint.keep is 0; write 1 to"),
     (["generation.cache={window_frames: 2, sink_frames: 1}"], "smaller than sink_frames 1"),
     (["trainer.loss.mode=teacher_forcing", "generation.cache.window_frames=1"], "write at least 2"),
 ]
@@ -138,6 +138,16 @@ def test_a_damaged_shard_is_named(tmp_path):
     (folder / "shard_00001.safetensors").write_bytes(b"half")
     with pytest.raises(ValueError, match="shard_00001.safetensors is damaged"):
         LatentsConfig(str(folder), frames=2).build(SINGLE)
+
+
+@pytest.mark.parametrize("bad", [b"\xff\xfe{}", b"[" * 5000, b'{"loss": 1}', b'["step"]', b"\x00", b'{"step": "one"}'])
+def test_a_bad_line_of_the_metrics_stops_no_resume(recipe, tmp_path, bad):
+    from trainer.callbacks import Metrics
+
+    log = tmp_path / "metrics.jsonl"
+    log.write_bytes(b'{"step": 0, "loss": 2.0}\n' + bad + b'\n{"step": 1, "loss": 1.0}\n')
+    Metrics(tmp_path, 1, None)._keep_before(start=2)
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [0, 1]
 
 
 def test_metrics_survive_a_line_cut_off(recipe, tmp_path):

@@ -183,14 +183,15 @@ WRONG = {
         "loss gan needs real clips, which source stream does not give",
         "set trainer.source.clips",
     ],
-    "trainer.source.batch=0": ["trainer.source", "batch must be at least 1"],
+    "trainer.source.batch=0": ["trainer.source", "batch is 0; write 1 to"],
     "trainer.source.frames={min: 6}": [
         "trainer.source",
         "frames is {'min': 6}",
         "frames: {min: 21, max: 60}",
     ],
-    "trainer.source={frames: {min: 6, max: 0}}": [
-        "frames is {'min': 6, 'max': 0}",
+    "trainer.source={frames: {min: 6, max: 0}}": ["trainer.source.frames.max is 0; write 1 to"],
+    "trainer.source={frames: {min: 9, max: 6}}": [
+        "frames is {'min': 9, 'max': 6}",
         "frames: {min: 21, max: 60}",
     ],
     "trainer.source.frames=long": ["trainer.source", "frames is 'long'", "write frames: 21"],
@@ -204,16 +205,19 @@ WRONG = {
         ": trainer.source: height 50 is not a multiple of 16",
         "use 48 or 64",
     ],
-    "trainer.optim.betas=[0.9, 1.5]": ["trainer.optim", "betas is [0.9, 1.5]", "numbers in [0, 1)"],
-    "trainer.optim.weight_decay=-1": ["trainer.optim", "weight_decay", "must not be negative"],
-    "trainer.critic_optim.warmup=-5": ["trainer.critic_optim", "warmup", "must not be negative"],
+    "trainer.optim.betas=[0.9, 1.5]": ["trainer.optim", "betas.1 is 1.5; write 0 to 1"],
+    "trainer.optim.weight_decay=-1": ["trainer.optim.weight_decay is -1.0; write 0 to 100"],
+    "trainer.critic_optim.warmup=-5": ["trainer.critic_optim.warmup is -5; write 0 to"],
     "trainer.ema.start_step=-3": ["trainer.ema", "start_step is -3", "write 0"],
-    "trainer.loss.score.shift=-3": ["trainer.loss.score", "must be positive"],
+    "trainer.loss.score.shift=-3": ["trainer.loss.score.shift is -3.0; write 0.001 to 1000"],
     "trainer.critic.offload=true": ["critic.offload is for frozen roles", "write critic.offload=false"],
     "trainer.generator.lora={rank: 2, targets: zzz}": ["trainer.generator.lora.targets", "'zzz' matches", "blocks"],
     "trainer.generator.lora={rank: 2, targets: '('}": ["trainer.generator.lora.targets", "not a regular expression"],
     "trainer.teacher=null": ["loss dmd needs a teacher", "set trainer.teacher.weights"],
-    "trainer.critic_updates_per_generator_update=0": ["trainer", "critic_updates_per_generator_update", "at least 1"],
+    "trainer.critic_updates_per_generator_update=0": [
+        "trainer",
+        "critic_updates_per_generator_update is 0; write 1 to",
+    ],
     "trainer.loss.name=flow": ["trainer: loss flow has no update of a critic", "write trainer.name=regress"],
 }
 

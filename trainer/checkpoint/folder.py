@@ -21,6 +21,7 @@ from pathlib import Path
 
 from utils.atomic import remove_tree, sync_folder
 from utils.claims import lock_file
+from utils.config.field import bounded
 from utils.config.renamed import NO_OLD_KEYS, OldKeys, rename
 from utils.diff import differences
 from utils.digest import file_hash
@@ -36,14 +37,12 @@ STATE, MANIFEST, ANCIENT = "state.json", "manifest.json", "state.pt"
 class CheckpointConfig:
     """Save every so many steps; keep the last `keep`, and for ever those of every `keep_every`-th step (0 = none)."""
 
-    every: int = 500
-    keep: int = 2
-    keep_every: int = 0
+    every: int = bounded(500, 1, 10**9)
+    keep: int = bounded(2, 1, 10**9)
+    keep_every: int = bounded(0, 0, 10**9)
 
     def problems(self) -> Iterator[str]:
-        if self.every < 1 or self.keep < 1:
-            yield "checkpoint.every and checkpoint.keep must be at least 1"
-        elif self.keep_every < 0 or self.keep_every % self.every:
+        if self.keep_every % self.every:
             yield (
                 f"checkpoint.keep_every is {self.keep_every}; write 0 (none) or a multiple of checkpoint.every, "
                 f"{self.every}: other steps are not saved"

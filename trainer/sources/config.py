@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from model.config import mask_problems
-from utils.config.field import collect_error
+from utils.config.field import collect_error, file_path
 from utils.data.records import check_on_bad
 from utils.data.schedules import frame_list
-from wan.config import Buildable
+from wan.config import BATCH, LARGEST_SIDE, LONGEST, Buildable, bounded
 from wan.generation import GenerationConfig
 
 
@@ -37,17 +37,17 @@ class LatentsConfig(SourceConfig):
     consumer = "trainer.sources.latents:Latents"
     fills = frozenset({"latents", "condition", "spans"})
 
-    path: str = ""
-    batch: int = 8  # clips in the global batch
-    frames: int = 21
-    dropout: float = 0.1  # share of samples that see the empty prompt
+    path: str = file_path()
+    batch: int = bounded(8, 1, BATCH)  # clips in the global batch
+    frames: int = bounded(21, 1, LONGEST)
+    dropout: float = bounded(0.1, 0, 1)  # share of samples that see the empty prompt
     growing: bool = False  # look for new shards every 100 steps (an encoder still fills the folder)
     on_bad: str = "stop"  # stop | skip a record that cannot be used
 
     def problems(self) -> Iterator[str]:
         yield from collect_error(check_on_bad, self.on_bad)
-        if self.batch < 1 or not 0 <= self.dropout < 1:
-            yield "batch must be at least 1 and dropout lie in [0, 1)"
+        if self.dropout == 1:
+            yield "dropout is 1: no sample would see its prompt; write less"
         if not self.path:
             yield "path is empty; write the folder that scripts/encode_latents.py filled"
 
@@ -68,15 +68,15 @@ class RolloutConfig(SourceConfig):
     consumer = "trainer.sources.rollout:RolloutSource"
     generates = True
 
-    prompts: str = ""
-    clips: str = ""
-    batch: int = 8
-    frames: Any = 21
-    frames_max: int = 0
-    loss_frames: int = 21
-    given: int = 0
-    height: int = 0
-    width: int = 0
+    prompts: str = file_path()
+    clips: str = file_path()
+    batch: int = bounded(8, 1, BATCH)
+    frames: Any = bounded(21, 1, LONGEST)
+    frames_max: int = bounded(0, 0, LONGEST)
+    loss_frames: int = bounded(21, 1, LONGEST)
+    given: int = bounded(0, 0, LONGEST)
+    height: int = bounded(0, 0, LARGEST_SIDE)
+    width: int = bounded(0, 0, LARGEST_SIDE)
     exit_per_chunk: bool = False  # an exit step for each chunk instead of one for all
     last_step_only: bool = False
     on_bad: str = "stop"  # stop | skip a clip that cannot be used
@@ -98,8 +98,6 @@ class RolloutConfig(SourceConfig):
             yield f"{message}; write frames: 21, or frames: {{min: 21, max: 60}} alone (latent frames)"
             return
         yield from collect_error(check_on_bad, self.on_bad)
-        if self.batch < 1:
-            yield "batch must be at least 1"
         if bool(self.prompts) == bool(self.clips):
             yield "write either prompts (a text file) or clips (a folder of encoded clips)"
         if self.given and not self.clips:
@@ -141,17 +139,17 @@ class StreamConfig(SourceConfig):
     fills = frozenset({"latents", "condition", "null", "spans"})
     generates = True
 
-    prompts: str = ""
-    switch_prompts: str = ""
+    prompts: str = file_path()
+    switch_prompts: str = file_path()
     switch_frames: Any = ()  # [21, 39], "21, 39" or 21
     switch_range: tuple[int, ...] = ()
-    batch: int = 8
-    max_frames: Any = 240  # or a list
-    loss_frames: int = 21
-    min_new_frames: int = 18
+    batch: int = bounded(8, 1, BATCH)
+    max_frames: Any = bounded(240, 1, LONGEST)  # or a list
+    loss_frames: int = bounded(21, 1, LONGEST)
+    min_new_frames: int = bounded(18, 1, LONGEST)
     train_first_chunk: bool = True
-    height: int = 0
-    width: int = 0
+    height: int = bounded(0, 0, LARGEST_SIDE)
+    width: int = bounded(0, 0, LARGEST_SIDE)
     exit_per_chunk: bool = False  # an exit step for each chunk instead of one for all
     last_step_only: bool = False
     save_videos: bool = True
@@ -175,8 +173,6 @@ class StreamConfig(SourceConfig):
     def problems(self) -> Iterator[str]:
         if not self.prompts:
             yield "prompts is empty; write a text file with one prompt per line"
-        if self.batch < 1:
-            yield "batch must be at least 1"
         shortest = self.loss_frames + (0 if self.train_first_chunk else self.min_new_frames)
         if min(self.lengths, default=0) < shortest:
             yield f"max_frames is {self.max_frames}; write at least {shortest}, the first scored stretch's end"
@@ -233,17 +229,17 @@ class NoisedDataConfig(SourceConfig):
     fills = frozenset({"latents", "condition", "null", "spans", "real"})
     generates = True
 
-    clips: str = ""
-    batch: int = 8  # clips in the global batch
-    frames: int = 21
+    clips: str = file_path()
+    batch: int = bounded(8, 1, BATCH)  # clips in the global batch
+    frames: int = bounded(21, 1, LONGEST)
     clean_step: bool = False  # also draw sigma 0: chunks that others see as the context pass shows them
     teacher_forcing: bool = False
     on_bad: str = "stop"  # stop | skip a clip that cannot be used
 
     def problems(self) -> Iterator[str]:
         yield from collect_error(check_on_bad, self.on_bad)
-        if self.batch < 1 or not self.clips:
-            yield "write clips (a folder or LMDB of encoded clips) and a batch of at least 1"
+        if not self.clips:
+            yield "clips is empty; write a folder or LMDB of encoded clips"
 
     def problems_with(self, generation: GenerationConfig) -> Iterator[str]:
         yield from generation.steps.problems_if_none("noised data")
@@ -258,15 +254,15 @@ class OdePairsConfig(SourceConfig):
     consumer = "trainer.sources.recorded:OdePairs"
     fills = frozenset({"trajectory", "condition", "spans"})
 
-    path: str = ""
-    batch: int = 8  # pairs in the global batch
-    frames: int = 21  # latent frames; longer pairs are cut
+    path: str = file_path()
+    batch: int = bounded(8, 1, BATCH)  # pairs in the global batch
+    frames: int = bounded(21, 1, LONGEST)  # latent frames; longer pairs are cut
     on_bad: str = "stop"  # stop | skip a pair that cannot be used
 
     def problems(self) -> Iterator[str]:
         yield from collect_error(check_on_bad, self.on_bad)
-        if self.batch < 1 or not self.path:
-            yield "write path (the folder that scripts/make_ode_pairs.py filled) and a batch of at least 1"
+        if not self.path:
+            yield "path is empty; write the folder that scripts/make_ode_pairs.py filled"
 
     def problems_with(self, generation: GenerationConfig) -> Iterator[str]:
         yield from collect_error(generation.check_length, self.frames)

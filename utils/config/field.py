@@ -1,15 +1,16 @@
-"""What a configuration is made of: dataclasses, mandatory values, tagged unions, and the problems of their values.
+"""What a configuration is made of: dataclasses, bounds, paths, tagged unions, and the problems of their values.
 
     SOLVERS = {"euler": "pipeline.config:EulerConfig", "unipc": "pipeline.config:UniPCConfig"}
 
     @dataclass
     class SamplerConfig:
-        num_steps: int = 50
+        num_steps: int = bounded(50, 1, 1000)
         solver: Any = one_of(SOLVERS, default="euler")
+        folder: str = file_path("outputs")
 
         def problems(self):
-            if self.num_steps < 1:
-                yield f"num_steps is {self.num_steps}; write 1 or more"
+            if self.num_steps % 2:
+                yield f"num_steps is {self.num_steps}; write an even number"
 
 In YAML the node of a union holds `name` next to the fields of that arm, and its object carries the attribute `name`.
 """
@@ -17,10 +18,13 @@ In YAML the node of a union holds `name` next to the fields of that arm, and its
 import dataclasses
 import difflib
 import importlib
+import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 MISSING = "???"  # OmegaConf's mark of a mandatory value; not imported, since `--help` needs no OmegaConf
+MOST_SHOWN = 200  # characters of a value in an error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,30 +74,94 @@ def one_of(table: dict[str, Any], default: str | None = MISSING) -> Any:
     return dataclasses.field(default_factory=make_arm, metadata={"one_of": union})
 
 
+def bounded(default: Any, least: float, most: float, or_zero: bool = False) -> Any:
+    """Returns a field whose number, or each of whose numbers, lies in [least, most]; or_zero: or is 0.
+
+    A field without bounds still takes no NaN, and no infinity. A package that does not know this one writes the same
+    metadata: `{"bounds": (least, most, or_zero)}`.
+    """
+    return dataclasses.field(default=default, metadata={"bounds": (least, most, or_zero)})
+
+
+def file_path(default: str = "") -> Any:
+    """Returns a field that holds a path: `~` at its start is the home folder, whoever wrote it."""
+    return dataclasses.field(default=default, metadata={"path": True})
+
+
+def expand_paths(config: Any) -> None:
+    """Puts the home folder for `~` into every path of a configuration."""
+    for field in dataclasses.fields(config) if dataclasses.is_dataclass(config) else ():
+        if field.metadata.get("path"):
+            vars(config)[field.name] = _expanded(vars(config)[field.name])
+    for value in _inner(config).values():
+        expand_paths(value)
+
+
+def _expanded(written: Any) -> Any:
+    if isinstance(written, list):
+        return [_expanded(item) for item in written]
+    if isinstance(written, dict):  # one of several: {path, strength}
+        return {key: _expanded(item) if key == "path" else item for key, item in written.items()}
+    return os.path.expanduser(written) if isinstance(written, str) else written
+
+
 def values(config: Any) -> dict[str, Any]:
     """Returns the fields of a config dataclass and their values, in order; nested ones stay objects."""
     return {field.name: vars(config)[field.name] for field in dataclasses.fields(config) if field.init}
 
 
-def find_problems(config: Any, path: tuple = ()) -> Iterator[tuple[tuple, str]]:
-    """Yields (path, text) of what the methods `problems()` of a configuration yield or raise, inner ones first."""
-    inner: dict = {}
-    if dataclasses.is_dataclass(config):
-        inner = values(config)
-    elif isinstance(config, dict | list | tuple):
-        inner = config if isinstance(config, dict) else dict(enumerate(config))
-    for key, value in inner.items():
-        yield from find_problems(value, (*path, key))
-    if dataclasses.is_dataclass(config) and hasattr(config, "problems"):
+def find_problems(config: Any) -> Iterator[tuple[tuple, str]]:
+    """Yields (path, text) of numbers out of bounds; without any, of what the methods `problems()` yield or raise.
+
+    Inner ones come first. Those methods may reckon with numbers within bounds.
+    """
+    wrong = list(_find_bad_numbers(config, ()))
+    yield from wrong or _find_told(config, ())
+
+
+def _find_bad_numbers(value: Any, path: tuple, bounds: tuple | None = None) -> Iterator[tuple[tuple, str]]:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        least, most, or_zero = bounds or (-sys.float_info.max, sys.float_info.max, False)
+        if not (least <= value <= most or (or_zero and value == 0)):
+            advice = f"{'0, or ' * or_zero}{least} to {most}" if bounds else "a finite number"
+            yield path, f"is {shorten(value)}; write {advice}"
+    own = (
+        {f.name: f.metadata.get("bounds") for f in dataclasses.fields(value)} if dataclasses.is_dataclass(value) else {}
+    )
+    for key, inner in _inner(value).items():
+        yield from _find_bad_numbers(inner, (*path, key), own.get(key) if own else bounds)
+
+
+def _find_told(config: Any, path: tuple) -> Iterator[tuple[tuple, str]]:
+    for key, value in _inner(config).items():
+        yield from _find_told(value, (*path, key))
+    if hasattr(config, "problems"):
         try:
             yield from ((path, text) for text in config.problems())
         except ValueError as error:
             yield path, str(error)
 
 
+def _inner(value: Any) -> dict:
+    if dataclasses.is_dataclass(value):
+        return values(value)
+    return value if isinstance(value, dict) else dict(enumerate(value)) if isinstance(value, list | tuple) else {}
+
+
+def shorten(value: Any) -> str:
+    """Returns a value as it is shown in an error."""
+    text = repr(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}... ({len(text)} characters)"
+
+
 def check(config: Any) -> None:
     """Raises ValueError with all problems of a configuration, e.g. of one that was made in Python."""
-    raise_all("configuration", [f"{dotted(path)}: {text}" if path else text for path, text in find_problems(config)])
+    raise_all("configuration", [sentence(dotted(path), text) for path, text in find_problems(config)])
+
+
+def sentence(key: str, text: str) -> str:
+    """Returns a problem with the key that has it."""
+    return f"{key} {text}" if text.startswith("is ") else f"{key}: {text}" if key else text
 
 
 def collect_error(call: Callable, *args) -> Iterator[str]:

@@ -20,7 +20,8 @@ import yaml
 from utils.config.field import allowed, dotted
 
 SECTIONS = ("common", "train", "infer")
-COMMAND_LINE = "command line"
+COMMAND_LINE, DEFAULT_ORIGIN = "command line", "default"
+MOST_DIGITS = 400  # of a whole number; Python itself refuses to read more than 4,300
 
 _TAG = "tag:yaml.org,2002:"
 _BARE_TEXT = re.compile(r"[A-Za-z_./][\w./+-]*")
@@ -172,6 +173,9 @@ def _parse(text: str, source: str, lines: dict[tuple, int]) -> Any:
     try:
         node = yaml.compose(text, Loader=_Loader)
         return None if node is None else _construct(node, source, (), lines)
+    except (RecursionError, OverflowError, UnicodeError) as error:
+        what = "nested too deeply" if isinstance(error, RecursionError) else f"no text can hold that ({error})"
+        raise ValueError(f"{source}: {what}; write plain values") from error
     except yaml.YAMLError as error:
         mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
         place = f"{source}:{mark.line + 1}" if mark else source
@@ -201,4 +205,6 @@ def _scalar(tag: str, text: str) -> Any:
     kind = tag.removeprefix(_TAG)
     if kind in ("null", "bool"):
         return {"t": True, "f": False}.get(text[:1].lower())
+    if kind == "int" and len(text) > MOST_DIGITS:
+        return text
     return int(text) if kind == "int" else float(re.sub(r"\.([in])", r"\1", text.lower())) if kind == "float" else text

@@ -21,8 +21,18 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from utils.config.field import MISSING, Union, allowed, dotted, find_problems, raise_all
-from utils.config.layer import Layer
+from utils.config.field import (
+    MISSING,
+    Union,
+    allowed,
+    dotted,
+    expand_paths,
+    find_problems,
+    raise_all,
+    sentence,
+    shorten,
+)
+from utils.config.layer import COMMAND_LINE, DEFAULT_ORIGIN, Layer
 from utils.config.renamed import NO_OLD_KEYS, OldKeys, leaves
 
 MOST_INTERPOLATIONS = 32  # in a configuration: texts that each name another one twice would grow without bound
@@ -45,7 +55,8 @@ def load(cls: type, layers: list[Layer], old: OldKeys = NO_OLD_KEYS) -> tuple[An
     loading.find_unresolved(root, ())
     raise_all("configuration", [*(loading.describe_unknown(*unknown) for unknown in loading.unknown), *loading.wrong])
     config = OmegaConf.to_object(root)
-    raise_all("configuration", [loading.describe(path, cls, text) for path, text in find_problems(config)])
+    expand_paths(config)
+    raise_all("configuration", [loading.describe(path, text) for path, text in find_problems(config)])
     return config, loading.origins
 
 
@@ -162,7 +173,7 @@ class _Loading:
             advice = (
                 "put text in quotes (on the command line: key='\"text\"')" if "str" in str(tp) else "write such a value"
             )
-        except OmegaConfBaseException as error:
+        except (OmegaConfBaseException, TypeError) as error:
             advice = _first_line(error)
         name = tp.__name__ if isinstance(tp, type) and not typing.get_args(tp) else str(tp).replace("typing.", "")
         self.refuse(layer, value, path, f"{name}; {advice}")
@@ -173,7 +184,8 @@ class _Loading:
             for key, item in value.items():
                 self.note(layer, item, (*path, key))
         else:
-            self.origins[dotted(path)] = layer.where(path)
+            names = re.findall(r"\$\{oc\.env:([^},]+)", str(value))
+            self.origins[dotted(path)] = layer.where(path) + "".join(f" (environment: {name})" for name in names)
 
     def find_unresolved(self, node: DictConfig, path: tuple) -> None:
         """Notes mandatory values that are missing, and interpolations that lead nowhere."""
@@ -196,11 +208,13 @@ class _Loading:
                     OmegaConf.to_container(value, resolve=True, throw_on_missing=True)
             except OmegaConfBaseException as error:
                 written = OmegaConf.to_container(node, resolve=False)[key]
-                self.wrong.append(f"{where}: {dotted(inner)}: got {written!r}: {_first_line(error)}; write a value")
+                self.wrong.append(
+                    f"{where}: {dotted(inner)}: got {shorten(written)}: {_first_line(error)}; write a value"
+                )
 
     def refuse(self, layer: Layer, value: Any, path: tuple, expected: str) -> None:
         """Notes a value that its field does not take."""
-        given = f"got {value!r} ({type(value).__name__})"
+        given = f"got {shorten(value)} ({type(value).__name__})"
         self.wrong.append(f"{layer.where(path)}: {dotted(path)}: {given}, allowed: {expected}")
 
     def refuse_unknown(self, layer: Layer, path: tuple, value: Any, known: list[str]) -> None:
@@ -220,14 +234,23 @@ class _Loading:
             return f"{where}: unknown key {dotted(path)}; did you mean {' or '.join(guesses)}?"
         return f"{where}: unknown key {dotted(path)}, allowed: {', '.join(known) or 'no key'}; remove or rename it"
 
-    def describe(self, path: tuple, cls: type, text: str) -> str:
-        """Returns a problem of a group with its key and the places of the values that it names, or of all in it."""
+    def describe(self, path: tuple, text: str) -> str:
+        """Returns a problem with its key and the places of the values that it names.
+
+        Where it names none that was given: what the command line says of the group, or all that is said of it.
+        """
         group = f"{dotted(path)}." if path else ""
         inside = {key: place for key, place in self.origins.items() if f"{key}.".startswith(group)}
+        own = [self.origins[key] for key in _heads(path) if key in self.origins] if text.startswith("is ") else []
         named = [place for key, place in inside.items() if re.search(rf"\b{re.escape(key.split('.')[-1])}\b", text)]
-        places = list(dict.fromkeys(named or inside.values()))
-        where = ", ".join(places[:4] + ["..."] * (len(places) > 4)) or self.sources
-        return f"{where}: {dotted(path) or cls.__name__}: {text}"
+        typed = [place for place in inside.values() if place.startswith(COMMAND_LINE)]
+        places = list(dict.fromkeys(own[:1] or named or typed or inside.values()))
+        where = ", ".join(places[:4] + ["..."] * (len(places) > 4)) or DEFAULT_ORIGIN
+        return f"{where}: {sentence(dotted(path), text)}"
+
+
+def _heads(path: tuple) -> list[str]:
+    return [dotted(path[:end]) for end in range(len(path), 0, -1)]
 
 
 def _newest(pieces: list[Piece]) -> list[Piece]:

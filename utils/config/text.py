@@ -10,9 +10,7 @@ from typing import Any
 import yaml
 
 from utils.config.field import Union, values
-from utils.config.layer import is_bare
-
-DEFAULT_ORIGIN = "default"
+from utils.config.layer import DEFAULT_ORIGIN, is_bare
 
 _COMMENT_COLUMN = 40
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from utils.config.field import check
+from utils.config.field import bounded, check
 
 COLOURS = {
     "red": (1.0, 0.15, 0.15),
@@ -37,24 +37,18 @@ MAX_EXEMPLARS = 100  # of 174 to 183 scans a digit: the classifier of `utils/dig
 class DigitsConfig:
     """Configures digits clips; sizes in pixels, speed in pixels per frame."""
 
-    canvas: int = 64
-    grid: int = 8  # start positions are multiples of this
-    speed: int = 2  # 2 px per frame = one latent cell (8 px) per latent frame (4 frames)
+    canvas: int = bounded(64, 1, 4096)
+    grid: int = bounded(8, 1, 4096)  # start positions are multiples of this
+    speed: int = bounded(2, 1, 4096)  # 2 px per frame = one latent cell (8 px) per latent frame (4 frames)
     motion: str = "torus"  # torus | bounce
-    num_digits: int = 1
-    exemplars: int = 8  # handwritings per digit, nearest to the class mean; 0 = all but the classifier's half
+    num_digits: int = bounded(1, 1, 2)
+    exemplars: int = bounded(8, 0, MAX_EXEMPLARS)  # handwritings per digit, nearest to its mean; 0 = half of all scans
 
     def problems(self) -> Iterator[str]:
         if self.motion not in ("torus", "bounce"):
             yield f"motion is {self.motion!r}; write 'torus' or 'bounce'"
-        if self.num_digits not in (1, 2):
-            yield f"num_digits is {self.num_digits}; write 1 or 2 (a prompt holds at most two)"
-        if self.grid < 1 or self.canvas <= SPRITE or self.canvas % self.grid:
+        if self.canvas <= SPRITE or self.canvas % self.grid:
             yield f"canvas {self.canvas} must be above {SPRITE} and a multiple of grid {self.grid} >= 1"
-        if not 0 <= self.exemplars <= MAX_EXEMPLARS:
-            yield f"exemplars is {self.exemplars}; write 1 to {MAX_EXEMPLARS}, or 0 for half of all scans"
-        if self.speed < 1:
-            yield f"speed is {self.speed} pixels per frame; write 1 or more"
 
 
 @dataclass(frozen=True)

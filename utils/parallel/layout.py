@@ -6,10 +6,10 @@ shard group (one copy of the weights, FSDP); with 8 GPUs a node both then stay i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from utils.config.field import bounded
 from utils.parallel import ranks
 
 if TYPE_CHECKING:
@@ -23,14 +23,10 @@ class LayoutConfig:
     keep_gathered: weights stay whole between forward and backward: faster, more memory. shard_text: the text
     encoder lies in parts on the ranks too, which saves 10 GB a GPU and encodes every prompt each time."""
 
-    shard: int = 0
-    sequence: int = 1
+    shard: int = bounded(0, 0, 1 << 20)
+    sequence: int = bounded(1, 1, 1 << 20)
     keep_gathered: bool = False
     shard_text: bool = False
-
-    def problems(self) -> Iterator[str]:
-        if self.shard < 0 or self.sequence < 1:
-            yield "layout.shard must be 0 (all ranks) or more, layout.sequence 1 or more"
 
     def build(self, device: torch.device) -> ParallelLayout:
         """Returns the layout of this process. Errors: ValueError if the ranks do not divide."""
