@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 
 from trainer.checkpoint.folder import set_aside
 from trainer.protocol import Callback, Method
-from utils.atomic import atomic_write
+from utils.atomic import atomic_write, read_rows
 from utils.log import StepProgress
 from utils.parallel import ranks
+from utils.parallel.fsdp import is_sharded
+
+logger = logging.getLogger(__name__)
 
 
 class NotFinite(ValueError):
@@ -30,7 +35,7 @@ class Metrics(Callback):
 
     def __init__(self, run: str | Path, every: int, method: Method, trackers=()):
         self.path, self.every, self.method, self.trackers = Path(run) / "metrics.jsonl", every, method, trackers
-        self._unread: list[tuple[int, dict[str, torch.Tensor], dict[str, tuple]]] = []
+        self._unread: list[Watched] = []
 
     def start(self, step: int, total: int) -> None:
         if ranks.rank() == 0:
@@ -42,8 +47,7 @@ class Metrics(Callback):
 
     def after_step(self, step: int, metrics: dict, seconds: float) -> None:
         self.bar.step()
-        watched = {name: value for name, value in metrics.items() if name.endswith(("loss", "grad_norm"))}
-        self._unread.append((step, watched, dict(getattr(self.method, "last_prompts", {}))))
+        self._unread.append(watch(step, metrics, self.method))
         if step % self.every:
             return
         row = {"step": step, "seconds": round(seconds, 2), **self._read(metrics)}
@@ -61,18 +65,8 @@ class Metrics(Callback):
     def _read(self, metrics: dict[str, torch.Tensor]) -> dict[str, float]:
         """Returns the means of these metrics over the ranks; one transfer brings them and what is unread."""
         unread, self._unread = self._unread, []
-        flat = [(step, name, value, prompts) for step, row, prompts in unread for name, value in row.items()]
-        values = _transfer([value for _, _, value, _ in flat] + list(metrics.values()))
-        message = None
-        for (step, name, _, prompts), value in zip(flat, values, strict=False):
-            if not math.isfinite(value):
-                message = f"the {name.replace('grad_norm', 'gradient norm')} is {value} at step {step}; "
-                seen = next((p for start, p in prompts.items() if name.startswith(start)), ())
-                message += f"prompts: {list(seen)}. Lower the learning rate or look at these samples"
-                break
-        if message := ranks.first_text(message):
-            raise NotFinite(message)
-        return dict(zip(metrics, ranks.mean(values[len(flat) :]), strict=True))
+        values = check_numbers(unread, list(metrics.values()))
+        return dict(zip(metrics, ranks.mean(values), strict=True))
 
     def finish(self, method, seconds: float) -> None:
         self.stop()
@@ -88,9 +82,57 @@ class Metrics(Callback):
             return
         if not start:
             return set_aside(self.path)
-        lines = self.path.read_text().splitlines()
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < start]
-        atomic_write(self.path, "".join(f"{line}\n" for line in kept).encode())
+        rows, bad = read_rows(self.path)
+        kept = [row for row in rows if isinstance(row.get("step"), int) and row["step"] < start]
+        if bad:
+            logger.warning("%s has %d lines that cannot be read; they are left out", self.path, bad)
+        atomic_write(self.path, "".join(f"{json.dumps(row)}\n" for row in kept).encode())
+
+
+Watched = tuple[int, dict[str, torch.Tensor], dict[str, tuple]]  # step, what must be finite, prompts by start of name
+
+
+def watch(step: int, metrics: dict[str, torch.Tensor], method: Method) -> Watched:
+    """Returns what of a step's metrics must be finite, not read yet."""
+    watched = {name: value for name, value in metrics.items() if name.endswith(("loss", "grad_norm"))}
+    return step, watched, dict(getattr(method, "last_prompts", {}))
+
+
+def check_numbers(unread: Sequence[Watched], others: Sequence[torch.Tensor] = ()) -> list[float]:
+    """Returns the numbers of `others`; one transfer brings them and what is unread.
+
+    Errors: NotFinite, on all ranks, for the first unread number that is not finite.
+    """
+    flat = [(step, name, value, prompts) for step, row, prompts in unread for name, value in row.items()]
+    values = _transfer([value for _, _, value, _ in flat] + list(others))
+    message = None
+    for (step, name, _, prompts), value in zip(flat, values, strict=False):
+        if not math.isfinite(value):
+            message = f"the {name.replace('grad_norm', 'gradient norm')} is {value} at step {step}; "
+            seen = next((p for start, p in prompts.items() if name.startswith(start)), ())
+            message += f"prompts: {list(seen)}. Lower the learning rate or look at these samples"
+            break
+    if message := ranks.first_text(message):
+        raise NotFinite(message)
+    return values[len(flat) :]
+
+
+def check_weights(state, done: int) -> None:
+    """Raises NotFinite, on all ranks, if a tensor of a training's state is not finite after `done` steps."""
+    tensors = [(name, value) for name, value in _tensors(state) if value.is_floating_point() and value.numel()]
+    good = _transfer([(value.to_local() if is_sharded(value) else value).isfinite().all() for _, value in tensors])
+    name = next((name for (name, _), fine in zip(tensors, good, strict=True) if not fine), None)
+    message = name and f"{name} is not finite after step {done - 1}; nothing is saved. Lower the learning rate"
+    if message := ranks.first_text(message):
+        raise NotFinite(message)
+
+
+def _tensors(state, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    inner = state if isinstance(state, dict) else dict(enumerate(state)) if isinstance(state, list | tuple) else {}
+    for key, value in inner.items():
+        yield from _tensors(value, f"{name}/{key}".lstrip("/"))
+    if isinstance(state, torch.Tensor):
+        yield name, state.detach()
 
 
 def _transfer(values: list[torch.Tensor]) -> list[float]:

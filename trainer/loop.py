@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Sequence
 
-from trainer.callbacks import NotFinite
+from trainer.callbacks import NotFinite, check_numbers, check_weights, watch
 from trainer.checkpoint.folder import Checkpoint
 from trainer.interrupt import Interrupt
 from trainer.protocol import Callback, Method
@@ -104,10 +104,19 @@ class Loop:
             if stop or done % self.checkpoint.config.every == 0 or done == self.total:
                 for callback in self.callbacks:
                     callback.before_save()
-                self.checkpoint.save(self._state(), done)
+                state = self._state()
+                check_weights(state, done)
+                self.checkpoint.save(state, done)
             if stop:
                 return done
         return self.total
+
+    def try_step(self) -> float:
+        """Takes the first step and writes nothing; returns its loss. Errors: ValueError as `fit` would raise."""
+        metrics = self.method.step(0)
+        (loss,) = check_numbers([watch(0, metrics, self.method)], [metrics["loss"]])
+        check_weights(self._state(), 1)
+        return loss
 
     def _state(self) -> dict:
         return {"method": self.method.state_dict(), "seconds": self.seconds}

@@ -154,6 +154,23 @@ def _open_marked(source: Path, partial: Path) -> BinaryIO:
         raise ValueError(f"{partial} is gone") from None
 
 
+def read_rows(path: str | Path) -> tuple[list[dict], int]:
+    """Returns the JSON objects of a log with a row a line, and how many lines are none (cut off, or damaged).
+
+    A log is no state: a bad line loses that line.
+    """
+    rows, bad = [], 0
+    for line in Path(path).read_bytes().split(b"\n"):
+        try:
+            row = json.loads(line) if line.strip() else None
+        except (ValueError, RecursionError):
+            row = ()
+        if isinstance(row, dict):
+            rows.append(row)
+        bad += row is not None and not isinstance(row, dict)
+    return rows, bad
+
+
 def write_json(path: str | Path, value) -> None:
     """Writes JSON atomically. Dataclasses, paths, arrays and tensors become plain; NaN and infinities become null."""
     atomic_write(path, (json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import train
 from tests import digits_fixture
@@ -132,9 +133,9 @@ def _noting(steps: list):
 def test_a_dry_run_says_what_is_wrong(run, monkeypatch):
     status, there, _, error = run("--dry_run", "trainer.source.path=no/such")
     assert status == 2 and "trainer.source.path" in error and there == set()
-    monkeypatch.setattr("trainer.regress.Regress.step", lambda *arguments: {"loss": float("nan")})
+    monkeypatch.setattr("trainer.regress.Regress.step", lambda *arguments: {"loss": torch.tensor(float("nan"))})
     status, there, _, error = run("--dry_run")
-    assert status == 2 and "the loss of the first step is nan" in error and there == set()
+    assert status == 2 and "the loss is nan at step 0" in error and there == set()
 
 
 @pytest.mark.parametrize(
