@@ -139,6 +139,9 @@ def build_image_model(config: dict, device: str | None = None) -> nn.Module:
 DIFFUSERS_NOTES = ("_class_name", "_diffusers_version", "_name_or_path", "_commit_hash", "clip_output")
 TRANSFORMERS_NOTES: tuple[str, ...] = ("torch_dtype", "dtype", "transformers_version", "tokenizer_class", "output_past")
 TRANSFORMERS_NOTES += ("scalable_attention", "gradient_checkpointing", "bos_token_id", "n_positions", "dropout")
+TRANSFORMERS_NOTES += ("_attn_implementation_autoset", "task_specific_params", "model_max_length", "pruned_heads")
+TRANSFORMERS_NOTES += ("tie_encoder_decoder", "torchscript", "use_bfloat16", "add_cross_attention", "max_length")
+CONFIG = "config.json"
 OPEN = (type(None), bool, int, float, str, list, dict)
 
 
@@ -311,7 +314,13 @@ def load_tokenizer(folder: str | Path):
     files = ("tokenizer.json", "spiece.model", "tokenizer_config.json")
     if not any((folder / name).is_file() for name in files):
         raise ValueError(f"{folder} is not a tokenizer folder: none of {', '.join(files)} is there")
-    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+    for name in (
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "config.json",
+    ):
         content = read_json(folder / name) if (folder / name).is_file() else {}
         if "auto_map" in content:
             raise ValueError(f"{folder / name} names code of its own (auto_map), which is not run; remove that key")
