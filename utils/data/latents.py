@@ -13,7 +13,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from utils.atomic import write_tensors
-from utils.data.records import BadRecord, Careful, check_finite
+from utils.data.records import BadRecord, Careful, check_finite, open_regular
+from utils.json_reader import JsonError, get, parse_json
+
+FLOATS = ("F16", "BF16", "F32", "F64")
 
 
 def shard_path(folder: str | Path, number: int) -> Path:
@@ -39,11 +42,42 @@ def save_shard(path: Path, name: str, rows: torch.Tensor, prompts: list[str], fa
 
 def read_facts(path: Path) -> dict[str, str]:
     """Returns a shard's metadata. Errors: BadRecord naming a file that is not a shard."""
+    return read_head(path)[0]
+
+
+def read_head(path: Path, name: str = "") -> tuple[dict[str, str], list[int], str]:
+    """Returns (metadata, shape, dtype) of tensor `name` of a shard; without a name the metadata alone.
+
+    Errors: BadRecord naming a file that is not a shard.
+    """
+    open_regular(path).close()  # the library would wait for a pipe
     try:
         with safe_open(path, "pt") as shard:
-            return dict(shard.metadata() or {})
-    except SafetensorError as error:
+            rows = shard.get_slice(name) if name else None
+            facts = dict(shard.metadata() or {})
+            return (facts, [], "") if rows is None else (facts, list(rows.get_shape()), str(rows.get_dtype()))
+    except (SafetensorError, OSError) as error:
         raise BadRecord(f"{path} is damaged or no shard ({error}); make it again") from error
+
+
+def read_rows(path: Path, name: str, axes: str) -> tuple[dict[str, str], list[int], list[str]]:
+    """Returns (metadata, shape of one row, prompts) of a shard, from its head.
+
+    axes: of its tensor, "N F C h w".
+    Errors: BadRecord naming a shard whose tensor has other axes, no numbers, or prompts that are not its rows'.
+    """
+    facts, shape, dtype = read_head(path, name)
+    if len(shape) != len(axes.split()) or 0 in shape[1:]:
+        raise BadRecord(f"{path} holds {name} {shape}; they must be [{axes}], none of them 0; make it again")
+    if dtype not in FLOATS:
+        raise BadRecord(f"{path} holds {name} of type {dtype}; it must be one of {', '.join(FLOATS)}; make it again")
+    try:
+        prompts = parse_json(get(facts, "prompts", str, f"{path}, its metadata"), f"{path}, its prompts", list)
+    except JsonError as error:
+        raise BadRecord(f"{error}; make it again") from error
+    if len(prompts) != shape[0] or not all(isinstance(prompt, str) for prompt in prompts):
+        raise BadRecord(f"{path} holds {shape[0]} rows and {len(prompts)} prompts, or one that is no text; remake it")
+    return facts, shape[1:], prompts
 
 
 class LatentFolder:
@@ -55,6 +89,7 @@ class LatentFolder:
     def __init__(self, folder: str | Path, on_bad: str = "stop"):
         self.folder, self._careful = Path(folder), Careful(on_bad, folder)
         self.prompts: list[str] = []
+        self.size: list[int] = []  # C, h, w
         self._rows: list[tuple[Path, int, int]] = []  # shard, row, frames
         self._seen: set[str] = set()
         self.refresh()
@@ -85,15 +120,13 @@ class LatentFolder:
 
     def _enter(self, path: Path) -> None:
         """Notes the rows of a shard; only its head is read."""
-        try:
-            with safe_open(path, "pt") as shard:
-                count, frames, *_ = shard.get_slice("latents").get_shape()
-                prompts = json.loads(shard.metadata()["prompts"])
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise BadRecord(f"{path} is damaged or no latent shard ({error}); encode it again") from error
-        if len(prompts) != count:
-            raise BadRecord(f"{path} holds {count} clips and {len(prompts)} prompts; encode it again")
-        self._rows += [(path, row, frames) for row in range(count)]
+        _, (frames, *size), prompts = read_rows(path, "latents", "N F C h w")
+        if self.size not in ([], size):
+            raise BadRecord(
+                f"{path} holds latents [C, h, w] of {size}, the shards before it {self.size}; keep one size in a folder"
+            )
+        self.size = size
+        self._rows += [(path, row, frames) for row in range(len(prompts))]
         self.prompts += prompts
 
     def _read(self, index: int) -> tuple[torch.Tensor, str]:

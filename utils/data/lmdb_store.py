@@ -9,6 +9,8 @@ Source: Self-Forcing, utils/lmdb.py, scripts/create_lmdb_iterative.py, scripts/c
 from __future__ import annotations
 
 import json
+import math
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -16,7 +18,10 @@ import numpy as np
 import torch
 
 from utils.atomic import remove_tree
+from utils.claims import claimed
+from utils.data.lmdb_file import LmdbFile
 from utils.data.records import BadRecord, Careful, check_finite
+from utils.json_reader import parse_json
 
 FIRST_MAP_BYTES = 1 << 26  # an environment's limit; doubled whenever it is reached
 
@@ -30,8 +35,15 @@ def write_lmdb(
     Errors: ValueError for a path that exists, no rows, rows of several shapes, fewer rows than shards.
     """
     path = Path(path)
-    if path.exists():
-        raise ValueError(f"{path} exists; remove it or write another name")
+    with claimed([path]) as mine:
+        if not mine:
+            raise ValueError(f"another run is writing {path}; wait for it, or write another name")
+        if path.exists():
+            raise ValueError(f"{path} exists; remove it or write another name")
+        return _write(path, rows, num_shards, sigmas)
+
+
+def _write(path: Path, rows: Iterable[tuple[torch.Tensor, str]], num_shards: int, sigmas: Sequence[float]) -> int:
     partial = path.with_name(f"{path.name}.partial")
     remove_tree(partial)
     folders = [partial / f"shard_{k}" for k in range(num_shards)] or [partial]
@@ -96,17 +108,28 @@ class LmdbPairs:
         folders = [self.path] if (self.path / "data.mdb").exists() else sorted(self.path.glob("shard_*"), key=_number)
         if not folders:
             raise ValueError(f"{self.path} holds neither data.mdb nor folders shard_<k> with one; check the path")
-        self.shape, self.sigmas, self._rows, self._shards = None, None, [], [_open(f) for f in folders]
-        for shard, folder in zip(self._shards, folders, strict=True):
-            count, *shape = self._head(shard, folder)
-            shape = tuple(shape) if len(shape) == 5 else (1, *shape)
-            if self.shape not in (None, shape):
-                raise ValueError(f"{folder} holds rows {list(shape)}, the shards before it {list(self.shape)}")
-            self.shape = shape
-            self._rows += [(shard, row, folder) for row in range(count)]
+        self.shape: tuple[int, ...] = ()
+        self.sigmas: tuple[float, ...] | None = None
+        self._shards: list[tuple[int, LmdbFile, Path]] = []  # number of its first row, file, folder
+        self._count = 0
+        for folder in folders:
+            self._careful.attempt(lambda folder=folder: self._enter(folder))
+        if not self._count:
+            raise ValueError(f"{self.path} holds no rows; write it again")
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return self._count
+
+    def _enter(self, folder: Path) -> None:
+        """Notes the rows of an environment; only its head is read."""
+        shard = LmdbFile(folder)
+        count, *shape = self._head(shard, folder)
+        shape = tuple(shape) if len(shape) == 5 else (1, *shape)
+        if self.shape not in ((), shape):
+            raise ValueError(f"{folder} holds rows {list(shape)}, the shards before it {list(self.shape)}")
+        self.shape = shape
+        self._shards.append((self._count, shard, folder))
+        self._count += count
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, str]:
         """Returns (trajectory [T, F, C, h, w], prompt)."""
@@ -114,19 +137,27 @@ class LmdbPairs:
 
     def _head(self, shard, folder: Path) -> list[int]:
         """Returns [count, *row shape] and keeps the sigmas."""
-        with shard.begin() as transaction:
-            shape, sigmas = transaction.get(b"latents_shape"), transaction.get(b"sigmas")
+        shape, sigmas = shard.get(b"latents_shape"), shard.get(b"sigmas")
         numbers = (shape or b"").decode("ascii", "replace").split()
-        if len(numbers) not in (5, 6) or not all(n.isdecimal() for n in numbers):
-            raise ValueError(f"{folder} has the key latents_shape {shape!r}; it must be N [T] F C h w")
-        self.sigmas = tuple(json.loads(sigmas)) if sigmas else None
-        return [int(n) for n in numbers]
+        if len(numbers) not in (5, 6) or not all(n.isascii() and n.isdecimal() and 0 < len(n) < 19 for n in numbers):
+            raise ValueError(f"{folder} has the key latents_shape {shape!r:.80}; it must be N [T] F C h w")
+        count, *row = map(int, numbers)
+        if 2 * count > shard.entries:  # each row has two keys
+            raise ValueError(f"{folder} says it has {count:,} rows and holds {shard.entries:,} keys; copy it again")
+        if 2 * math.prod(row) > shard.size or 0 in row:
+            raise ValueError(f"{folder} says that its rows are {row}, which its {shard.size:,} bytes cannot be")
+        if sigmas is not None:
+            levels = tuple(read_sigmas(sigmas, f"{folder}, key sigmas"))
+            if self.sigmas not in (None, levels):
+                raise ValueError(f"{folder} holds states at {levels}, the shards before it at {self.sigmas}")
+            self.sigmas = levels
+        return [count, *row]
 
     def _read(self, index: int) -> tuple[torch.Tensor, str]:
-        shard, row, folder = self._rows[index]
-        with shard.begin() as transaction:
-            data, prompt = (transaction.get(f"{name}_{row}_data".encode()) for name in ("latents", "prompts"))
-        where, need = f"{folder}, row {row},", 2 * int(np.prod(self.shape))
+        first, shard, folder = self._shards[bisect_right(self._shards, index, key=lambda s: s[0]) - 1]
+        row = index - first
+        data, prompt = (shard.get(f"{name}_{row}_data".encode()) for name in ("latents", "prompts"))
+        where, need = f"{folder}, row {row},", 2 * math.prod(self.shape)
         if data is None or prompt is None or len(data) != need:
             found = "nothing" if data is None else f"{len(data)} bytes"
             raise BadRecord(f"{where} holds {found} of {need} and {'no' if prompt is None else 'a'} prompt; remake it")
@@ -162,11 +193,9 @@ def _number(folder: Path) -> int:
     return int(tail)
 
 
-def _open(folder: Path):
-    """Returns the environment of a folder, read only. Errors: ValueError naming a folder that is none."""
-    import lmdb
-
-    try:
-        return lmdb.open(str(folder), readonly=True, lock=False, readahead=False, meminit=False)
-    except lmdb.Error as error:
-        raise ValueError(f"{folder} is not an LMDB ({error}); copy or write it again") from error
+def read_sigmas(text: str | bytes, where: str) -> list[float]:
+    """Returns recorded noise levels. Errors: ValueError starting with `where`."""
+    sigmas = parse_json(text, where, list)
+    if not all(isinstance(s, float | int) and not isinstance(s, bool) and 0 <= s <= 1 for s in sigmas):
+        raise ValueError(f"{where} holds {sigmas!r:.80}; they must be numbers from 0 to 1")
+    return [float(s) for s in sigmas]

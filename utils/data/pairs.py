@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 
-from utils.data.latents import read_facts, read_row, save_shard, shard_path
+from utils.data.latents import read_row, read_rows, save_shard, shard_path
+from utils.data.lmdb_store import read_sigmas
 from utils.data.records import BadRecord, Careful, check_finite
 
 
@@ -56,23 +56,20 @@ class PairFolder:
 
     def _enter(self, path: Path) -> None:
         """Notes the rows of a shard; only its head is read."""
-        facts = read_facts(path)
+        facts, shape, prompts = read_rows(path, "trajectory", "N T F C h w")
         try:
-            prompts, sigmas = json.loads(facts["prompts"]), tuple(json.loads(facts["sigmas"]))
-            with safe_open(path, "pt") as shard:
-                count, *shape = shard.get_slice("trajectory").get_shape()
-        except (SafetensorError, KeyError, ValueError) as error:
-            raise BadRecord(f"{path} is not a shard of ODE pairs ({error}); make it again") from error
-        if len(prompts) != count:
-            raise BadRecord(f"{path} holds {count} pairs and {len(prompts)} prompts; make it again")
-        shape = tuple(shape)
-        if self.shape not in (None, shape) or self.sigmas not in (None, sigmas):
+            sigmas = tuple(read_sigmas(facts.get("sigmas", ""), f"{path}, its sigmas"))
+        except ValueError as error:
+            raise BadRecord(f"{error}; make it again") from error
+        if len(sigmas) != shape[0]:
+            raise BadRecord(f"{path} holds {shape[0]} states and {len(sigmas)} sigmas; make it again")
+        if self.shape not in (None, tuple(shape)) or self.sigmas not in (None, sigmas):
             raise ValueError(
-                f"{path} holds pairs {list(shape)} at {sigmas}, the shards before it {list(self.shape)} at "
+                f"{path} holds pairs {shape} at {sigmas}, the shards before it {list(self.shape)} at "
                 f"{self.sigmas}; keep one kind in a folder"
             )
-        self.shape, self.sigmas = shape, sigmas
-        self._rows += [(path, row) for row in range(count)]
+        self.shape, self.sigmas = tuple(shape), sigmas
+        self._rows += [(path, row) for row in range(len(prompts))]
         self.prompts += prompts
 
     def _read(self, index: int) -> tuple[torch.Tensor, str]:

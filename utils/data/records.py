@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +24,26 @@ def check_on_bad(on_bad: str) -> None:
     """Raises ValueError unless `on_bad` is stop or skip."""
     if on_bad not in ON_BAD:
         raise ValueError(f"on_bad is {on_bad!r}; write stop (name the record and end) or skip (name it and go on)")
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """Returns a regular file, open to read.
+
+    Errors: BadRecord naming what is missing, unreadable, or something else: a pipe would be waited for without end, a
+    device be read without end.
+    """
+    try:
+        file = open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb")
+    except FileNotFoundError as error:
+        raise BadRecord(f"{path} is not a file; check the path") from error
+    except IsADirectoryError as error:
+        raise BadRecord(f"{path} is a folder; give a file") from error
+    except (OSError, ValueError) as error:  # a path with a NUL is a ValueError
+        raise BadRecord(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise BadRecord(f"{path} is not a regular file (a pipe, a device, a socket); give a file")
+    return file
 
 
 def check_finite(tensor: torch.Tensor, where: str) -> torch.Tensor:
