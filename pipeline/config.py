@@ -15,7 +15,7 @@ from utils.config.field import collect_error, file_path, one_of
 from utils.config.layer import parse_overrides, read_defaults, read_recipe
 from utils.config.load import load
 from utils.config.renamed import OldKeys
-from utils.data.schedules import LARGEST, LARGEST_SEED, SUFFIX, parse_switch_frames
+from utils.data.schedules import LARGEST, LARGEST_SEED, is_schedule, parse_switch_frames
 from wan.attention.config import AttentionConfig
 from wan.codec import DECODERS
 from wan.codec.config import VAEDecoderConfig
@@ -158,7 +158,7 @@ class DataConfig:
     @property
     def scheduled(self) -> bool:
         """True if the path is a file of scripts."""
-        return self.path.lower().endswith(SUFFIX)
+        return is_schedule(self.path)
 
     def problems(self) -> Iterator[str]:
         yield from collect_error(parse_switch_frames, self.switch_frames)

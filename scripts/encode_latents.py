@@ -7,11 +7,12 @@
 
 `folder`: videos or images, each with a caption of the same name (.txt) next to it. `lmdb`: shards of latents or of
 ODE pairs as an LMDB in Self-Forcing's layout, which the sources read too.
-Resumable: shards that are there are kept, and a shard appears whole; ranks share the shards.
+Resumable: shards that are there are kept, and a shard appears whole; ranks, and other runs of the same command, share
+the shards. The output remembers what made it (made_from.json): another VAE, length, size or rate, a file or caption
+that has changed is refused, and new files are added. What a folder holds besides captioned media is named.
 """
 
 import argparse
-import json
 import logging
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from utils import hub, log
+from utils.digest import content_hash
 from utils.door import check_folder, door
 from utils.parallel import ranks
 
@@ -94,17 +96,22 @@ def encode(vae, clips: list):
         return vae.encode(torch.stack(clips).to(vae.mean.device)).half().cpu()
 
 
+def settings(flags: argparse.Namespace, *names: str) -> dict:
+    """Returns what decides the latents, as the output remembers it."""
+    return {"vae": content_hash({"vae": flags.vae}), **{name: vars(flags)[name] for name in ("frames", "dtype", *names)}}
+
+
 def run_digits(flags: argparse.Namespace) -> None:
     """Renders, encodes and writes shard by shard."""
     import torch
 
-    from utils.data.latents import shard_path, write_shard
+    from utils.data.latents import write_shard
+    from utils.data.provenance import missing_shards, plan_groups
 
     torch.set_num_threads(1)
     vae = load(flags)
-    numbers = ranks.split(range(-(-flags.clips // flags.shard_clips)))
-    missing = [n for n in numbers if not shard_path(flags.output, n).exists()]
-    for number in log.progress(missing, label="shards", unit="shard"):
+    plan_groups(flags.output, {"kind": "digits", **settings(flags, "seed", "shard_clips")}, {}, 1)
+    for number in missing_shards(flags.output, ranks.split(range(-(-flags.clips // flags.shard_clips)))):
         latents, prompts = encode_digits(vae, number, flags)
         write_shard(flags.output, number, latents, prompts)
 
@@ -125,49 +132,59 @@ def encode_digits(vae, number: int, flags: argparse.Namespace):
 
 
 def run_folder(flags: argparse.Namespace) -> None:
-    """Encodes a folder of videos or images, shard by shard: shard n holds the n-th group of files, by name."""
-    from utils.data.latents import shard_path
+    """Encodes a folder of videos or images, shard by shard. Files that have come since an earlier run come last."""
     from utils.data.media_folder import list_media
-    from utils.data.prompts import IMAGE_SUFFIXES
+    from utils.data.provenance import file_facts, missing_shards, plan_groups
 
-    media = list_media(flags.input)
-    if media[0].suffix.lower() in IMAGE_SUFFIXES:
+    kind, media, found = list_media(flags.input)
+    for sentence in found.left_out(media):
+        logger.warning("%s: %s", flags.input, sentence)
+    if kind == "image":
         flags.frames = 1
-    groups = [media[i : i + flags.shard_clips] for i in range(0, len(media), flags.shard_clips)]
-    missing = []
-    for number, group in ranks.split(list(enumerate(groups))):
-        path = shard_path(flags.output, number)
-        if path.exists():
-            check_files(path, group)
-        else:
-            missing.append((number, group))
-    if missing:
-        vae = load(flags)
-        for number, group in log.progress(missing, label="shards", unit="shard"):
-            encode_files(vae, number, group, flags)
+    vae = load(flags)
+    captions = read_captions(media, found.captions, flags.on_bad)
+    facts = {path.name: file_facts(path, caption) for path, caption in captions.items()}
+    made_by = {"kind": kind, **settings(flags, "height", "width", "fps", "resize")}
+    groups = plan_groups(flags.output, made_by, facts, flags.shard_clips)
+    by_name = {path.name: (path, caption) for path, caption in captions.items()}
+    for number in missing_shards(flags.output, ranks.split([n for n, group in enumerate(groups) if group])):
+        encode_files(vae, number, [by_name[name] for name in groups[number]], flags)
 
 
-def check_files(path: Path, group: list[Path]) -> None:
-    """Raises ValueError if a shard was made of files that are no longer its group: some would be there twice."""
-    from utils.data.latents import read_facts
+def read_captions(media: list[Path], captions: dict[str, Path], on_bad: str) -> dict[Path, str]:
+    """Returns the caption of each file; with `skip` files without a usable one are named and left out.
 
-    made = json.loads(read_facts(path).get("files", "[]"))
-    if other := sorted(set(made) - {f.name for f in group}):
-        raise ValueError(f"{path} was made of other files ({other[0]}): the folder has changed; give another --output")
+    Errors: ValueError naming those files; for a folder without any caption.
+    """
+    from utils.data.media_folder import read_caption
+    from utils.data.media_kinds import listed
+    from utils.data.records import BadRecord
+
+    texts, bad = {}, []
+    for path in media:
+        try:
+            texts[path] = read_caption(path, captions.get(path.stem))
+        except BadRecord as error:
+            bad.append(str(error))
+    more = f"; {len(bad)} files have no usable caption" if len(bad) > 1 else ""
+    if bad and (on_bad == "stop" or not texts):
+        raise ValueError(f"{bad[0]}{more}; or write --on_bad skip")
+    if bad:
+        logger.warning("skipped %d files without a usable caption: %s", len(bad), listed(bad))
+    return texts
 
 
-def encode_files(vae, number: int, group: list[Path], flags: argparse.Namespace) -> None:
-    """Writes one shard; a file that cannot be used stops the run, or is named and left out."""
+def encode_files(vae, number: int, group: list[tuple[Path, str]], flags: argparse.Namespace) -> None:
+    """Writes one shard of files with captions; one that cannot be used stops the run, or is named and left out."""
     import torch
 
     from utils.data.latents import write_shard
-    from utils.data.media_folder import read_caption, read_clip
+    from utils.data.media_folder import read_clip
     from utils.data.records import BadRecord
 
     rows, clips, prompts, files = [], [], [], []
-    for path in group:
+    for path, prompt in group:
         try:
-            prompt = read_caption(path)
             clip = read_clip(path, flags.frames, (flags.height, flags.width), flags.fps, flags.resize)
         except BadRecord as error:
             if flags.on_bad == "stop":

@@ -12,7 +12,6 @@ Euler, 48 steps, shift 8, guidance 6 (uncond + w (cond - uncond)) are those of S
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -21,6 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from utils import log
 from utils.door import check_folder, door  # noqa: E402
 from utils.parallel import ranks
+
+RECORD = "pairs.json"  # what made a folder of pairs
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -58,6 +59,7 @@ def make(flags: argparse.Namespace) -> None:
     from pipeline.config import load_recipe
     from utils.data.latents import shard_path
     from utils.data.prompts import read_prompts
+    from utils.data.provenance import missing_shards, remember
 
     if min(flags.batch, flags.shard_pairs) < 1 or flags.pairs < 0:
         raise ValueError("--batch and --shard_pairs must be at least 1, --pairs 0 (one per prompt) or more")
@@ -66,16 +68,17 @@ def make(flags: argparse.Namespace) -> None:
     prompts = [line.prompt for line in read_prompts(flags.prompts)]
     folder, count = Path(flags.output or source.path), flags.pairs or len(prompts)
     check_folder(folder)
-    remember(folder, flags, teacher, source, sigmas, prompts)
+    facts = made_from(flags, teacher, source, sigmas, prompts)
+    remember(folder, facts, RECORD)
     mine = ranks.split(range(-(-count // flags.shard_pairs)))
-    missing = [number for number in mine if not shard_path(folder, number).exists()]
-    if not missing:
+    if all(shard_path(folder, number).exists() for number in mine):
         return
     if teacher.threads:
         torch.set_num_threads(teacher.threads)
     bundle = load_bundle(teacher.model, teacher.vae, teacher.text)
+    remember(folder, {**facts, "weights": bundle.weights_hash}, RECORD)
     maker = Maker(flags, teacher, bundle, source.frames, sigmas)
-    for number in log.progress(missing, label="shards", unit="shard"):
+    for number in missing_shards(folder, mine):
         first = number * flags.shard_pairs
         maker.shard(folder, number, range(first, min(first + flags.shard_pairs, count)), prompts)
 
@@ -93,18 +96,13 @@ def read_student(path: str):
     return method.source, step_sigmas(steps.steps, steps.shift, steps.warp)
 
 
-def remember(folder: Path, flags, teacher, source, sigmas, prompts: list[str]) -> None:
-    """Writes what decides the pairs into `pairs.json`.
-
-    Errors: ValueError if the folder was begun with something else: its shards would not belong together.
-    """
+def made_from(flags, teacher, source, sigmas, prompts: list[str]) -> dict:
+    """Returns what decides the pairs, as the folder remembers it."""
     import hashlib
 
-    from utils.atomic import write_json
     from utils.config.text import to_dict
-    from utils.diff import ABSENT, differences
 
-    facts = {
+    return {
         "sigmas": list(sigmas),
         "frames": source.frames,
         "model": to_dict(teacher.model),
@@ -113,14 +111,6 @@ def remember(folder: Path, flags, teacher, source, sigmas, prompts: list[str]) -
         "prompts": hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:12],
         **{name: vars(flags)[name] for name in ("num_steps", "shift", "guidance", "shard_pairs", "seed")},
     }
-    path = folder / "pairs.json"
-    if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        changes = differences(before, json.loads(json.dumps(facts)))
-        if other := [change.path for change in changes if change.new is not ABSENT]:
-            raise ValueError(f"{folder} was begun with other {', '.join(other)} ({path}); give another --output")
-        return
-    write_json(path, facts)
 
 
 class Maker:

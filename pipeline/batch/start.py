@@ -14,7 +14,7 @@ from pipeline.batch.schedule import EPSILON
 from pipeline.causal import Causal
 from pipeline.config import LONGEST
 from utils.data.media_folder import read_end
-from utils.data.prompts import IMAGE_SUFFIXES
+from utils.data.media_kinds import media_kind
 from utils.media.image import read_image
 from wan.geometry import Geometry
 
@@ -59,7 +59,7 @@ def encode_start(pipeline: Causal, path: str | Path, seconds: float = 0.0) -> to
     Errors: ValueError for a file that cannot be used, or if neither seconds nor a window limit the length.
     """
     bundle, geometry, window = pipeline.bundle, pipeline.rollout.geometry, pipeline.generation.cache.window_frames
-    if Path(path).suffix.lower() in IMAGE_SUFFIXES:
+    if media_kind(path) == "image":
         pixels = image_pixels(path, geometry)
     else:
         if window == -1 and not seconds:

@@ -75,7 +75,7 @@ def test_a_folder_holds_one_kind_of_pairs(make, tmp_path, capsys):
     assert make("--pairs", "1") == 0
     assert json.loads((tmp_path / "pairs/pairs.json").read_text())["guidance"] == 3
     assert make("--pairs", "3", "--guidance", "1") == 2
-    assert "other guidance" in capsys.readouterr().err
+    assert "guidance: 3.0 then, 1.0 now" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flags, why", [(("--batch", "0"), "--batch"), (("--num_steps", "0"), "num_steps")])

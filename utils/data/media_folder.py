@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from utils.data.prompts import IMAGE_SUFFIXES, VIDEO_SUFFIXES, check_prompt
+from utils.data.media_kinds import CAPTION, Media, media_kind, scan
 from utils.data.records import BadRecord
+from utils.data.text_file import check_prompt, text_lines
 from utils.media.image import read_image
 from utils.media.video import TimedFrame, open_timed, read_at, read_video
 
 MODES = ("crop", "stretch")
 
 
-def list_media(folder: str | Path) -> list[Path]:
-    """Returns the videos of a folder, or its images, by name.
+def list_media(folder: str | Path) -> tuple[str, list[Path], Media]:
+    """Returns (the kind of a folder, "image" or "video"; its files of that kind by name; all that it holds).
 
     Errors: ValueError for a folder without any, one that mixes the two (clips of a shard have one length), or two
     files that would share a caption.
@@ -25,28 +27,35 @@ def list_media(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; give one with <name>.mp4 or <name>.png next to <name>.txt")
-    files = sorted(f for f in folder.iterdir() if f.is_file() and not f.name.startswith("."))
-    videos = [f for f in files if f.suffix.lower() in VIDEO_SUFFIXES]
-    images = [f for f in files if f.suffix.lower() in IMAGE_SUFFIXES]
-    if bool(videos) == bool(images):
-        found = f"{len(videos)} videos and {len(images)} images" if videos else "neither videos nor images"
-        raise ValueError(f"{folder} holds {found}; keep one of the two kinds in a folder")
-    media = videos or images
-    stems = [f.stem for f in media]
-    if doubled := sorted({s for s in stems if stems.count(s) > 1}):
-        raise ValueError(f"{folder} holds two files with the name {doubled[0]!r}; one caption cannot serve both")
-    return media
+    media = scan(folder)
+    if bool(media.videos) == bool(media.images):
+        found = f"{len(media.videos)} videos and {len(media.images)} images" if media.videos else "no videos or images"
+        left = "; ".join(("keep one of the two kinds in a folder", *media.left_out([*media.videos, *media.images])))
+        raise ValueError(f"{folder} holds {found}; {left}")
+    kind = "video" if media.videos else "image"
+    check_stems(folder, media.of(kind), kind)
+    return kind, media.of(kind), media
 
 
-def read_caption(media: Path) -> str:
-    """Returns the caption next to a video or image, its lines joined. Errors: BadRecord naming the caption file."""
-    path = media.with_suffix(".txt")
+def check_stems(folder: Path, files: Sequence[Path], kind: str) -> None:
+    """Raises ValueError if two files would share a caption."""
+    counts = Counter(file.stem for file in files)
+    if doubled := sorted(stem for stem, count in counts.items() if count > 1):
+        raise ValueError(f"{folder} holds two {kind}s with the name {doubled[0]!r}; one caption cannot serve both")
+
+
+def read_caption(media: Path, path: Path | None = None) -> str:
+    """Returns the caption next to a video or image, its lines joined. path: the caption file, if it was looked up.
+
+    Errors: BadRecord naming the caption file.
+    """
+    path = path or media.with_suffix(CAPTION)
+    if not path.exists():
+        raise BadRecord(f"{media} has no caption; write {path.name} next to it")
     try:
-        text = " ".join(path.read_text(encoding="utf-8-sig").split())
-        text = check_prompt(text, str(path))
-    except FileNotFoundError:
-        raise BadRecord(f"{media} has no caption; write {path.name} next to it") from None
-    except (OSError, ValueError) as error:
+        lines = (text for _, text in text_lines(path))
+        text = check_prompt(" ".join(" ".join(lines).split()), str(path))
+    except ValueError as error:
         raise BadRecord(f"{path} is not a caption ({error}); save it as UTF-8 text") from error
     if not text:
         raise BadRecord(f"{path} is empty; write the caption of {media.name} in it")
@@ -64,7 +73,7 @@ def read_clip(
     if mode not in MODES:
         raise ValueError(f"mode is {mode!r}; write one of {MODES}")
     try:
-        if media.suffix.lower() in IMAGE_SUFFIXES:
+        if media_kind(media) == "image":
             return read_image(media, size, mode)[None]
         frames, told = read_at(media, num_frames, fps) if fps else read_video(media, most=num_frames)
     except ValueError as error:

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 
-from utils import hub
+from utils.data.media_kinds import KINDS, listed, scan
+from utils.data.prompt_table import is_table, table_prompts
+from utils.data.text_file import check_prompt, plain_lines, text_lines
+from utils.json_reader import read_json
 
-MAX_PROMPT = 10_000  # characters; the text encoder reads 512 tokens, so a longer line is a mistake in the file
 MAX_NAME = 100  # characters of a file name that come from the prompt
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif")
-KINDS = {"image": IMAGE_SUFFIXES, "video": VIDEO_SUFFIXES}  # of start files
 CROP_INFO = "target_crop_info_*.json"
 RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(10))}
 UNSAFE = re.compile(r"[^A-Za-z0-9 _.,'()&+=@!-]+")
+logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PromptLine:
     """One request. `text` names the file, `prompt` conditions the video."""
 
@@ -45,19 +45,21 @@ class PromptLine:
 
 
 def read_prompts(path: str | Path, extended_path: str | Path | None = None) -> list[PromptLine]:
-    """Reads a UTF-8 text file with one prompt per line, and its line-aligned extended prompts.
+    """Reads a text file with one prompt per line, and its line-aligned extended prompts.
 
-    A blank line is skipped but keeps its number, so that blanking one prompt renames and re-seeds no other.
+    A blank line is skipped but keeps its number, so that blanking one prompt renames and re-seeds no other. A file
+    named .json, .jsonl, .csv, .tsv or .yaml is read as that: its rows are the lines (`utils/data/prompt_table.py`).
     Errors: ValueError naming file and line for an empty file, a line that is too long, not UTF-8 or holds control
-    characters, and for an extended file with another number of lines or other blank lines.
+    characters, something else than plain text, and for an extended file with another number of lines or other blank
+    lines.
     """
-    path = Path(path)
-    texts = _read_lines(path)
+    if extended_path is None:
+        if lines := [PromptLine(text, number) for number, text in _numbered(path) if text]:
+            return lines
+        raise ValueError(f"{path} holds no prompt; write one prompt per line")
+    texts, extended = _texts(path), _texts(extended_path)
     if not any(texts):
         raise ValueError(f"{path} holds no prompt; write one prompt per line")
-    if extended_path is None:
-        return [PromptLine(text, n) for n, text in enumerate(texts, 1) if text]
-    extended = _read_lines(Path(extended_path))
     if len(extended) != len(texts):
         raise ValueError(
             f"{path} has {len(texts)} lines but {extended_path} has {len(extended)}; "
@@ -70,22 +72,16 @@ def read_prompts(path: str | Path, extended_path: str | Path | None = None) -> l
     return [PromptLine(text, n, extended[n - 1]) for n, text in enumerate(texts, 1) if text]
 
 
-def check_prompt(text: str, where: str) -> str:
-    """Returns the prompt with tabs and line breaks as spaces and without trailing whitespace; '' if nothing is seen.
+def _numbered(path: str | Path) -> Iterator[tuple[int, str]]:
+    return table_prompts(path) if is_table(path) else plain_lines(path)
 
-    Errors: ValueError starting with `where` for a prompt over MAX_PROMPT characters or with a control character
-    (these are damage, e.g. a binary file, that a tokenizer would take without a word).
-    """
-    if len(text) > MAX_PROMPT:
-        raise ValueError(f"{where}: the prompt has {len(text)} characters, allowed are {MAX_PROMPT}; shorten it")
-    text = re.sub("[\t\n\v\f\r\x85\u2028\u2029]", " ", text).rstrip()
-    for column, character in enumerate(text, 1):
-        if unicodedata.category(character) in ("Cc", "Cs"):
-            name = f"U+{ord(character):04X}"
-            raise ValueError(f"{where}, column {column}: the prompt holds the control character {name}; remove it")
-    # Zero-width characters (category Cf) belong to some scripts and emoji, but alone they are no prompt.
-    seen = any(not c.isspace() and unicodedata.category(c) != "Cf" for c in text)
-    return text if seen else ""
+
+def _texts(path: str | Path) -> list[str]:
+    """Returns all prompts, blank ones as ''; blank lines at the end of the file are dropped."""
+    texts = [text for _, text in _numbered(path)]
+    while texts and not texts[-1]:
+        texts.pop()
+    return texts
 
 
 def read_image_prompts(folder: str | Path) -> list[PromptLine]:
@@ -110,8 +106,7 @@ def read_captioned(folder: str | Path, kind: str) -> list[PromptLine]:
     Errors: ValueError naming the file that is missing, doubled or empty.
     """
     folder = Path(folder)
-    files = list_files(folder, kind)
-    captions = {f.stem: f for f in folder.iterdir() if f.suffix.lower() == ".txt" and not f.name.startswith(".")}
+    files, captions = list_files(folder, kind), scan(folder).captions
     stems = [file.stem for file in files]
     if doubled := sorted({s for s in stems if stems.count(s) > 1}):
         raise ValueError(f"{folder} holds two {kind}s with the name {doubled[0]!r}; one caption cannot serve both")
@@ -123,7 +118,8 @@ def read_captioned(folder: str | Path, kind: str) -> list[PromptLine]:
         raise ValueError(f"{folder} has no {kind} for the caption {lonely[0]}.txt ({len(lonely)} {kind}s are missing)")
     rows = []
     for n, file in enumerate(files, 1):
-        text = " ".join(t for t in _read_lines(captions[file.stem]) if t)
+        text = " ".join(t for _, t in text_lines(captions[file.stem]))
+        text = check_prompt(" ".join(text.split()), str(captions[file.stem]))
         if not text:
             raise ValueError(f"{captions[file.stem]} is empty; write the caption of {file.name} in it")
         rows.append(PromptLine(text, n, **{kind: file}))
@@ -131,12 +127,18 @@ def read_captioned(folder: str | Path, kind: str) -> list[PromptLine]:
 
 
 def list_files(folder: Path, kind: str) -> list[Path]:
-    """Returns the files of a kind in a folder, by name. Errors: ValueError if there is none."""
-    files = sorted(f for f in folder.iterdir() if f.is_file() and not f.name.startswith("."))
-    found = [f for f in files if f.suffix.lower() in KINDS[kind]]
-    if not found:
+    """Returns the files of a kind in a folder, by name; what else lies there is logged.
+
+    Errors: ValueError if there is none.
+    """
+    media = scan(folder)
+    left = [*(f.name for other in KINDS if other != kind for f in media.of(other)), *media.others, *media.folders]
+    if not (found := media.of(kind)):
         first, second = KINDS[kind][:2]
-        raise ValueError(f"{folder} holds no {kind}; put <name>{first} or <name>{second} next to <name>.txt")
+        holds = f" (it holds {listed(left)})" if left else ""
+        raise ValueError(f"{folder} holds no {kind}{holds}; put <name>{first} or <name>{second} next to <name>.txt")
+    if left:
+        logger.warning("%s: %d things are no %ss and are not read: %s", folder, len(left), kind, listed(left))
     return found
 
 
@@ -161,12 +163,9 @@ def with_start(lines: Sequence[PromptLine], path: str | Path, kind: str) -> list
 
 
 def _read_crop_info(path: Path) -> list[PromptLine]:
-    try:
-        rows = json.loads(_read_bytes(path))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+    rows = read_json(path, list)
     folder = path.parent / path.stem.removeprefix("target_crop_info_")
-    if not isinstance(rows, list) or not rows:
+    if not rows:
         raise ValueError(f"{path} must hold a list of entries with file_name, caption and target_crop")
     lines = []
     for n, row in enumerate(rows, 1):
@@ -180,41 +179,6 @@ def _read_crop_info(path: Path) -> list[PromptLine]:
             raise ValueError(f"{where}: there is no image {name!r} in {folder}")
         caption = check_prompt(row["caption"], where)
         lines.append(PromptLine(caption, n, image=folder / name, target_crop=row.get("target_crop")))
-    return lines
-
-
-def _read_bytes(path: Path) -> bytes:
-    if not path.is_file():
-        hint = " (a folder of images needs image-to-video)" if path.is_dir() else ""
-        advice = None if path.exists() else hub.advise(path)
-        raise ValueError(f"{path} is not a file{hint}; {advice or 'give a text file with one prompt per line'}")
-    return path.read_bytes()
-
-
-def read_raw_lines(path: str | Path) -> list[bytes]:
-    """Returns the lines of a text file as they are, without their ends; `decode_line` makes text of them.
-
-    Errors: ValueError for a path that is not a file.
-    """
-    # Bytes: str.splitlines also breaks at form feeds and U+2028, and a bad byte must be reported by its line.
-    content = _read_bytes(Path(path)).removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-    return content.split(b"\n")
-
-
-def decode_line(raw: bytes, where: str) -> str:
-    """Returns the text of a line. Errors: ValueError starting with `where`, naming the byte that is not UTF-8."""
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{where}, byte {error.start + 1}: not UTF-8; save the file as UTF-8") from error
-
-
-def _read_lines(path: Path) -> list[str]:
-    """Returns the checked lines, blank ones as ''; blank lines at the end of the file are dropped."""
-    places = [(raw, f"{path}, line {n}") for n, raw in enumerate(read_raw_lines(path), 1)]
-    lines = [check_prompt(decode_line(raw, where), where) for raw, where in places]
-    while lines and not lines[-1]:
-        lines.pop()
     return lines
 
 

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.data.prompts import check_prompt, decode_line, read_raw_lines
+from utils.data.text_file import TEXT_COLUMNS, check_decoded, check_prompt, raw_lines
 
 SUFFIX = ".jsonl"
 FRAME, PIXEL_FRAME, SECOND = "latent frame", "pixel frame", "second"
@@ -98,10 +98,10 @@ def read_schedules(path: str | Path, switch_frames: Sequence[int] = (), refused:
     Errors: ValueError naming file, line and field of every bad line; for a file without any (other) video.
     """
     lines, bad = [], []
-    for number, raw in enumerate(read_raw_lines(path), 1):
+    for number, raw in raw_lines(path):
         where = f"{path}, line {number}"
         try:
-            if (text := decode_line(raw, where)).strip():
+            if (text := check_decoded(raw, where)).strip():
                 lines.append(_parse_line(text, where, number, switch_frames, Path(path).parent))
         except ValueError as error:
             bad.append(str(error))
@@ -112,6 +112,19 @@ def read_schedules(path: str | Path, switch_frames: Sequence[int] = (), refused:
     if refused is not None:
         refused += bad
     return lines
+
+
+def is_schedule(path: str | Path) -> bool:
+    """True for a file of prompt schedules by its ending, unless its first object holds one prompt (a caption list)."""
+    if not str(path).lower().endswith(SUFFIX):
+        return False
+    try:
+        first = next((json.loads(text) for _, text in raw_lines(path) if text.strip()), None)
+    except (ValueError, RecursionError):
+        return True  # what is wrong with it is said where it is read
+    if isinstance(first, str):
+        return False
+    return not isinstance(first, dict) or "prompts" in first or not any(str(k).lower() in TEXT_COLUMNS for k in first)
 
 
 def parse_switch_frames(value) -> tuple[int, ...]:

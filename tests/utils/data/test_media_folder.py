@@ -32,16 +32,16 @@ def levels(clip: torch.Tensor) -> list[int]:
 def test_videos_are_listed_by_name(tmp_path):
     for name in ("b", "a"):
         video(tmp_path / f"{name}.mp4", 1)
-    assert [p.stem for p in list_media(tmp_path)] == ["a", "b"]
+    assert [p.stem for p in list_media(tmp_path)[1]] == ["a", "b"]
     assert read_caption(tmp_path / "a.mp4") == "a, two lines"
 
 
 def test_unclear_folders_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="neither"):
+    with pytest.raises(ValueError, match="no videos or images"):
         list_media(tmp_path)
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg")
-    with pytest.raises(ValueError, match="two files with the name 'a'"):
+    with pytest.raises(ValueError, match="two images with the name 'a'"):
         list_media(tmp_path)
     video(tmp_path / "b.mp4", 1)
     with pytest.raises(ValueError, match="1 videos and 2 images"):
