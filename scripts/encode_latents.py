@@ -8,7 +8,7 @@
 `folder`: videos or images, each with a caption of the same name (.txt) next to it. `lmdb`: shards of latents or of
 ODE pairs as an LMDB in Self-Forcing's layout, which the sources read too.
 Resumable: shards that are there are kept, and a shard appears whole; ranks, and other runs of the same command, share
-the shards. The output remembers what made it (made_from.json): another VAE, length, size or rate, a file or caption
+the shards. A shard remembers what made it: another VAE, length, size or rate, a file or caption
 that has changed is refused, and new files are added. What a folder holds besides captioned media is named.
 """
 
@@ -105,15 +105,13 @@ def run_digits(flags: argparse.Namespace) -> None:
     """Renders, encodes and writes shard by shard."""
     import torch
 
-    from utils.data.latents import write_shard
-    from utils.data.provenance import missing_shards, plan_groups
+    from utils.data.provenance import EncodedShards, missing_shards
 
     torch.set_num_threads(1)
     vae = load(flags)
-    plan_groups(flags.output, {"kind": "digits", **settings(flags, "seed", "shard_clips")}, {}, 1)
+    shards = EncodedShards(flags.output, {"kind": "digits", **settings(flags, "seed", "shard_clips")})
     for number in missing_shards(flags.output, ranks.split(range(-(-flags.clips // flags.shard_clips)))):
-        latents, prompts = encode_digits(vae, number, flags)
-        write_shard(flags.output, number, latents, prompts)
+        shards.write(number, *encode_digits(vae, number, flags))
 
 
 def encode_digits(vae, number: int, flags: argparse.Namespace):
@@ -134,7 +132,7 @@ def encode_digits(vae, number: int, flags: argparse.Namespace):
 def run_folder(flags: argparse.Namespace) -> None:
     """Encodes a folder of videos or images, shard by shard. Files that have come since an earlier run come last."""
     from utils.data.media_folder import list_media
-    from utils.data.provenance import file_facts, missing_shards, plan_groups
+    from utils.data.provenance import EncodedShards, file_facts, missing_shards
 
     kind, media, found = list_media(flags.input)
     for sentence in found.left_out(media):
@@ -144,11 +142,13 @@ def run_folder(flags: argparse.Namespace) -> None:
     vae = load(flags)
     captions = read_captions(media, found.captions, flags.on_bad)
     facts = {path.name: file_facts(path, caption) for path, caption in captions.items()}
-    made_by = {"kind": kind, **settings(flags, "height", "width", "fps", "resize")}
-    groups = plan_groups(flags.output, made_by, facts, flags.shard_clips)
-    by_name = {path.name: (path, caption) for path, caption in captions.items()}
-    for number in missing_shards(flags.output, ranks.split([n for n, group in enumerate(groups) if group])):
-        encode_files(vae, number, [by_name[name] for name in groups[number]], flags)
+    shards = EncodedShards(flags.output, {"kind": kind, **settings(flags, "height", "width", "fps", "resize")})
+    groups = shards.groups(facts, flags.shard_clips)
+    for number in missing_shards(flags.output, ranks.split(list(groups))):
+        group = {flags.input / name: captions[flags.input / name] for name in groups[number]}
+        if (made := encode_files(vae, group, flags)) is not None:
+            latents, prompts, used = made
+            shards.write(number, latents, prompts, [facts[name] for name in groups[number]], used)
 
 
 def read_captions(media: list[Path], captions: dict[str, Path], on_bad: str) -> dict[Path, str]:
@@ -174,16 +174,18 @@ def read_captions(media: list[Path], captions: dict[str, Path], on_bad: str) -> 
     return texts
 
 
-def encode_files(vae, number: int, group: list[tuple[Path, str]], flags: argparse.Namespace) -> None:
-    """Writes one shard of files with captions; one that cannot be used stops the run, or is named and left out."""
+def encode_files(vae, group: dict[Path, str], flags: argparse.Namespace):
+    """Returns (latents, prompts, names) of files with their captions, or None if none can be used.
+
+    One that cannot stops the run, or is named and left out.
+    """
     import torch
 
-    from utils.data.latents import write_shard
     from utils.data.media_folder import read_clip
     from utils.data.records import BadRecord
 
     rows, clips, prompts, files = [], [], [], []
-    for path, prompt in group:
+    for path, prompt in group.items():
         try:
             clip = read_clip(path, flags.frames, (flags.height, flags.width), flags.fps, flags.resize)
         except BadRecord as error:
@@ -199,8 +201,7 @@ def encode_files(vae, number: int, group: list[tuple[Path, str]], flags: argpars
             clips = []
     if clips:
         rows.append(encode(vae, clips))
-    if rows:
-        write_shard(flags.output, number, torch.cat(rows), prompts, files)
+    return (torch.cat(rows), prompts, files) if rows else None
 
 
 def run_lmdb(flags: argparse.Namespace) -> None:

@@ -6,7 +6,7 @@ A shard is complete or absent (temporary name, then rename), so a folder may gro
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -25,10 +25,18 @@ def shard_path(folder: str | Path, number: int) -> Path:
 
 
 def write_shard(
-    folder: str | Path, number: int, latents_NFCHW: torch.Tensor, prompts: list[str], files: Sequence[str] = ()
+    folder: str | Path,
+    number: int,
+    latents_NFCHW: torch.Tensor,
+    prompts: list[str],
+    files: Sequence[str] = (),
+    more: Mapping[str, str] | None = None,
 ) -> Path:
-    """Writes shard `number` of a folder; latents keep their dtype. files: what each clip was made of, if files."""
-    facts = {"files": json.dumps(list(files))} if files else {}
+    """Writes shard `number` of a folder; latents keep their dtype.
+
+    files: what each clip was made of, if files. more: of the metadata.
+    """
+    facts = {**({"files": json.dumps(list(files))} if files else {}), **(more or {})}
     return save_shard(shard_path(folder, number), "latents", latents_NFCHW, prompts, facts)
 
 
