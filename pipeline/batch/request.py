@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from utils.digits.world import parse_prompt
 from utils.rng import Rng
 from wan.geometry import Span
 
+logger = logging.getLogger(__name__)
 GRAMMARS = {"digits": parse_prompt}  # models that know certain prompts only
 
 
@@ -128,6 +130,37 @@ def check_words(prompt: str, spec_name: str) -> None:
     """Raises ValueError if the model does not know the prompt."""
     if grammar := GRAMMARS.get(spec_name):
         grammar(prompt)
+
+
+def prompt_places(requests: Sequence[Request], data, negative_prompt: str) -> Iterator[tuple[str, str]]:
+    """Yields (where it is written, prompt) of all prompts of the requests, once for all samples; negative ones too."""
+    if negative_prompt:
+        yield "negative_prompt", negative_prompt
+    file = data.extended_path or data.path
+    for request in requests:
+        if request.sample:
+            continue
+        script = request.script
+        if script is None:
+            start = request.start if Path(data.path).is_dir() or not (data.path or data.prompt) else None
+            where = f"{start.with_suffix('.txt')}" if start else f"{file}, line {request.index + 1}"
+            yield "--prompt" if data.prompt else where, request.prompt
+            continue
+        yield from ((f"{script.where}: prompts[{n}]", prompt) for n, prompt in enumerate(request.prompts))
+        if script.negative_prompt:
+            yield f"{script.where}: negative_prompt", script.negative_prompt
+
+
+def warn_unused_negatives(requests: Sequence[Request], negative_prompt: str, guidance: float) -> None:
+    """Warns of negative prompts that nothing leads away from: without guidance no unconditional branch is computed."""
+    lines = [r.script.where for r in requests if r.script and r.script.negative_prompt and not r.sample]
+    if guidance == 1 and (negative_prompt or lines):
+        where = "" if negative_prompt else f" of {lines[0]}" + (f" and {len(lines) - 1} more" if lines[1:] else "")
+        logger.warning(
+            "negative_prompt%s has no effect at guidance 1 (sampler.guidance; a few-step model has no other): no "
+            "unconditional branch is computed",
+            where,
+        )
 
 
 def batches(requests: Sequence[Request], size: int) -> list[list[Request]]:

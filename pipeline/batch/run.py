@@ -20,7 +20,15 @@ from pipeline.batch.provenance import (
     sidecar_changes,
     video_facts,
 )
-from pipeline.batch.request import KeyedNoise, Request, batches, check_grammar, read_requests
+from pipeline.batch.request import (
+    KeyedNoise,
+    Request,
+    batches,
+    check_grammar,
+    prompt_places,
+    read_requests,
+    warn_unused_negatives,
+)
 from pipeline.batch.resume import ResumeState, remove_stale, snapshot_path, to_make
 from pipeline.batch.schedule import build_schedule, check_switches
 from pipeline.batch.start import image_pixels, video_pixels
@@ -31,6 +39,7 @@ from pipeline.memory import check_memory
 from pipeline.rollout import Chunk
 from pipeline.track import PromptSchedule
 from utils.claims import claimed, lock_path
+from utils.data.prompts import warn_cut
 from utils.digest import known_hash
 from utils.log import VideoProgress
 from utils.parallel import ranks
@@ -58,6 +67,7 @@ def run(config: InferConfig) -> list[Path]:
     requests = read_requests(config.data, config.output, config.num_samples, suffix, refused)  # before any weight
     for line in refused or ():
         logger.warning("left out: %s", line)
+    warn_unused_negatives(requests, config.negative_prompt, config.build_sampler().guidance)
     groups = batches(requests, config.batch)
     mine = ranks.split(list(range(len(groups))))
     own, folder = [groups[number] for number in mine], config.output.folder
@@ -143,7 +153,16 @@ class Run:
         for group in own:
             for request in group:
                 self.images([request])
+        self.warn_cut(own)
         return own
+
+    def warn_cut(self, groups: list[list[Request]]) -> None:
+        """Warns of prompts of which the text encoder does not read all."""
+        negative = "" if self.sampler.guidance == 1 else self.config.negative_prompt
+        find = getattr(self.bundle.text, "find_cut", None)
+        requests = [request for group in groups for request in group]
+        if find:
+            warn_cut(prompt_places(requests, self.config.data, negative), find, self.bundle.spec.transformer.text_len)
 
     def writer(self, groups: list[list[Request]]) -> list[Path]:
         """Writes the videos of all batches; returns their paths.

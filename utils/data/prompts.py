@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -15,6 +15,7 @@ from utils.data.prompt_table import is_table, table_prompts
 from utils.data.text_file import check_prompt, plain_lines, text_lines
 from utils.json_reader import read_json
 
+MOST_CUT, LOST_WORDS = 10, 8  # long prompts that are named; words of each that are shown
 MAX_NAME = 100  # characters of a file name that come from the prompt
 CROP_INFO = "target_crop_info_*.json"
 RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(10))}
@@ -140,6 +141,25 @@ def list_files(folder: Path, kind: str) -> list[Path]:
     if left:
         logger.warning("%s: %d things are no %ss and are not read: %s", folder, len(left), kind, listed(left))
     return found
+
+
+def warn_cut(places: Iterable[tuple[str, str]], find_cut: Callable[[str], tuple[int, str] | None], limit: int = 0):
+    """Warns of each prompt that the text encoder does not read to its end.
+
+    places: (file and line, prompt). find_cut(prompt) -> (its tokens, the text that is not read) or None. limit: tokens
+    that are read, if known.
+    """
+    count = 0
+    for where, prompt in places:
+        if (cut := find_cut(prompt)) is None:
+            continue
+        count += 1
+        if count <= MOST_CUT:
+            words = " ".join(cut[1].split()[:LOST_WORDS])
+            reads = f" and the text encoder reads {limit}" if limit else ", more than the text encoder reads"
+            logger.warning("%s: the prompt has %d tokens%s; what is not read begins: %r", where, cut[0], reads, words)
+    if count > MOST_CUT:
+        logger.warning("%d more prompts are longer than the text encoder reads", count - MOST_CUT)
 
 
 def with_start(lines: Sequence[PromptLine], path: str | Path, kind: str) -> list[PromptLine]:

@@ -37,6 +37,11 @@ class PromptCache:
                 del self._rows[next(iter(self._rows))]
         return torch.stack([rows[p] for p in prompts])
 
+    def find_cut(self, prompt: str) -> tuple[int, str] | None:
+        """Returns what of a prompt the encoder does not read; see `TextEncoder.find_cut`."""
+        find = getattr(self.encoder, "find_cut", None)
+        return find(prompt) if find else None
+
     @property
     def prompts(self) -> list[str]:
         """The prompts that are kept, the latest used last."""

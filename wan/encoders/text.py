@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+import unicodedata
 from collections.abc import Sequence
 
 import torch
@@ -50,6 +51,20 @@ class TextEncoder(nn.Module):
             return_tensors="pt",
         )
         return out.input_ids.to(self.device), out.attention_mask.to(self.device)
+
+    def find_cut(self, prompt: str) -> tuple[int, str] | None:
+        """Returns (tokens of a prompt, the text behind those that are read), or None if all of it is read."""
+        plain = prompt if prompt.isascii() else unicodedata.normalize("NFKC", prompt)
+        if "&" not in plain and len(plain.encode("utf-8", "replace")) + 2 < self.text_len:
+            return None  # a token takes a byte or more; most of a long list ends here
+        text = clean_text(prompt)
+        ids = self.tokenizer(text, add_special_tokens=True, verbose=False).input_ids
+        if len(ids) <= self.text_len:
+            return None
+        if not getattr(self.tokenizer, "is_fast", False):
+            return len(ids), self.tokenizer.decode(ids[self.text_len - 1 :], skip_special_tokens=True)
+        places = self.tokenizer(text, return_offsets_mapping=True, verbose=False).offset_mapping
+        return len(ids), text[places[self.text_len - 1][0] :].strip()
 
     def encode(self, ids_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
         """Returns hidden states [B, T, text_dim] with the rows that the mask leaves out set to zero."""
