@@ -11,6 +11,7 @@ from PIL import Image
 
 from scripts import encode_latents
 from tests.architecture.source import ROOT
+from utils.claims import claimed
 from utils.data.latents import LatentFolder, read_facts, shard_path
 from utils.data.lmdb_store import LmdbPairs
 from utils.data.pairs import PairFolder, write_pairs
@@ -65,6 +66,48 @@ def test_a_changed_folder_is_refused(videos, tmp_path, capsys):
     (videos / "0.txt").rename(videos / "9.txt")
     assert encode(videos, tmp_path / "a") == 2
     assert "the folder has changed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"), [("--frames", "1"), ("--resize", "stretch"), ("--fps", "4"), ("--dtype", "bf16")]
+)
+def test_other_settings_are_refused(videos, tmp_path, capsys, flag, value):
+    assert encode(videos, tmp_path / "a") == 0
+    assert encode(videos, tmp_path / "a", flag, value) == 2
+    assert f"{flag[2:]}: " in capsys.readouterr().err
+
+
+def test_new_files_are_added_and_changed_ones_named(videos, tmp_path, capsys):
+    output = tmp_path / "a"
+    assert encode(videos, output) == 0
+    for name in ("00", "7"):  # before and behind the others
+        (videos / f"{name}.MP4").write_bytes((videos / "0.mp4").read_bytes())
+        (videos / f"{name}.txt").write_text(f"clip {name}")
+    assert encode(videos, output) == 0, capsys.readouterr().err
+    assert LatentFolder(output).prompts == ["clip 0", "clip 1", "clip 2", "clip 00", "clip 7"]
+    (videos / "2.txt").write_text("another")
+    assert encode(videos, output) == 2
+    assert "2.mp4, which is no longer the same (caption)" in capsys.readouterr().err
+
+
+def test_a_shard_that_another_run_makes_is_left(videos, tmp_path, caplog):
+    output = tmp_path / "a"
+    with claimed([shard_path(output, 0)]):
+        assert encode(videos, output) == 0
+    assert "1 shards" in caplog.text and LatentFolder(output).prompts == ["clip 2"]
+    assert encode(videos, output) == 0 and len(LatentFolder(output)) == 3
+
+
+def test_what_is_not_encoded_is_named(videos, tmp_path, caplog):
+    (videos / "more").mkdir()
+    (videos / "9.txt").write_text("no video")
+    (videos / "8.mp4x").write_bytes(b"rubbish")
+    (videos / "5.unknown").write_bytes((videos / "0.mp4").read_bytes())  # told by its content
+    (videos / "5.txt").write_text("clip 5")
+    assert encode(videos, tmp_path / "a") == 0
+    assert LatentFolder(tmp_path / "a").prompts[-1] == "clip 5"
+    for name in ("more", "9.txt", "8.mp4x"):
+        assert name in caplog.text
 
 
 def test_wrong_sizes_are_refused(videos, tmp_path, capsys):

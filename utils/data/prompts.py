@@ -15,11 +15,12 @@ from utils.data.prompt_table import is_table, table_prompts
 from utils.data.text_file import check_prompt, plain_lines, text_lines
 from utils.json_reader import read_json
 
-MOST_CUT, LOST_WORDS = 10, 8  # long prompts that are named; words of each that are shown
+MOST_CUT, LOST_WORDS, ENOUGH_CUT = 10, 8, 1000  # long prompts named, words of each shown, long prompts looked for
 MAX_NAME = 100  # characters of a file name that come from the prompt
 CROP_INFO = "target_crop_info_*.json"
 RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(10))}
 UNSAFE = re.compile(r"[^A-Za-z0-9 _.,'()&+=@!-]+")
+GOOD = re.compile(r"[A-Za-z0-9_,'()&+=@!][A-Za-z0-9 _.,'()&+=@!-]*")  # a name that stays as it is
 logger = logging.getLogger(__name__)
 
 
@@ -158,8 +159,11 @@ def warn_cut(places: Iterable[tuple[str, str]], find_cut: Callable[[str], tuple[
             words = " ".join(cut[1].split()[:LOST_WORDS])
             reads = f" and the text encoder reads {limit}" if limit else ", more than the text encoder reads"
             logger.warning("%s: the prompt has %d tokens%s; what is not read begins: %r", where, cut[0], reads, words)
+        if count == ENOUGH_CUT:
+            break  # of a million, each takes its time to be cut into tokens
     if count > MOST_CUT:
-        logger.warning("%d more prompts are longer than the text encoder reads", count - MOST_CUT)
+        more = "or more " if count == ENOUGH_CUT else ""
+        logger.warning("%d %sother prompts are longer than the text encoder reads", count - MOST_CUT, more)
 
 
 def with_start(lines: Sequence[PromptLine], path: str | Path, kind: str) -> list[PromptLine]:
@@ -209,10 +213,13 @@ def safe_name(prompt: str, extra: str = "") -> str:
     other one is reduced and gets `~` and a hash of the prompt, so two prompts share a name only if they are equal
     (on file systems that ignore case: or differ in case).
     """
+    room = MAX_NAME - len(extra)
+    if len(prompt) <= room and GOOD.fullmatch(prompt) and ".." not in prompt:  # most are: the rest takes its time
+        if prompt.split(".")[0].strip().upper() not in RESERVED and not prompt.strip().isdigit():
+            return prompt + extra
     name = unicodedata.normalize("NFKD", prompt).encode("ascii", "ignore").decode()
     name = re.sub(r"\.{2,}", ".", UNSAFE.sub("_", name)).lstrip(" .-")
     name = f"_{name}" if name.split(".")[0].strip().upper() in RESERVED or not name else name
-    room = MAX_NAME - len(extra)
     # A bare number would read like the names that start with an index.
     if name == prompt and len(name) <= room and not name.strip().isdigit():
         return name + extra

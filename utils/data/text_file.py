@@ -82,7 +82,7 @@ def plain_lines(path: str | Path) -> Iterator[tuple[int, str]]:
     for number, text in text_lines(path):
         prompt = check_prompt(text, f"{path}, line {number}")
         if prompt and (first or prompt[0] in "[{"):
-            if kind := _other_kind(prompt, first):
+            if kind := _other_kind(text.strip(), first):
                 raise ValueError(f"{path}, line {number}: {kind}")
             first = False
         yield number, prompt

@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.batch.request import KeyedNoise, batches, check_grammar, read_requests
+from pipeline.batch.request import (
+    KeyedNoise,
+    batches,
+    check_grammar,
+    prompt_places,
+    read_requests,
+    warn_unused_negatives,
+)
 from pipeline.config import DataConfig, OutputConfig
 from utils.rng import Rng
 from wan.geometry import Span
@@ -68,3 +75,23 @@ def test_given_noise_starts_chunks_and_nothing_else(tmp_path):
     assert not torch.equal(noise(Span(2, 4), 1), start[:, 2:4])
     with pytest.raises(ValueError, match="has 6 frames, the video reaches 7"):
         noise(Span(5, 7), 0)
+
+
+def test_unused_negative_prompts_are_named(tmp_path, caplog):
+    path = tmp_path / "s.jsonl"
+    path.write_text('{"prompts": [{"text": "a"}], "negative_prompt": "b"}\n{"prompts": [{"text": "c"}]}\n')
+    requests = read_requests(DataConfig(path=str(path)), OutputConfig(), 2)
+    warn_unused_negatives(requests, "", 3.0)
+    warn_unused_negatives(requests[2:], "", 1)
+    assert not caplog.messages
+    warn_unused_negatives(requests, "", 1)
+    warn_unused_negatives(requests[2:], "d", 1)
+    assert "line 1 has no effect at guidance 1" in caplog.messages[0] and len(caplog.messages) == 2
+
+
+def test_prompt_places_name_file_and_line(tmp_path):
+    path = tmp_path / "p.txt"
+    path.write_text("a\n\nb\n")
+    data = DataConfig(path=str(path))
+    places = list(prompt_places(read_requests(data, OutputConfig(), 2), data, "n"))
+    assert places == [("negative_prompt", "n"), (f"{path}, line 1", "a"), (f"{path}, line 3", "b")]
