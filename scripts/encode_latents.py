@@ -98,7 +98,8 @@ def encode(vae, clips: list):
 
 def settings(flags: argparse.Namespace, *names: str) -> dict:
     """Returns what decides the latents, as the output remembers it."""
-    return {"vae": content_hash({"vae": flags.vae}), **{name: vars(flags)[name] for name in ("frames", "dtype", *names)}}
+    known = {name: vars(flags)[name] for name in ("frames", "dtype", *names)}
+    return {"vae": content_hash({"vae": flags.vae}), **known}
 
 
 def run_digits(flags: argparse.Namespace) -> None:
