@@ -7,12 +7,14 @@ from dataclasses import asdict
 from utils.json_reader import get
 from wan.spec import SPECS, TransformerSpec
 
+DIFFUSERS = "WanTransformer3DModel"  # its class in diffusers, whose config.json has other keys
+
 
 class Wan:
     """Wan 2.1 and 2.2: one transformer class, the two VAEs, umT5 and CLIP. What heavy imports need is imported late."""
 
     class_name = "WanTransformer"
-    class_names = ("WanTransformer", "WanModel", "CausalWanModel", "WanTransformer3DModel")
+    class_names = ("WanTransformer", "WanModel", "CausalWanModel", DIFFUSERS)
     spec_class = TransformerSpec
     specs = SPECS
     transformers = {
@@ -55,9 +57,10 @@ class Wan:
 
         named = config.get("_class_name")
         # A config.json of something else next to a checkpoint (a language model's, a VAE's) tells nothing.
-        if named not in (*self.class_names, None) or (named is None and not {"num_heads", "dim"} <= config.keys()):
+        if named not in self.class_names and not {"num_heads", "dim"} <= config.keys():
             return None
-        config = config_from_diffusers(config, where) if named == self.class_names[-1] else config
+        if named == DIFFUSERS or ("num_attention_heads" in config and "num_heads" not in config):
+            config = config_from_diffusers(config, where)
         return self.spec_class.select_fields(config, where)
 
     def spec(self, told: dict, measured: dict) -> TransformerSpec:

@@ -8,6 +8,8 @@ from typing import ClassVar
 from utils.json_reader import JsonError, get, shown
 
 LARGEST_SIZE = 10**7  # of any size of a network; more is a mistake
+LOWEST = {"image_dim": 0, "eps": 0, "rope_theta": 1}
+COUNTS = {"dim", "ffn_dim", "freq_dim", "in_dim", "out_dim", "num_heads", "num_layers", "text_dim", "text_len"}
 CLIP_WIDTH = 1280  # ViT-H/14 of Wan 2.1 i2v
 CLIP_TOKENS = 257
 
@@ -82,7 +84,7 @@ def _size(config: dict, name: str, kind: type, where: str):
             raise JsonError(f"{where}: {name} is {shown(value)}; it must be three whole numbers from 1")
         return tuple(value)
     value = get(config, name, kind, where)
-    lowest = 0 if name in ("image_dim", "eps") else 1
+    lowest = LOWEST.get(name, 1 if name in COUNTS else -LARGEST_SIZE)  # what a family adds may be of any sign
     if kind in (int, float) and not lowest <= value <= LARGEST_SIZE:
         raise JsonError(f"{where}: {name} is {shown(value)}; it must be from {lowest} to {LARGEST_SIZE:,}")
     return value

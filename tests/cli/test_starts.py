@@ -189,7 +189,7 @@ def test_what_does_not_fit_is_refused_before_any_video(door, text, prompts, tmp_
         (["--start_video", tmp_path / "two"], "two holds no video"),
         (["--start_video", good, "--start_image", good], "start_image and start_video each tell"),
         (["--start_video", good, "data.initial_latents=x"], "initial_latents and start_video each tell"),
-        (["--start_seconds", 2], "write how much of start_video is used"),
+        (["--start_seconds", 2], "start_seconds is 2.0 and start_video empty"),
         (["--start_video", good, "--start_seconds", -1], "start_seconds is -1"),
         (["--start_video", good, "--start_seconds", 0.1], "start_seconds is 0.1 and the first chunk lasts 0.125"),
         (["--start_video", good, "--start_seconds", 9, "--seconds", 20], "has 13 frames at 8 fps and 69 are needed"),

@@ -79,10 +79,10 @@ def test_a_missing_key_is_named(door, copy, tmp_path):
 
 
 def test_paths_that_are_nothing(door, tmp_path):
-    assert "no/such/model is not a path" in refused(door, "no/such/model", tmp_path)
+    assert "no/such/model is not there" in refused(door, "no/such/model", tmp_path)
     assert "lost.pt" in refused(door, door.model, tmp_path, "--checkpoint_path", tmp_path / "lost.pt")
     assert "no averaged ones" in refused(door, door.model, tmp_path, "--use_ema")
-    assert "x.pt is not a path" in refused(door, door.model, tmp_path, "--lora_path", "x.pt:0.5")
+    assert "x.pt is not there" in refused(door, door.model, tmp_path, "--lora_path", "x.pt:0.5")
 
 
 def test_a_training_checkpoint_and_its_average(door, tmp_path):

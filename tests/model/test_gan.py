@@ -135,5 +135,5 @@ def test_gan_asks_for_fake_and_real_in_one_forward():
 
 
 def test_gan_wrong_width_is_refused():
-    with pytest.raises(ValueError, match="r1_sigma and r2_sigma"):
+    with pytest.raises(ValueError, match="r2_sigma is 0.0; write"):
         check(GanConfig(r2_sigma=0.0))

@@ -125,8 +125,8 @@ def test_score_scale_is_of_each_sample():
     ("wrong", "words"),
     [
         ({"first": 10, "last": 10}, "must rise"),
-        ({"last": 1001}, "must rise"),
-        ({"shift": 0.0}, "must be positive"),
+        ({"last": 1001}, "last is 1001; write 0 to 1000"),
+        ({"shift": 0.0}, "shift is 0.0; write"),
         ({"low": 0.9, "high": 0.1}, "must rise within 0..1"),
         ({"rounding": "nearest"}, "rounding is 'nearest'"),
     ],

@@ -138,7 +138,7 @@ def test_the_dtype_is_that_of_the_weights(folder, dtype):
         ({"spec": "digit"}, "is unknown; write one of"),
         ({"lora": 5}, "lora holds 5; write a path"),
         ({"lora_alpha": float("nan")}, "lora_alpha is nan"),
-        ({"lora_alpha": -2.0}, "lora_alpha is -2.0; write a positive number"),
+        ({"lora_alpha": -2.0}, "lora_alpha is -2.0; write 0 to"),
     ],
 )
 def test_wrong_knobs_are_refused(wrong, words):

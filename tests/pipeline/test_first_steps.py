@@ -142,7 +142,7 @@ def test_it_is_written_and_read_with_the_weights():
     ("config", "message"),
     [
         (StepsConfig(LATER, first_steps=(500.0, 800.0)), "first_steps .* must descend"),
-        (StepsConfig(LATER, first_steps=(1200.0,)), "first_steps .* must lie in"),
+        (StepsConfig(LATER, first_steps=(1200.0,)), "first_steps.0 is 1200.0; write"),
         (StepsConfig(first_steps=(1000.0,)), "steps are empty"),
         (
             GenerationConfig(steps=STEPS, cache=CacheConfig(content="same_step")),

@@ -154,7 +154,7 @@ def test_entries_are_recorded_in_one_form(given, recorded):
         ([{"strength": 1}], "an entry has the path None"),
         ([{"path": "a", "weight": 2}], "lora has no weight; an entry is {path, strength}"),
         ([{"path": "a", "strength": "x"}], "the strength of a is 'x'; write a number"),
-        ([{"path": "a", "strength": float("nan")}], "the strength of a is nan"),
+        ([{"path": "a", "strength": float("nan")}], "strength is nan; write a finite number"),
         ([{"path": "a", "strength": True}], "the strength of a is True"),
         ("a:1e400", "the strength of a:1e400 is inf"),
         ([{"path": "a", "expert": 1}], "the expert of a is 1"),

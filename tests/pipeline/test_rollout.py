@@ -172,7 +172,7 @@ def test_rollout_runs_twice_alike():
         (lambda: video(borders=[Span(1, 4)]), r"span \[1, 4\) does not start at the next frame 0"),
         (lambda: video(CacheConfig(-1), max_frames=6), "length"),
         (lambda: video(guidance=2.0, condition=replace(TEXT, null_text=None)), "needs the encoded negative prompt"),
-        (lambda: check(ContextConfig(sigma=1.5)), "context.sigma is 1.5"),
+        (lambda: check(ContextConfig(sigma=1.5)), "sigma is 1.5; write 0 to 1"),
         (lambda: check(ContextConfig(rounding="up")), "rounding is 'up'"),
     ],
 )

@@ -191,8 +191,8 @@ def test_configs_build():
     ("config", "message"),
     [
         (MultiStepConfig(solver="heun"), "solver 'heun' is unknown; write one of"),
-        (MultiStepConfig(num_steps=0), "num_steps 0 must be at least 1"),
-        (MultiStepConfig(shift=-1), "shift -1 positive"),
+        (MultiStepConfig(num_steps=0), "num_steps is 0; write 1"),
+        (MultiStepConfig(shift=-1), "shift is -1; write 0, or"),
     ],
 )
 def test_wrong_knobs(config, message):

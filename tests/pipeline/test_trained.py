@@ -106,12 +106,12 @@ def test_interpolated_weights_are_found(tmp_path, load, monkeypatch):
         ({"chunks": 3}, "unknown key generation.chunks; did you mean generation.chunk"),
         ({"cache": {"windows": 3}}, "unknown key generation.cache.windows"),
         ({"chunk": "three"}, "generation.chunk: got 'three'"),
-        ({"chunk": 0}, "generation: chunk is 0"),
+        ({"chunk": 0}, "generation.chunk is 0"),
         ({"steps": {"steps": [1, 2]}}, "generation.steps: steps .* must descend"),
         ({"steps": {"rounding": "up"}}, "generation.steps: rounding is 'up'"),
         ({"cache": {"window_frames": 2}}, "generation: cache.window_frames 2 is smaller"),
         ({"cache": 5}, "generation.cache: got 5"),
-        ({"context": {"sigma": 3}}, "generation.context: context.sigma is 3"),
+        ({"context": {"sigma": 3}}, "generation.context.sigma is 3"),
     ],
 )
 def test_a_bad_file_is_named_with_its_key(tmp_path, load, content, words):

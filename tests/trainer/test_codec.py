@@ -92,7 +92,11 @@ def test_stages_lengthen_the_clips(config):
 
 @pytest.mark.parametrize(
     ("wrong", "words"),
-    [({"stages": []}, "first stage"), ({"stages": [Stage(0.5)]}, "start at 0"), ({"kl_ramp": (0.5, 0.5)}, "rising")],
+    [
+        ({"stages": []}, "the first does not start at 0"),
+        ({"stages": [Stage(0.5)]}, "start at 0"),
+        ({"kl_ramp": (0.5, 0.5)}, "that rise"),
+    ],
 )
 def test_wrong_knobs(wrong, words):
     with pytest.raises(ValueError, match=words):

@@ -149,9 +149,9 @@ def test_state_comes_back():
     ("wrong", "words"),
     [
         ({"name": "sgd"}, "write adamw or muon"),
-        ({"lr": 0}, "positive"),
-        ({"clip": 0}, "positive"),
-        ({"decay": 2}, "0, 1"),
+        ({"lr": 0}, "lr is 0; write"),
+        ({"clip": 0}, "clip is 0; write"),
+        ({"decay": 2}, "decay is 2; write 0 to 1"),
     ],
 )
 def test_wrong_knobs(wrong, words):

@@ -208,7 +208,7 @@ def test_prompts_from_a_file_and_from_the_source(loop, tmp_path):
         (["generation.cache.window_frames=1"], "window_frames 1 is smaller than sink_frames 0 \\+ chunk 2"),
         (["preview.pipeline={name: causal, chunk: 1}"], "preview.pipeline.chunk; a preview runs as the generator"),
         (["preview.sampler.name=fewstep"], "did you mean few_step"),
-        (["preview.every=-1"], "must not be negative"),
+        (["preview.every=-1"], "preview.every is -1; write 0"),
         (["preview.prompts=no/such.txt"], "preview.prompts: no/such.txt is not there"),
         (["preview.vae.tiling=true"], "preview: vae.tiling decodes whole clips .* write vae.tiling=false"),
         (["trainer={name: codec}"], "trains no generator of videos; write preview.every=0"),

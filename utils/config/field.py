@@ -111,12 +111,14 @@ def values(config: Any) -> dict[str, Any]:
 
 
 def find_problems(config: Any) -> Iterator[tuple[tuple, str]]:
-    """Yields (path, text) of numbers out of bounds; without any, of what the methods `problems()` yield or raise.
+    """Yields (path, text) of numbers out of bounds, then of what the methods `problems()` yield or raise.
 
-    Inner ones come first. Those methods may reckon with numbers within bounds.
+    Inner ones come first. Those methods may reckon with numbers within bounds: where one is not, the groups around it
+    are not called.
     """
     wrong = list(_find_bad_numbers(config, ()))
-    yield from wrong or _find_told(config, ())
+    yield from wrong
+    yield from _find_told(config, (), {path[:end] for path, _ in wrong for end in range(len(path))})
 
 
 def _find_bad_numbers(value: Any, path: tuple, bounds: tuple | None = None) -> Iterator[tuple[tuple, str]]:
@@ -132,10 +134,10 @@ def _find_bad_numbers(value: Any, path: tuple, bounds: tuple | None = None) -> I
         yield from _find_bad_numbers(inner, (*path, key), own.get(key) if own else bounds)
 
 
-def _find_told(config: Any, path: tuple) -> Iterator[tuple[tuple, str]]:
+def _find_told(config: Any, path: tuple, silent: set[tuple]) -> Iterator[tuple[tuple, str]]:
     for key, value in _inner(config).items():
-        yield from _find_told(value, (*path, key))
-    if hasattr(config, "problems"):
+        yield from _find_told(value, (*path, key), silent)
+    if hasattr(config, "problems") and path not in silent:
         try:
             yield from ((path, text) for text in config.problems())
         except ValueError as error:

@@ -108,7 +108,7 @@ VALUES = {
     "data_path: ~": "data_path is missing",
     'lr: "fast"': "lr is 'fast'; write a number, without quotes",
     "lr: .nan": "lr is nan; write a number",
-    "lr_critic: -1.0": "lr_critic gives trainer.critic_optim: lr and clip must be positive",
+    "lr_critic: -1.0": "lr_critic gives trainer.critic_optim.lr is -1.0; write",
     "num_frame_per_block: 2.5": "num_frame_per_block is 2.5; write a whole number",
     "num_frame_per_block: 5": "num_training_frames is 21, as it is without the key",
     "model_kwargs: {local_attn_size: [12, 9]}": "model_kwargs.local_attn_size is [12, 9]; write a number",

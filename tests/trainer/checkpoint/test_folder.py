@@ -273,10 +273,10 @@ def test_nothing_is_executed_by_loading(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"every": 0}, "must be at least 1"),
-        ({"keep": 0}, "must be at least 1"),
+        ({"every": 0}, "every is 0; write 1"),
+        ({"keep": 0}, "keep is 0; write 1"),
         ({"every": 100, "keep_every": 150}, "a multiple of checkpoint.every, 100"),
-        ({"keep_every": -1}, "0 .none. or a multiple"),
+        ({"keep_every": -1}, "keep_every is -1; write 0"),
     ],
 )
 def test_wrong_knobs(wrong, words):

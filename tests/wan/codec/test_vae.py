@@ -178,7 +178,10 @@ def test_bad_lengths_and_settings(model):
     vae = StreamingVAE(model)
     with pytest.raises(ValueError, match="4n.1 pixel frames, not 8; use 5 or 9"):
         vae.encode(torch.zeros(1, 8, 3, 32, 32))
-    for config, message in ((VAEConfig(dtype="fp8"), "fp32 or bf16"), (VAEConfig(frames_per_pass=0), "1 or more")):
+    for config, message in (
+        (VAEConfig(dtype="fp8"), "fp32 or bf16"),
+        (VAEConfig(frames_per_pass=0), "frames_per_pass is 0; write 1"),
+    ):
         with pytest.raises(ValueError, match=message):
             check(config)
     tiled = StreamingVAE(model, VAEConfig(tiling=True))
