@@ -202,7 +202,6 @@ def declare_failure(text: str, lost_peer: bool = False) -> tuple[bool, str]:
     if int(speaker) == here:
         _write_error_file(text)
         return True, ""
-    store.add("ended", 1)
     return False, f"rank {speaker} failed"
 
 
@@ -216,9 +215,15 @@ def wait_for_others() -> None:
 
 
 def wait_for_end() -> None:
-    """Waits a moment to be ended by torchrun, which reports the first process that ends as the cause."""
+    """Says that this rank has been heard, then waits a moment to be ended by torchrun.
+
+    It reports the first process that ends as the cause.
+    """
     import signal
 
+    if _stores:
+        with contextlib.suppress(RuntimeError):  # the process that held the store is gone
+            _stores[0].add("ended", 1)
     with contextlib.suppress(ValueError):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     time.sleep(2 * PATIENCE)
