@@ -82,12 +82,15 @@ class DiscriminatorConfig:
     """layers: the tapped blocks (13, 21, 29 of a 1.3B). ffn_dim: width inside a reader. num_class: logits.
 
     lr_scale: the discriminator's learning rate as a multiple of the critic's (Self-Forcing trains both at one rate).
+    time_embedding: whether the classifier also reads the critic's embedding of the noise level, ten times its size
+    (Self-Forcing's concat_time_embeddings).
     """
 
     layers: tuple[int, ...] = bounded((13, 21, 29), 0, 1000)
     ffn_dim: int = bounded(8192, 1, 1 << 20)
     num_class: int = bounded(1, 1, 1 << 16)
     lr_scale: float = bounded(1.0, 1e-6, 1e6)
+    time_embedding: bool = False
 
 
 @dataclass

@@ -20,6 +20,8 @@ from wan.context import Full
 from wan.layers import RMSNorm, layer_norm
 from wan.spec import TransformerSpec
 
+TIME_SCALE = 10.0  # of the time embedding next to the registers, which are far larger at the start
+
 
 class Reader(Attention):
     """One register token attends to all video tokens, then passes a feed-forward; both residual."""
@@ -44,17 +46,18 @@ class Discriminator(nn.Module):
     def __init__(self, spec: TransformerSpec, config: DiscriminatorConfig):
         super().__init__()
         self.layers: Sequence[int] = config.layers
-        self.lr_scale = config.lr_scale
+        self.lr_scale, self.time_embedding = config.lr_scale, config.time_embedding
         count, dim = len(config.layers), spec.dim
         self.registers = nn.Parameter(0.02 * torch.randn(count, dim))
         self.register_norm = RMSNorm(dim, spec.eps)
         self.readers = nn.ModuleList(Reader(spec, config.ffn_dim) for _ in config.layers)
+        width = (count + config.time_embedding) * dim
         self.classify = nn.Sequential(
-            nn.LayerNorm(count * dim), nn.Linear(count * dim, dim), nn.SiLU(), nn.Linear(dim, config.num_class)
+            nn.LayerNorm(width), nn.Linear(width, dim), nn.SiLU(), nn.Linear(dim, config.num_class)
         )
 
     def forward(self, critic, x_BFCHW, sigma_BF, condition: Condition) -> torch.Tensor:
-        """Runs the critic once and classifies its features."""
+        """Runs the critic once and classifies its features. sigma: one level per sample where its embedding is read."""
         with tap(critic.transformer, self.layers) as tapped:
             critic(x_BFCHW, sigma_BF, condition, Full())
         tokens = self.register_norm(self.registers).expand(len(x_BFCHW), -1, -1)
@@ -63,4 +66,6 @@ class Discriminator(nn.Module):
             reader(tokens[:, i : i + 1], join(tapped.features[layer], tapped.tokens))
             for i, (layer, reader) in enumerate(zip(self.layers, self.readers, strict=True))
         ]
+        if self.time_embedding:
+            read.append(TIME_SCALE * tapped.time[:, :1].to(read[0]))
         return self.classify(torch.cat(read, 1).flatten(1))

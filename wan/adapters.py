@@ -30,12 +30,13 @@ class Adapter(Protocol):
 class Tap:
     """Records the tokens after some blocks.
 
-    features: layer, as it was given -> [B, L / size, D]. tokens: their layout.
+    features: layer, as it was given -> [B, L / size, D]. tokens: their layout. time: the embedded sigmas [B, R, D].
     """
 
     def __init__(self, layers: Sequence[int], num_blocks: int):
         self.features: dict[int, torch.Tensor] = {}
         self.tokens: TokenLayout | None = None
+        self.time: torch.Tensor | None = None
         self.is_open = True
         self._names: dict[int, list[int]] = {}
         for layer in layers:
@@ -51,7 +52,7 @@ class Tap:
 
 @contextlib.contextmanager
 def tap(transformer: WanTransformer, layers: Sequence[int]) -> Iterator[Tap]:
-    """Records the tokens after the given blocks (negative = from the end) during one forward.
+    """Records the tokens after the given blocks (negative = from the end), and the embedded time, of one forward.
 
     Recomputation under checkpointing happens after the context exits and is not recorded.
     Errors: ValueError for blocks that the transformer does not have.
@@ -62,7 +63,17 @@ def tap(transformer: WanTransformer, layers: Sequence[int]) -> Iterator[Tap]:
         raise ValueError(f"blocks {wrong} cannot be tapped: the transformer has {count} (0..{count - 1})")
     made, before = Tap(layers, count), transformer.adapters
     transformer.adapters = (*before, made)
+    outer, embed_time = transformer.__dict__.get("embed_time"), transformer.embed_time
+
+    def noted(sigma_BR: torch.Tensor):
+        made.time, rows = embed_time(sigma_BR)
+        return made.time, rows
+
+    transformer.__dict__["embed_time"] = noted
     try:
         yield made
     finally:
         transformer.adapters, made.is_open = before, False
+        transformer.__dict__.pop("embed_time")
+        if outer is not None:  # of a tap around this one
+            transformer.__dict__["embed_time"] = outer

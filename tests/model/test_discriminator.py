@@ -20,9 +20,10 @@ SIGMA = torch.tensor([[0.7, 0.7], [0.2, 0.2]])
 TORCH_EPS = 1e-5  # the classifier's first norm keeps torch's default, as in the published code
 
 
-def head(layers=LAYERS, num_class=3) -> Discriminator:
+def head(layers=LAYERS, num_class=3, time_embedding=False) -> Discriminator:
     """Returns a discriminator with drawn weights."""
-    made = Discriminator(tiny.SPEC, DiscriminatorConfig(layers, 24, num_class)).double()
+    config = DiscriminatorConfig(layers, 24, num_class, time_embedding=time_embedding)
+    made = Discriminator(tiny.SPEC, config).double()
     with torch.no_grad():
         for name, weight in made.named_parameters():
             scale = weight[0].numel() ** -0.5 if weight.ndim > 1 else 0.4
@@ -83,6 +84,8 @@ def written_out(d: Discriminator, tokens: list[torch.Tensor]) -> torch.Tensor:
             token = token + linear(f"{at}.o", torch.cat(mixed))
             token = token + linear(f"{at}.ffn.2", tanh_gelu(linear(f"{at}.ffn.0", norm(token))))
             read.append(token)
+        if d.time_embedding:  # the whole network's embedding of one noise level, from its own weights
+            read.append(10 * CRITIC.transformer.embed_time(SIGMA[row, :1, None])[0][0, 0])
         x = norm(torch.cat(read), TORCH_EPS) * w["classify.0.weight"] + w["classify.0.bias"]
         x = linear("classify.1", x)
         logits.append(linear("classify.3", x * torch.sigmoid(x)))
@@ -101,6 +104,30 @@ def test_discriminator_logits_and_gradients_written_out():
     assert logits.shape == (2, 3) and tiny.error(tiny.healthy(logits), wanted) < BOUND
     for one, other in zip(slopes(d, x, logits), slopes(d, x, wanted), strict=True):
         assert tiny.error(one, other) < BOUND * max(1, other.abs().max()) and other.any()
+
+
+def test_discriminator_time_embedding_written_out():
+    d, (x, condition) = head(time_embedding=True), given()
+    logits, wanted = d(CRITIC, x, SIGMA, condition), written_out(d, features(x, condition))
+    assert d.classify[1].weight.shape == (tiny.SPEC.dim, 3 * tiny.SPEC.dim), "two blocks and the noise level"
+    assert logits.std() > DIFFERENT and tiny.error(logits, wanted) < BOUND
+    for one, other in zip(slopes(d, x, logits), slopes(d, x, wanted), strict=True):
+        assert tiny.error(one, other) < BOUND * max(1, other.abs().max()) and other.any()
+
+
+def test_discriminator_teaches_the_critics_time_embedding():
+    (x, condition), slopes = given(), []
+    for time_embedding in (False, True):
+        d, critic = head(time_embedding=time_embedding), tiny.denoiser(dtype=torch.float64)
+        bias = critic.transformer.time_embedding[2].bias.requires_grad_()
+        slopes += torch.autograd.grad(d(critic, x, SIGMA, condition).sum(), bias)
+    assert (slopes[1] - slopes[0]).abs().max() > DIFFERENT, "not by the modulation alone"
+
+
+def test_discriminator_leaves_the_critic_as_it_was():
+    before = set(vars(CRITIC.transformer))
+    head(time_embedding=True)(CRITIC, *given()[:1], SIGMA, given()[1])
+    assert set(vars(CRITIC.transformer)) == before and CRITIC.transformer.adapters == ()
 
 
 def test_discriminator_reads_each_block_by_its_own_reader():

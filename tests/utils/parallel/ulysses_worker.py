@@ -199,7 +199,9 @@ def half_precision(by_size) -> dict:
 def classified(group):
     model, x = network(group, checkpointing=True), tiny.latents(3, 2, geometry=GEOMETRY).requires_grad_()
     torch.manual_seed(0)
-    judge = Discriminator(model.spec, DiscriminatorConfig((0, 1), ffn_dim=24, num_class=3)).to(tiny.DTYPE)
+    judge = Discriminator(model.spec, DiscriminatorConfig((0, 1), ffn_dim=24, num_class=3, time_embedding=True)).to(
+        tiny.DTYPE
+    )
     out = judge(model, x, torch.full((2, 3), 0.4), tiny.condition(2))
     return 4 * out, {"x": x}, {"critic": model, "judge": judge}
 
