@@ -121,7 +121,9 @@ class FlowConfig(LossConfig):
     mode: str = "bidirectional"  # bidirectional | diffusion_forcing | teacher_forcing
     weight: str = "uniform"  # uniform | bell (the ancestors' training weight)
     clean_chunks: float = bounded(0.0, 0, 1)  # diffusion forcing: share of chunks shown clean (the last one never is)
-    context_sigma: float = bounded(0.0, 0, 1)  # teacher forcing: noise of the clean half
+    context_sigma: float = bounded(0.0, 0, 1)  # teacher forcing: noise level of the clean half
+    # or [low, high], drawn per chunk, spread as the noise of the other half is
+    context_range: tuple[float, ...] = bounded((), 0, 1)
 
     @property
     def bidirectional(self) -> bool:
@@ -134,6 +136,13 @@ class FlowConfig(LossConfig):
             yield f"weight is {self.weight!r}; write uniform or bell"
         if self.clean_chunks == 1:
             yield "clean_chunks is 1; write less, for a share of the chunks must have noise"
+        if not self.context_range:
+            return
+        low, high = (*self.context_range, -1.0)[:2]
+        if len(self.context_range) != 2 or low >= high:
+            yield f"context_range is {list(self.context_range)}; write two noise levels that rise in 0..1: [0, 0.2]"
+        if self.context_sigma or self.mode != "teacher_forcing":
+            yield "context_range is drawn for teacher_forcing's clean half; write mode=teacher_forcing, context_sigma=0"
 
     def problems_with(self, generation: GenerationConfig) -> Iterator[str]:
         if not self.bidirectional:

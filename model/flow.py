@@ -5,8 +5,8 @@
 `teacher_forcing`: one sigma per chunk, each chunk sees itself and the clean chunks before it.
 The masks are those of the cache, so what is trained is what will run.
 Source: arXiv 2210.02747; arXiv 2407.01392 (diffusion forcing); Self-Forcing, model/diffusion.py.
-Differs from Self-Forcing: sigma is continuous, and `context_sigma` is the noise level itself,
-where their augmentation index 0 is the noisiest entry of its table.
+Differs from Self-Forcing: sigma is continuous; `context_sigma` and `context_range` (drawn per chunk) are noise levels,
+where their noise_augmentation_max_timestep N takes the N noisiest entries of a table: [shift(1 - N / 1000), 1] here.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from wan.attention import masks
 from wan.context import Full, Masked
 from wan.generation import GenerationConfig
 from wan.ledger import CacheConfig
-from wan.schedule import Schedule, shift_sigma
+from wan.schedule import Schedule, shift_sigma, unshift_sigma
 from wan.transformer import RunInput
 
 
@@ -36,8 +36,8 @@ class FlowLoss:
     def __call__(self, sample: Sample, roles, rng):
         x0, noise = sample.latents, draw_noise(sample, rng)
         sigma = self.draw_sigma(sample, rng)
-        x = diffuse_noisy(self.schedule, x0, noise, sigma)
-        velocity = roles.generator(x, sigma, sample.condition, self.context(sample), self._clean(sample, noise))
+        x, clean = diffuse_noisy(self.schedule, x0, noise, sigma), self.clean_half(sample, rng, noise)
+        velocity = roles.generator(x, sigma, sample.condition, self.context(sample), clean)
         error = (wide(velocity) - wide(noise - x0)).square().mean((2, 3, 4))
         weight = (sigma > 0).float()  # a clean frame has no velocity to learn
         if self.config.weight == "bell":
@@ -73,12 +73,20 @@ class FlowLoss:
             return Full()
         return masked_context(self.config.mode, sample.spans, self.generation.cache)
 
-    def _clean(self, sample: Sample, noise: torch.Tensor) -> RunInput | None:
-        """Returns the clean half of teacher forcing."""
+    def clean_half(self, sample: Sample, rng, noise: torch.Tensor) -> RunInput | None:
+        """Returns the clean half of teacher forcing, with some of the other half's noise if the knobs say so."""
         if self.config.mode != "teacher_forcing":
             return None
-        sigma = torch.full(sample.latents.shape[:2], self.config.context_sigma, device=noise.device)
-        clean = self.schedule.diffuse(sample.latents, noise, sigma) if self.config.context_sigma else sample.latents
+        if self.config.context_range:
+            source = rng.at("sample", sample.step, "context sigma")
+            low, high = (unshift_sigma(sigma, self.schedule.shift) for sigma in self.config.context_range)
+            u = low + (high - low) * (1 - source.uniform_batch((len(sample.spans),), sample.index))
+            drawn = self.schedule.rounded(shift_sigma(u, self.schedule.shift))
+            sigma = drawn.repeat_interleave(torch.tensor([len(s) for s in sample.spans]), 1).to(noise.device)
+        else:
+            sigma = torch.full(sample.latents.shape[:2], self.config.context_sigma, device=noise.device)
+        noisy = bool(self.config.context_sigma or self.config.context_range)
+        clean = diffuse_noisy(self.schedule, sample.latents, noise, sigma) if noisy else sample.latents
         return RunInput(clean, sigma, "clean")
 
 

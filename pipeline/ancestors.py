@@ -65,6 +65,7 @@ independent_first_frame generation.first_chunk
 same_step_across_blocks trainer.source.exit_per_chunk
 last_step_only trainer.source.last_step_only
 teacher_forcing trainer.loss.mode
+noise_augmentation_max_timestep trainer.loss.context_range
 context_noise generation.context.sigma
 log_iters checkpoint.every
 max_checkpoints checkpoint.keep
@@ -103,6 +104,7 @@ r2_weight trainer.loss.r2_weight
 r1_sigma trainer.loss.r1_sigma
 r2_sigma trainer.loss.r2_sigma
 num_class trainer.loss.discriminator.num_class
+concat_time_embeddings trainer.loss.discriminator.time_embedding
 discriminator_lr_multiplier trainer.loss.discriminator.lr_scale
 """)
 GENERATION = _table("""

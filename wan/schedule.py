@@ -26,6 +26,11 @@ def shift_sigma(sigma, shift: float):
     return shift * sigma / (1 + (shift - 1) * sigma)
 
 
+def unshift_sigma(sigma, shift: float):
+    """Returns what `shift_sigma` makes this of."""
+    return sigma / (shift - (shift - 1) * sigma)
+
+
 @functools.lru_cache(maxsize=32)
 def sigma_table(shift: float) -> torch.Tensor:
     """Returns the 1000 shifted training sigmas in fp32, noisiest first."""

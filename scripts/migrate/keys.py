@@ -23,7 +23,6 @@ DROPPED = {
     "load_raw_video": "videos are encoded before (scripts/encode_latents.py)",
     "backward_simulation": "the source decides: rollout or noised_data",
     "max_pair": "write fewer pairs into the folder",
-    "noise_augmentation_max_timestep": "its small indices are the noisiest levels (a fault); see loss.context_sigma",
     "train_first_chunk": STREAMING,
     "fixed_switch_index": SWITCHES,
     "min_switch_frame_index": SWITCHES,
@@ -32,7 +31,6 @@ DROPPED = {
     "inference_iter": "cut the prompt file instead",
     "extended_prompt_path": "write data.extended_path",
     "discriminator_warmup_steps": "critic and discriminator start together",
-    "concat_time_embeddings": "the discriminator classifies its register tokens alone",
     "loss_scale": "bf16 needs none",
     "adapter.type": "LoRA is the only one",
     "adapter.dropout": "adapters have none here",
@@ -52,12 +50,13 @@ SUFFIXES = {"_fsdp_wrap_strategy": SHARDING}
 TRAINING_KEYS = """
 trainer distribution_loss generator_ckpt real_name fake_name ts_schedule ts_schedule_max timestep_shift lr lr_critic
 gen_lr critic_lr beta1 beta2 beta1_critic beta2_critic weight_decay max_grad_norm_generator max_grad_norm_critic
-batch_size total_batch_size ema_weight ema_start_step log_iters max_checkpoints max_iters no_save dfake_gen_update_ratio
-image_or_video_shape num_training_frames min_num_training_frames slice_last_frames gradient_checkpointing
-real_guidance_scale fake_guidance_scale min_score_timestep sid_alpha teacher_forcing same_step_across_blocks
-last_step_only text_encoder_cpu_offload critic_timestep_shift gan_g_weight gan_d_weight r1_weight r2_weight r1_sigma
-r2_sigma relativistic_discriminator num_class discriminator_lr_multiplier logdir mixed_precision
-gradient_accumulation_steps adapter.apply_to_critic adapter.rank adapter.alpha
+batch_size total_batch_size ema_weight ema_start_step log_iters max_checkpoints max_iters no_save
+dfake_gen_update_ratio image_or_video_shape num_training_frames min_num_training_frames slice_last_frames
+gradient_checkpointing real_guidance_scale fake_guidance_scale min_score_timestep sid_alpha teacher_forcing
+same_step_across_blocks noise_augmentation_max_timestep last_step_only text_encoder_cpu_offload critic_timestep_shift
+gan_g_weight gan_d_weight r1_weight r2_weight r1_sigma r2_sigma relativistic_discriminator concat_time_embeddings
+num_class discriminator_lr_multiplier logdir mixed_precision gradient_accumulation_steps adapter.apply_to_critic
+adapter.rank adapter.alpha
 """.split()
 SHARED_KEYS = """
 denoising_step_list warp_denoising_step num_frame_per_block independent_first_frame data_path seed guidance_scale

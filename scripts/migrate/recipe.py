@@ -91,7 +91,7 @@ def regress(old: Old, trainer: str) -> dict[str, Any]:
             "dropout": 0.0,
         }
         mode = "teacher_forcing" if old.flag("teacher_forcing") else "diffusion_forcing"
-        loss = {"name": "flow", "mode": mode, "weight": "bell"}
+        loss = {"name": "flow", "mode": mode, "weight": "bell", **get_augmentation(old, mode)}
         for key in ("denoising_step_list", "warp_denoising_step"):
             old.drop(key, "diffusion draws any noise level")
     rates = optim(old, ("lr",), "", "max_grad_norm_generator")
@@ -105,6 +105,21 @@ def regress(old: Old, trainer: str) -> dict[str, Any]:
         "ema": {"decay": 0.0},
         **get_text(old),
     }
+
+
+def get_augmentation(old: Old, mode: str) -> dict[str, Any]:
+    """Returns the noise of teacher forcing's clean half: so many of the noisiest entries of their table of 1000."""
+    key = "noise_augmentation_max_timestep"
+    if mode != "teacher_forcing":
+        old.drop(key, "teacher_forcing is not true: there is no clean half")
+        return {}
+    if not (entries := old.whole(key, 0, least=0)):
+        return {}
+    if entries > 1000:
+        raise old.error(key, f"is {entries}; their table has 1000 entries: write 0 to 1000")
+    from wan.schedule import shift_sigma  # loads torch
+
+    return {"context_range": [round(shift_sigma(1 - entries / 1000, wrapper_shift(old)), 6), 1.0]}
 
 
 def trained_role(old: Old, weights: str, adapted: bool = True) -> dict[str, Any]:
@@ -157,6 +172,7 @@ def gan_loss(old: Old) -> dict[str, Any]:
         "score": {"shift": shift, "first": old.whole("min_score_timestep", 0)},
     }
     own = {"num_class": old.whole("num_class"), "lr_scale": old.number("discriminator_lr_multiplier")}
+    own["time_embedding"] = old.flag("concat_time_embeddings") or None
     if known := kept(own):
         tree["discriminator"] = known
     tree["score"] |= {"from_exit": old.flag("ts_schedule", True), "to_exit": old.flag("ts_schedule_max")}

@@ -74,6 +74,7 @@ GAN = {
     "relativistic_discriminator": True,
     **{"r1_weight": 1.0, "r2_weight": 2.0, "r1_sigma": 0.1, "r2_sigma": 0.2},
     "num_class": 2,
+    "concat_time_embeddings": True,
     "discriminator_lr_multiplier": 2.0,
 }
 STREAM = {
@@ -99,7 +100,7 @@ TRAININGS = {
     "switch_choice": {**SWITCH, "switch_mode": "random_choice", "switch_choices": [21, 39]},
     "gan": GAN,
     "ode": {**MASKED, "trainer": "ode"},
-    "diffusion": {**MASKED, "trainer": "diffusion", "teacher_forcing": True},
+    "diffusion": {**MASKED, "trainer": "diffusion", "teacher_forcing": True, "noise_augmentation_max_timestep": 300},
     "causvid": {**MASKED, "distribution_loss": "causvid", "total_batch_size": None},
 }
 GENERATION_EXAMPLE = {

@@ -17,12 +17,13 @@ from utils.config.field import check
 from utils.rng import Recording, Rng
 from wan.generation import GenerationConfig, StepsConfig
 from wan.ledger import CacheConfig
-from wan.schedule import Schedule
+from wan.schedule import Schedule, shift_sigma, sigma_table
 
 MEAN = tolerance.rounding(terms=4096, sums=2)  # relative: a mean of a few thousand squares
 
 MODEL = tiny.denoiser()
 RNG = Rng(1)
+LAST = 1 - 2.0**-24  # the greatest uniform draw
 
 
 def sample(batch=3, num_frames=4, chunk=2, step=0, first=0) -> Sample:
@@ -207,7 +208,7 @@ def reach(mode, cache=None, num_frames=6, chunk=2, through="x"):
     given = sample(batch=1, num_frames=num_frames, chunk=chunk)
     sigma = loss.draw_sigma(given, RNG)
     x = tiny.latents(num_frames, seed=3).requires_grad_(True)
-    clean = loss._clean(given, draw_noise(given, RNG))
+    clean = loss.clean_half(given, RNG, draw_noise(given, RNG))
     if clean is not None and through == "clean":
         clean.x.requires_grad_(True)
     velocity = MODEL(x, sigma, given.condition, loss.context(given), clean)
@@ -272,3 +273,68 @@ def test_a_cache_that_no_mask_stands_for_is_refused_where_there_is_a_mask(mode):
     generation = GenerationConfig(cache=CacheConfig(rope="read"))
     problems = list(FlowConfig(mode=mode).problems_with(generation))
     assert ("not a single masked forward" in "".join(problems)) == (mode != "bidirectional")
+
+
+def shown(config: FlowConfig, uniform: torch.Tensor, shift: float, rounding: str = "none"):
+    """Returns (the clean half that the generator is given, the batch, its noise) under a recorded draw per chunk."""
+    batch = sample(batch=2, num_frames=2 * uniform.shape[1])
+    noise = draw_noise(batch, RNG)
+    recording = Recording([uniform.to(noise)])
+    half = build(config, shift, rounding).clean_half(batch, recording, noise)
+    recording.finish()
+    return half, batch, noise
+
+
+def test_clean_half_is_drawn_within_its_range():
+    """At the ends of the draw lie the ends of the range, in between what the shift makes of the middle."""
+    config, uniform = FlowConfig("teacher_forcing", context_range=(0.2, 0.6)), torch.tensor([[0.0, LAST], [0.5, 0.25]])
+    half, batch, noise = shown(config, uniform, shift=3.0)
+    times = [0.2 / 2.6, 0.6 / 1.8]  # sigma / (s - (s - 1) sigma)
+    middle = times[1] + (times[0] - times[1]) * uniform
+    wanted = 3 * middle / (1 + 2 * middle)
+    assert wanted[0].tolist() == pytest.approx([0.6, 0.2])
+    assert tiny.error(half.sigma, wanted.repeat_interleave(2, 1)) < tolerance.rounding(terms=4, sums=4)
+    rows = half.sigma[:, :, None, None, None]
+    assert tiny.error(half.x, (1 - rows) * batch.latents + rows * noise) < tolerance.rounding(3, 2, 4)
+    assert half.kind == "clean" and len({round(s, 5) for s in half.sigma.flatten().tolist()}) == 4, "one draw per chunk"
+
+
+@pytest.mark.parametrize("entries", [1, 7, 300])
+def test_range_of_the_noisiest_entries_is_theirs(entries):
+    """N entries from the top of the table, each index once: noise_augmentation_max_timestep."""
+    low = shift_sigma(1 - entries / 1000, 5.0)
+    index = torch.arange(2 * entries).reshape(2, entries) % entries
+    config = FlowConfig("teacher_forcing", context_range=(low, 1.0))
+    half, _, _ = shown(config, index.double() / entries, 5.0, "table")
+    assert torch.equal(half.sigma[:, ::2].float(), sigma_table(5.0)[index])
+
+
+def test_clean_half_at_zero_stays_clean():
+    config = FlowConfig("teacher_forcing", context_range=(0.0, 0.5))
+    half, batch, _ = shown(config, torch.tensor([[LAST, 0.0], [0.5, 0.5]]), 3.0)
+    assert tiny.error(half.x[0, :2], batch.latents[0, :2]) < tolerance.rounding(3, 2, 4)
+    assert not torch.equal(half.x[0, 2:], batch.latents[0, 2:])
+
+
+def test_clean_half_does_not_depend_on_the_batch():
+    config = FlowConfig("teacher_forcing", context_range=(0.0, 0.5))
+    loss, whole, part = build(config), sample(batch=3), sample(batch=1, first=2)
+    halves = [loss.clean_half(batch, RNG, torch.zeros_like(batch.latents)) for batch in (whole, part)]
+    assert torch.equal(halves[0].sigma[2:], halves[1].sigma) and halves[0].sigma.std() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"context_range": (0.3,)}, "two noise levels"),
+        ({"context_range": (0.4, 0.3)}, "two noise levels"),
+        ({"context_range": (-0.1, 0.3)}, "context_range"),
+        ({"context_range": (0.1, 1.5)}, "context_range"),
+        ({"context_range": (0.1, 0.2, 0.3)}, "two noise levels"),
+        ({"context_range": (0.1, 0.3), "context_sigma": 0.2}, "context_sigma=0"),
+        ({"context_range": (0.1, 0.3), "mode": "diffusion_forcing"}, "mode=teacher_forcing"),
+    ],
+)
+def test_wrong_context_ranges_are_refused(knobs, message):
+    with pytest.raises(ValueError, match=message):
+        check(FlowConfig(**{"mode": "teacher_forcing", **knobs}))

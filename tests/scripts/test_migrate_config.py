@@ -224,6 +224,24 @@ def test_penalties_are_halved_as_their_trainer_does(tmp_path):
     assert (loss.r1_weight, loss.r2_weight, loss.r1_sigma, loss.r2_sigma) == (0.25, 1.5, 0.1, 0.01)
 
 
+def test_time_embedding_of_the_classifier_migrates(tmp_path):
+    config, _ = migrate(tmp_path, {**OBJECTIVES["gan"][0], "concat_time_embeddings": True})
+    assert config.trainer.loss.discriminator.time_embedding
+    assert not migrate(tmp_path, OBJECTIVES["gan"][0])[0].trainer.loss.discriminator.time_embedding
+
+
+@pytest.mark.parametrize(("entries", "low"), [(100, 0.979), (1000, 0.0)])
+def test_noise_augmentation_migrates_to_a_range(tmp_path, entries, low):
+    """Of shift 5.2: 5.2 * .9 / (1 + 4.2 * .9)."""
+    old = {**OBJECTIVES["diffusion"][0], "model_kwargs": {"timestep_shift": 5.2}}
+    config, _ = migrate(tmp_path, {**old, "noise_augmentation_max_timestep": entries})
+    assert config.trainer.loss.context_range == pytest.approx((low, 1.0), abs=1e-3)
+    config, dropped = migrate(tmp_path, {**old, "noise_augmentation_max_timestep": entries, "teacher_forcing": False})
+    assert config.trainer.loss.context_range == () and "noise_augmentation_max_timestep" in dropped
+    with pytest.raises(ValueError, match="1001; their table has 1000"):
+        migrate(tmp_path, {**old, "noise_augmentation_max_timestep": 1001})
+
+
 def test_causvids_closing_zero_is_the_clean_step(tmp_path):
     old = {**OBJECTIVES["causvid"][0], "denoising_step_list": [1000, 757, 522, 0], "warp_denoising_step": False}
     config, _ = migrate(tmp_path, old)
