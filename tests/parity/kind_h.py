@@ -12,13 +12,12 @@ from pipeline.executor import PlainExecutor
 from pipeline.track import Fixed
 from tests.parity import build
 from tests.parity.case import Case, NotBuilt
-from tests.parity.kind_i import GRADED_FRAMES, TrainingDraws, exits, gradients, make_rollout
+from tests.parity.kind_i import TrainingDraws, exits, get_cache, graded_frames, gradients, make_rollout
 from trainer.sources.window import loss_window
 from utils.rng import Recording
 from wan.condition import Condition
 from wan.denoiser import Denoiser
 from wan.geometry import Geometry, chunks
-from wan.ledger import CacheConfig
 from wan.schedule import NUM_TRAIN_TIMESTEPS
 
 SCORE_SHIFT = 8.0  # their score networks keep the default table
@@ -88,25 +87,26 @@ def rollout_sample(case: Case, roles, with_grad: bool) -> tuple[Sample, Recordin
     spans = chunks(start.shape[1], size, 1 if knobs["independent_first_frame"] else None)
     steps = [s for s in knobs["denoising_step_list"] if s]
     exit_step = exits(draws[2], spans, len(steps), knobs["same_step_across_blocks"], knobs["last_step_only"])
-    kwargs = knobs["model_kwargs"]
+    kwargs, graded = knobs["model_kwargs"], graded_frames(knobs)
     rollout = make_rollout(
         roles.generator,
         steps,
         knobs["warp_denoising_step"],
         kwargs["timestep_shift"],
         Geometry(start.shape[3] * 8, start.shape[4] * 8),
-        CacheConfig(kwargs.get("local_attn_size", -1), kwargs.get("sink_size", 0)),
+        get_cache(kwargs),
         exit_step,
         start.shape[1],
         start.dtype,
         knobs.get("context_noise", 0),
+        graded,
     )
     recording = Recording(draws[3:], reshape=True)
     noise, condition = TrainingDraws(start, 0, recording), make_condition(case)
     with torch.set_grad_enabled(with_grad):
         state = rollout.start(start.shape[0], max(map(len, spans)), spans[-1].stop)
         made = [c.latents for c in PlainExecutor(rollout).run(state, Fixed(condition), spans, noise)]
-    latents, mask = loss_window(torch.cat(made, 1), GRADED_FRAMES, StubVae(), len(spans[0]))
+    latents, mask = loss_window(torch.cat(made, 1), graded, StubVae(), len(spans[0]))
     exit_range = None
     if knobs["same_step_across_blocks"]:
         last = exit_step(spans[0])

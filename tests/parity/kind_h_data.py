@@ -8,14 +8,14 @@ from model.base import Sample
 from model.config import DiscriminatorConfig, DmdConfig, FlowConfig, GanConfig, OdeConfig
 from model.discriminator import Discriminator
 from model.noised import generate_from_data
-from tests.parity.case import Case, NotBuilt
+from tests.parity.case import Case
 from tests.parity.kind_h import arguments, critic, generator, make_condition, rollout_sample, score_config
 from tests.parity.kind_i import gradients
 from utils.rng import Recording
 from wan.generation import GenerationConfig, StepsConfig
 from wan.geometry import chunks
 from wan.ledger import CacheConfig
-from wan.schedule import NUM_TRAIN_TIMESTEPS, Schedule, step_sigmas
+from wan.schedule import NUM_TRAIN_TIMESTEPS, Schedule, shift_sigma, step_sigmas
 
 
 def get_knobs(roles, num_frames: int):
@@ -38,11 +38,10 @@ def causvid_sample(case: Case, roles, with_grad: bool) -> tuple[Sample, Recordin
     """The noised-data generation with the recorded draws."""
     clean, draws = case.inputs["clean_latent"], case.draws()
     spans, schedule, cache, sigmas = get_knobs(roles, clean.shape[1])
-    count = sum(bool(s) for s in sigmas.tolist())
+    count = len(sigmas)  # one draw an entry, of which a 0 needs none
     index = per_chunk(draws[count], spans).repeat_interleave(torch.tensor([len(s) for s in spans]), 1)
     where = index[None, :, :, None, None, None].expand(1, *clean.shape)
-    noises = torch.stack([*draws[:count], *[clean] * (len(sigmas) - count)])
-    noise = noises.gather(0, where)[0]
+    noise = torch.stack(draws[:count]).gather(0, where)[0]
     roles.generator.transformer.requires_grad_(with_grad)
     tf = roles.knobs.get("teacher_forcing", False)
     condition = make_condition(case)
@@ -90,21 +89,26 @@ def ode(case: Case) -> dict[str, torch.Tensor]:
 def diffusion(case: Case) -> dict[str, torch.Tensor]:
     roles, clean = arguments(case), case.inputs["clean_latent"]
     knobs, draws = roles.knobs, case.draws()
-    if knobs.get("noise_augmentation_max_timestep", 0):
-        raise NotBuilt("their noise augmentation, which is noisiest where it is called least")
     spans, schedule, cache, _ = get_knobs(roles, clean.shape[1])
     mode = "teacher_forcing" if knobs.get("teacher_forcing") else "diffusion_forcing"
     steps = StepsConfig(shift=schedule.shift, rounding="table")
-    loss = FlowConfig(mode, "bell").build(GenerationConfig(steps=steps, cache=cache))
-    uniform = per_chunk(draws[1], spans).to(clean.dtype) / NUM_TRAIN_TIMESTEPS
+    entries = knobs.get("noise_augmentation_max_timestep", 0)  # of their table, from its noisiest on
+    augmented = (shift_sigma(1 - entries / NUM_TRAIN_TIMESTEPS, schedule.shift), 1.0) if entries else ()
+    config = FlowConfig(mode, "bell", context_range=augmented if mode == "teacher_forcing" else ())
+    loss = config.build(GenerationConfig(steps=steps, cache=cache))
+    uniform = [per_chunk(draws[1], spans).to(clean.dtype) / NUM_TRAIN_TIMESTEPS]
+    uniform += [per_chunk(draws[2], spans).to(clean.dtype) / entries] if config.context_range else []
     sample = Sample(0, clean, make_condition(case), range(len(clean)), spans)
     roles.generator.transformer.requires_grad_(True)
-    value, _ = loss(sample, roles, Recording([draws[0], uniform]))
+    recording = Recording([draws[0], *uniform])
+    value, _ = loss(sample, roles, recording)
+    recording.finish()
     value.backward()
     with torch.no_grad():
-        sigma = loss.draw_sigma(sample, Recording([uniform]))
-        x = schedule.diffuse(clean, draws[0], sigma)
-        velocity = roles.generator(x, sigma, sample.condition, loss.context(sample), loss._clean(sample, draws[0]))
+        recording = Recording(uniform)
+        sigma = loss.draw_sigma(sample, recording)
+        x, shown = schedule.diffuse(clean, draws[0], sigma), loss.clean_half(sample, recording, draws[0])
+        velocity = roles.generator(x, sigma, sample.condition, loss.context(sample), shown)
     return {
         "loss": value.detach(),
         "pred_x0": schedule.velocity_to_x0(x, velocity, sigma),
@@ -133,18 +137,20 @@ def gan_parts(case: Case, with_grad: bool):
     roles = arguments(case)
     knobs, head = roles.knobs, case.weights["gan_head"]
     layers = tuple(range(sum(n.endswith("norm3.bias") for n in head)))
-    shape = DiscriminatorConfig(layers, head["_gan_ca_blocks.0.ffn.0.weight"].shape[0], knobs["num_class"])
+    hidden, ffn_dim = head["_cls_pred_branch.1.weight"], head["_gan_ca_blocks.0.ffn.0.weight"].shape[0]
+    num_class, concat = head["_cls_pred_branch.3.weight"].shape[0], hidden.shape[1] > len(layers) * hidden.shape[0]
+    shape = DiscriminatorConfig(layers, ffn_dim, num_class, time_embedding=concat)
     roles.discriminator = Discriminator(roles.critic.spec, shape).to(case.dtype)
     roles.discriminator.load_state_dict({ours(n): w for n, w in head.items()})
     score = score_config({**knobs, "timestep_shift": knobs.get("critic_timestep_shift", knobs["timestep_shift"])})
     config = GanConfig(
-        knobs["gan_g_weight"],
-        knobs["gan_d_weight"],
+        knobs.get("gan_g_weight", 1e-2),
+        knobs.get("gan_d_weight", 1e-2),
         knobs.get("relativistic_discriminator", False),
-        knobs["r1_weight"],
-        knobs["r2_weight"],
-        knobs["r1_sigma"],
-        knobs["r2_sigma"],
+        knobs.get("r1_weight", 0.0),
+        knobs.get("r2_weight", 0.0),
+        knobs.get("r1_sigma", 0.01),
+        knobs.get("r2_sigma", 0.01),
         shape,
         score,
     )
@@ -161,16 +167,17 @@ def gan_generator(case: Case) -> dict[str, torch.Tensor]:
 
 def gan_critic(case: Case) -> dict[str, torch.Tensor]:
     roles, sample, recording, loss = gan_parts(case, with_grad=False)
-    caught, judge = {}, loss.critic
+    caught, judge, logits = {}, loss.critic, []
 
     def kept(*given):
         value, caught["metrics"] = judge(*given)
         return value, caught["metrics"]
 
     loss.critic = kept
+    roles.discriminator.register_forward_hook(lambda module, given, out: logits.append(out.detach()))
     outputs, metrics = critic(case, loss, sample, recording, roles), caught["metrics"]
     outputs |= {"gan_D_loss": metrics["gan"], "r1_loss": metrics["r1"], "r2_loss": metrics["r2"]}
-    outputs |= {f"noisy_{w}_logit": metrics[f"logit_{w}"].reshape(1, 1) for w in ("real", "fake")}
+    outputs["noisy_fake_logit"], outputs["noisy_real_logit"] = logits[0].chunk(2)  # the penalties' come later
     grads = {n: p.grad for n, p in roles.discriminator.named_parameters()}
     prefix = "grad_fake_score_head."
     named = {n: grads[ours(n.removeprefix(prefix))] for n in case.outputs() if n.startswith(prefix)}

@@ -21,7 +21,7 @@ from wan.geometry import Geometry, Span, chunks
 from wan.ledger import CacheConfig
 from wan.schedule import NUM_TRAIN_TIMESTEPS
 
-GRADED_FRAMES = 21  # earlier frames of a longer rollout carry no gradient
+GRADED_FRAMES = 21  # earlier frames of a longer rollout carry no gradient; LongLive's slice_last_frames
 
 
 class TrainingDraws:
@@ -35,10 +35,23 @@ class TrainingDraws:
         return start if k == 0 else self.recording.normal(start.shape)
 
 
-def make_rollout(denoiser, steps, warp, shift, geometry, cache: CacheConfig, exit_step, total, dtype, noise) -> Rollout:
+def get_cache(kwargs: dict) -> CacheConfig:
+    """The recorded cache policy of a generator's arguments."""
+    rope = "read" if kwargs.get("use_infinite_attention") else "write"
+    return CacheConfig(kwargs.get("local_attn_size", -1), kwargs.get("sink_size", 0), rope)
+
+
+def graded_frames(*knobs: dict) -> int:
+    """How many of the last frames carry gradient, by the first of these arguments that says so."""
+    return next((n for k in knobs if (n := k.get("slice_last_frames")) is not None), GRADED_FRAMES)
+
+
+def make_rollout(
+    denoiser, steps, warp, shift, geometry, cache: CacheConfig, exit_step, total, dtype, noise, graded=GRADED_FRAMES
+) -> Rollout:
     """Our rollout with the ancestor's training habits: table look-ups, context told `noise` (of 1000) and re-noised."""
     few = FewStepConfig().build(StepsConfig(tuple(s for s in steps if s), shift, warp, "table"))
-    with_grad = lambda span: span.start >= total - GRADED_FRAMES  # noqa: E731
+    with_grad = lambda span: span.start >= total - graded  # noqa: E731
     context = ContextConfig(noise / NUM_TRAIN_TIMESTEPS, renoise=True, rounding="table", shift=shift)
     return Rollout(
         denoiser, RandomExit(few, exit_step, with_grad), geometry, cache, context, training=True, dtype=dtype
@@ -72,14 +85,15 @@ def run(case: Case) -> dict[str, torch.Tensor]:
     rollout = make_rollout(
         Denoiser(model),
         steps,
-        True,
+        case.config.get("denoising_step_list_used", ())[:num_steps] != [s for s in steps if s],
         kwargs["timestep_shift"],
         Geometry(noise.shape[3] * 8, noise.shape[4] * 8),
-        CacheConfig(kwargs.get("local_attn_size", -1), kwargs.get("sink_size", 0)),
+        get_cache(kwargs),
         exit_step,
         first + noise.shape[1],
         noise.dtype,
         knobs.get("context_noise", 0),
+        graded_frames(config, knobs),
     )
     source = TrainingDraws(noise, first, Recording(draws[1:], reshape=True))
     start = [] if given is None else [Chunk(Span(0, first), given, given=True)]
@@ -97,7 +111,9 @@ def run(case: Case) -> dict[str, torch.Tensor]:
     loss = 10 * (latents * inputs["loss_weight_R"]).mean()
     loss.backward()
     outputs = {"output_latent": latents.detach(), "loss": loss.detach(), **gradients(case, model)}
-    final = caught.final(recompute_writes=case.config["reference"].startswith("Self-Forcing"))
+    final = caught.final(
+        case.config["reference"].startswith("Self-Forcing"), config.get("kv_cache_frames"), kwargs.get("sink_size", 0)
+    )
     return outputs | {f"final_cache_{stem}_layer0": tensor for stem, tensor in final.items()}
 
 
@@ -146,13 +162,16 @@ class CaughtCache:
 
         cache.commit, cache.frozen_view = commit, frozen
 
-    def final(self, recompute_writes: bool) -> dict[str, torch.Tensor]:
-        """The ancestor's cache after backward. Where its recompute writes in place, the first graded chunk is
-        the last one written: it holds that chunk's exit pass and ends behind it."""
+    def final(self, recompute_writes: bool, room: int | None, sink: int) -> dict[str, torch.Tensor]:
+        """The ancestor's cache of `room` frames after backward: the sink, then the latest. Where its recompute writes
+        in place, the first graded chunk is the last one written: it holds that chunk's exit pass and ends behind it."""
         spans = sorted(self.committed, key=lambda s: s.start)
         kept = dict(self.committed)
         if recompute_writes:
             first = min(self.exits, key=lambda s: s.start)
             spans = [s for s in spans if s.start <= first.start]
             kept[first] = self.exits[first]
-        return {stem: torch.cat([kept[s][i] for s in spans], 1) for i, stem in enumerate(("k", "v"))}
+        frames = [keys for s in spans for keys in zip(*(half.chunk(len(s), 1) for half in kept[s]), strict=True)]
+        if room and len(frames) > room:
+            frames = [*frames[:sink], *frames[len(frames) - room + sink :]]
+        return {stem: torch.cat([frame[i] for frame in frames], 1) for i, stem in enumerate(("k", "v"))}
