@@ -108,13 +108,14 @@ def _row_name(path, paths):
     return str(path) if path.name in taken else path.name
 
 
-def _row(clips, subjects, num_windows, with_frechet=False) -> dict:
-    """Returns {clips, metrics, drift, by} and perhaps frechet: one row of the table."""
+def _row(clips, subjects, num_windows, as_set=False) -> dict:
+    """Returns {clips, metrics, drift, by} and, of a set of videos, {frechet, looks}: one row of the table."""
     from utils.digits.frechet import FrechetMeter
+    from utils.digits.looks import LooksMeter
     from utils.digits.metrics import clip_means, drift, measure_frames, summary
 
-    meter = FrechetMeter()
-    frames = measure_frames(meter.collect(clips) if with_frechet else clips, subjects)
+    meter, looks = FrechetMeter(), LooksMeter(subjects)
+    frames = measure_frames(meter.collect(looks.collect(clips)) if as_set else clips, subjects)
     per_clip = clip_means(frames)
     by = {}
     for field in GATED:  # a mean hides a digit that always fails
@@ -124,7 +125,7 @@ def _row(clips, subjects, num_windows, with_frechet=False) -> dict:
         by[field] = {value: round(sum(hits) / len(hits), 4) for value, hits in sorted(groups.items())}
     windows = min(num_windows, frames["area"].shape[1])
     row = {"clips": len(subjects), "metrics": summary(per_clip), "drift": drift(frames, windows), "by": by}
-    return row | ({"frechet": meter.row(subjects)} if with_frechet else {})
+    return row | ({"frechet": meter.row(subjects), "looks": looks.row()} if as_set else {})
 
 
 def check_models(rows, names) -> list[dict]:

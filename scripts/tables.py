@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from scripts.experiments import long_results, objectives_results
 from scripts.experiments.records import pool_seeds
 from scripts.measure.markdown import mean_and_half, table_head, table_row
+from scripts.measure.report import looks_cell
 from utils.door import door
 from utils.json_reader import read_json
 
@@ -68,7 +69,7 @@ def digits(name: str) -> str:
     if result is None:
         return f"not run: `python scripts/evaluate.py digits ... --output docs/results/{stem}.json`"
     lines = [f"`{result['command']}` ({result['frames']} frames)", ""]
-    lines += table_head(["input", "videos", *SHOWN])
+    lines += table_head(["input", "videos", *SHOWN, "looks"])
     for row, content in result["rows"].items():
         cells = []
         for metric in SHOWN:
@@ -76,7 +77,7 @@ def digits(name: str) -> str:
             mean = value["mean"]
             half = None if mean is None else (value["high"] - value["low"]) / 2
             cells.append("-" if mean is None else f"{mean:.3f}" + (f" +-{half:.3f}" if metric in SHOWN[:3] else ""))
-        lines.append(table_row([row, content["clips"], *cells]))
+        lines.append(table_row([row, content["clips"], *cells, looks_cell(content.get("looks"))]))
     return "\n".join(lines)
 
 

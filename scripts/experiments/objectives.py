@@ -135,10 +135,10 @@ def make_data(budget: Budget) -> dict[str, Dataset]:
 
 
 def read(case: Case, results: list[dict]) -> tuple[int, dict]:
-    """Returns the number of videos and the fields {videos, pixel_frames, metrics, drift, frechet, curve}."""
+    """Returns the number of videos and the fields {videos, pixel_frames, metrics, drift, frechet, looks, curve}."""
     (row,) = results[0]["rows"].values()
     fields = {"videos": row["clips"], "pixel_frames": results[0]["frames"]}
-    fields |= {name: row[name] for name in ("metrics", "drift", "frechet") if name in row}
+    fields |= {name: row[name] for name in ("metrics", "drift", "frechet", "looks") if name in row}
     if case.part in CURVE_WINDOWS:
         (row,) = results[1]["rows"].values()
         fields["curve"] = {metric: values["windows"] for metric, values in row["drift"].items()}

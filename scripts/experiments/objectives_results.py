@@ -13,6 +13,7 @@ from scripts.experiments.objectives import CURVE_WINDOWS, LENGTHS, ROWS
 from scripts.experiments.records import pool_seeds, read_seeds
 from scripts.experiments.runs import smooth
 from scripts.measure.markdown import mean_and_half
+from scripts.measure.report import looks_cell
 
 ALONG = ("digit", "colour", "direction", "consistency", "identity", "sharpness")
 LOSSES = ("loss", "critic_loss", "generator_loss", "generator_dmd_gradient", "generator_sid_difference")
@@ -39,6 +40,7 @@ def quality(root: Path) -> str:
     header = ["model", "steps per chunk"]
     for length in LENGTHS:
         header += [f"{metric} {length}" for metric in GATED] + [f"Frechet {length}, {FRECHET[length]} 33 frames (real)"]
+        header += ["looks 1x"] if length == "1x" else []  # one set of videos says how many handwritings there are
     return fill(root, [*header, "drift at 10x: " + " / ".join(GATED)], quality_cells)
 
 
@@ -55,10 +57,12 @@ def quality_cells(row: str, records: list[dict]) -> list:
     for length, found in measured.items():
         if not found:
             cells += ["not run" if length in ROWS[row].lengths else "does not apply", "", "", ""]
+            cells += ["-"] * (length == "1x")
             continue
         distance, floor = over_seeds(found, "frechet", FRECHET[length]), over_seeds(found, "frechet", "floor")["mean"]
         cells += [mean_and_half(over_seeds(found, "metrics", metric)) for metric in GATED]
         cells.append(mean_and_half(distance, 1) + ("" if floor is None else f" ({floor:.1f})"))
+        cells += [looks_cell(over_seeds(found, "looks"))] * (length == "1x")
     changes = [over_seeds(measured["10x"], "drift", metric, "change") for metric in GATED] if measured["10x"] else []
     return [*cells, " / ".join(mean_and_half(change, sign="+") for change in changes)]
 

@@ -15,13 +15,15 @@ def metric_table(rows) -> list[str]:
     from utils.digits.metrics import METRICS
 
     extra = [k for k in ("psnr", "psnr_foreground") if any(k in row for row in rows.values())]
-    measured = any(row.get("frechet") for row in rows.values())
-    columns = [*METRICS, *extra, *(["frechet"] if measured else []), "drift: " + " / ".join(GATED)]
+    measured, sets = any(row.get("frechet") for row in rows.values()), any("looks" in row for row in rows.values())
+    columns = [*METRICS, *extra, *["frechet"] * measured, *["looks"] * sets, "drift: " + " / ".join(GATED)]
     lines = table_head(["input", "clips", *columns])
     for name, row in rows.items():
         cells = [cell(row["metrics"][m], m in GATED) for m in METRICS] + [f"{row[k]:.1f}" for k in extra]
         if measured:
             cells.append(distance(row["frechet"]["all"]))
+        if sets:
+            cells.append(looks_cell(row.get("looks")))
         changes = [row["drift"][m]["change"]["mean"] for m in GATED]
         cells.append(" / ".join("-" if c is None else f"{round(c, 3) + 0.0:+.3f}" for c in changes))
         lines.append(table_row([name, row["clips"], *cells]))
@@ -72,6 +74,13 @@ def distance(interval) -> str:
     if interval["mean"] is None:
         return "-"
     return f"{interval['mean']:.2f} [{interval['low']:.2f}, {interval['high']:.2f}]"
+
+
+def looks_cell(interval: dict | None) -> str:
+    """Returns `mean [low, high]` of `looks`, or `-` where it was not measured."""
+    if interval is None or interval["mean"] is None:
+        return "-"
+    return f"{interval['mean']:.1f} [{interval['low']:.1f}, {interval['high']:.1f}]"
 
 
 def signed_range(interval) -> str:

@@ -188,4 +188,4 @@ def test_frechet_columns_stand_in_json_and_table(tmp_path):
     assert rows["good"]["first"]["mean"] == pytest.approx(rows["good"]["floor"]["mean"], rel=0.3)
     value = rows["stills"]["last"]
     shown = f"{value['mean']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
-    assert shown in text and "| frechet | drift: digit" in text.splitlines()[4]
+    assert shown in text and "| frechet | looks | drift: digit" in text.splitlines()[4]

@@ -13,6 +13,8 @@ Every metric is a number per clip and frame, so one pass serves averages, window
 | identity | correlation of the centred crop with that of the first frame | 1 |
 | area | mean ink of the canvas (fades, blow-ups) | ~.03 |
 | sharpness | gradient per ink, 1/pixels (blur) | ~.2 |
+
+What only a set of clips shows is measured elsewhere: `frechet.py` (distance to real clips), `looks.py` (handwritings).
 """
 
 from __future__ import annotations

@@ -58,6 +58,7 @@ clips = len(list(Path(flag("--videos")).glob("*.mp4")))
 drift = {name: {"windows": [k / 10 for k in range(windows)], "change": interval} for name in names}
 row = {"clips": clips, "metrics": {name: interval for name in names}, "drift": drift}
 row["frechet"] = {"first": interval, "last": {**interval, "mean": 7.0}, "floor": {**interval, "mean": 2.0}}
+row["looks"] = {"mean": 3.25, "low": 2.0, "high": 4.5}
 rows, videos = {"videos": row}, None
 if words[0] != "digits":
     requested = Path(flag("--prompts" if words[0] == "lengths" else "--scripts")).read_text().splitlines()

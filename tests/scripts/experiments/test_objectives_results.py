@@ -19,10 +19,11 @@ def test_gpu_budget_has_three_seeds_and_second_videos(project):
 def test_tables_show_run_missing_and_inapplicable_rows(project):
     assert project.table("--rows", "teacher,dmd") == 0
     quality = {line.split(" | ")[0]: line for line in tables.table("objectives").splitlines()}
-    dmd = "| 4 | 0.500 +-0.100 | 0.500 +-0.100 | 0.500 +-0.100 | 0.5 +-0.1 (2.0) | 0.500 +-0.100 | 0.500 +-0.100 "
-    dmd += "| 0.500 +-0.100 | 7.0 +-0.1 (2.0) | +0.500 +-0.100 / +0.500 +-0.100 / +0.500 +-0.100 |"
+    dmd = "| 4 | 0.500 +-0.100 | 0.500 +-0.100 | 0.500 +-0.100 | 0.5 +-0.1 (2.0) | 3.2 [2.0, 4.5] "
+    dmd += "| 0.500 +-0.100 | 0.500 +-0.100 | 0.500 +-0.100 | 7.0 +-0.1 (2.0) "
+    dmd += "| +0.500 +-0.100 / +0.500 +-0.100 / +0.500 +-0.100 |"
     assert quality["| Self-Forcing, DMD"] == f"| Self-Forcing, DMD {dmd}"
-    assert "0.5 +-0.1 (2.0) | does not apply |" in quality["| teacher (bidirectional)"]
+    assert "0.5 +-0.1 (2.0) | 3.2 [2.0, 4.5] | does not apply |" in quality["| teacher (bidirectional)"]
     assert "not run: `python scripts/digits_table.py --rows sid`" in quality["| Self-Forcing, SiD"]
     assert len({line.count(" | ") for line in quality.values()}) == 1
     cost = tables.table("objectives-cost")
@@ -44,8 +45,8 @@ def test_curves_are_drawn_of_what_was_run(project):
 def test_row_without_distance_or_motion_has_a_dash(project):
     assert project.table("--rows", "dmd") == 0
     record = project.record("dmd")
-    del record["1x"]["frechet"]
+    del record["1x"]["frechet"], record["1x"]["looks"]
     record["10x"]["drift"]["direction"]["change"] = {"mean": None, "low": None, "high": None}
     project.write("docs/results/table/dmd_seed0.json", json.dumps(record))
     line = next(text for text in tables.table("objectives").splitlines() if "DMD" in text)
-    assert "| - | 0.500" in line and line.endswith("/ - |")
+    assert "| - | - | 0.500" in line and line.endswith("/ - |")
