@@ -77,8 +77,9 @@ def load(flags: argparse.Namespace):
     from wan.codec.vae import check_pixel_frames
     from wan.config import VAEConfig
 
-    if min(flags.batch, flags.shard_clips) < 1:
-        raise ValueError("--batch and --shard_clips must be at least 1")
+    for name, most in {"batch": 4096, "shard_clips": 10**6, "clips": 10**9, "frames": 10**5}.items():
+        if name in flags and not 1 <= vars(flags)[name] <= most:
+            raise ValueError(f"--{name} is {vars(flags)[name]}; write 1 to {most}")
     check_pixel_frames(flags.frames)
     hub.check(flags.vae)
     device = torch.device("cuda", ranks.local_rank()) if torch.cuda.is_available() else torch.device("cpu")

@@ -41,8 +41,11 @@ def raw_lines(path: str | Path) -> Iterator[tuple[int, str]]:
     if not Path(path).exists() and (advice := hub.advise(path)):
         raise ValueError(f"{path} is not a file; {advice}")
     with open_regular(path) as file:
-        head = file.read(4)
-        file.seek(0)
+        try:
+            head = file.read(4)
+            file.seek(0)
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read ({error.strerror or error})") from error
         code = next((code for mark, code in MARKS if head.startswith(mark)), "utf-8-sig")
         errors = "surrogateescape" if code == "utf-8-sig" else "strict"
         text, number = io.TextIOWrapper(file, code, errors), 0
