@@ -23,7 +23,7 @@ ifneq ($(shell cat $(STAMP) 2>/dev/null),$(TORCH_INDEX))
 endif
 endif
 
-.PHONY: help demo digits-table digits-long test test-cpus check lint types format clean
+.PHONY: help demo digits-table digits-long test test-cpus faults check lint types format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -32,6 +32,7 @@ help:
 	@echo "make digits-long    long videos and prompt switches, before and after long tuning; resumes (ARGS=--help)"
 	@echo "make test           lint and run the whole test suite"
 	@echo "make test-cpus      run the numeric tests once for each way in which CPUs sum: instruction sets, kernels, threads"
+	@echo "make faults         try hundreds of bad inputs on every command and print figures (ARGS=--help)"
 	@echo "make check          lint, types, architecture and unit tests: under a minute"
 	@echo "make lint           ruff: check and format check"
 	@echo "make types          mypy: what wan, model, pipeline and trainer hand each other"
@@ -74,6 +75,10 @@ NUMERIC := tests/contract tests/parity tests/model tests/wan tests/trainer/test_
 test-cpus: $(STAMP)
 	@echo "$$CPUS" | while read -r cpu; do echo "== $$cpu"; \
 		env $$cpu $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile $(NUMERIC) < /dev/null || exit 1; done
+
+# Bad files, values and places on the real commands: some 15 minutes on two cores. ARGS="--only lora picture --verbose".
+faults: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults $(ARGS)
 
 # What a change can break at once; the whole suite is `make test`.
 check: lint types
