@@ -79,9 +79,10 @@ def knobs(kind: str) -> list[str]:
 
 
 def attempt(inputs: Inputs, door: str, text: str, expect: str, name: str, folder: Path) -> Attempt:
-    """Returns the attempt with one `key=value`. name: a refusal says it, its last part or its group."""
+    """Returns the attempt with one `key=value`. A refusal says `name`, its last part, its group, or the word given."""
     group, _, leaf = name.rpartition(".")
-    names = tuple(text for text in (leaf, group) if text)
+    value = text.partition("=")[2]
+    names = tuple(word for word in (leaf, group, value if value.isalpha() else "") if word)
     if door == "train.py":
         return Attempt(inputs.train(folder, text), names, expect, folder / "run")
     return Attempt(inputs.generate(folder, text), names, expect, folder / "out")
