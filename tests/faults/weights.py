@@ -61,7 +61,7 @@ def faults(inputs: Inputs) -> Iterator[Fault]:
         "/nowhere/at/all",
         "checkpoints/a.pt",
         "~/nowhere",
-        "~nobody/x",
+        "~nosuchuser/x",
     ):
         yield Fault("missing model", name, "inference.py", partial(missing, inputs, name))
 
@@ -138,7 +138,7 @@ def indexed(inputs: Inputs, text: str, folder: Path) -> Attempt:
 
 
 def missing(inputs: Inputs, name: str, folder: Path) -> Attempt:
-    return Attempt(inputs.generate(folder, "--model", name), (name, "nowhere", "nobody"), REFUSED, folder / "out")
+    return Attempt(inputs.generate(folder, "--model", name), (name, "nowhere", "nosuchuser"), REFUSED, folder / "out")
 
 
 def _file(name: str, data: bytes) -> Callable[[Path], Path]:
