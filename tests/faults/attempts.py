@@ -125,7 +125,7 @@ def start(fault: Fault, place: Path) -> Running:
         os.dup2(writing, 1)
         os.dup2(writing, 2)
         sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")
-        status = call(fault.door, attempt)
+        status = call(fault.door, attempt, place / "home")
     finally:  # nothing of the parent's stack may run here
         if sys.exc_info()[0] is not None:
             traceback.print_exc()
@@ -134,9 +134,9 @@ def start(fault: Fault, place: Path) -> Running:
         os._exit(status)
 
 
-def call(door: str, attempt: Attempt) -> int:
-    """Runs the door in this process under the attempt's limits and returns its exit status."""
-    os.environ.update(HOME=str(Path.cwd() / "home"), XDG_CACHE_HOME=str(Path.cwd() / "home/.cache"))
+def call(door: str, attempt: Attempt, home: Path) -> int:
+    """Runs the door in this process under the attempt's limits and returns its exit status. home: of its user."""
+    os.environ.update(HOME=str(home), XDG_CACHE_HOME=str(home / ".cache"))
     for limit, value in ({"RLIMIT_AS": ADDRESS_SPACE, "RLIMIT_CORE": 0} | attempt.limits).items():
         resource.setrlimit(getattr(resource, limit), (value, value))
     sys.argv = [str(ROOT / door), *attempt.arguments]

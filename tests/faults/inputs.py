@@ -123,11 +123,12 @@ def _run(door: str, arguments: list[str], before: Callable[[], None] = lambda: N
             os.dup2(output, 2)
             os.chdir(ROOT)
             before()
-            status = call(door, Attempt(arguments))
+            status = call(door, Attempt(arguments), said.with_suffix(".home"))
         finally:
             os._exit(status)
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     text = said.read_text(errors="replace")
     said.unlink()
+    shutil.rmtree(said.with_suffix(".home"), ignore_errors=True)
     if status != expected:
         raise RuntimeError(f"{door} {' '.join(arguments)}: status {status} instead of {expected}\n{text}")
