@@ -36,7 +36,7 @@ OLD_RECIPES = {
 V, T, S = "--vae assets/digits/vae", "configs/infer/digits_teacher.yaml", "configs/train/digits_ode_init.yaml"
 # name -> (door, its arguments as a shell would split them, a text that the refusal holds)
 CALLS = {
-    "unknown flag": ("inference.py", "--nonsense", "--nonsense"),
+    "unknown flag": ("inference.py", "--config_path configs/infer/digits.yaml --nonsense", "--nonsense"),
     "a flag cut short": ("inference.py", "--config x.yaml", "--config"),
     "missing recipe": ("inference.py", "--config_path nowhere.yaml", "nowhere.yaml"),
     "recipe a folder": ("inference.py", "--config_path configs", "configs"),
@@ -58,7 +58,7 @@ CALLS = {
     "plot nothing": ("scripts/plot_training.py", "nowhere configs/train/digits_teacher.yaml", "nowhere"),
     "export nothing": ("scripts/export_checkpoint.py", "nowhere out.safetensors", "nowhere"),
     "export of a model": ("scripts/export_checkpoint.py", "assets/digits out.safetensors", "assets/digits"),
-    "merge nothing": ("scripts/convert_weights.py", "merge nowhere nowhere2 out", "nowhere"),
+    "merge nothing": ("scripts/convert_weights.py", "merge nowhere nowhere2 out.safetensors", "nowhere"),
     "inspect a recipe": ("scripts/convert_weights.py", "inspect configs/infer/digits.yaml", "digits.yaml"),
     "inspect a device": ("scripts/convert_weights.py", "inspect /dev/zero", "/dev/zero"),
     "encode no clips": ("scripts/encode_latents.py", f"digits {V} --clips -1 --output o", "clips"),
