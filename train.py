@@ -5,6 +5,7 @@ Under torchrun the ranks share every batch. A run that was stopped goes on from 
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -79,7 +80,7 @@ def train(flags: argparse.Namespace) -> None:
         return
     from trainer.build import build, try_step
 
-    logdir = flags.logdir or config.logdir or Path("runs") / Path(flags.config_path).stem
+    logdir = os.path.expanduser(flags.logdir or config.logdir or Path("runs") / Path(flags.config_path).stem)
     log.setup(file=None if flags.dry_run else Path(logdir) / "log.txt")
     loop = build(config, logdir, origins)
     if not flags.dry_run:

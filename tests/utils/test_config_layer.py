@@ -195,3 +195,10 @@ def test_an_alias_bomb_is_refused_before_it_is_read(write):
 def test_tags_are_refused_wherever_they_stand(write, tag, text):
     with pytest.raises(ValueError, match="tag"):
         read_yaml(write("a.yaml", text.replace("{}", tag)))
+
+
+def test_read_recipe_knows_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.yaml").write_text("base: b.yaml\nx: 1\n")
+    (tmp_path / "b.yaml").write_text("y: 2\n")
+    assert [layer.tree for layer in read_recipe("~/a.yaml")] == [{"y": 2}, {"x": 1}]

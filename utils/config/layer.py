@@ -74,7 +74,7 @@ def read_yaml(path: str | Path) -> Layer:
     Errors: ValueError for a missing file (with the nearest name in its folder), for broken YAML, for a repeated key,
     an anchor, a tag, or a file that is not a mapping; each names the file and, where there is one, the line.
     """
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     if not path.is_file():
         names = [entry.name for entry in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         near = [f" (is it {path.parent / name}?)" for name in difflib.get_close_matches(path.name, names, n=1)]
@@ -93,13 +93,14 @@ def read_yaml(path: str | Path) -> Layer:
 
 def read_recipe(path: str | Path, heirs: tuple[Path, ...] = ()) -> list[Layer]:
     """Returns the layers of a recipe, its chain of `base` files first. ValueError for a circle of bases."""
-    layer, chain = read_yaml(path), (*heirs, Path(path).resolve())
+    path = Path(os.path.expanduser(path))
+    layer, chain = read_yaml(path), (*heirs, path.resolve())
     base = layer.tree.pop("base", None)
     if base is None:
         return [layer]
     if not isinstance(base, str):
         raise ValueError(f"{layer.where(('base',))}: base: got {base!r}; write the name of one YAML file")
-    base = Path(os.path.normpath(Path(path).parent / base))
+    base = Path(os.path.normpath(path.parent / base))
     if base.resolve() in chain:
         names = " -> ".join(p.name for p in [*chain, base])
         raise ValueError(f"{layer.where(('base',))}: base: the recipes inherit in a circle ({names}); remove one")
