@@ -78,7 +78,7 @@ class GenerationConfig:
         if self.cache.content == "same_step" and self.context != ContextConfig():
             yield "cache.content is same_step: the steps fill the caches and no context pass runs; leave out context"
         if self.cache.content == "same_step" and self.steps.first_steps:
-            yield "cache.content is same_step: there is a cache for each of the steps; leave out steps.first_steps"
+            yield "cache.content is same_step: a cache for each of the steps; write generation.steps.first_steps=[]"
 
     @property
     def head(self) -> int:

@@ -30,7 +30,7 @@ def test_nothing_to_do_and_too_much_to_do(door, prompts, tmp_path):
     assert "either prompt or path" in door.fails("--prompt", PROMPTS[0], "--data_path", path)
     assert "extended_path needs path" in door.fails("--prompt", PROMPTS[0], "--extended_prompt_path", path)
     assert "is not a file" in door.fails("--data_path", tmp_path / "missing.txt")
-    assert "is not a file (a folder of images" in door.fails("--data_path", tmp_path)
+    assert "is a folder and not a file (for images" in door.fails("--data_path", tmp_path)
 
 
 def test_extended_prompts_condition_and_the_plain_ones_name(door, prompts, tmp_path):

@@ -146,7 +146,7 @@ def test_it_is_written_and_read_with_the_weights():
         (StepsConfig(first_steps=(1000.0,)), "steps are empty"),
         (
             GenerationConfig(steps=STEPS, cache=CacheConfig(content="same_step")),
-            "same_step: there is a cache for each of the steps; leave out steps.first_steps",
+            "same_step: a cache for each of the steps; write generation.steps.first_steps=..",
         ),
     ],
 )
