@@ -12,10 +12,11 @@ from trainer import preflight
 from trainer.callbacks import Export, Metrics
 from trainer.checkpoint.folder import Checkpoint
 from trainer.config import OLD_KEYS, TrainConfig
-from trainer.inputs import find_inputs, input_hashes
+from trainer.inputs import find_inputs, input_hashes, warn_of_cut_prompts
 from trainer.loop import Loop
 from trainer.preview import Preview
 from trainer.protocol import Callback
+from utils.config.field import values
 from utils.config.text import to_dict
 from utils.log import memory
 from utils.parallel import ranks
@@ -36,6 +37,8 @@ def build(config: TrainConfig, logdir: str | Path, origins: Mapping[str, str] | 
     device = torch.device("cuda", ranks.local_rank()) if torch.cuda.is_available() else torch.device("cpu")
     layout, rng = config.layout.build(device), Rng(config.seed)
     method = config.trainer.build(config, rng, device, layout)
+    if ranks.rank() == 0 and "source" in values(config.trainer):
+        warn_of_cut_prompts(config, method.roles)
     trackers = config.track.build(logdir, to_dict(config))
     callbacks: list[Callback] = [Metrics(logdir, config.log_every, method, trackers)]
     if config.preview.every:

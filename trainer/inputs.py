@@ -7,6 +7,7 @@ from pathlib import Path
 from trainer.preflight import DATA, ROLES
 from utils import hub
 from utils.config.field import values
+from utils.data.prompts import read_prompts, warn_cut
 from utils.digest import content_hash
 from wan.checkpoint.lora import lora_file
 from wan.checkpoint.parts import find_parts, weight_files
@@ -27,6 +28,14 @@ def find_inputs(config) -> dict[str, dict[str, Path]]:
             read = {name: parts[name] for name in ("vae", "text_encoder", "tokenizer") if parts[name] is not None}
             found[key] = read
     return found
+
+
+def warn_of_cut_prompts(config, roles) -> None:
+    """Warns of the prompts of a training (`TrainConfig`) that its text encoder does not read whole."""
+    knobs = values(config.trainer.source)
+    for path in [knobs[name] for name in ("prompts", "switch_prompts") if knobs.get(name)]:
+        places = ((f"{path}, line {line.line}", line.prompt) for line in read_prompts(path))
+        warn_cut(places, roles.text.find_cut, roles.generator.spec.text_len)
 
 
 def input_hashes(inputs: dict[str, dict[str, Path]]) -> dict[str, str | None]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.digits_fixture import link_parts
+from trainer.build import build
 from trainer.checkpoint.folder import Checkpoint, CheckpointConfig
 from trainer.config import load_recipe
 from trainer.inputs import find_inputs, input_hashes
@@ -91,3 +92,12 @@ def test_checkpoint_of_an_earlier_version_tells_nothing(tmp_path, caplog):
     run(tmp_path, 1)
     run(tmp_path, 2, prompts="a")
     assert "was replaced since" not in caplog.text
+
+
+def test_prompts_longer_than_the_encoder_reads_are_named(distill_recipe, tmp_path, caplog):
+    recipe, _ = distill_recipe
+    prompts = tmp_path / "list.txt"
+    prompts.write_text(f"a red three moves right\n{' and '.join(['a blue two moves left'] * 3)}\n")
+    build(load_recipe(recipe, [f"trainer.source.prompts={prompts}"])[0], tmp_path / "run")
+    (record,) = [r.getMessage() for r in caplog.records if "text encoder reads" in r.getMessage()]
+    assert record.startswith(f"{prompts}, line 2: the prompt has ") and "what is not read begins" in record
