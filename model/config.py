@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from wan.config import ROUNDINGS, TOP, Buildable, bounded
+from utils.bounds import bounded
+from wan.config import ROUNDINGS, TOP, Buildable
 from wan.generation import GenerationConfig
 from wan.ledger import CacheConfig
 

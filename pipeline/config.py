@@ -11,6 +11,7 @@ from typing import Any
 from pipeline import PIPELINES, SAMPLERS, ancestors
 from pipeline.lora import LoraEntry, parse_loras, plain_loras
 from pipeline.trained import find_trained
+from utils.bounds import bounded
 from utils.config.field import collect_error, file_path, one_of
 from utils.config.layer import parse_overrides, read_defaults, read_recipe
 from utils.config.load import load
@@ -19,7 +20,7 @@ from utils.data.schedules import LARGEST, LARGEST_SEED, is_schedule, parse_switc
 from wan.attention.config import AttentionConfig
 from wan.codec import DECODERS
 from wan.codec.config import VAEDecoderConfig
-from wan.config import BATCH, DTYPES, LARGEST_SIDE, LONGEST, PRECISIONS, Buildable, TextConfig, VAEConfig, bounded
+from wan.config import BATCH, DTYPES, LARGEST_SIDE, LONGEST, PRECISIONS, Buildable, TextConfig, VAEConfig
 from wan.family import published_specs
 from wan.generation import GenerationConfig
 

@@ -13,6 +13,7 @@ from pipeline.config import LARGEST_SIDE, MOST_THREADS, BidirectionalConfig, Cau
 from trainer import SOURCES, TRAINERS
 from trainer.checkpoint.folder import CheckpointConfig
 from trainer.trackers import TrackConfig
+from utils.bounds import bounded
 from utils.config.field import check, collect_error, file_path, find_problems, one_of, values
 from utils.config.layer import parse_overrides, read_defaults, read_recipe
 from utils.config.load import load
@@ -21,7 +22,7 @@ from utils.data.schedules import LARGEST_SEED
 from utils.digits.world import DigitsConfig
 from utils.parallel.layout import LayoutConfig
 from wan.attention.config import AttentionConfig
-from wan.config import BATCH, DTYPES, LONGEST, PRECISIONS, Buildable, TextConfig, VAEConfig, bounded
+from wan.config import BATCH, DTYPES, LONGEST, PRECISIONS, Buildable, TextConfig, VAEConfig
 from wan.family import published_specs
 from wan.generation import GenerationConfig
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+
+from utils.bounds import bounded
 
 ROUNDINGS = ("none", "integer", "table")
 PRECISIONS = ("weights", "upstream")
@@ -17,14 +18,6 @@ LONGEST = 1_000_000  # latent, of a video: days; more is a mistake, and its chun
 LARGEST_SIDE = 16384  # pixels
 BATCH = 1 << 20  # at once: more is a mistake
 SHIFTS = (1e-3, 1000)
-
-
-def bounded(default: Any, least: float, most: float, or_zero: bool = False) -> Any:
-    """Returns a dataclass field whose number, or each of whose numbers, lies in [least, most]; or_zero: or is 0.
-
-    The bounds are metadata, which `utils.config` reads: this package does not know it.
-    """
-    return field(default=default, metadata={"bounds": (least, most, or_zero)})
 
 
 @dataclass

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from wan.config import LONGEST, SHIFTS, TOP, bounded, clock_problems, step_problems
+from utils.bounds import bounded
+from wan.config import LONGEST, SHIFTS, TOP, clock_problems, step_problems
 from wan.geometry import Span, check_chunks, chunks
 from wan.ledger import CacheConfig
 

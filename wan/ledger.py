@@ -21,7 +21,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from wan.config import LONGEST, bounded, raise_first
+from utils.bounds import bounded
+from wan.config import LONGEST, raise_first
 from wan.geometry import Span
 from wan.tokens import Run
 

@@ -11,7 +11,8 @@ import pipeline.config
 import trainer.config
 from pipeline.trained import find_trained
 from tests.architecture.source import ROOT
-from utils.config.field import bounded, find_problems
+from utils.bounds import bounded
+from utils.config.field import find_problems
 from utils.config.layer import Layer, parse_overrides, read_defaults, read_recipe
 from utils.config.load import load
 from utils.config.renamed import leaves

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.atomic import remove_tree, sync_folder
+from utils.bounds import bounded
 from utils.claims import lock_file
-from utils.config.field import bounded
 from utils.config.renamed import NO_OLD_KEYS, OldKeys, rename
 from utils.diff import differences
 from utils.digest import file_hash

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from model.config import mask_problems
+from utils.bounds import bounded
 from utils.config.field import collect_error, file_path
 from utils.data.records import check_on_bad
 from utils.data.schedules import frame_list
-from wan.config import BATCH, LARGEST_SIDE, LONGEST, Buildable, bounded
+from wan.config import BATCH, LARGEST_SIDE, LONGEST, Buildable
 from wan.generation import GenerationConfig
 
 

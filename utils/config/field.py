@@ -74,15 +74,6 @@ def one_of(table: dict[str, Any], default: str | None = MISSING) -> Any:
     return dataclasses.field(default_factory=make_arm, metadata={"one_of": union})
 
 
-def bounded(default: Any, least: float, most: float, or_zero: bool = False) -> Any:
-    """Returns a field whose number, or each of whose numbers, lies in [least, most]; or_zero: or is 0.
-
-    A field without bounds still takes no NaN, and no infinity. A package that does not know this one writes the same
-    metadata: `{"bounds": (least, most, or_zero)}`.
-    """
-    return dataclasses.field(default=default, metadata={"bounds": (least, most, or_zero)})
-
-
 def file_path(default: str = "") -> Any:
     """Returns a field that holds a path: `~` at its start is the home folder, whoever wrote it."""
     return dataclasses.field(default=default, metadata={"path": True})

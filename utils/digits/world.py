@@ -16,7 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from utils.config.field import bounded, check
+from utils.bounds import bounded
+from utils.config.field import check
 
 COLOURS = {
     "red": (1.0, 0.15, 0.15),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from utils.config.field import bounded
+from utils.bounds import bounded
 from utils.parallel import ranks
 
 if TYPE_CHECKING:
