@@ -16,6 +16,8 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from utils.json_reader import JsonError, parse_json
+
 TAIL = 1 << 16  # bytes before a mark by which a file is known again
 
 
@@ -162,12 +164,9 @@ def read_rows(path: str | Path) -> tuple[list[dict], int]:
     rows, bad = [], 0
     for line in Path(path).read_bytes().split(b"\n"):
         try:
-            row = json.loads(line) if line.strip() else None
-        except (ValueError, RecursionError):
-            row = ()
-        if isinstance(row, dict):
-            rows.append(row)
-        bad += row is not None and not isinstance(row, dict)
+            rows += [parse_json(line, str(path))] if line.strip() else []
+        except JsonError:
+            bad += 1
     return rows, bad
 
 
