@@ -26,6 +26,7 @@ CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,apng,mpegts,mpeg,mpe
 CONTAINERS += ",mxf,h264,hevc,av1,obu,m4v,yuv4mpegpipe,dv,rm,wtv,webp_pipe,webp"
 SAFE = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
 HDR = {16: "PQ (SMPTE ST 2084)", 18: "HLG (ARIB STD-B67)"}  # numbers of ITU-T H.273
+WITH_ALPHA = ("rgba", "bgra", "argb", "abgr", "yuva", "ya", "gbrap", "pal8")  # pixel formats; a palette may have some
 WIDEST = 8.0  # of a pixel's aspect; more is damage
 UNEVEN = 0.2  # of a frame's duration: farther from a constant rate, its frames are said to have times of their own
 
@@ -170,7 +171,7 @@ class _Look:
                 path,
                 transfer,
             )
-        self.transparent, self.told = "a" in _components(first), False
+        self.transparent, self.told = first.format.name.startswith(WITH_ALPHA), False
 
     def show(self, frame) -> np.ndarray:
         """Returns the frame as it is shown, uint8 [H, W, 3]."""
@@ -188,11 +189,6 @@ class _Look:
             self.told = True
             logger.warning("%s is transparent in places; it is laid over %s", self.path, BACKGROUND)
         return self.turn(compose(pixels))
-
-
-def _components(frame) -> str:
-    """Returns "a" for a pixel format with transparency (a palette may have some), else ""."""
-    return "a" if frame.format.name.startswith(("rgba", "bgra", "argb", "abgr", "yuva", "ya", "gbrap", "pal8")) else ""
 
 
 def _turn(path: Path, frame):

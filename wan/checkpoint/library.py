@@ -141,7 +141,6 @@ TRANSFORMERS_NOTES: tuple[str, ...] = ("torch_dtype", "dtype", "transformers_ver
 TRANSFORMERS_NOTES += ("scalable_attention", "gradient_checkpointing", "bos_token_id", "n_positions", "dropout")
 TRANSFORMERS_NOTES += ("_attn_implementation_autoset", "task_specific_params", "model_max_length", "pruned_heads")
 TRANSFORMERS_NOTES += ("tie_encoder_decoder", "torchscript", "use_bfloat16", "add_cross_attention", "max_length")
-CONFIG = "config.json"
 OPEN = (type(None), bool, int, float, str, list, dict)
 
 
