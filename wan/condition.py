@@ -14,6 +14,9 @@ import torch
 
 from wan.geometry import Span
 
+FEATURES_PER_FRAME = 4  # audio features come at the rate of pixel frames: so many for each latent frame, also the first
+FEATURES_HEARD = 9  # by a latent frame: its own four and five before, the reach of the network's audio encoder
+
 _numbers = itertools.count()
 
 
@@ -23,15 +26,17 @@ class Rule:
 
     null: condition -> the field's value in the unconditional branch; None = the same value.
     frames: the axis that counts the video's latent frames, cut to those of a pass; None = it holds for all frames.
+    still: an axis of length 1 holds for all frames.
     """
 
     null: Callable[[Condition], torch.Tensor | None] | None = None
     frames: int | None = None
+    still: bool = False
 
 
-def part(null=None, frames: int | None = None, **default):
+def part(null=None, frames: int | None = None, still: bool = False, **default):
     """Returns a dataclass field of a condition, with its rule."""
-    return field(metadata={"rule": Rule(null, frames)}, **default)
+    return field(metadata={"rule": Rule(null, frames, still)}, **default)
 
 
 def _negative_text(condition: Condition) -> torch.Tensor:
@@ -40,25 +45,46 @@ def _negative_text(condition: Condition) -> torch.Tensor:
     return condition.null_text
 
 
+def _silence(name: str):
+    return lambda condition: torch.zeros_like(getattr(condition, name))
+
+
 @dataclass(frozen=True, eq=False)
 class Condition:
-    """Text, and for image models the image, of a batch of videos.
+    """Text, and for some models image, sound, portrait and pose, of a batch of videos.
 
     text: [B, T, text width], T <= text_len; padding rows are zero and are attended to (Wan has no text mask).
     null_text: the same for the unconditional branch (the encoded negative prompt).
     image: [B, 257, image width] CLIP tokens (Wan 2.1 i2v) or None.
     channels: [B, F, C, h, w] latents joined to the input along channels (i2v) or None; F is the video's length.
-    key: identity; two conditions with one key must be equal. Given anew to each object by default.
+    reference [B, 1, C, h, w], motion [B, M, C, h, w]: latents of a still and of what came before the video (S2V).
+    audio: [B, A, P, layers, width] features of A speakers, four for each latent frame from `audio_start` on; a pass
+    gets `heard` [B, A, F, 9, layers, width] in its place: what each of its frames hears (`hear`).
+    speakers: [B, A, F or 1, rows, columns], how much of a speaker's part each token takes, or None: all.
+    pose: [B, F, C, h, w] latents added to the video's or None.
+    key: identity; two conditions with one key must be equal but for sound and pose, which go on under it: they are no
+    prompt switch. Given anew to each object by default. portrait_key: identity of the portrait among those of one key.
+    audio_chunk: 0 = the encoder hears what was before a frame; n = not what was before the frame's chunk of n frames,
+    whose first feature is repeated instead (as Live-Avatar was trained).
     """
 
     text: torch.Tensor = part(null=_negative_text)
     null_text: torch.Tensor | None = part(null=lambda condition: None, default=None)
     image: torch.Tensor | None = part(default=None)
     channels: torch.Tensor | None = part(frames=1, default=None)
+    reference: torch.Tensor | None = part(default=None)
+    motion: torch.Tensor | None = part(default=None)
+    audio: torch.Tensor | None = part(null=_silence("audio"), default=None)
+    heard: torch.Tensor | None = part(null=_silence("heard"), default=None)
+    speakers: torch.Tensor | None = part(frames=2, still=True, default=None)
+    pose: torch.Tensor | None = part(frames=1, default=None)
     key: object = field(default_factory=lambda: next(_numbers))
+    portrait_key: object = None
+    audio_start: int = 0
+    audio_chunk: int = 0
 
     def null(self) -> Condition:
-        """Returns the unconditional twin: the negative text, the same image.
+        """Returns the unconditional twin: the negative text, no sound, the same image, portrait and pose.
 
         Errors: ValueError if no negative text was given.
         """
@@ -68,12 +94,16 @@ class Condition:
     def cut(self, frames: Span | Sequence[int]) -> Condition:
         """Returns the condition of these latent frames of the video. The key stays: another frame is not a switch.
 
+        What is cut by frames must be whole: a condition is cut once.
+
         Errors: ValueError for frames that a field does not hold.
         """
         frames = range(frames.start, frames.stop) if isinstance(frames, Span) else frames
-        cut = {}
+        cut: dict[str, torch.Tensor | None] = {}
+        if self.audio is not None:
+            cut |= {"audio": None, "heard": self.hear(frames)}
         for name, rule, value in self._present():
-            if rule.frames is None:
+            if rule.frames is None or (rule.still and value.shape[rule.frames] == 1):
                 continue
             if max(frames) >= value.shape[rule.frames]:
                 raise ValueError(
@@ -82,6 +112,29 @@ class Condition:
                 )
             cut[name] = select_frames(value, frames, rule.frames)
         return replace(self, **cut) if cut else self
+
+    def hear(self, frames: Sequence[int]) -> torch.Tensor:
+        """Returns the features [B, A, F, 9, layers, width] that each of these latent frames hears.
+
+        Before the video's first feature, or the chunk's (`audio_chunk`), that one is repeated.
+        Errors: ValueError for frames whose sound is not there, or not there any more.
+        """
+        begin, held = self.audio_start * FEATURES_PER_FRAME, self.audio.shape[2]
+        last = (max(frames) + 1) * FEATURES_PER_FRAME
+        places = []
+        for frame in frames:
+            own, chunk = frame * FEATURES_PER_FRAME, self.audio_chunk
+            least = (frames[0] + (frame - frames[0]) // chunk * chunk) * FEATURES_PER_FRAME if chunk else 0
+            own += FEATURES_PER_FRAME
+            places.append([max(place, least) for place in range(own - FEATURES_HEARD, own)])
+        first = min(place for row in places for place in row)
+        if first < begin or last > begin + held:
+            raise ValueError(
+                f"the condition's audio holds the features of pixel frames [{begin}, {begin + held}) and those of "
+                f"[{first}, {last}) are asked for; give them for the frames of a chunk and the two latent frames before"
+            )
+        index = torch.tensor(places, device=self.audio.device) - begin
+        return self.audio[:, :, index]
 
     def repeat(self, count: int) -> Condition:
         """Returns the condition of `count` copies of the batch, one behind the other: a condition of its own."""

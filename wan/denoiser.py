@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from wan.condition import Condition
+from wan.tokens import Run
 from wan.transformer import RunInput, WanTransformer
 
 
@@ -30,10 +31,20 @@ class Denoiser(nn.Module):
         """Returns the velocity [B, F, C, H, W].
 
         sigma: a float (one for all, no device is asked), or a tensor [B] or [B, F].
-        clean: the clean run of teacher forcing, placed before x.
+        clean: the clean run of teacher forcing, placed before x. A portrait follows, unless the cache holds it.
         """
-        video = RunInput(x_BFCHW, sigma_rows(sigma, x_BFCHW))
-        return self.transformer((video,) if clean is None else (clean, video), condition, context)
+        runs = (RunInput(x_BFCHW, sigma_rows(sigma, x_BFCHW)),)
+        runs = runs if clean is None else (clean, *runs)
+        runs = runs if context.cached else (*runs, *self.transformer.portrait(condition))
+        return self.transformer(runs, condition, context)
+
+    def pinned_runs(self, grid: tuple[int, int]) -> tuple[Run, ...]:
+        """Returns the runs that a cache of this denoiser pins, for frames of (rows, columns) tokens; often none."""
+        return self.transformer.pinned_runs(grid)
+
+    def prefill(self, condition: Condition, context) -> None:
+        """Runs the pass that writes the pinned runs (the portrait of the condition) into the caches of `context`."""
+        self.transformer(self.transformer.portrait(condition), condition, context)
 
 
 class ExpertDenoiser(nn.Module):

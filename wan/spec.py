@@ -10,6 +10,7 @@ from utils.json_reader import JsonError, get, shown
 LARGEST_SIZE = 10**7  # of any size of a network; more is a mistake
 LOWEST = {"image_dim": 0, "eps": 0, "rope_theta": 1}
 COUNTS = {"dim", "ffn_dim", "freq_dim", "in_dim", "out_dim", "num_heads", "num_layers", "text_dim", "text_len"}
+COUNTS |= {"audio_dim", "audio_layers", "num_audio_token"}
 CLIP_WIDTH = 1280  # ViT-H/14 of Wan 2.1 i2v
 CLIP_TOKENS = 257
 
@@ -75,13 +76,44 @@ class TransformerSpec:
         return cls(**cls.select_fields(config))
 
 
+@dataclass(frozen=True)
+class S2VSpec(TransformerSpec):
+    """Sizes of Wan 2.2 S2V: a transformer that hears. Field names are those of its official `config.json`.
+
+    audio_dim: width of the audio encoder. audio_layers: its hidden states, embedding included. num_audio_token: tokens
+    per latent frame that it is turned into (one learned token more is attended to). audio_inject_layers: the blocks
+    after which these are read; not told by the weights' shapes.
+    """
+
+    family: ClassVar[str] = "s2v"
+    unmeasured: ClassVar[tuple[str, ...]] = (*TransformerSpec.unmeasured, "audio_inject_layers")
+
+    model_type: str = "s2v"
+    audio_dim: int = 1024
+    audio_layers: int = 25
+    num_audio_token: int = 4
+    audio_inject_layers: tuple[int, ...] = (0, 4, 8, 12, 16, 20, 24, 27, 30, 33, 36, 39)
+
+    def __post_init__(self):
+        super().__post_init__()
+        layers = self.audio_inject_layers
+        if list(layers) != sorted(set(layers)) or not all(0 <= layer < self.num_layers for layer in layers):
+            raise ValueError(
+                f"audio_inject_layers {list(layers)} must ascend and lie among the {self.num_layers} blocks (0 to "
+                f"{self.num_layers - 1})"
+            )
+        if self.dim % 4:
+            raise ValueError(f"dim {self.dim} is not a multiple of 4, as the audio encoder's widths need")
+
+
 def _size(config: dict, name: str, kind: type, where: str):
     """Returns one size of a configuration after checking its type and that a network can have it."""
     if kind is tuple:
-        value = config[name]
-        right = isinstance(value, (list, tuple)) and len(value) == 3 and all(type(v) is int and v > 0 for v in value)
-        if not right or max(value) > LARGEST_SIZE:
-            raise JsonError(f"{where}: {name} is {shown(value)}; it must be three whole numbers from 1")
+        value, three = config[name], name == "patch_size"  # the others are lists of layers
+        right = isinstance(value, (list, tuple)) and all(type(v) is int and v >= three for v in value)
+        if not right or not value or (three and len(value) != 3) or max(value) > LARGEST_SIZE:
+            wanted = "three whole numbers from 1" if three else "a list of whole numbers from 0"
+            raise JsonError(f"{where}: {name} is {shown(value)}; it must be {wanted}")
         return tuple(value)
     value = get(config, name, kind, where)
     lowest = LOWEST.get(name, 1 if name in COUNTS else -LARGEST_SIZE)  # what a family adds may be of any sign
@@ -121,6 +153,7 @@ class ModelSpec:
 
 _SMALL = TransformerSpec(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30)
 _LARGE = TransformerSpec(dim=5120, ffn_dim=13824, num_heads=40, num_layers=40)
+_DIGITS = TransformerSpec("t2v", 128, 512, 64, 16, 16, 2, 4, text_dim=64, text_len=12, rope_theta=100.0)
 
 SPECS = {
     s.name: s
@@ -165,7 +198,7 @@ SPECS = {
         ),
         ModelSpec(
             "digits",
-            TransformerSpec("t2v", 128, 512, 64, 16, 16, 2, 4, text_dim=64, text_len=12, rope_theta=100.0),
+            _DIGITS,
             fps=8,
             height=64,
             width=64,
@@ -174,5 +207,25 @@ SPECS = {
             num_steps=30,
             guidance=(3.0,),
         ),
+    )
+}
+
+_HEARING_DIGITS = {**vars(_DIGITS), "model_type": "s2v", "audio_dim": 64, "audio_layers": 4}
+S2V_SPECS = {
+    s.name: s
+    for s in (
+        ModelSpec(
+            "s2v-14B",
+            S2VSpec(dim=5120, ffn_dim=13824, num_heads=40, num_layers=40),
+            fps=25,  # Wan 2.2 itself streams at 16; Live-Avatar's weights run at 25
+            height=704,
+            width=384,
+            pixel_frames=81,
+            shift=3.0,
+            num_steps=40,
+            guidance=(4.5,),
+            hub_name="Wan-AI/Wan2.2-S2V-14B",
+        ),
+        replace(SPECS["digits"], name="digits-s2v", transformer=S2VSpec(**_HEARING_DIGITS, audio_inject_layers=(0, 2))),
     )
 }

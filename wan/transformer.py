@@ -33,13 +33,14 @@ class RunInput:
     """What enters one run of tokens: latents x [B, F, C, H, W], and sigma [B, F] or [B, 1] for all its frames.
 
     kind: see `wan.tokens.Run`. positions: rotary positions (times, rows, columns) of the patches; by default the
-    context's times, and rows and columns 0, 1, 2 ...
+    context's times, and rows and columns 0, 1, 2 ... patch: their size, by default the model's.
     """
 
     x: torch.Tensor
     sigma: torch.Tensor
     kind: str = "video"
     positions: tuple[Sequence[float], Sequence[float], Sequence[float]] | None = None
+    patch: tuple[int, int, int] | None = None
 
 
 class _LazyText:
@@ -111,15 +112,15 @@ class WanTransformer(nn.Module):
         layout = self.sequence.arrange(self.lay_out(runs, context))
         local = self.sequence.local(layout)
         x = self.sequence.split(self.embed_runs(runs, condition), layout)  # [B, L / size, D]
-        time, rows = self.embed_time(_joined_sigma(runs))  # [B, R, D], [B, R, 6, D]
+        time, rows = self.embed_time(_joined_sigma(runs, layout))  # [B, R, D], [B, R, 6, D]
         x, rows = x.to(time.dtype), _rows_of_tokens(rows, local)
         angle_dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         view = self.sequence.view(context.open(layout, self.rotary, x.device, angle_dtype), layout)
-        text = _LazyText(self, condition)
+        text, sound = _LazyText(self, condition), self.embed_sound(condition, layout)
         if torch.is_grad_enabled():
             text()  # outside the first checkpointed block, whose recompute would not see it
         for layer in range(len(self.blocks)):
-            arguments = (layer, x, rows, text, view, self.adapters, local, condition)
+            arguments = (layer, x, rows, text, view, self.adapters, local, condition, sound)
             if self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(self._run_block, *arguments, use_reentrant=False)
             else:
@@ -130,19 +131,39 @@ class WanTransformer(nn.Module):
         x = self.sequence.join(x, layout.only(layout.output))  # [B, L, patch * C]
         return self.unpatchify(x, layout.runs[layout.output])  # [B, F, C, H, W]
 
-    def _run_block(self, layer, x, rows, text, view, adapters, tokens, condition) -> torch.Tensor:
+    def _run_block(self, layer, x, rows, text, view, adapters, tokens, condition, sound=None) -> torch.Tensor:
         """Returns the tokens after one block and the adapters; what a recompute in backward repeats."""
         x = self.blocks[layer](x, rows, text, view, layer)
+        if sound is not None:
+            x = self.inject_sound(layer, x, tokens, sound)
         for adapter in adapters:
             x = adapter.after_block(layer, x, tokens, condition)
         return x
 
+    def embed_sound(self, condition: Condition, layout: TokenLayout):
+        """Returns what the blocks hear, made once per forward: nothing, in a model without sound."""
+        if condition.audio is not None or condition.heard is not None:
+            raise ValueError("the condition holds sound and this model hears none; take an S2V model, or leave it out")
+
+    def inject_sound(self, layer: int, x_BLD: torch.Tensor, tokens: TokenLayout, sound) -> torch.Tensor:
+        """Returns the tokens after they have read the sound behind a block; for models that hear."""
+        raise NotImplementedError
+
+    def portrait(self, condition: Condition) -> tuple[RunInput, ...]:
+        """Returns the runs that stay in sight of the whole video (a portrait): none, in a model without one."""
+        return ()
+
+    def pinned_runs(self, grid: tuple[int, int]) -> tuple[Run, ...]:
+        """Returns how the runs of `portrait` lie for frames of (rows, columns) tokens, where they are pinned."""
+        return ()
+
     def lay_out(self, runs: Sequence[RunInput], context) -> TokenLayout:
         """Returns the layout of the sequence. Errors: ValueError for sigmas or positions that do not fit."""
-        made, rows, frames = [], 0, self.spec.patch_size[0]
+        made, rows = [], 0
         for run in runs:
             _check_sigma(run)
-            count, grid = run.x.shape[1] // frames, self._grid(run.x)
+            count, *sides = (n // p for n, p in zip(_cells(run.x), run.patch or self.spec.patch_size, strict=True))
+            grid = (sides[0], sides[1])
             one_row = len(runs) == 1 and run.sigma.shape[1] == 1
             sigma, rows = (0,) * count if one_row else range(rows, rows + count), rows + count
             times, down, across = run.positions or (context.times(count), range(grid[0]), range(grid[1]))
@@ -160,8 +181,12 @@ class WanTransformer(nn.Module):
 
     def embed_runs(self, runs: Sequence[RunInput], condition: Condition) -> torch.Tensor:
         """Returns the tokens [B, L, D] of all runs, frame slowest."""
-        parts = [self.embed_patches(run.x, condition, run.kind in ("video", "clean")) for run in runs]
+        parts = [self.embed_run(run, condition) for run in runs]
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+    def embed_run(self, run: RunInput, condition: Condition) -> torch.Tensor:
+        """Returns the tokens [B, L, D] of one run."""
+        return self.embed_patches(run.x, condition, run.kind in ("video", "clean"))
 
     def embed_patches(self, x_BFCHW: torch.Tensor, condition: Condition, joined: bool = True) -> torch.Tensor:
         """Returns tokens [B, L, D]; joined: with the condition's channels (i2v) behind the latents'."""
@@ -170,11 +195,14 @@ class WanTransformer(nn.Module):
         given, wanted = x_BFCHW.shape[2], self.spec.in_dim
         if given != wanted:
             raise ValueError(f"the transformer takes {wanted} channels and got {given} (image conditions add theirs)")
-        if any(n % p for n, p in zip(x_BFCHW.shape[3:], self.spec.patch_size[1:], strict=True)):
-            raise ValueError(
-                f"latents of {tuple(x_BFCHW.shape[3:])} cells do not fill patches of {self.spec.patch_size[1:]}"
-            )
-        x = self.patch_embedding(rearrange(x_BFCHW, "b f c h w -> b c f h w").to(self.dtype))
+        return self.embed_by(self.patch_embedding, x_BFCHW)
+
+    def embed_by(self, embedding: nn.Conv3d, x_BFCHW: torch.Tensor) -> torch.Tensor:
+        """Returns tokens [B, L, D] by an embedding of patches. Errors: ValueError for latents that do not fill them."""
+        patch = embedding.kernel_size
+        if any(n % p for n, p in zip(_cells(x_BFCHW), patch, strict=True)):
+            raise ValueError(f"latents of {tuple(x_BFCHW.shape[3:])} cells do not fill patches of {patch[1:]}")
+        x = embedding(rearrange(x_BFCHW, "b f c h w -> b c f h w").to(self.dtype))
         return rearrange(x, "b d f h w -> b (f h w) d")
 
     def embed_time(self, sigma_BR: torch.Tensor):
@@ -198,9 +226,6 @@ class WanTransformer(nn.Module):
             image = self.img_emb(condition.image.to(self.dtype))
         return self.text_embedding(padded.to(self.dtype)), image
 
-    def _grid(self, x_BFCHW: torch.Tensor) -> tuple[int, int]:
-        return x_BFCHW.shape[3] // self.spec.patch_size[1], x_BFCHW.shape[4] // self.spec.patch_size[2]
-
     def unpatchify(self, x_BLD: torch.Tensor, run: Run) -> torch.Tensor:
         """Returns [B, F, C, H, W] of tokens that each hold (frames, rows, columns of a patch, channel)."""
         (t, h, w), (rows, columns) = self.spec.patch_size, run.grid
@@ -216,11 +241,16 @@ def _check_sigma(run: RunInput) -> None:
         raise ValueError(f"sigma is {list(given)} for {batch} x {frames} frames; give one per sample or per frame")
 
 
-def _joined_sigma(runs: Sequence[RunInput]) -> torch.Tensor:
+def _cells(x_BFCHW: torch.Tensor) -> tuple[int, int, int]:
+    """Returns latent frames, rows and columns."""
+    return x_BFCHW.shape[1], x_BFCHW.shape[3], x_BFCHW.shape[4]
+
+
+def _joined_sigma(runs: Sequence[RunInput], layout: TokenLayout) -> torch.Tensor:
     """Returns sigma [B, F of all runs], or [B, 1] if a single run has one sigma."""
     if len(runs) == 1:
         return runs[0].sigma
-    return torch.cat([run.sigma.expand(-1, run.x.shape[1]) for run in runs], 1)
+    return torch.cat([run.sigma.expand(-1, laid.num_frames) for run, laid in zip(runs, layout.runs, strict=True)], 1)
 
 
 def _rows_of_tokens(rows_BR6D: torch.Tensor, local: TokenLayout) -> torch.Tensor:

@@ -27,6 +27,8 @@ KINDS = {
     "H": "tests.parity.kind_h",
     "I": "tests.parity.kind_i",
     "J": "tests.parity.kind_j",
+    "K": "tests.parity.kind_k",
+    "M": "tests.parity.kind_m",
     "Q": "tests.parity.kind_q",
 }
 

@@ -8,8 +8,10 @@ from tests.parity.case import Case
 from wan.cache import CacheShape, Ring
 from wan.condition import Condition
 from wan.ledger import CacheConfig, Ledger
+from wan.audio.transformer import S2VTransformer
+from wan.family import get_family
 from wan.schedule import NUM_TRAIN_TIMESTEPS
-from wan.spec import TransformerSpec
+from wan.spec import S2V_SPECS, S2VSpec, TransformerSpec
 from wan.transformer import WanTransformer
 
 
@@ -22,6 +24,31 @@ def transformer(config: dict, weights: dict) -> WanTransformer:
     if model.dtype == torch.float64:
         _round_times(model)
     return model.eval().requires_grad_(False)
+
+
+def s2v_transformer(config: dict, weights: dict):
+    """Our S2V transformer with a case's weights."""
+    measured = get_family(S2V_SPECS["s2v-14B"].transformer).measure(weights)
+    model = S2VTransformer(S2VSpec.from_config({**config, **measured})).to(next(iter(weights.values())).dtype)
+    model.load_state_dict(weights)
+    if model.dtype == torch.float64:
+        _round_times(model)
+    return model.eval().requires_grad_(False)
+
+
+def frames(latents: torch.Tensor) -> torch.Tensor:
+    """Recorded latents [C, F, h, w] or [1, C, F, h, w] as ours: [1, F, C, h, w]."""
+    return (latents if latents.ndim == 5 else latents[None]).transpose(1, 2)
+
+
+def features(audio_ALCT: torch.Tensor) -> torch.Tensor:
+    """Recorded features of A speakers as a condition holds them: [1, A, T, L, C]."""
+    return audio_ALCT.permute(0, 3, 1, 2)[None]
+
+
+def padded(context_TC: torch.Tensor, room: int) -> torch.Tensor:
+    """A stored prompt embedding, zero-padded to text_len."""
+    return torch.nn.functional.pad(context_TC, (0, 0, 0, room - context_TC.shape[0]))
 
 
 def _round_times(model: WanTransformer) -> None:

@@ -26,10 +26,7 @@ EDUCATIONAL = (
 )
 
 # Kinds of files that belong to no family of `wan.FAMILIES`: kind -> names that must all occur, cleaned.
-# A family knows those of its networks and VAEs. The first that fits wins: KNOWN, the families, SHARED.
-KNOWN = {
-    "wan s2v transformer, official": ("patch_embedding.weight", "blocks.0.self_attn.q.weight", "casual_audio_encoder."),
-}
+# A family knows those of its networks and VAEs. The first that fits wins: the families, then SHARED.
 SHARED = {
     "umt5": ("token_embedding.weight", "blocks.0.pos_embedding.embedding.weight", "blocks.0.ffn.gate.0.weight"),
     "umt5, transformers": ("encoder.block.0.layer.0.SelfAttention.q.weight", "encoder.final_layer_norm.weight"),
@@ -89,7 +86,6 @@ def find_kind(names: Iterable[str]) -> str:
 
 
 def _kinds() -> Iterator[tuple[str, tuple[str, ...]]]:
-    yield from KNOWN.items()
     for family in families():
         yield from family.transformers.items()
         yield from family.codecs.items()
