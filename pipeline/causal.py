@@ -39,6 +39,7 @@ class Causal:
             generation.context,
             device=bundle.device,
             dtype=bundle.dtype,
+            portrait=generation.portrait,
         )
         self.executor = PlainExecutor(self.rollout)
 

@@ -26,6 +26,7 @@ from wan.generation import GenerationConfig
 
 DEFAULTS = Path(__file__).parent.parent / "configs" / "default_config.yaml"
 SOLVERS = ("unipc", "dpm++", "euler")
+GRIDS = ("open", "table")
 MOST_THREADS = 1024
 FASTEST = 1000  # frames per second
 OLD_KEYS = OldKeys(
@@ -55,18 +56,23 @@ class FewStepConfig(Buildable):
 
 @dataclass
 class MultiStepConfig(Buildable):
-    """A solver of the probability flow with classifier-free guidance (undistilled models)."""
+    """A solver of the probability flow with classifier-free guidance (undistilled models).
+
+    grid: `open` = the steps end at sigma 0; `table` = they end one step above it, at the least sigma of a shifted
+    table of 1000, and the last goes to 0 from there (diffusers' flow-matching Euler, as Live-Avatar was distilled).
+    """
 
     consumer = "pipeline.sampler:multi_step"
 
     solver: str = "unipc"  # unipc | dpm++ | euler
+    grid: str = "open"  # open | table; of euler
     num_steps: int = bounded(50, 1, 10_000)
     shift: float = bounded(0.0, 1e-3, 1000, or_zero=True)  # 0 = generation.steps.shift
     guidance: float = bounded(5.0, -1000, 1000)  # w of uncond + w (cond - uncond)
     guidance_high: float = bounded(0.0, -1000, 1000)  # w of the high-noise expert of a model that has two; 0 = the same
 
     def problems(self) -> Iterator[str]:
-        yield from solver_problems(self.solver, self.num_steps, self.shift or 1.0)
+        yield from solver_problems(self.solver, self.num_steps, self.shift or 1.0, self.grid)
 
 
 @dataclass
@@ -132,10 +138,14 @@ class BidirectionalConfig(Buildable):
             yield "a script's prompts change from chunk to chunk; write pipeline.name=causal"
 
 
-def solver_problems(name: str, num_steps: int, shift: float) -> Iterator[str]:
-    """Yields an unknown solver, no steps, or a shift that is not positive."""
+def solver_problems(name: str, num_steps: int, shift: float, grid: str = "open") -> Iterator[str]:
+    """Yields an unknown solver, no steps, a shift that is not positive, or a grid that the solver does not have."""
     if name not in SOLVERS:
         yield f"solver {name!r} is unknown; write one of {SOLVERS}"
+    if grid not in GRIDS:
+        yield f"grid {grid!r} is unknown; write one of {GRIDS}"
+    elif grid != "open" and name != "euler":
+        yield f"grid {grid} is one of solver euler, and solver is {name}; leave it out"
     if num_steps < 1 or shift <= 0:
         yield f"num_steps {num_steps} must be at least 1 and shift {shift} positive"
 

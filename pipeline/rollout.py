@@ -15,12 +15,13 @@ from typing import Any
 import torch
 
 from pipeline.sampler import Sampler
-from pipeline.state import RECACHE_INCOMPLETE, Committed, RolloutState
+from pipeline.state import RECACHE_INCOMPLETE, Committed, RolloutState, portrait_key
+from utils.rng import Rng
 from wan.cache import CacheShape, Chunks, KVCache, Ring
 from wan.condition import Condition
-from wan.context import Cached, Recached
+from wan.context import Cached, Prefill, Recached
 from wan.denoiser import sigma_rows
-from wan.generation import ContextConfig
+from wan.generation import ContextConfig, PortraitConfig
 from wan.geometry import Geometry, Span
 from wan.ledger import CacheConfig, Ledger
 from wan.schedule import Schedule
@@ -58,6 +59,8 @@ class Rollout:
     """The knobs of causal generation.
 
     training=True keeps keys in `Chunks` (gradients, no ring). dtype: of the caches; by default that of the weights.
+    distance(span, k) -> latent frames from a chunk's start to the reference at step k, where a portrait is pinned; by
+    default the most that `portrait` allows.
     noise(span, k) -> [B, F, C, h, w] normal noise: k = 0 starts the chunk, k >= 1 re-noises before step k, k = -1 is
     the context pass's.
     """
@@ -70,6 +73,8 @@ class Rollout:
     training: bool = False
     device: torch.device | str = "cpu"
     dtype: torch.dtype | None = None
+    portrait: PortraitConfig = field(default_factory=PortraitConfig)
+    distance: Callable[[Span, int], int] | None = None
 
     @property
     def same_step(self) -> bool:
@@ -93,8 +98,11 @@ class Rollout:
     def set_condition(self, state: RolloutState, condition: Condition) -> float | None:
         """Makes `condition` the one in force; recaches if another was. Returns the seconds that took, or None.
 
-        If it fails, the caches are inconsistent; the next call recaches again, under any condition.
+        If it fails, the caches are inconsistent; the next call recaches again, under any condition. A portrait is
+        pinned anew where it or the text changes.
         """
+        if state.portrait_key != portrait_key(condition):
+            self.pin(state, condition)
         if state.key == condition.key or not state.latest:  # the same, or nothing to recache
             state.key = condition.key
             return None
@@ -103,9 +111,29 @@ class Rollout:
         state.key = condition.key
         return self._now() - start
 
+    @torch.no_grad()
+    def pin(self, state: RolloutState, condition: Condition) -> None:
+        """Writes the portrait of a condition into the caches, where the model has one: one pass a guidance branch."""
+        state.portrait_key = None  # until it is whole
+        if state.caches[0][0].ledger.pinned:
+            for number, steps in enumerate(zip(*state.caches, strict=True)):
+                context = Prefill(*steps)
+                self.denoiser.prefill(condition.null() if number else condition, context)
+                context.commit()
+        state.portrait_key = portrait_key(condition)
+
     def contexts(self, state: RolloutState, span: Span, num_steps: int) -> list[list[Cached]]:
         """Returns what the passes of a chunk of so many steps may see: [cache of a step][guidance branch]."""
-        return [[Cached(cache, span) for cache in branches] for branches in state.caches[:num_steps]]
+        return [
+            [self._cached(cache, span, k) for cache in state.caches[k]] for k in range(len(state.caches[:num_steps]))
+        ]
+
+    def _cached(self, cache: KVCache, span: Span, k: int) -> Cached:
+        """Returns the context of step k over a span, its portrait at the distance that was drawn for both."""
+        if not cache.ledger.pinned:
+            return Cached(cache, span)
+        distance = self.distance(span, k) if self.distance else self.portrait.distance[1]
+        return Cached(cache, span, self.portrait.place(cache.ledger.pinned, cache.ledger.plan(span), distance))
 
     def predictors(self, condition: Condition, contexts: Sequence[Sequence[Cached]]) -> list[Callable]:
         """Returns predict(x, sigma) -> velocity of each step's cache, guided if the sampler asks for it."""
@@ -160,7 +188,7 @@ class Rollout:
                 first = [cache.rewind(state.next_frame).start for cache in branches][0]
                 for span in [chunk.span for chunk in state.latest if chunk.span.stop > first]:
                     part = Span(max(span.start, first), span.stop)
-                    contexts = [Cached(cache, part) for cache in branches]
+                    contexts = [self._cached(cache, part, step) for cache in branches]
                     self._recompute(state, step, condition, range(part.start, part.stop), contexts)
 
     def _recompute(self, state: RolloutState, step: int, condition: Condition, frames, contexts) -> None:
@@ -196,10 +224,16 @@ class Rollout:
         """Returns an empty cache."""
         spec, heads = self.denoiser.spec, self.denoiser.cache_heads
         shape = CacheShape(spec.num_layers, batch, heads, spec.head_dim, self.geometry.frame_tokens)
-        ledger = Ledger(self.cache, chunk_frames, max_frames)
+        ledger = Ledger(self.cache, chunk_frames, max_frames, self.denoiser.pinned_runs(self.geometry.grid))
         if self.training:
             return Chunks(ledger, shape)
         return Ring(ledger, shape, self.device, self.dtype or next(self.denoiser.parameters()).dtype)
+
+
+def draw_distance(portrait: PortraitConfig, rng: Rng) -> Callable[[Span, int], int]:
+    """Returns distance(span, k) of a `Rollout`: drawn for each chunk and step, equal in every process and recache."""
+    least, most = portrait.distance
+    return lambda span, k: int(rng.integers(least, most + 1, "reference", span.start, k))
 
 
 def guided(denoiser, condition, contexts: Sequence, w):

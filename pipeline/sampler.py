@@ -27,7 +27,7 @@ def few_step(config: FewStepConfig, steps: StepsConfig) -> FewStep:
 def multi_step(config: MultiStepConfig, steps: StepsConfig) -> MultiStep:
     """Returns the sampler of a `MultiStepConfig`; two experts have a weight each."""
     w = (config.guidance, config.guidance_high) if config.guidance_high else config.guidance
-    return MultiStep(Solver(config.solver, config.num_steps, config.shift or steps.shift), w)
+    return MultiStep(Solver(config.solver, config.num_steps, config.shift or steps.shift, config.grid), w)
 
 
 class Sampler:

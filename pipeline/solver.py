@@ -22,7 +22,7 @@ REMEMBERED_LISTS = ("model_outputs", "timestep_list")  # that a step changes, of
 
 @dataclass(frozen=True)
 class Solver:
-    """A method, its number of steps and its shift.
+    """A method, its number of steps, its shift and, for euler, its grid (see `MultiStepConfig`).
 
     Errors: ValueError for an unknown name, no steps, or a shift that is not positive.
     """
@@ -30,12 +30,15 @@ class Solver:
     name: str = "unipc"
     num_steps: int = 50
     shift: float = 5.0
+    grid: str = "open"
 
     def __post_init__(self):
-        raise_first(solver_problems(self.name, self.num_steps, self.shift))
+        raise_first(solver_problems(self.name, self.num_steps, self.shift, self.grid))
 
     def start(self) -> SolverState:
         """Returns the state at the start of a chunk."""
+        if self.grid == "table":
+            return _euler_table(self.num_steps, self.shift)
         return {"unipc": _unipc, "dpm++": _dpm, "euler": _euler}[self.name](self.num_steps, self.shift)
 
 
@@ -55,6 +58,7 @@ class SolverState(StepState):
 
     def __init__(self, sigmas: torch.Tensor, model_sigmas: list[float], scheduler=None):
         self.sigmas, self.model_sigmas, self._scheduler = sigmas, model_sigmas, scheduler
+        self.widths = sigmas.double().diff().tolist()
 
     def __len__(self) -> int:
         return len(self.model_sigmas)
@@ -62,8 +66,7 @@ class SolverState(StepState):
     def step(self, velocity: torch.Tensor, k: int, x: torch.Tensor) -> torch.Tensor:
         """Returns x at sigma k+1; steps must come in order."""
         if self._scheduler is None:
-            width = float(self.sigmas[k + 1]) - float(self.sigmas[k])
-            return x + velocity * width
+            return x + velocity * self.widths[k]
         return self._scheduler.step(velocity, self._scheduler.timesteps[k], x, return_dict=False)[0]
 
     def state_dict(self) -> dict[str, torch.Tensor | int]:
@@ -88,6 +91,21 @@ class SolverState(StepState):
 def _euler(num_steps: int, shift: float) -> SolverState:
     sigmas = shift_sigma(torch.linspace(1, 0, num_steps + 1), shift)
     return SolverState(sigmas, sigmas[:-1].tolist())
+
+
+def _euler_table(num_steps: int, shift: float) -> SolverState:
+    """diffusers' FlowMatchEulerDiscreteScheduler: its table is shifted, and what is taken from it once more.
+
+    Times and widths are rounded as there: in fp32.
+    """
+    table = shift_sigma(torch.arange(1, NUM_TRAIN_TIMESTEPS + 1).flip(0) / NUM_TRAIN_TIMESTEPS, shift)
+    grid = torch.linspace(float(table[0]), float(table[-1]), num_steps, dtype=torch.float64)
+    sigmas = shift_sigma(grid, shift).to(torch.float32)
+    times = (sigmas * NUM_TRAIN_TIMESTEPS).tolist()
+    sigmas = torch.cat((sigmas, sigmas.new_zeros(1)))
+    state = SolverState(sigmas, [time / NUM_TRAIN_TIMESTEPS for time in times])
+    state.widths = sigmas.diff().tolist()
+    return state
 
 
 def _unipc(num_steps: int, shift: float) -> SolverState:

@@ -34,24 +34,31 @@ class Committed:
     inputs: tuple[torch.Tensor, ...]
 
 
+def portrait_key(condition: Condition) -> object:
+    """Returns what tells the pinned runs of two conditions apart: they are made from the text and the portrait."""
+    return condition.key, condition.portrait_key
+
+
 @dataclass
 class RolloutState:
     """One batch of videos. Made by `Rollout.start`; the rollout's methods change it where a chunk is finished.
 
     sizes: the arguments of `start`. caches: [step][guidance branch], a single step where they hold clean frames.
-    key: of the condition in force. latest: the chunks that a recache may ask for. next_frame: the first one missing.
+    key: of the condition in force. portrait_key: of the portrait that is pinned. latest: the chunks that a recache may
+    ask for. next_frame: the first one missing.
     """
 
     sizes: dict[str, int | None]
     caches: list[list[KVCache]]
     key: object = None
+    portrait_key: object = None
     latest: list[Committed] = field(default_factory=list)
     next_frame: int = 0
 
     def __post_init__(self):
-        for branches in self.caches[1:]:  # keys of the text do not depend on the step
+        for branches in self.caches[1:]:  # keys of text and portrait do not depend on the step
             for cache, first in zip(branches, self.caches[0], strict=True):
-                cache.text = first.text
+                cache.share(first)
 
     @property
     def same_step(self) -> bool:
@@ -109,6 +116,7 @@ class RolloutState:
         spans = [Span(*borders) for borders in book["latest"]]
         if not spans:
             return
+        self.portrait_key = portrait_key(condition)
         names = ["latest", *(f"inputs.{step}" for step in range(book["inputs"] if self.same_step else 0))]
         lengths = [len(span) for span in spans]
         parts = [tensors[name].to(device, copy=True).split(lengths, 1) for name in names]

@@ -14,20 +14,20 @@ class Wan:
     """Wan 2.1 and 2.2: one transformer class, the two VAEs, umT5 and CLIP. What heavy imports need is imported late."""
 
     class_name = "WanTransformer"
-    class_names = ("WanTransformer", "WanModel", "CausalWanModel", DIFFUSERS)
+    class_names: tuple[str, ...] = ("WanTransformer", "WanModel", "CausalWanModel", DIFFUSERS)
     spec_class = TransformerSpec
     specs = SPECS
-    transformers = {
+    transformers: dict[str, tuple[str, ...]] = {
         "wan transformer, official": ("patch_embedding.weight", "blocks.0.self_attn.q.weight", "head.head.weight"),
         "wan transformer, diffusers": ("patch_embedding.weight", "blocks.0.attn1.to_q.weight", "proj_out.weight"),
     }
-    codecs = {
+    codecs: dict[str, tuple[str, ...]] = {
         "vae 2.2": ("encoder.downsamples.0.downsamples.", "decoder.upsamples.0.upsamples."),
         "vae 2.1": ("encoder.downsamples.0.", "decoder.upsamples.0.", "conv1.weight"),
         "vae 2.2, diffusers": ("encoder.down_blocks.0.resnets.", "decoder.up_blocks.0.", "quant_conv.weight"),
         "vae 2.1, diffusers": ("encoder.down_blocks.0.", "decoder.up_blocks.0.", "quant_conv.weight"),
     }
-    layouts = ("official", "diffusers")  # that `layout` can write
+    layouts: tuple[str, ...] = ("official", "diffusers")  # that `layout` can write
 
     def rename(self, state: dict, kind: str) -> dict:
         from wan.checkpoint.key_maps import transformer_to_official

@@ -127,6 +127,10 @@ class KVCache:
         """Returns (k, v) [B, P, N, E] of the pinned runs, not rotated."""
         raise NotImplementedError
 
+    def share(self, other: Self) -> None:
+        """Keeps text and pinned keys that are not rotated in one place with another cache of the same condition."""
+        self.text = other.text
+
     def fork(self) -> Self:
         """Returns a copy; the two share nothing that later changes."""
         return self._mapped(torch.clone)
@@ -172,8 +176,9 @@ class Ring(KVCache):
         self.keys = torch.zeros(size, device=device, dtype=dtype)
         self.values = torch.zeros(size, device=device, dtype=dtype)
         self.text = TextKVCache()
+        self._keeps_raw = bool(ledger.pinned) and ledger.config.rope == "write"  # apart from what is read
         self._raw = self.keys[:, :, self._pinned]  # of the pinned runs, not rotated
-        if ledger.pinned and ledger.config.rope == "write":
+        if self._keeps_raw:
             self._raw = self._raw.clone()
         self._rotated_at: list = [None] * shape.num_layers  # the pinned runs, as they are rotated in `keys`
 
@@ -223,6 +228,12 @@ class Ring(KVCache):
         """Returns (k, v) [B, P, N, E] of the pinned runs, not rotated."""
         return self._raw[layer], self.values[layer, :, self._pinned]
 
+    def share(self, other: Self) -> None:
+        """Keeps text and pinned keys that are not rotated in one place with another cache of the same condition."""
+        super().share(other)
+        if self._keeps_raw:
+            self._raw = other._raw
+
     def frozen_view(self, plan: Plan) -> Ring:
         """Returns what a pass may close over: the ring itself, for it is never recomputed."""
         return self
@@ -254,8 +265,7 @@ class Ring(KVCache):
     def _mapped(self, change) -> Self:
         other = super()._mapped(change)
         other.keys, other.values = change(self.keys), change(self.values)
-        apart = self._raw.untyped_storage().data_ptr() != self.keys.untyped_storage().data_ptr()
-        other._raw = change(self._raw) if apart else other.keys[:, :, self._pinned]
+        other._raw = change(self._raw) if self._keeps_raw else other.keys[:, :, self._pinned]
         other._rotated_at = [*self._rotated_at]
         return other
 

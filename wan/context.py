@@ -148,26 +148,28 @@ class Recached(Cached):
 class PrefillView(View):
     """Attention among the pinned runs alone; their keys go to the cache as they are, not rotated."""
 
-    def __init__(self, layout: TokenLayout, angles, cache: KVCache):
-        super().__init__(layout, angles, cache.text)
-        self._cache = cache
+    def __init__(self, layout: TokenLayout, angles, caches: Sequence[KVCache]):
+        super().__init__(layout, angles, caches[0].text)
+        self._caches = caches
 
     def attend(self, layer: int, q, k, v, config: AttentionConfig) -> torch.Tensor:
         """[B, L, N, E] of the layer's own tokens in; returns the attention output [B, L, N, E]."""
-        self._cache.pin(layer, k, v)
+        for cache in self._caches:
+            cache.pin(layer, k, v)
         return super().attend(layer, q, k, v, config)
 
 
 class Prefill:
-    """The one pass that writes the pinned runs of a cache; they attend to each other. Without grad, then `commit()`.
+    """The one pass that writes the pinned runs of caches; they attend to each other. Without grad, then `commit()`.
 
-    Once before the first chunk, and again where the condition changes.
+    Once before the first chunk, and again where the condition changes. Several caches (those of the steps) keep what
+    one pass made: pinned runs have no noise level that depends on the step.
     """
 
     cached = True
 
-    def __init__(self, cache: KVCache):
-        self.cache = cache
+    def __init__(self, *caches: KVCache):
+        self.caches = caches
 
     def times(self, num_frames: int) -> Sequence[float]:
         """Raises ValueError: pinned runs bring their positions."""
@@ -176,9 +178,11 @@ class Prefill:
     def open(self, layout: TokenLayout, table: RotaryTable, device, dtype) -> View:
         """Returns the view of the pass; until it is committed the cache cannot be read."""
         assert not torch.is_grad_enabled(), "a prefill pass runs without grad"
-        self.cache.ledger.begin_prefill(layout.runs)
-        return PrefillView(layout, table.angles(layout, device, dtype), self.cache)
+        for cache in self.caches:
+            cache.ledger.begin_prefill(layout.runs)
+        return PrefillView(layout, table.angles(layout, device, dtype), self.caches)
 
     def commit(self) -> None:
         """Lets chunks read what the pass wrote."""
-        self.cache.commit_prefill()
+        for cache in self.caches:
+            cache.commit_prefill()

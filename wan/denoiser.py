@@ -33,10 +33,9 @@ class Denoiser(nn.Module):
         sigma: a float (one for all, no device is asked), or a tensor [B] or [B, F].
         clean: the clean run of teacher forcing, placed before x. A portrait follows, unless the cache holds it.
         """
-        runs = (RunInput(x_BFCHW, sigma_rows(sigma, x_BFCHW)),)
-        runs = runs if clean is None else (clean, *runs)
-        runs = runs if context.cached else (*runs, *self.transformer.portrait(condition))
-        return self.transformer(runs, condition, context)
+        video = RunInput(x_BFCHW, sigma_rows(sigma, x_BFCHW))
+        portrait = () if context.cached else self.transformer.portrait(condition)
+        return self.transformer((video, *portrait) if clean is None else (clean, video, *portrait), condition, context)
 
     def pinned_runs(self, grid: tuple[int, int]) -> tuple[Run, ...]:
         """Returns the runs that a cache of this denoiser pins, for frames of (rows, columns) tokens; often none."""

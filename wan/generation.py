@@ -6,15 +6,18 @@ read it; it is exported with the weights as `generation_config.json`, which gene
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 from utils.bounds import bounded
 from wan.config import LONGEST, SHIFTS, TOP, clock_problems, step_problems
 from wan.geometry import Span, check_chunks, chunks
-from wan.ledger import CacheConfig
+from wan.ledger import CacheConfig, Plan
+from wan.tokens import Run
 
 FILE = "generation_config.json"  # next to the weights
+FOLLOWS = ("reference", "all")
+AUDIO_CONTEXTS = ("video", "block")
 
 
 @dataclass
@@ -65,6 +68,45 @@ class ContextConfig:
 
 
 @dataclass
+class PortraitConfig:
+    """Where the pinned runs of a portrait stand while a video goes on, and what its sound is heard with.
+
+    distance: latent frames from a chunk's start to the reference, which stands ahead of it: drawn anew for each chunk
+    and step within [least, most], or fixed where both are equal; never nearer than where it was pinned.
+    follow: `reference` = motion stays where it was pinned, before the video's start (as published); `all` = it moves
+    with the oldest frame that is read. refresh: the chunk before which the video's own first frame becomes the
+    reference; 0 = the portrait stays.
+    audio_context: `video` = a frame hears what was before it; `block` = only its chunk (as Live-Avatar was trained).
+    """
+
+    distance: tuple[int, int] = bounded((4, 30), 0, LONGEST)
+    follow: str = "reference"  # reference | all
+    refresh: int = bounded(0, 0, LONGEST)
+    audio_context: str = "video"  # video | block
+
+    def problems(self) -> Iterator[str]:
+        if len(self.distance) != 2 or self.distance[0] > self.distance[1]:
+            yield f"portrait.distance is {list(self.distance)}; write the least and the most, e.g. [4, 30]"
+        if self.follow not in FOLLOWS:
+            yield f"portrait.follow is {self.follow!r}; write one of {', '.join(FOLLOWS)}"
+        if self.audio_context not in AUDIO_CONTEXTS:
+            yield f"portrait.audio_context is {self.audio_context!r}; write one of {', '.join(AUDIO_CONTEXTS)}"
+
+    def place(self, pinned: Sequence[Run], plan: Plan, distance: int) -> tuple[Run, ...]:
+        """Returns the pinned runs at the positions that they have in a pass over the frames of `plan`."""
+        start, oldest = plan.positions[0], min((*plan.read_positions, plan.positions[0]))
+        runs = []
+        for run in pinned:
+            if run.kind == "reference":
+                runs.append(replace(run, times=tuple(max(time, start + distance) for time in run.times)))
+            elif self.follow == "all":
+                runs.append(replace(run, times=tuple(time + oldest for time in run.times)))
+            else:
+                runs.append(run)
+        return tuple(runs)
+
+
+@dataclass
 class GenerationConfig:
     """How a model generates. chunk: latent frames denoised together; first_chunk: length of the first, 0 = the same."""
 
@@ -73,6 +115,7 @@ class GenerationConfig:
     steps: StepsConfig = field(default_factory=StepsConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     context: ContextConfig = field(default_factory=ContextConfig)
+    portrait: PortraitConfig = field(default_factory=PortraitConfig)
 
     def problems(self) -> Iterator[str]:
         yield from self.cache.chunk_problems(self.largest_chunk)
@@ -80,6 +123,11 @@ class GenerationConfig:
             yield "cache.content is same_step: the steps fill the caches and no context pass runs; leave out context"
         if self.cache.content == "same_step" and self.steps.first_steps:
             yield "cache.content is same_step: a cache for each of the steps; write generation.steps.first_steps=[]"
+
+    @property
+    def audio_chunk(self) -> int:
+        """Latent frames of which a frame hears those before it; 0 = all (`Condition.audio_chunk`)."""
+        return self.chunk if self.portrait.audio_context == "block" else 0
 
     @property
     def head(self) -> int:

@@ -150,7 +150,7 @@ class WanTransformer(nn.Module):
         raise NotImplementedError
 
     def portrait(self, condition: Condition) -> tuple[RunInput, ...]:
-        """Returns the runs that stay in sight of the whole video (a portrait): none, in a model without one."""
+        """Returns the runs that every frame of the video attends to (a portrait): none, in a model without one."""
         return ()
 
     def pinned_runs(self, grid: tuple[int, int]) -> tuple[Run, ...]:

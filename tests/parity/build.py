@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 
 from tests.parity.case import Case
+from wan.audio.transformer import S2VTransformer
 from wan.cache import CacheShape, Ring
 from wan.condition import Condition
-from wan.ledger import CacheConfig, Ledger
-from wan.audio.transformer import S2VTransformer
 from wan.family import get_family
+from wan.ledger import CacheConfig, Ledger
 from wan.schedule import NUM_TRAIN_TIMESTEPS
 from wan.spec import S2V_SPECS, S2VSpec, TransformerSpec
 from wan.transformer import WanTransformer

@@ -60,8 +60,8 @@ def motion_runs(grid: tuple[int, int]) -> list[Run]:
 
 def last_motion(motion_BFCHW: torch.Tensor) -> torch.Tensor:
     """Returns the last nineteen latents, with zeros before them where there are fewer."""
-    lacking = MOTION_FRAMES - motion_BFCHW.shape[1]
-    return functional.pad(motion_BFCHW, (0, 0) * 3 + (max(lacking, 0), 0))[:, -MOTION_FRAMES:]
+    missing = MOTION_FRAMES - motion_BFCHW.shape[1]
+    return functional.pad(motion_BFCHW, (0, 0) * 3 + (max(missing, 0), 0))[:, -MOTION_FRAMES:]
 
 
 def buckets(motion_BFCHW: torch.Tensor) -> list[torch.Tensor]:
