@@ -65,11 +65,11 @@ class MultiStepConfig(Buildable):
     consumer = "pipeline.sampler:multi_step"
 
     solver: str = "unipc"  # unipc | dpm++ | euler
-    grid: str = "open"  # open | table; of euler
     num_steps: int = bounded(50, 1, 10_000)
     shift: float = bounded(0.0, 1e-3, 1000, or_zero=True)  # 0 = generation.steps.shift
     guidance: float = bounded(5.0, -1000, 1000)  # w of uncond + w (cond - uncond)
     guidance_high: float = bounded(0.0, -1000, 1000)  # w of the high-noise expert of a model that has two; 0 = the same
+    grid: str = "open"  # open | table; of euler
 
     def problems(self) -> Iterator[str]:
         yield from solver_problems(self.solver, self.num_steps, self.shift or 1.0, self.grid)

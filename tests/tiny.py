@@ -19,6 +19,7 @@ from pipeline.sampler import FewStep
 from pipeline.state import RolloutState
 from pipeline.track import Fixed, Track
 from tests import tolerance
+from wan.audio.transformer import S2VTransformer
 from wan.cache import CacheShape, Chunks, Ring
 from wan.condition import Condition
 from wan.context import Cached
@@ -26,7 +27,7 @@ from wan.denoiser import Denoiser
 from wan.geometry import Geometry, Span
 from wan.ledger import CacheConfig, Ledger
 from wan.schedule import Schedule
-from wan.spec import TransformerSpec
+from wan.spec import S2VSpec, TransformerSpec
 from wan.tokens import Run, TokenLayout
 from wan.transformer import WanTransformer
 
@@ -34,6 +35,10 @@ SPEC = TransformerSpec(
     dim=32, ffn_dim=48, freq_dim=16, in_dim=4, out_dim=4, num_heads=2, num_layers=2, text_dim=10, text_len=5
 )
 GEOMETRY = Geometry(32, 48, latent_channels=4)
+S2V_SPEC = S2VSpec(
+    **(vars(SPEC) | {"model_type": "s2v"}), audio_dim=6, audio_layers=3, num_audio_token=2, audio_inject_layers=(0, 1)
+)
+S2V_GEOMETRY = Geometry(64, 64, latent_channels=4)  # the least that motion patches tile
 SIGMAS = (1.0, 0.6)
 DTYPE = torch.float32  # of what is made here, unless told otherwise; the fixtures `float64` and `bound` change it
 
@@ -46,7 +51,12 @@ def draw(*key, shape, dtype=None) -> torch.Tensor:
 
 def transformer(seed: int = 0, dtype=None, **changes) -> WanTransformer:
     """Returns a frozen transformer of `SPEC` (fields changed by `changes`) with drawn weights."""
-    model = WanTransformer(replace(SPEC, **changes)).to(dtype or DTYPE)
+    return filled(WanTransformer(replace(SPEC, **changes)), seed, dtype)
+
+
+def filled(model: WanTransformer, seed: int = 0, dtype=None) -> WanTransformer:
+    """Returns the model frozen, with drawn weights."""
+    model = model.to(dtype or DTYPE)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             values = draw(seed, name, shape=weight.shape, dtype=torch.float64)
@@ -64,6 +74,29 @@ def transformer(seed: int = 0, dtype=None, **changes) -> WanTransformer:
 def denoiser(seed: int = 0, dtype=None, **changes) -> Denoiser:
     """Returns the transformer of the same arguments behind the network face."""
     return Denoiser(transformer(seed, dtype, **changes))
+
+
+def s2v_denoiser(seed: int = 0, dtype=None, **changes) -> Denoiser:
+    """Returns an S2V transformer of `S2V_SPEC` with drawn weights behind the network face."""
+    return Denoiser(filled(S2VTransformer(replace(S2V_SPEC, **changes)), seed, dtype))
+
+
+def avatar(batch: int = 1, frames: int = 9, speakers: int = 1, seed: int = 0, dtype=None, **fields) -> Condition:
+    """Returns text, portrait, pose and the sound of a video of so many frames; several speakers have a mask each."""
+    (_, channels, rows, columns), grid = S2V_GEOMETRY.latent_shape(1), S2V_GEOMETRY.grid
+    shapes = {
+        "reference": (1, channels, rows, columns),
+        "motion": (19, channels, rows, columns),
+        "pose": (frames, channels, rows, columns),
+        "audio": (speakers, 4 * frames, S2V_SPEC.audio_layers, S2V_SPEC.audio_dim),
+    }
+    if speakers > 1:
+        shapes["speakers"] = (speakers, 1, *grid)
+    drawn = {
+        name: torch.stack([draw(seed, name, i, shape=shape, dtype=dtype) for i in range(batch)])
+        for name, shape in shapes.items()
+    }
+    return condition(batch, seed, dtype, **(drawn | fields))
 
 
 def condition(batch: int = 1, seed: int = 0, dtype=None, num_tokens: int = 4, **fields) -> Condition:

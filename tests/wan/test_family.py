@@ -9,6 +9,7 @@ import pytest
 
 from tests.architecture.source import ROOT
 from tests.wan.checkpoint.manifest import tiny_transformer
+from wan.audio.family import S2V
 from wan.backbone import Wan
 from wan.checkpoint.identify import family_of_vae, find_kind
 from wan.family import (
@@ -32,7 +33,7 @@ STRIDES = (4, 8, 8)
 def test_wan_has_the_whole_face():
     asked = {name for name in vars(Family) if not name.startswith("_")} | set(Family.__annotations__)
     assert {name for name in asked if not hasattr(Wan, name)} == set()
-    assert [type(family) for family in families()] == [Wan] and type(get_family(DIGITS)) is Wan
+    assert [type(family) for family in families()] == [S2V, Wan] and type(get_family(DIGITS)) is Wan
 
 
 def test_each_kind_has_its_family():

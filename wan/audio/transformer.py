@@ -40,20 +40,15 @@ class S2VTransformer(WanTransformer):
 
     def init_audio_weights(self) -> None:
         """Zero where a part joins what a text model knows: it begins as that model."""
-        for attention in self.audio_injector.injector:
-            nn.init.zeros_(attention.o.weight)
-            nn.init.zeros_(attention.o.bias)
-        for norm in self.audio_injector.injector_adain_layers:
-            nn.init.zeros_(norm.linear.weight)
-            nn.init.zeros_(norm.linear.bias)
-        for module in (self.cond_encoder, self.trainable_cond_mask):
-            nn.init.zeros_(module.weight)
-        nn.init.zeros_(self.cond_encoder.bias)
-        encoder = self.casual_audio_encoder.encoder
-        for linear in (*self.audio_injector.injector.modules(), encoder.final_linear):
-            if isinstance(linear, nn.Linear) and linear.weight.any():
-                nn.init.xavier_uniform_(linear.weight)
-                nn.init.zeros_(linear.bias)
+        for module in (*self.audio_injector.modules(), self.casual_audio_encoder.encoder.final_linear):
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        silent = [attention.o for attention in self.audio_injector.injector]
+        silent += [norm.linear for norm in self.audio_injector.injector_adain_layers]
+        for module in (*silent, self.cond_encoder, self.trainable_cond_mask):
+            for weight in module.parameters():
+                nn.init.zeros_(weight)
 
     def embed_run(self, run: RunInput, condition: Condition) -> torch.Tensor:
         """Returns the tokens [B, L, D] of one run, marked by its kind; the video's carry the pose."""
@@ -64,11 +59,16 @@ class S2VTransformer(WanTransformer):
         else:
             x = super().embed_run(run, condition)
         if run.kind == "video":
-            if condition.pose is None:
-                x = x + self.cond_encoder.bias  # of an empty pose
-            else:
-                x = x + self.embed_by(self.cond_encoder, condition.pose)
+            x = x + self._embed_pose(condition.pose, run.x)
         return x + self.trainable_cond_mask.weight[KINDS[run.kind]]
+
+    def _embed_pose(self, pose: torch.Tensor | None, x_BFCHW: torch.Tensor) -> torch.Tensor:
+        """Returns what the pose adds to the video's tokens: without one a bias, as an empty pose has it."""
+        if pose is None:
+            return self.cond_encoder.bias
+        if pose.shape != x_BFCHW.shape:
+            raise ValueError(f"the pose has latents {list(pose.shape)} and the video {list(x_BFCHW.shape)}")
+        return self.embed_by(self.cond_encoder, pose)
 
     def portrait(self, condition: Condition) -> tuple[RunInput, ...]:
         """Returns the runs [reference, motion: newest, older, oldest] of the condition, all at noise level 0.

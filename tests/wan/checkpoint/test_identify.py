@@ -14,7 +14,7 @@ KINDS = {
     "wan2.1_i2v_14B": ("wan transformer, official", "i2v-14B"),
     "wan2.2_ti2v_5B": ("wan transformer, official", "ti2v-5B"),
     "wan2.2_i2v_A14B": ("wan transformer, official", "i2v-A14B"),
-    "wan2.2_s2v_14B": ("wan s2v transformer, official", ""),
+    "wan2.2_s2v_14B": ("wan s2v transformer, official", "s2v-14B"),
     "wan2.1_vae": ("vae 2.1", ""),
     "wan2.2_vae": ("vae 2.2", ""),
     "umt5_xxl_encoder": ("umt5", ""),
