@@ -156,6 +156,7 @@ class Noted:
 
     def __init__(self):
         self.spec, self.cache_heads, self.calls = FP64.spec, FP64.cache_heads, []
+        self.pinned_runs = FP64.pinned_runs
 
     def __call__(self, x, sigma, condition, context):
         self.calls.append((context.plan.span.start, sigma))

@@ -35,6 +35,7 @@ class Recorded:
 
     def __init__(self):
         self.spec, self.cache_heads, self.calls = MODEL.spec, MODEL.cache_heads, []
+        self.pinned_runs = MODEL.pinned_runs
 
     def __call__(self, x, sigma, condition, context):
         self.calls.append((context.plan.span.start, sigma, condition.key, torch.is_grad_enabled(), x))

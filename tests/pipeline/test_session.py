@@ -68,7 +68,7 @@ def watch(session, during):
         during(calls[-1])
         return inner(*arguments)
 
-    forward.spec, forward.cache_heads = inner.spec, inner.cache_heads
+    forward.spec, forward.cache_heads, forward.pinned_runs = inner.spec, inner.cache_heads, inner.pinned_runs
     forward.parameters = inner.parameters
     session._executor = replace(session._executor, rollout=replace(rollout, denoiser=forward))
     return calls

@@ -24,7 +24,7 @@ from wan.family import (
     spec_for,
     write_config,
 )
-from wan.spec import SPECS
+from wan.spec import S2V_SPECS, SPECS
 
 DIGITS = SPECS["digits"].transformer
 STRIDES = (4, 8, 8)
@@ -91,6 +91,6 @@ def test_a_pair_of_experts_is_another_model_than_one_network():
 
 
 def test_unknown_names_are_refused():
-    assert published_specs() == SPECS
+    assert published_specs() == SPECS | S2V_SPECS
     with pytest.raises(ValueError, match="spec 'digit' is unknown; write one of .*'digits'"):
         find_published("digit")
