@@ -44,12 +44,18 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     folder.add_argument("--resize", choices=("crop", "stretch"), default="crop", help="how a clip gets its size")
     folder.add_argument("--on_bad", choices=("stop", "skip"), default="stop", help="what to do with an unusable file")
     folder.set_defaults(run=run_folder, frames=81, batch=1)
+    speaking = commands.add_parser("speaking_digits", help="talking digits, drawn here, with what their sound is heard as")
+    speaking.add_argument("--clips", type=int, default=640)
+    speaking.add_argument("--seed", type=int, default=3, help="number of the endless set of clips")
+    speaking.add_argument("--ear", type=Path, default=Path("assets/digits_s2v/audio_encoder"), help="a wav2vec2 folder")
+    speaking.add_argument("--left", type=float, default=4.0, help="seconds of sound that a chunk is heard with")
+    speaking.set_defaults(run=run_speaking, frames=81, batch=4)
     store = commands.add_parser("lmdb", help="shards as an LMDB")
     store.add_argument("--input", type=Path, required=True, help="a folder of shards")
     store.add_argument("--output", type=Path, required=True)
     store.add_argument("--num_shards", type=int, default=0, help="0 = one environment, else folders shard_<k>")
     store.set_defaults(run=run_lmdb)
-    for command in (digits, folder):
+    for command in (digits, folder, speaking):
         frames, batch = command.get_default("frames"), command.get_default("batch")
         command.add_argument("--vae", required=True, help="a VAE folder or file")
         command.add_argument("--frames", type=int, default=frames, help="pixel frames of a clip, 4n+1")
@@ -151,6 +157,51 @@ def run_folder(flags: argparse.Namespace) -> None:
         if (made := encode_files(vae, group, flags)) is not None:
             latents, prompts, used = made
             shards.write(number, latents, prompts, [facts[name] for name in groups[number]], used)
+
+
+def run_speaking(flags: argparse.Namespace) -> None:
+    """Renders and encodes talking digits, each behind its still, with features of its sound and a reference latent."""
+    import torch
+
+    from utils.data.provenance import EncodedShards, missing_shards
+    from wan.audio.features import load_hidden_states
+
+    torch.set_num_threads(1)
+    vae, ear = load(flags), load_hidden_states(flags.ear)
+    told = {"kind": "speaking digits", "ear": content_hash({"ear": flags.ear}), "left": flags.left}
+    shards = EncodedShards(flags.output, {**told, **settings(flags, "seed", "shard_clips")})
+    for number in missing_shards(flags.output, ranks.split(range(-(-flags.clips // flags.shard_clips)))):
+        latents, prompts, beside = encode_talks(vae, ear, number, flags)
+        shards.write(number, latents, prompts, beside=beside)
+
+
+def encode_talks(vae, ear, number: int, flags: argparse.Namespace):
+    """Returns (latents, prompts, {audio, reference}) of one shard of talking digits, in fp16."""
+    import torch
+
+    from utils.digits.speaking import FPS, random_talk
+    from utils.media.audio import ArraySound
+    from wan.audio.config import AudioConfig
+    from wan.audio.features import DROPPED, FeatureStream
+    from wan.codec.still import STILL_FRAMES, behind_still, split_still
+
+    first, latents, references, audio, prompts = number * flags.shard_clips, [], [], [], []
+    for start in range(first, first + flags.shard_clips, flags.batch):
+        talks = [random_talk(i, flags.frames, flags.seed) for i in range(start, start + flags.batch)]
+        clips = [
+            behind_still(*(torch.from_numpy(x / 127.5 - 1).float().movedim(-1, -3) for x in (t.picture, t.frames)), DROPPED)
+            for t in talks
+        ]
+        still, moving = split_still(encode(vae, clips), STILL_FRAMES)
+        latents.append(moving)
+        references.append(still)
+        for talk in talks:
+            stream = FeatureStream(ear, ArraySound(talk.sound, 16_000), AudioConfig(left=flags.left), FPS)
+            total, chunk = flags.frames + DROPPED, 12
+            audio.append(torch.cat([stream.frames(m, m + chunk) for m in range(0, total, chunk)])[None])
+            prompts.append(talk.prompt)
+    beside = {"audio": torch.stack(audio).half(), "reference": torch.cat(references)}
+    return torch.cat(latents), prompts, beside
 
 
 def read_captions(media: list[Path], captions: dict[str, Path], on_bad: str) -> dict[Path, str]:

@@ -31,20 +31,23 @@ def write_shard(
     prompts: list[str],
     files: Sequence[str] = (),
     more: Mapping[str, str] | None = None,
+    beside: Mapping[str, torch.Tensor] | None = None,
 ) -> Path:
     """Writes shard `number` of a folder; latents keep their dtype.
 
-    files: what each clip was made of, if files. more: of the metadata.
+    files: what each clip was made of, if files. more: of the metadata. beside: other tensors of the clips, row by row.
     """
     facts = {**({"files": json.dumps(list(files))} if files else {}), **(more or {})}
-    return save_shard(shard_path(folder, number), "latents", latents_NFCHW, prompts, facts)
+    return save_shard(shard_path(folder, number), {"latents": latents_NFCHW, **(beside or {})}, prompts, facts)
 
 
-def save_shard(path: Path, name: str, rows: torch.Tensor, prompts: list[str], facts: dict[str, str]) -> Path:
-    """Writes rows and prompts as one safetensors file, whole or not at all."""
-    if len(prompts) != len(rows):
-        raise ValueError(f"{len(prompts)} prompts for {len(rows)} clips")
-    write_tensors(path, {name: rows.contiguous()}, {"prompts": json.dumps(prompts), **facts})
+def save_shard(path: Path, rows: Mapping[str, torch.Tensor], prompts: list[str], facts: dict[str, str]) -> Path:
+    """Writes tensors of as many rows as prompts as one safetensors file, whole or not at all."""
+    for name, tensor in rows.items():
+        if len(prompts) != len(tensor):
+            raise ValueError(f"{len(prompts)} prompts for {len(tensor)} clips ({name})")
+    tensors = {name: tensor.contiguous() for name, tensor in rows.items()}
+    write_tensors(path, tensors, {"prompts": json.dumps(prompts), **facts})
     return path
 
 

@@ -29,7 +29,7 @@ def write_pairs(
     if len(sigmas) != trajectory_NTFCHW.shape[1] or not falling or sigmas[-1]:
         raise ValueError(f"{trajectory_NTFCHW.shape[1]} states with sigmas {sigmas}; give one each, falling to 0")
     facts = {"sigmas": json.dumps(sigmas)}
-    return save_shard(shard_path(folder, number), "trajectory", trajectory_NTFCHW.half(), prompts, facts)
+    return save_shard(shard_path(folder, number), {"trajectory": trajectory_NTFCHW.half()}, prompts, facts)
 
 
 class PairFolder:

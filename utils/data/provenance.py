@@ -114,9 +114,16 @@ class EncodedShards:
         return {next(free): new[i : i + size] for i in range(0, len(new), size)}
 
     def write(
-        self, number: int, latents_NFCHW: torch.Tensor, prompts: list[str], files: Sequence[File] = (), used=()
+        self,
+        number: int,
+        latents_NFCHW: torch.Tensor,
+        prompts: list[str],
+        files: Sequence[File] = (),
+        used=(),
+        beside: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         """Writes a shard and what made it. files: of its group; used: the names of those that it holds, in order.
+        beside: other tensors of the clips, row by row.
 
         Errors: ValueError if another run has written shards of other settings, or of one of these files, meanwhile.
         """
@@ -125,7 +132,7 @@ class EncodedShards:
             self.refresh()
             if twice := [name for name in used if name in self._files]:
                 raise ValueError(f"{self.folder}: another run has encoded {listed(twice)} meanwhile; run again")
-            write_shard(self.folder, number, latents_NFCHW, prompts, used, {KEY: json.dumps(record)})
+            write_shard(self.folder, number, latents_NFCHW, prompts, used, {KEY: json.dumps(record)}, beside)
 
     def _enter(self, path: Path) -> None:
         facts = read_facts(path)

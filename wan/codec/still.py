@@ -1,0 +1,37 @@
+"""A still picture before a video: where its latents become steady, and clips that begin behind one.
+
+The first latent of a clip differs from the later ones of a picture that does not move; after seven of them it does
+not change any more. So a portrait's latent is the steady one, and a decoder that has seen the still knows a past.
+"""
+
+from __future__ import annotations
+
+import torch
+
+STILL_FRAMES = 25  # pixel frames: seven latents
+STEADY = 1e-3  # of the size of the latents: what changes less from one to the next is steady
+LONGEST_STILL = 81  # pixel frames
+
+
+def behind_still(picture_3HW: torch.Tensor, frames_P3HW: torch.Tensor, dropped: int) -> torch.Tensor:
+    """Returns the clip behind its picture at rest: 25 frames that are a past, and `dropped` that a video leaves out."""
+    still = picture_3HW.expand(STILL_FRAMES + dropped, -1, -1, -1)
+    return torch.cat((still, frames_P3HW))
+
+
+def split_still(latents_BFCHW: torch.Tensor, pixel_frames: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns (the steady latent [B, 1, C, h, w], the latents of what came behind the still)."""
+    count = 1 + (pixel_frames - 1) // 4
+    return latents_BFCHW[:, count - 1 : count], latents_BFCHW[:, count:]
+
+
+@torch.no_grad()
+def steady_latent(vae, pictures_B3HW: torch.Tensor) -> torch.Tensor:
+    """Returns the latent [B, 1, C, h, w] of pictures at rest: encoded until it does not change any more."""
+    stride = vae.strides[0]
+    for frames in range(STILL_FRAMES, LONGEST_STILL + 1, 2 * stride):
+        latents = vae.encode(pictures_B3HW[:, None].expand(-1, frames, -1, -1, -1))
+        change = (latents[:, -1] - latents[:, -2]).abs().max()
+        if change <= STEADY * latents[:, -1].abs().max():
+            break
+    return latents[:, -1:]
