@@ -15,7 +15,7 @@ from wan.config import ROUNDINGS, TOP, Buildable
 from wan.generation import GenerationConfig
 from wan.ledger import CacheConfig
 
-MODES = ("bidirectional", "diffusion_forcing", "teacher_forcing")
+MODES = ("bidirectional", "diffusion_forcing", "teacher_forcing", "same_step")
 
 
 class LossConfig(Buildable):
@@ -119,7 +119,7 @@ class FlowConfig(LossConfig):
     consumer = "model.flow:FlowLoss"
     needs = frozenset({"latents", "condition", "spans"})
 
-    mode: str = "bidirectional"  # bidirectional | diffusion_forcing | teacher_forcing
+    mode: str = "bidirectional"  # bidirectional | diffusion_forcing | teacher_forcing | same_step
     weight: str = "uniform"  # uniform | bell (the ancestors' training weight)
     clean_chunks: float = bounded(0.0, 0, 1)  # diffusion forcing: share of chunks shown clean (the last one never is)
     context_sigma: float = bounded(0.0, 0, 1)  # teacher forcing: noise level of the clean half
@@ -146,7 +146,10 @@ class FlowConfig(LossConfig):
             yield "context_range is drawn for teacher_forcing's clean half; write mode=teacher_forcing, context_sigma=0"
 
     def problems_with(self, generation: GenerationConfig) -> Iterator[str]:
-        if not self.bidirectional:
+        content = generation.cache.content
+        if self.mode == "same_step" and content != "same_step":
+            yield f"mode is same_step and generation.cache.content {content}; write content: same_step"
+        elif self.mode == "teacher_forcing" or (self.mode == "diffusion_forcing" and content == "clean"):
             yield from mask_problems(generation.cache)
 
 

@@ -3,6 +3,9 @@
 `bidirectional`: one sigma for the clip, every frame sees every other (a teacher).
 `diffusion_forcing`: one sigma per chunk, each chunk sees itself and the noisy chunks before it.
 `teacher_forcing`: one sigma per chunk, each chunk sees itself and the clean chunks before it.
+`same_step`: one sigma for the clip, each chunk sees itself and the chunks before it, which have its noise level: what
+runs with one cache for each step (`cache.content: same_step`).
+A portrait is visible to all frames and sees itself alone.
 The masks are those of the cache, so what is trained is what will run.
 Source: arXiv 2210.02747; arXiv 2407.01392 (diffusion forcing); Self-Forcing, model/diffusion.py.
 Differs from Self-Forcing: sigma is continuous; `context_sigma` and `context_range` (drawn per chunk) are noise levels,
@@ -37,9 +40,11 @@ class FlowLoss:
         x0, noise = sample.latents, draw_noise(sample, rng)
         sigma = self.draw_sigma(sample, rng)
         x, clean = diffuse_noisy(self.schedule, x0, noise, sigma), self.clean_half(sample, rng, noise)
-        velocity = roles.generator(x, sigma, sample.condition, self.context(sample), clean)
+        velocity = roles.generator(x, sigma, sample.condition, self.context(sample, roles.generator), clean)
         error = (wide(velocity) - wide(noise - x0)).square().mean((2, 3, 4))
         weight = (sigma > 0).float()  # a clean frame has no velocity to learn
+        if sample.frame_mask is not None:  # [B, F]: samples count alike, whatever the number of their frames that do
+            weight = weight * sample.frame_mask / sample.frame_mask.float().mean(1, keepdim=True)
         if self.config.weight == "bell":
             weight = weight * self.schedule.weight(sigma)
         noisy = count_frames(sample, sigma > 0, lambda index: self.draw_sigma(sample, rng, index) > 0)
@@ -54,7 +59,7 @@ class FlowLoss:
         index, num_frames = sample.index if index is None else index, sample.latents.shape[1]
         device = sample.latents.device
         source = rng.at("sample", sample.step, "sigma")
-        if self.config.mode == "bidirectional":
+        if self.config.mode in ("bidirectional", "same_step"):
             u = 1 - source.uniform_batch((1,), index)
             return self.schedule.rounded(shift_sigma(u, self.schedule.shift)).expand(-1, num_frames).to(device)
         count = len(sample.spans)
@@ -67,11 +72,12 @@ class FlowLoss:
         lengths = torch.tensor([len(s) for s in sample.spans])
         return sigma.repeat_interleave(lengths, 1).to(device)
 
-    def context(self, sample: Sample):
+    def context(self, sample: Sample, generator):
         """Returns what a frame may see in this mode."""
         if self.config.mode == "bidirectional":
             return Full()
-        return masked_context(self.config.mode, sample.spans, self.generation.cache)
+        pinned = generator.portrait_frames(sample.condition)
+        return masked_context(self.config.mode, sample.spans, self.generation.cache, pinned)
 
     def clean_half(self, sample: Sample, rng, noise: torch.Tensor) -> RunInput | None:
         """Returns the clean half of teacher forcing, with some of the other half's noise if the knobs say so."""
@@ -95,12 +101,18 @@ def diffuse_noisy(schedule: Schedule, x0: torch.Tensor, noise: torch.Tensor, sig
     return torch.where((sigma > 0)[..., None, None, None], schedule.diffuse(x0, noise, sigma), x0)
 
 
-def masked_context(mode: str, spans, cache: CacheConfig) -> Masked:
-    """Returns the masked context of `diffusion_forcing` or `teacher_forcing` over whole clips."""
-    return Masked(_mask(mode, tuple(spans), cache.window_frames, cache.sink_frames))
+def masked_context(mode: str, spans, cache: CacheConfig, portrait_frames: int = 0) -> Masked:
+    """Returns the masked context of a mode over whole clips; portrait_frames: of the tokens behind the video's."""
+    total = spans[-1].stop
+    if cache.rope == "read" and not 0 < total <= cache.window_frames:
+        raise ValueError(
+            f"clips of {total} latent frames drop frames of a window of {cache.window_frames}, and with rope: read "
+            "that is not one masked forward; take clips that fit the window, or rope: write"
+        )
+    return Masked(_mask(mode, tuple(spans), cache.window_frames, cache.sink_frames, portrait_frames))
 
 
 @functools.lru_cache(maxsize=64)
-def _mask(mode: str, spans, window_frames: int, sink_frames: int):
-    make = masks.causal if mode == "diffusion_forcing" else masks.teacher_forcing
-    return make(list(spans), window_frames, sink_frames)
+def _mask(mode: str, spans, window_frames: int, sink_frames: int, portrait_frames: int):
+    make = masks.teacher_forcing if mode == "teacher_forcing" else masks.causal
+    return masks.with_portrait(make(list(spans), window_frames, sink_frames), portrait_frames)

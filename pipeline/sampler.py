@@ -21,7 +21,7 @@ def few_step(config: FewStepConfig, steps: StepsConfig) -> FewStep:
     """Returns the sampler of a `FewStepConfig` at these steps."""
     sigmas = step_sigmas(steps.steps, steps.shift, steps.warp)
     first = step_sigmas(steps.first_steps, steps.shift, steps.warp) if steps.first_steps else ()
-    return FewStep(sigmas, Schedule(steps.shift, steps.rounding), config.guidance, first)
+    return FewStep(sigmas, Schedule(steps.shift, steps.rounding), config.guidance, first, steps.eta)
 
 
 def multi_step(config: MultiStepConfig, steps: StepsConfig) -> MultiStep:
@@ -63,22 +63,23 @@ class Sampler:
 
 
 class FewStep(Sampler):
-    """x0 = x - sigma v; x = diffuse(x0, fresh noise, next sigma); the last x0 is the result.
+    """x0 = x - sigma v; x = diffuse(x0, noise, next sigma); the last x0 is the result.
 
-    first_sigmas: those of the chunk at a video's start; empty = the same.
+    first_sigmas: those of the chunk at a video's start; empty = the same. The noise is eta times the predicted one,
+    x + (1 - sigma) v, and for the rest fresh, so that its variance stays: eta 1 is Euler.
     """
 
     guidance: float
 
-    def __init__(self, sigmas, schedule: Schedule, guidance: float = 1.0, first_sigmas=()):
+    def __init__(self, sigmas, schedule: Schedule, guidance: float = 1.0, first_sigmas=(), eta: float = 0.0):
         self.sigmas, self.schedule, self.guidance = tuple(sigmas), schedule, guidance
-        self.first_sigmas = tuple(first_sigmas)
+        self.first_sigmas, self.eta = tuple(first_sigmas), eta
 
     def at(self, span) -> FewStep:
         """Returns the sampler of the chunk over `span`: the first one may have steps of its own."""
         if span.start or not self.first_sigmas:
             return self
-        return FewStep(self.first_sigmas, self.schedule, self.guidance)
+        return FewStep(self.first_sigmas, self.schedule, self.guidance, eta=self.eta)
 
     @property
     def num_steps(self) -> int:
@@ -98,7 +99,13 @@ class FewStep(Sampler):
         x0 = self.x0(k, x_BFCHW, predict)
         if k + 1 == self.num_steps:
             return x0
-        return self.diffuse(k + 1, x0, noise)
+        if not self.eta:
+            return self.diffuse(k + 1, x0, noise)
+        sigma = _tensor(self.sigmas[k], x_BFCHW)[:, None, None, None, None].to(x_BFCHW.dtype)
+        kept = (x_BFCHW - (1 - sigma) * x0) / sigma
+        if self.eta < 1:
+            kept = self.eta * kept + (1 - self.eta**2) ** 0.5 * noise(k + 1)
+        return self.schedule.diffuse(x0, kept, _tensor(self.sigmas[k + 1], x_BFCHW))
 
     def x0(self, k: int, x_BFCHW: torch.Tensor, predict) -> torch.Tensor:
         """Returns the x0 predicted at step k, in the dtype of x."""
@@ -133,14 +140,14 @@ class RandomExit(Sampler):
     def at(self, span) -> Sampler:
         """Returns the few-step sampler that ends at the chunk's exit step."""
         sigmas = self.few.at(span).sigmas[: self.exit_step(span) + 1]
-        return _GradOnLastStep(sigmas, self.few.schedule, self.with_grad(span))
+        return _GradOnLastStep(sigmas, self.few.schedule, self.with_grad(span), self.few.eta)
 
 
 class _GradOnLastStep(FewStep):
     """Few steps of which only the last is taken with gradient, if any."""
 
-    def __init__(self, sigmas, schedule: Schedule, with_grad: bool):
-        super().__init__(sigmas, schedule)
+    def __init__(self, sigmas, schedule: Schedule, with_grad: bool, eta: float):
+        super().__init__(sigmas, schedule, eta=eta)
         self.with_grad = with_grad
 
     def step(self, k: int, x_BFCHW: torch.Tensor, predict, noise, state=None):

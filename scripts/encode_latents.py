@@ -44,7 +44,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     folder.add_argument("--resize", choices=("crop", "stretch"), default="crop", help="how a clip gets its size")
     folder.add_argument("--on_bad", choices=("stop", "skip"), default="stop", help="what to do with an unusable file")
     folder.set_defaults(run=run_folder, frames=81, batch=1)
-    speaking = commands.add_parser("speaking_digits", help="talking digits, drawn here, with what their sound is heard as")
+    speaking = commands.add_parser(
+        "speaking_digits", help="talking digits, drawn here, with what their sound is heard as"
+    )
     speaking.add_argument("--clips", type=int, default=640)
     speaking.add_argument("--seed", type=int, default=3, help="number of the endless set of clips")
     speaking.add_argument("--ear", type=Path, default=Path("assets/digits_s2v/audio_encoder"), help="a wav2vec2 folder")
@@ -189,7 +191,9 @@ def encode_talks(vae, ear, number: int, flags: argparse.Namespace):
     for start in range(first, first + flags.shard_clips, flags.batch):
         talks = [random_talk(i, flags.frames, flags.seed) for i in range(start, start + flags.batch)]
         clips = [
-            behind_still(*(torch.from_numpy(x / 127.5 - 1).float().movedim(-1, -3) for x in (t.picture, t.frames)), DROPPED)
+            behind_still(
+                *(torch.from_numpy(x / 127.5 - 1).float().movedim(-1, -3) for x in (t.picture, t.frames)), DROPPED
+            )
             for t in talks
         ]
         still, moving = split_still(encode(vae, clips), STILL_FRAMES)

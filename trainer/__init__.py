@@ -5,6 +5,7 @@ TRAINERS = {
 }
 SOURCES = {
     "latents": "trainer.sources.config:LatentsConfig",
+    "talking": "trainer.sources.config:TalkingConfig",
     "rollout": "trainer.sources.config:RolloutConfig",
     "stream": "trainer.sources.config:StreamConfig",
     "noised_data": "trainer.sources.config:NoisedDataConfig",

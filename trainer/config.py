@@ -117,7 +117,8 @@ class LoraConfig:
 
 @dataclass
 class RoleConfig(Buildable):
-    """One network. spec: its sizes when it starts from nothing; weights: a file or folder to start from.
+    """One network. spec: its sizes when it starts from nothing; weights: a file or folder to start from. grow: with
+    spec, weights of a smaller model, of which the fresh network takes what it has by name (S2V from a text model).
 
     dtype: what it computes in. A trained role keeps fp32 master weights in any case, a frozen one is
     stored in dtype. checkpointing: recompute activations during backward: less memory, more time.
@@ -128,6 +129,7 @@ class RoleConfig(Buildable):
 
     spec: str = ""
     weights: str = file_path()
+    grow: str = file_path()
     use_ema: bool = False
     dtype: str = "fp32"
     precision: str = "weights"  # upstream: modulation, residual stream and head in fp32 whatever the dtype
@@ -140,6 +142,8 @@ class RoleConfig(Buildable):
     def problems(self) -> Iterator[str]:
         if bool(self.spec) == bool(self.weights):
             yield "write either spec (start from nothing) or weights (a file or folder), one of the two"
+        if self.grow and not self.spec:
+            yield "grow names weights that a fresh network takes over; write spec, its sizes, and leave weights out"
         if self.spec and self.spec not in published_specs():
             yield f"spec {self.spec!r} is unknown; write one of {sorted(published_specs())}"
         if self.dtype not in DTYPES or self.precision not in PRECISIONS:

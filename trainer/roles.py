@@ -44,7 +44,24 @@ def _draw(config: RoleConfig, rng: Rng) -> torch.nn.Module:
     """Returns a fresh network."""
     spec = find_published(config.spec).transformer
     seed_libraries(rng.at("init", config.spec))
-    return get_family(spec).network(spec)
+    network = get_family(spec).network(spec)
+    if config.grow:
+        take_over(network, read_weights(config.grow, use_ema=config.use_ema).state, config.grow)
+    return network
+
+
+def take_over(network: torch.nn.Module, state: dict[str, torch.Tensor], where: str) -> None:
+    """Copies the weights of a smaller model into a network that has all of them, and more, in place.
+
+    Errors: ValueError naming weights that the network does not have, or has in another shape.
+    """
+    own = network.state_dict()
+    lost = [name for name, tensor in state.items() if name not in own or own[name].shape != tensor.shape]
+    if lost:
+        raise ValueError(
+            f"{where} has {len(lost)} tensors that the larger network does not have: {', '.join(lost[:5])}"
+        )
+    network.load_state_dict({**own, **state})
 
 
 def _place(config: RoleConfig, transformer, device: torch.device, layout: ParallelLayout, trained: bool) -> None:

@@ -41,6 +41,10 @@ class Denoiser(nn.Module):
         """Returns the runs that a cache of this denoiser pins, for frames of (rows, columns) tokens; often none."""
         return self.transformer.pinned_runs(grid)
 
+    def portrait_frames(self, condition: Condition) -> int:
+        """Returns how many frames of tokens a portrait adds to a whole clip's sequence, behind the video's."""
+        return sum(len(run.positions[0]) for run in self.transformer.portrait(condition) if run.positions)
+
     def prefill(self, condition: Condition, context) -> None:
         """Runs the pass that writes the pinned runs (the portrait of the condition) into the caches of `context`."""
         self.transformer(self.transformer.portrait(condition), condition, context)

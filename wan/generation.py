@@ -26,6 +26,8 @@ class StepsConfig:
 
     first_steps: those of a video's first chunk, which has no past to lean on; empty = the same. Students of one or two
     steps are published with more of them there.
+    eta: how much of the noise of a step is kept for the next: 0 = fresh noise, as the published students are re-noised;
+    1 = all of it, so a chunk has no randomness but its start (same-step models: Euler).
     shift, rounding: of its schedule, also where a solver runs. warp: the list indexes the shifted table, as the
     published models were trained.
     """
@@ -35,6 +37,7 @@ class StepsConfig:
     warp: bool = True
     rounding: str = "none"  # none | integer | table
     first_steps: tuple[float, ...] = bounded((), 1e-3, TOP)
+    eta: float = bounded(0.0, 0, 1)
 
     def problems(self) -> Iterator[str]:
         yield from clock_problems(self.shift, self.rounding)

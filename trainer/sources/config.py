@@ -57,6 +57,41 @@ class LatentsConfig(SourceConfig):
 
 
 @dataclass
+class TalkingConfig(SourceConfig):
+    """Encoded talking clips (`scripts/encode_latents.py talking`), a window of `frames` latent frames of each.
+
+    starts: share of windows that begin where the clip does, behind its still; the others begin at a chunk within it.
+    motion: `still` = before every window stands the portrait, as a stream runs (of a window from the middle only the
+    last chunk counts then, for it alone has a past); `past` = the latents before it, as clips are made one after another.
+    dropout: share of samples that see the empty prompt; silence: share that hear nothing (published: .15).
+    """
+
+    consumer = "trainer.sources.talking:Talking"
+    fills = frozenset({"latents", "condition", "spans"})
+
+    path: str = file_path()
+    batch: int = bounded(8, 1, BATCH)  # clips in the global batch
+    frames: int = bounded(12, 1, LONGEST)
+    starts: float = bounded(0.5, 0, 1)
+    motion: str = "still"  # still | past
+    dropout: float = bounded(0.1, 0, 1)
+    silence: float = bounded(0.15, 0, 1)
+    on_bad: str = "stop"  # stop | skip a record that cannot be used
+
+    def problems(self) -> Iterator[str]:
+        yield from collect_error(check_on_bad, self.on_bad)
+        if 1 in (self.dropout, self.silence):
+            yield "dropout or silence is 1: no sample would see its prompt, or hear; write less"
+        if self.motion not in ("still", "past"):
+            yield f"motion is {self.motion!r}; write still or past"
+        if not self.path:
+            yield "path is empty; write the folder that scripts/encode_latents.py talking filled"
+
+    def problems_with(self, generation: GenerationConfig) -> Iterator[str]:
+        yield from collect_error(generation.check_length, self.frames)
+
+
+@dataclass
 class RolloutConfig(SourceConfig):
     """Rollouts of the generator on prompts.
 

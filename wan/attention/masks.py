@@ -34,6 +34,17 @@ class FrameMask:
         return "\n".join("".join("#" if visible else "." for visible in row) for row in self.frames.tolist())
 
 
+def with_portrait(mask: FrameMask, frames: int) -> FrameMask:
+    """Returns the mask with so many frames behind the video that everything sees and that see each other alone."""
+    if not frames:
+        return mask
+    total = len(mask.frames) + frames
+    visible = torch.zeros(total, total, dtype=torch.bool)
+    visible[:-frames, :-frames] = mask.frames
+    visible[:, -frames:] = True
+    return FrameMask(visible)
+
+
 def causal(spans: list[Span], window_frames: int = -1, sink_frames: int = 0) -> FrameMask:
     """Each chunk sees itself, the sink and its history, exactly as the ledger would have it.
 
