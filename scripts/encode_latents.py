@@ -173,8 +173,8 @@ def run_speaking(flags: argparse.Namespace) -> None:
     told = {"kind": "speaking digits", "ear": content_hash({"ear": flags.ear}), "left": flags.left}
     shards = EncodedShards(flags.output, {**told, **settings(flags, "seed", "shard_clips")})
     for number in missing_shards(flags.output, ranks.split(range(-(-flags.clips // flags.shard_clips)))):
-        latents, prompts, beside = encode_talks(vae, ear, number, flags)
-        shards.write(number, latents, prompts, beside=beside)
+        latents, prompts, extra = encode_talks(vae, ear, number, flags)
+        shards.write(number, latents, prompts, extra=extra)
 
 
 def encode_talks(vae, ear, number: int, flags: argparse.Namespace):
@@ -185,7 +185,7 @@ def encode_talks(vae, ear, number: int, flags: argparse.Namespace):
     from utils.media.audio import ArraySound
     from wan.audio.config import AudioConfig
     from wan.audio.features import DROPPED, FeatureStream
-    from wan.codec.still import STILL_FRAMES, behind_still, split_still
+    from wan.codec.still import behind_still, split_still
 
     first, latents, references, audio, prompts = number * flags.shard_clips, [], [], [], []
     for start in range(first, first + flags.shard_clips, flags.batch):
@@ -196,7 +196,7 @@ def encode_talks(vae, ear, number: int, flags: argparse.Namespace):
             )
             for t in talks
         ]
-        still, moving = split_still(encode(vae, clips), STILL_FRAMES)
+        still, moving = split_still(encode(vae, clips))
         latents.append(moving)
         references.append(still)
         for talk in talks:
@@ -204,8 +204,8 @@ def encode_talks(vae, ear, number: int, flags: argparse.Namespace):
             total, chunk = flags.frames + DROPPED, 12
             audio.append(torch.cat([stream.frames(m, m + chunk) for m in range(0, total, chunk)])[None])
             prompts.append(talk.prompt)
-    beside = {"audio": torch.stack(audio).half(), "reference": torch.cat(references)}
-    return torch.cat(latents), prompts, beside
+    extra = {"audio": torch.stack(audio).half(), "reference": torch.cat(references)}
+    return torch.cat(latents), prompts, extra
 
 
 def read_captions(media: list[Path], captions: dict[str, Path], on_bad: str) -> dict[Path, str]:

@@ -2,10 +2,10 @@
 
     OMP_NUM_THREADS=1 python scripts/train_ear.py
 
-A random wav2vec2 hears too little of the law. This one learns to read pitch (by octaves) and voicing off its last hidden
-state; the two linear heads are thrown away and the network is frozen. Writes into --output, in transformers' layout:
-config.json, model.safetensors (bf16), preprocessor_config.json, and ear.json with the command and what was measured: how
-much of the pitch a linear read-out of all hidden states explains on sounds that were never heard (R2).
+A random wav2vec2 hears too little of the law. This one learns to read pitch (by octaves) and voicing off its last
+hidden state; the two linear heads are thrown away and the network is frozen. Writes into --output, in transformers'
+layout: config.json, model.safetensors (bf16), preprocessor_config.json, and ear.json with the command and what was
+measured: how much of the pitch a linear read-out of all hidden states explains on sounds that were never heard (R2).
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def save(model: nn.Module, folder: Path) -> None:
 
 
 def test(ear, count: int, seed: int) -> dict[str, float]:
-    """Returns {R2 of the pitch where it hums, accuracy of the voicing} of linear read-outs, fitted on half the sounds."""
+    """Returns {R2 of the pitch where it hums, accuracy of the voicing} of linear read-outs fitted on half of them."""
     states, octaves, voiced = [], [], []
     for number in range(count):
         sound, pitch, hums = make_sound(number, seed)

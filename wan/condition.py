@@ -59,7 +59,8 @@ class Condition:
     channels: [B, F, C, h, w] latents joined to the input along channels (i2v) or None; F is the video's length.
     reference [B, 1, C, h, w], motion [B, M, C, h, w]: latents of a still and of what came before the video (S2V).
     audio: [B, A, P, layers, width] features of A speakers, four for each latent frame from `audio_start` on (below 0:
-    of what was before a clip that was cut out of a longer one); a pass gets `heard` [B, A, F, 9, layers, width] in its place: what each of its frames hears (`hear`).
+    of what was before a clip that was cut out of a longer one); a pass gets `heard` [B, A, F, 9, layers, width] in its
+    place: what each of its frames hears (`hear`).
     speakers: [B, A, F or 1, rows, columns], how much of a speaker's part each token takes, or None: all.
     pose: [B, F, C, h, w] latents added to the video's or None.
     key: identity; two conditions with one key must be equal but for sound and pose, which go on under it: they are no

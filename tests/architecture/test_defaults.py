@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from omegaconf import OmegaConf
 
 from pipeline.config import InferConfig
 from pipeline.config import load_recipe as load_infer
@@ -31,8 +32,8 @@ def test_an_empty_recipe_resolves_to_the_page(tmp_path):
     config, origins = load_infer(empty)
     common, own = (layer.tree for layer in read_defaults(DEFAULTS, "infer"))
     carried = ROOT / "assets/digits/transformer" / FILE  # of the default model
-    generation = common["generation"] | json.loads(carried.read_text())
-    assert to_dict(config) == common | own | {"generation": generation}
+    layers = [common["generation"], json.loads(carried.read_text())]
+    assert to_dict(config) == common | own | {"generation": OmegaConf.to_container(OmegaConf.merge(*layers))}
     places = {place for key, place in origins.items() if not key.startswith("generation.")}
     assert not places, "a default that nobody changed is nobody's choice"
     assert {ROOT / place for place in origins.values()} == {carried}

@@ -31,14 +31,14 @@ def write_shard(
     prompts: list[str],
     files: Sequence[str] = (),
     more: Mapping[str, str] | None = None,
-    beside: Mapping[str, torch.Tensor] | None = None,
+    extra: Mapping[str, torch.Tensor] | None = None,
 ) -> Path:
     """Writes shard `number` of a folder; latents keep their dtype.
 
-    files: what each clip was made of, if files. more: of the metadata. beside: other tensors of the clips, row by row.
+    files: what each clip was made of, if files. more: of the metadata. extra: other tensors of the clips, row by row.
     """
     facts = {**({"files": json.dumps(list(files))} if files else {}), **(more or {})}
-    return save_shard(shard_path(folder, number), {"latents": latents_NFCHW, **(beside or {})}, prompts, facts)
+    return save_shard(shard_path(folder, number), {"latents": latents_NFCHW, **(extra or {})}, prompts, facts)
 
 
 def save_shard(path: Path, rows: Mapping[str, torch.Tensor], prompts: list[str], facts: dict[str, str]) -> Path:

@@ -120,10 +120,10 @@ class EncodedShards:
         prompts: list[str],
         files: Sequence[File] = (),
         used=(),
-        beside: Mapping[str, torch.Tensor] | None = None,
+        extra: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         """Writes a shard and what made it. files: of its group; used: the names of those that it holds, in order.
-        beside: other tensors of the clips, row by row.
+        extra: other tensors of the clips, row by row.
 
         Errors: ValueError if another run has written shards of other settings, or of one of these files, meanwhile.
         """
@@ -132,7 +132,7 @@ class EncodedShards:
             self.refresh()
             if twice := [name for name in used if name in self._files]:
                 raise ValueError(f"{self.folder}: another run has encoded {listed(twice)} meanwhile; run again")
-            write_shard(self.folder, number, latents_NFCHW, prompts, used, {KEY: json.dumps(record)}, beside)
+            write_shard(self.folder, number, latents_NFCHW, prompts, used, {KEY: json.dumps(record)}, extra)
 
     def _enter(self, path: Path) -> None:
         facts = read_facts(path)

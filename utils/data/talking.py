@@ -1,4 +1,4 @@
-"""Encoded talking clips on disk: shards as `utils/data/latents.py` writes them, with sound and reference beside."""
+"""Encoded talking clips on disk: shards as `utils/data/latents.py` writes them, with sound and reference extra."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 The text says which digit moves left or right, the picture (a digit at rest, centred) gives the colour, the sound gives
 the height: a hum of 130 Hz puts the centre on row 46, one of 520 Hz on row 18, by octaves; timbre and loudness mean
-nothing. In silence the digit rests on row 32, and every rest begins and ends at the pitch of that row. From one frame to
-the next the centre moves by three pixels at most, because what leaps the codec cannot show.
+nothing. In silence the digit rests on row 32, and every rest begins and ends at the pitch of that row. From one frame
+to the next the centre moves by three pixels at most, because what leaps the codec cannot show.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ HEADS = ("lm_head.", "project_hid.", "project_q.", "quantizer.", "masked_spec_em
 
 
 class Samples(Protocol):
-    """A sound: samples [N, channels] at `rate`, zeros before its start and behind its end (see utils/media/audio.py)."""
+    """A sound: samples [N, channels] at `rate`; zeros before its start and behind its end (utils/media/audio.py)."""
 
     rate: int
     length: int | None

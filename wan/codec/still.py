@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-STILL_FRAMES = 25  # pixel frames: seven latents
+STILL_FRAMES, STILL_LATENTS = 25, 7  # pixel frames, and the latents that they are
 STEADY = 1e-3  # of the size of the latents: what changes less from one to the next is steady
 LONGEST_STILL = 81  # pixel frames
 
@@ -19,9 +19,8 @@ def behind_still(picture_3HW: torch.Tensor, frames_P3HW: torch.Tensor, dropped: 
     return torch.cat((still, frames_P3HW))
 
 
-def split_still(latents_BFCHW: torch.Tensor, pixel_frames: int) -> tuple[torch.Tensor, torch.Tensor]:
+def split_still(latents_BFCHW: torch.Tensor, count: int = STILL_LATENTS) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns (the steady latent [B, 1, C, h, w], the latents of what came behind the still)."""
-    count = 1 + (pixel_frames - 1) // 4
     return latents_BFCHW[:, count - 1 : count], latents_BFCHW[:, count:]
 
 
