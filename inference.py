@@ -38,6 +38,9 @@ VALUES = {
     "--start_image": ("data.start_image", "a picture that all videos start from, or a folder: one per line of prompts"),
     "--start_video": ("data.start_video", "the same with videos, whose last seconds are the videos' start"),
     "--start_seconds": ("data.start_seconds", "how much of their end (default: what the window holds)"),
+    "--image": ("data.image", "the portrait of a talking video"),
+    "--audio": ("data.audio", "its sound; several speakers: a.wav+b.wav"),
+    "--masks": ("data.masks", "pictures that are white where each speaker is: a.png+b.png (default: strips)"),
     "--switch_frames": ("data.switch_frames", "latent frames at which scripts without ends switch: '40, 80, 120'"),
     "--noise": ("data.noise", "a safetensors file with the start noise [N, F, C, h, w]"),
 }

@@ -15,8 +15,8 @@ from wan.context import Full
 from wan.geometry import Span
 
 
-def bidirectional(config: BidirectionalConfig, generation, bundle: ModelBundle, sampler, geometry) -> Bidirectional:
-    """Returns the pipeline of a `BidirectionalConfig`, which needs neither chunks nor geometry."""
+def bidirectional(config: BidirectionalConfig, generation, bundle, sampler, geometry, seed: int = 0) -> Bidirectional:
+    """Returns the pipeline of a `BidirectionalConfig`, which needs neither chunks, geometry nor draws."""
     return Bidirectional(bundle, sampler)
 
 

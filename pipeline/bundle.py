@@ -17,6 +17,7 @@ from utils import hub
 from utils.lora import inject_pairs
 from utils.parallel import ranks
 from wan.attention import dispatch
+from wan.audio.features import HiddenStates, load_hidden_states
 from wan.checkpoint.lora import LoraUpdate, add_tensors, combine, lora_file, merge_lora, read_lora
 from wan.checkpoint.parts import Parts, find_parts, weight_files
 from wan.checkpoint.weights import Sizes, Weights, read_weights
@@ -27,7 +28,7 @@ from wan.denoiser import Denoiser, ExpertDenoiser
 from wan.encoders.prompts import PromptCache
 from wan.encoders.text import DTYPES
 from wan.family import find_published, get_family, spec_for
-from wan.spec import ModelSpec
+from wan.spec import ModelSpec, S2VSpec
 
 logger = logging.getLogger(__name__)
 HASHED_BYTES = 4096  # of each tensor; hashing all 28 GB would take longer than generating a video
@@ -54,6 +55,7 @@ class ModelBundle:
     files: dict[str, dict[str, Path]] = field(default_factory=dict)
 
     def __post_init__(self):
+        self._hearing: dict[Path, HiddenStates] = {}
         if self.decoder is None:
             self.decoder = self.vae
 
@@ -69,6 +71,30 @@ class ModelBundle:
         else:
             null = None if negative is None else self.encode(negative)
         return Condition(self.encode(prompts), null)
+
+    def hear(self, path: str = "") -> HiddenStates:
+        """Returns the audio encoder in folder `path`, or the model's own; kept, for all videos of a run share it.
+
+        Errors: ValueError for a model that does not hear, without an encoder, or for one of another width.
+        """
+        spec, own = self.spec.transformer, self.files.get("audio_encoder", {})
+        if not isinstance(spec, S2VSpec):
+            raise ValueError(f"{self.spec.name} does not hear; take an S2V model (s2v-14B), or pipeline.name=causal")
+        if not (path or own):
+            raise ValueError(
+                f"{self.spec.name} was loaded from a folder without an audio encoder (audio_encoder/ or wav2vec2-*/); "
+                "name one: pipeline.encoder=FOLDER"
+            )
+        folder = hub.resolve(path) if path else own[""]
+        if folder not in self._hearing:
+            states = load_hidden_states(folder, self.device)
+            if states.size != (spec.audio_layers, spec.audio_dim):
+                raise ValueError(
+                    f"{folder} makes {states.size[0]} hidden states of width {states.size[1]}, and {self.spec.name} "
+                    f"hears {spec.audio_layers} of {spec.audio_dim}; name its own encoder"
+                )
+            self._hearing[folder] = states
+        return self._hearing[folder]
 
     @property
     def joins_image(self) -> bool:
@@ -132,7 +158,9 @@ def _files(config: ModelConfig, parts: Parts, experts: list[str]) -> dict[str, d
         found[f"transformer {expert}".strip()] = weight_files(source)
     for number, entry in enumerate(config.loras):
         found[f"lora {number}"] = weight_files(lora_file(hub.resolve(entry.path)))
-    others = {name: vars(parts)[name] for name in ("vae", "text_encoder", "tokenizer", "image_encoder")}
+    others = {
+        name: vars(parts)[name] for name in ("vae", "text_encoder", "tokenizer", "image_encoder", "audio_encoder")
+    }
     return found | {name: {"": path} for name, path in others.items() if path is not None}
 
 

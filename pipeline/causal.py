@@ -9,23 +9,25 @@ import torch
 from pipeline.bundle import ModelBundle
 from pipeline.config import CausalConfig
 from pipeline.executor import PlainExecutor
-from pipeline.rollout import Chunk, Rollout
+from pipeline.rollout import Chunk, Rollout, draw_distance
 from pipeline.state import RolloutState
 from pipeline.track import Fixed, Track
+from utils.rng import Rng
 from wan.condition import Condition
 from wan.generation import GenerationConfig
 from wan.geometry import Geometry, Span
 
 
-def causal(config: CausalConfig, generation: GenerationConfig, bundle: ModelBundle, sampler, geometry) -> Causal:
+def causal(config: CausalConfig, generation, bundle: ModelBundle, sampler, geometry, seed: int = 0) -> Causal:
     """Returns the pipeline of a `CausalConfig`, whose knobs are those of `generation`."""
-    return Causal(generation, bundle, sampler, geometry)
+    return Causal(generation, bundle, sampler, geometry, seed)
 
 
 class Causal:
     """A causal pipeline: `generate` yields the chunks of a batch of videos."""
 
-    def __init__(self, generation: GenerationConfig, bundle: ModelBundle, sampler, geometry: Geometry):
+    def __init__(self, generation: GenerationConfig, bundle: ModelBundle, sampler, geometry: Geometry, seed: int = 0):
+        """seed: of what is drawn apart from the noise: the distances of a portrait."""
         joins = bundle.spec.transformer.in_dim != bundle.spec.transformer.out_dim
         if joins or not bundle.spec.causal_ok:
             why = "joins image channels" if joins else "has two experts"
@@ -40,6 +42,7 @@ class Causal:
             device=bundle.device,
             dtype=bundle.dtype,
             portrait=generation.portrait,
+            distance=draw_distance(generation.portrait, Rng(seed)),
         )
         self.executor = PlainExecutor(self.rollout)
 

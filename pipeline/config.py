@@ -18,6 +18,7 @@ from utils.config.load import load
 from utils.config.renamed import OldKeys
 from utils.data.schedules import LARGEST, LARGEST_SEED, is_schedule, parse_switch_frames
 from wan.attention.config import AttentionConfig
+from wan.audio.config import AudioConfig
 from wan.codec import DECODERS
 from wan.codec.config import VAEDecoderConfig
 from wan.config import BATCH, DTYPES, LARGEST_SIDE, LONGEST, PRECISIONS, Buildable, TextConfig, VAEConfig
@@ -138,6 +139,28 @@ class BidirectionalConfig(Buildable):
             yield "a script's prompts change from chunk to chunk; write pipeline.name=causal"
 
 
+@dataclass
+class AudioDrivenConfig(CausalConfig):
+    """A portrait that talks: chunk by chunk, with the sound of each chunk's frames.
+
+    audio: how the sound is heard. encoder: a wav2vec2 folder, "" = the model's own.
+    """
+
+    consumer = "pipeline.audio_driven:audio_driven"
+
+    audio: AudioConfig = field(default_factory=AudioConfig)
+    encoder: str = file_path()
+
+    def problems_with(self, config) -> Iterator[str]:
+        """Yields what a talking video lacks."""
+        data = config.data
+        for name, what in (("image", "a portrait"), ("audio", "a sound")):
+            if not getattr(data, name):
+                yield f"pipeline.name is audio_driven and data.{name} is empty; write {what} (--{name} FILE)"
+        if data.scheduled or data.i2v or data.initial_latents or data.start_video or data.start_image:
+            yield "a talking video starts from its portrait (data.image); leave out the other starts and schedules"
+
+
 def solver_problems(name: str, num_steps: int, shift: float, grid: str = "open") -> Iterator[str]:
     """Yields an unknown solver, no steps, a shift that is not positive, or a grid that the solver does not have."""
     if name not in SOLVERS:
@@ -163,6 +186,9 @@ class DataConfig:
     start_image: str = file_path()  # a picture that all videos start from, or a folder: one per line of the prompts
     start_video: str = file_path()  # the same with videos, whose end is the videos' start
     start_seconds: float = bounded(0.0, 0, LARGEST)  # of a video's end, cut to whole chunks; 0 = what the window holds
+    image: str = file_path()  # the portrait of a talking video
+    audio: Any = file_path()  # its sound: a file, or several (a list, or "a.wav+b.wav"), one for each speaker
+    masks: Any = file_path()  # which part of the picture each speaker is: pictures, white there; "" = strips
     switch_frames: Any = ()  # latent frames at which scripts without ends change their prompt; [40, 80] or "40, 80"
     keep_going: bool = False  # make the other videos of a script that has bad lines, which are listed at the end
 

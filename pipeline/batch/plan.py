@@ -56,8 +56,10 @@ def plan_video(request: Request, config: InferConfig, bundle: ModelBundle, sampl
     script = request.script
     size = (script.height or config.height, script.width or config.width) if script else (config.height, config.width)
     geometry = Geometry.of(bundle.spec, *size)
-    pipeline = config.pipeline.build(config.generation, bundle, sampler, geometry)
+    pipeline = config.pipeline.build(config.generation, bundle, sampler, geometry, config.seed)
     fps = config.output.fps or bundle.spec.fps
+    if request.avatar:
+        return VideoPlan(geometry, pipeline, pipeline.length(request.avatar, fps, config.seconds), 0, fps)
     stated = video_length(script, geometry, fps) if script else None
     if stated is None and config.seconds:
         stated = geometry.latent_frames_for(config.seconds, fps), True

@@ -20,12 +20,27 @@ from utils.data.prompts import (
     with_start,
 )
 from utils.data.schedules import ScheduleLine, parse_switch_frames, read_schedules
+from utils.digits.speaking import parse_talk
 from utils.digits.world import parse_prompt
+from utils.media.audio import FileSound
 from utils.rng import Rng
 from wan.geometry import Span
 
 logger = logging.getLogger(__name__)
-GRAMMARS = {"digits": parse_prompt}  # models that know certain prompts only
+GRAMMARS = {"digits": parse_prompt, "digits-s2v": parse_talk}  # models that know certain prompts only
+
+
+@dataclass(frozen=True)
+class Avatar:
+    """What a talking video is made of: a portrait, a sound for each speaker, and which part of the picture each is."""
+
+    image: Path
+    sounds: tuple[Path, ...]
+    masks: tuple[Path, ...] = ()
+
+    def open(self) -> list[FileSound]:
+        """Returns the sounds. Errors: ValueError naming a file that cannot be used."""
+        return [FileSound(path) for path in self.sounds]
 
 
 @dataclass(frozen=True)
@@ -40,6 +55,7 @@ class Request:
     script: ScheduleLine | None = None  # its line of a prompt schedule
     video: Path | None = None  # a video whose end it continues
     start_seconds: float = 0.0  # how much of that video; 0 = what the window holds
+    avatar: Avatar | None = None  # portrait and sound of a talking video
 
     @property
     def prompts(self) -> list[str]:
@@ -48,13 +64,14 @@ class Request:
 
     @property
     def start(self) -> Path | None:
-        """The image or video that it starts from."""
-        return self.image or self.video
+        """The image or video that it starts from, or the portrait."""
+        return self.image or self.video or (self.avatar.image if self.avatar else None)
 
     @property
     def schedule(self) -> tuple:
         """What the videos of a batch have in common; how many frames a start video fills is known once it is read."""
-        start = (self.video, self.start_seconds) if self.video else bool(self.image)
+        start: object = (self.video, self.start_seconds) if self.video else bool(self.image)
+        start = self.avatar.sounds if self.avatar else start  # they tell the length
         return self.script and self.script.schedule, start
 
 
@@ -99,6 +116,8 @@ def _started(lines: list[PromptLine], data) -> list[PromptLine]:
 def _requests(rows: Sequence[tuple[PromptLine, ScheduleLine | None]], data, output, num_samples: int, suffix: str):
     """Returns the requests of the rows."""
     twice = repeated([line for line, _ in rows])
+    sounds = parse_sounds(data.audio)
+    avatar = Avatar(Path(data.image), sounds, parse_sounds(data.masks)) if data.image and sounds else None
     return [
         Request(
             script.cues[0].text if script else line.prompt,
@@ -109,10 +128,17 @@ def _requests(rows: Sequence[tuple[PromptLine, ScheduleLine | None]], data, outp
             script,
             line.video,
             script.start_seconds if script and script.started else data.start_seconds,
+            avatar,
         )
         for line, script in rows
         for sample in range(num_samples)
     ]
+
+
+def parse_sounds(written: object) -> tuple[Path, ...]:
+    """Returns the files of `data.audio`: one, several in a list, or joined by + as Live-Avatar writes them."""
+    texts = written if isinstance(written, (list, tuple)) else str(written).split("+") if written else []
+    return tuple(Path(str(text).strip()).expanduser() for text in texts)
 
 
 def check_grammar(requests: Sequence[Request], spec_name: str) -> None:

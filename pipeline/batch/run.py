@@ -31,7 +31,7 @@ from pipeline.batch.request import (
 )
 from pipeline.batch.resume import ResumeState, remove_stale, snapshot_path, to_make
 from pipeline.batch.schedule import build_schedule, check_switches
-from pipeline.batch.start import image_pixels, video_pixels
+from pipeline.batch.start import image_pixels, speaker_masks, video_pixels
 from pipeline.batch.writer import VideoBatchWriter, finished, sidecar, video_path, why_unfinished, write_sheet
 from pipeline.bundle import ModelBundle, load_bundle
 from pipeline.config import InferConfig
@@ -255,8 +255,11 @@ class Run:
         """Generates, decodes and writes one batch; returns its writer."""
         begin, plan = time.perf_counter(), self.plan(group[0])
         images, given = self.images(group), None
-        track = self.track(group, plan)
-        if images is not None and self.bundle.joins_image:
+        track, decoder = self.track(group, plan), self.bundle.decoder
+        if group[0].avatar:
+            voice = self.voice(group, plan, track)
+            track, decoder = voice.track, voice.decoder
+        elif images is not None and self.bundle.joins_image:
             track = self.bundle.with_image(track, images, plan.geometry.pixel_frames(plan.total))
         else:
             given = self.given(group, images, plan)
@@ -268,9 +271,7 @@ class Run:
             select_rows(self.noise, group, "noise"),
         )
         output = self.config.output
-        writer = VideoBatchWriter(
-            self.bundle.decoder, group, wanted, output, self.bundle.spec.fps, plan.geometry, plan.total
-        )
+        writer = VideoBatchWriter(decoder, group, wanted, output, self.bundle.spec.fps, plan.geometry, plan.total)
         needed = writer.may_save or (output.resume and snapshot_path(group, output.folder).is_file())
         resume_state = ResumeState(group, output.folder, self.facts(group, plan) if needed else {})
         resumed = resume_state.resume(writer, plan, track) if output.resume else None
@@ -330,6 +331,13 @@ class Run:
             return None
         geometry, mode = self.plan(group[0]).geometry, "stretch" if self.config.data.i2v else "crop"
         return torch.cat([image_pixels(r.image, geometry, mode) for r in group])
+
+    def voice(self, group: list[Request], plan: VideoPlan, track):
+        """Returns track and decoder of talking videos."""
+        portraits = torch.cat([image_pixels(r.avatar.image, plan.geometry) for r in group])
+        masks = speaker_masks(group[0].avatar, plan.geometry)
+        masks = None if masks is None else masks.expand(len(group), -1, -1, -1)
+        return plan.pipeline.voice(track, portraits, [r.avatar.open() for r in group], plan.fps, masks)
 
     def given(self, group: list[Request], images: torch.Tensor | None, plan: VideoPlan) -> torch.Tensor | None:
         """Returns the conditioning latents [B, F, C, h, w], given or encoded from the starts, or None."""

@@ -24,6 +24,30 @@ def image_pixels(path: str | Path, geometry: Geometry, mode: str = "crop") -> to
     return read_image(path, (geometry.height, geometry.width), mode)[None]
 
 
+def speaker_masks(avatar, geometry: Geometry) -> torch.Tensor | None:
+    """Returns which tokens of a frame each speaker moves, [1, A, rows, columns] in [0, 1]; None for one alone.
+
+    Of pictures that are white where a speaker is, or without them strips of equal width, left to right. What belongs
+    to nobody hears all, as published: a speaker's mask is 0 where another one is.
+    Errors: ValueError for another number of masks than sounds.
+    """
+    count, (rows, columns) = len(avatar.sounds), geometry.grid
+    if count == 1:
+        return None
+    if avatar.masks:
+        if len(avatar.masks) != count:
+            raise ValueError(
+                f"{len(avatar.masks)} masks for {count} sounds; give one picture for each, or none (strips)"
+            )
+        pictures = torch.cat([image_pixels(path, geometry, "stretch") for path in avatar.masks])
+        there = torch.nn.functional.adaptive_avg_pool2d(pictures.mean(1, keepdim=True), (rows, columns))[:, 0] > 0
+    else:
+        strip = torch.arange(columns) * count // columns
+        there = (strip == torch.arange(count)[:, None])[:, None].expand(-1, rows, -1)
+    others = there.sum(0, keepdim=True) - there.int()
+    return (others == 0).float()[None]
+
+
 def video_pixels(path: str | Path, pipeline: Causal, geometry: Geometry, fps: float, most: int, seconds: float = 0.0):
     """Returns (the last pixel frames of a video, [P, 3, H, W] in [-1, 1], the video's own frames per second).
 

@@ -64,7 +64,7 @@ FAMILIES = {
 # What is added to a Wan transformer by models that we do not run: name -> pattern of an added layer.
 ADDED = {
     "VACE (a control branch)": r"^vace_(blocks|patch_embedding)\.",
-    "Wan-S2V or a talking avatar (audio)": r"^(casual_audio_encoder|audio_(proj|injector|encoder|cond))",
+    "a talking avatar (audio)": r"^audio_(proj|encoder|cond)",
     "InfiniteTalk or MultiTalk (audio)": r"^blocks\.\d+\.(audio_cross_attn|norm_x)\b",
     "Wan-Animate": r"^(face_adapter|face_encoder|motion_encoder|pose_patch_embedding)\.",
     "Fun Control (camera or reference)": r"^(control_adapter|control_layers?|ref_conv|cam_encoder|camera_)",

@@ -26,6 +26,7 @@ class Parts:
     text_encoder: Path | None = None
     tokenizer: Path | None = None
     image_encoder: Path | None = None
+    audio_encoder: Path | None = None
 
     def need(self, part: str) -> Path:
         """Returns the path of a part. Errors: ValueError that says what was looked for and what is there."""
@@ -43,6 +44,7 @@ _LOOKED_FOR = {
     "text_encoder": ("models_t5_*.pth", "text_encoder/"),
     "tokenizer": ("google/umt5-xxl/", "tokenizer/"),
     "image_encoder": ("models_clip_*.pth", "image_encoder/"),
+    "audio_encoder": ("wav2vec2-*/", "audio_encoder/"),
 }
 
 

@@ -34,3 +34,27 @@ def steady_latent(vae, pictures_B3HW: torch.Tensor) -> torch.Tensor:
         if change <= STEADY * latents[:, -1].abs().max():
             break
     return latents[:, -1:]
+
+
+class PrimedDecoder:
+    """A decoder whose streams begin behind a still: what was before the video is decoded and left out.
+
+    The first latent frame becomes four pixel frames, of which three are left out: a video is as long as one that begins
+    from nothing, and its first frame knows the still. See `wan/codec/base.py` for the face.
+    """
+
+    first_pixel_frames = 1
+
+    def __init__(self, inner, still_B1CHW: torch.Tensor):
+        """still: the latent of the portrait at rest, [B, 1, C, h, w]."""
+        self.inner, self.still = inner, still_B1CHW.expand(-1, STILL_LATENTS, -1, -1, -1)
+        self.strides, self.latent_channels = inner.strides, inner.latent_channels
+        self.frames_per_pass, self.own_device = inner.frames_per_pass, inner.own_device
+
+    def decode_stream(self, latents_BFCHW: torch.Tensor, state=None):
+        """Decodes the next latents of a stream; `state` None starts one behind the still."""
+        if state is not None:
+            return self.inner.decode_stream(latents_BFCHW, state)
+        _, state = self.inner.decode_stream(self.still.to(latents_BFCHW), None)
+        pixels, state = self.inner.decode_stream(latents_BFCHW, state)
+        return pixels[:, self.strides[0] - 1 :], state
