@@ -1,4 +1,4 @@
-"""A talking video: the causal rollout with a portrait that stays in sight and the sound of each chunk's frames.
+"""A talking video: the causal rollout with a portrait that every chunk sees and the sound of each chunk's frames.
 
     pipeline = AudioDriven(...)
     voice = pipeline.voice(condition, portraits, sounds)        # track, decoder

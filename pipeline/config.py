@@ -152,11 +152,8 @@ class AudioDrivenConfig(CausalConfig):
     encoder: str = file_path()
 
     def problems_with(self, config) -> Iterator[str]:
-        """Yields what a talking video lacks."""
+        """Yields other starts than a portrait."""
         data = config.data
-        for name, what in (("image", "a portrait"), ("audio", "a sound")):
-            if not getattr(data, name):
-                yield f"pipeline.name is audio_driven and data.{name} is empty; write {what} (--{name} FILE)"
         if data.scheduled or data.i2v or data.initial_latents or data.start_video or data.start_image:
             yield "a talking video starts from its portrait (data.image); leave out the other starts and schedules"
 
@@ -264,6 +261,8 @@ class InferConfig:
                 "sampler.name is few_step and generation.steps.steps is empty (the model was not distilled); write the "
                 "steps, e.g. [1000, 750, 500, 250], or sampler.name=multi_step"
             )
+        if (self.data.image or self.data.audio) and not isinstance(self.pipeline, AudioDrivenConfig):
+            yield "data.image and data.audio make a talking video; write pipeline.name=audio_driven, or leave them out"
         yield from self.pipeline.problems_with(self)
 
     @property

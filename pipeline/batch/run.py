@@ -34,7 +34,7 @@ from pipeline.batch.schedule import build_schedule, check_switches
 from pipeline.batch.start import image_pixels, speaker_masks, video_pixels
 from pipeline.batch.writer import VideoBatchWriter, finished, sidecar, video_path, why_unfinished, write_sheet
 from pipeline.bundle import ModelBundle, load_bundle
-from pipeline.config import InferConfig
+from pipeline.config import AudioDrivenConfig, InferConfig
 from pipeline.memory import check_memory
 from pipeline.rollout import Chunk
 from pipeline.track import PromptSchedule
@@ -67,6 +67,8 @@ def run(config: InferConfig) -> list[Path]:
     requests = read_requests(config.data, config.output, config.num_samples, suffix, refused)  # before any weight
     for line in refused or ():
         logger.warning("left out: %s", line)
+    if isinstance(config.pipeline, AudioDrivenConfig):
+        check_avatars(requests)
     warn_unused_negatives(requests, config.negative_prompt, config.build_sampler().guidance)
     groups = batches(requests, config.batch)
     mine = ranks.split(list(range(len(groups))))
@@ -88,6 +90,14 @@ def run(config: InferConfig) -> list[Path]:
         lines = "\n".join(refused)
         raise ValueError(f"{len(paths)} videos are in {folder}; these lines of the script were left out:\n{lines}")
     return paths
+
+
+def check_avatars(requests: list[Request]) -> None:
+    """Raises ValueError for talking videos without a portrait or a sound, or with one that cannot be used."""
+    for avatar in {request.avatar for request in requests}:
+        if avatar is None:
+            raise ValueError("a talking video needs a portrait and a sound: write --image FILE --audio FILE")
+        avatar.open()
 
 
 def remove_leftovers(groups: list[list[Request]], folder: str | Path) -> None:
