@@ -7,6 +7,7 @@ SOURCES = {
     "latents": "trainer.sources.config:LatentsConfig",
     "talking": "trainer.sources.config:TalkingConfig",
     "rollout": "trainer.sources.config:RolloutConfig",
+    "talking_rollout": "trainer.sources.config:TalkingRolloutConfig",
     "stream": "trainer.sources.config:StreamConfig",
     "noised_data": "trainer.sources.config:NoisedDataConfig",
     "ode_pairs": "trainer.sources.config:OdePairsConfig",

@@ -159,6 +159,20 @@ class RolloutConfig(SourceConfig):
 
 
 @dataclass
+class TalkingRolloutConfig(RolloutConfig):
+    """Rollouts on talking clips: `clips` gives texts, portraits and sounds. Of a longer rollout the last `loss_frames`
+    are scored, with the latents before them as their motion.
+    """
+
+    consumer = "trainer.sources.talking:TalkingRollout"
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if self.prompts or self.given or not self.clips:
+            yield "a talking rollout takes all from clips (encode_latents.py talking); leave prompts and given out"
+
+
+@dataclass
 class StreamConfig(SourceConfig):
     """Videos of up to `max_frames` (a list: one is drawn for each video), segment by segment; lengths in latent frames.
 

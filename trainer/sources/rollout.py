@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from model.base import Sample
 from pipeline.config import FewStepConfig
 from pipeline.executor import PlainExecutor
-from pipeline.rollout import Chunk, Rollout
+from pipeline.rollout import Chunk, Rollout, draw_distance
 from pipeline.sampler import FewStep, RandomExit
 from pipeline.track import Fixed
 from trainer.sources.config import RolloutConfig
@@ -15,6 +17,7 @@ from trainer.sources.latents import Source, check_length, epoch_row
 from trainer.sources.window import loss_window
 from utils.data.prompts import read_prompts
 from utils.data.store import open_clips
+from wan.condition import Condition
 from wan.family import spec_for
 from wan.generation import GenerationConfig
 from wan.geometry import Geometry, Span
@@ -80,7 +83,7 @@ class RolloutSource(Generating):
         """Rolls out one batch; `step` counts samples, so that generator and critic never share one."""
         config, index = self.config, self.index(step) if index is None else index
         clips, prompts = self.rows(index, rng)
-        condition = roles.condition(prompts)
+        condition = self.condition(roles, prompts, index, rng)
         spans = self.generation.spans(self.length(step, rng))
         given = [Chunk(spans[0], _cut(clips, config.given).to(roles.device), given=True)] if config.given else []
         made_spans = spans[len(given) :]
@@ -89,16 +92,25 @@ class RolloutSource(Generating):
         geometry = self.geometry(roles)
         noise = self.noise(step, index, geometry, rng)
         rollout = self.rollout(roles, geometry, dict(zip(made_spans, exits, strict=True)), spans[-1].stop)
+        rollout = replace(rollout, distance=draw_distance(self.generation.portrait, rng.shared(step, "distance")))
         with torch.set_grad_enabled(with_grad):
             state = rollout.start(len(prompts), max(len(span) for span in spans), spans[-1].stop)
             video = PlainExecutor(rollout).run(state, Fixed(condition), made_spans, noise, given)
             made = torch.cat([chunk.latents for chunk in video], 1)
-        latents, mask = loss_window(made, config.loss_frames, roles.vae, len(spans[0]))
+        latents, mask, scored = self.window(made, condition, roles, len(spans[0]))
         if given and mask is None:
             mask = torch.arange(made.shape[1], device=made.device) >= config.given
         real = _cut(clips, latents.shape[1]).to(latents) if self.clips else None
-        scored = condition.cut(Span(made.shape[1] - latents.shape[1], made.shape[1]))
         return Sample(step, latents, scored, index, spans, prompts, mask, self.exit_range(exits, first), real=real)
+
+    def condition(self, roles, prompts: list[str], index, rng) -> Condition:
+        """Returns what the rollouts of these samples are conditioned on."""
+        return roles.condition(prompts)
+
+    def window(self, made: torch.Tensor, condition: Condition, roles, head: int):
+        """Returns (latents, mask or None, their condition) of what is scored of a rollout."""
+        latents, mask = loss_window(made, self.config.loss_frames, roles.vae, head)
+        return latents, mask, condition.cut(Span(made.shape[1] - latents.shape[1], made.shape[1]))
 
     def rows(self, index, rng) -> tuple[list[torch.Tensor], list[str]]:
         """Returns (real clips, prompts) of samples by their numbers in the run; no clips without a folder of them."""
@@ -119,7 +131,14 @@ class RolloutSource(Generating):
         knobs, first = self.generation, total - self.config.loss_frames
         sampler = RandomExit(self.few_steps(), exits.__getitem__, lambda span: span.start >= first)
         return Rollout(
-            roles.generator, sampler, geometry, knobs.cache, knobs.context, training=True, device=roles.device
+            roles.generator,
+            sampler,
+            geometry,
+            knobs.cache,
+            knobs.context,
+            training=True,
+            device=roles.device,
+            portrait=knobs.portrait,
         )
 
 

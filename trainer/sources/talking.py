@@ -7,11 +7,13 @@ from dataclasses import replace
 import torch
 
 from model.base import Sample
-from trainer.sources.config import TalkingConfig
-from trainer.sources.latents import Source, check_length
+from trainer.sources.config import TalkingConfig, TalkingRolloutConfig
+from trainer.sources.latents import Source, check_length, epoch_row
+from trainer.sources.rollout import RolloutSource
 from utils.data.talking import FEATURES_PER_FRAME, TalkingClip, TalkingFolder
 from wan.condition import FEATURES_HEARD, Condition
 from wan.generation import GenerationConfig
+from wan.geometry import Span
 
 BEFORE = -(-(FEATURES_HEARD - FEATURES_PER_FRAME) // FEATURES_PER_FRAME)  # latent frames that a first frame also hears
 MOTION_FRAMES = 19
@@ -62,6 +64,32 @@ class Talking(Source):
         frames = torch.arange(self.config.frames)
         late = frames >= self.spans[-1].start
         return torch.stack([late if start else torch.ones_like(late) for start in starts])
+
+
+class TalkingRollout(RolloutSource):
+    """Rollouts of the generator on the texts, portraits and sounds of talking clips, from their start on."""
+
+    clips: TalkingFolder
+
+    def __init__(self, config: TalkingRolloutConfig, generation: GenerationConfig):
+        self.config, self.generation = config, generation
+        self.clips, self.prompts = TalkingFolder(config.clips, config.on_bad), []
+        check_length(config.clips, self.clips.shortest, config.frames_max or config.frames)
+
+    def condition(self, roles, prompts: list[str], index, rng) -> Condition:
+        """Returns text, portrait and sound of these samples' clips."""
+        clips = [self.clips.clip(epoch_row(i, len(self.clips), rng)) for i in index]
+        frames = self.config.frames_max or self.config.frames
+        return portrait_and_sound(
+            roles.condition(prompts), clips, [0] * len(clips), frames, self.generation, past=False
+        )
+
+    def window(self, made: torch.Tensor, condition: Condition, roles, head: int):
+        """Returns what is scored: the last latents, with those before them as their motion; all of them count."""
+        first = made.shape[1] - self.config.loss_frames
+        scored = condition.cut(Span(first, made.shape[1]))
+        motion = torch.cat((condition.motion, made[:, :first].detach()), 1)[:, -MOTION_FRAMES:]
+        return made[:, first:], None, replace(scored, motion=motion)
 
 
 def portrait_and_sound(
