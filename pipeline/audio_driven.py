@@ -10,6 +10,7 @@ recache may ask for them.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -18,16 +19,19 @@ import torch
 from pipeline.bundle import ModelBundle
 from pipeline.causal import Causal
 from pipeline.config import AudioDrivenConfig
-from pipeline.rollout import Chunk
-from pipeline.state import RolloutState
+from pipeline.rollout import Chunk, guided
+from pipeline.sampler import sample
+from pipeline.state import Committed, RolloutState
 from pipeline.track import Fixed, Track
 from wan.audio.features import FeatureStream, stack_speakers
 from wan.audio.motion import MOTION_FRAMES
 from wan.codec.base import StreamingDecoder
 from wan.codec.still import PrimedDecoder, steady_latent
 from wan.condition import FEATURES_HEARD, FEATURES_PER_FRAME, Condition
+from wan.context import Full
 from wan.generation import GenerationConfig
 from wan.geometry import Span
+from wan.ledger import CacheConfig
 
 BEFORE = -(-(FEATURES_HEARD - FEATURES_PER_FRAME) // FEATURES_PER_FRAME)  # latent frames that a first frame also hears
 
@@ -41,10 +45,16 @@ class Voice:
 
 
 class AudioTrack(Track):
-    """Another track's condition with portrait and sound. streams: of each video, of each of its speakers."""
+    """Another track's condition with portrait and sound. streams: of each video, of each of its speakers.
 
-    def __init__(self, inner: Track, streams: Sequence[Sequence[FeatureStream]], portrait: dict, generation):
+    piece: latent frames whose sound is heard together, as the model was trained; what is longer is heard in pieces.
+    """
+
+    def __init__(
+        self, inner: Track, streams: Sequence[Sequence[FeatureStream]], portrait: dict, generation, piece: int
+    ):
         self.inner, self.streams, self.portrait, self.generation = inner, streams, portrait, generation
+        self.piece = piece
         self._first: torch.Tensor | None = None  # latent frame of the video, once it is made
         self._features: dict[int, torch.Tensor] = {}  # of each chunk, by its start
         window = generation.cache.window_frames
@@ -54,8 +64,7 @@ class AudioTrack(Track):
         """Returns the condition of a chunk: text in force, portrait, and the sound from as far back as is asked for."""
         base = self.inner.at(span)
         if span.start not in self._features:
-            first, last = span.start * FEATURES_PER_FRAME, span.stop * FEATURES_PER_FRAME
-            self._features[span.start] = torch.cat([stack_speakers(own, first, last) for own in self.streams])
+            self._features[span.start] = torch.cat([self._hear(own, span) for own in self.streams])
         if self._reach is not None:
             kept = {start: f for start, f in self._features.items() if self._stop(start, f) > span.start - self._reach}
             self._features = kept
@@ -64,6 +73,12 @@ class AudioTrack(Track):
         chunk = self.generation.audio_chunk
         parts = {**self.portrait, "audio": audio, "audio_start": starts[0], "audio_chunk": chunk}
         return replace(base, **parts, **self._refreshed(span))
+
+    def _hear(self, streams: Sequence[FeatureStream], span: Span) -> torch.Tensor:
+        """Returns the features [1, A, P, L, C] of a span of one video."""
+        borders = [*range(span.start, span.stop, self.piece), span.stop]
+        pieces = [(a * FEATURES_PER_FRAME, b * FEATURES_PER_FRAME) for a, b in itertools.pairwise(borders)]
+        return torch.cat([stack_speakers(streams, a, b) for a, b in pieces], 2)
 
     def note(self, chunk: Chunk) -> None:
         """Takes the video's first latent frame, which may become its reference."""
@@ -86,7 +101,8 @@ class AudioTrack(Track):
 
 def audio_driven(config: AudioDrivenConfig, generation, bundle: ModelBundle, sampler, geometry, seed: int = 0):
     """Returns the pipeline of an `AudioDrivenConfig`."""
-    return AudioDriven(config, generation, bundle, sampler, geometry, seed)
+    made = AudioClips if config.clip_frames else AudioDriven
+    return made(config, generation, bundle, sampler, geometry, seed)
 
 
 class AudioDriven(Causal):
@@ -94,7 +110,8 @@ class AudioDriven(Causal):
 
     def __init__(self, config, generation: GenerationConfig, bundle: ModelBundle, sampler, geometry, seed: int = 0):
         super().__init__(generation, bundle, sampler, geometry, seed)
-        self.config, self.geometry, self.hears = config, geometry, bundle.hear(config.encoder)
+        self.config, self.geometry, self.sampler, self.piece = config, geometry, sampler, generation.chunk
+        self.hears = bundle.hear(config.encoder)
 
     @torch.no_grad()
     def voice(
@@ -111,7 +128,8 @@ class AudioDriven(Causal):
             portrait["speakers"] = masks[:, :, None].to(reference)
         streams = [[FeatureStream(self.hears, sound, self.config.audio, fps) for sound in own] for own in sounds]
         track = condition if isinstance(condition, Track) else Fixed(condition)
-        return Voice(AudioTrack(track, streams, portrait, self.generation), PrimedDecoder(self.bundle.decoder, still))
+        made = AudioTrack(track, streams, portrait, self.generation, self.piece)
+        return Voice(made, PrimedDecoder(self.bundle.decoder, still))
 
     def length(self, avatar, fps: float, most: float = 0.0) -> int:
         """Returns the latent frames, in whole chunks, that last as long as the longest sound, or `most` seconds."""
@@ -126,3 +144,27 @@ class AudioDriven(Causal):
         for chunk in chunks:
             track.note(chunk)
             yield chunk
+
+
+class AudioClips(AudioDriven):
+    """Clips one after another, each as a whole: every frame sees every other, and the latents before as its motion."""
+
+    def __init__(self, config, generation: GenerationConfig, bundle: ModelBundle, sampler, geometry, seed: int = 0):
+        whole = replace(generation, chunk=config.clip_frames, first_chunk=0, cache=CacheConfig(config.clip_frames))
+        super().__init__(config, whole, bundle, sampler, geometry, seed)
+        self.piece = generation.chunk
+
+    @torch.no_grad()
+    def generate(self, condition, noise, batch: int, total: int, given=None, state: RolloutState | None = None):
+        """Yields the clips. state: its latest latents are the motion of the next clip."""
+        state = self.start(batch, total) if state is None else state
+        for span in [span for span in self.spans(total) if span.start >= state.next_frame]:
+            whole = condition.at(span)
+            past = [whole.motion, *(chunk.latents.to(whole.motion) for chunk in state.latest)]
+            own = replace(whole.cut(span), motion=torch.cat(past, 1)[:, -MOTION_FRAMES:])
+            predict = guided(self.bundle.denoiser, own, [Full(), Full()], self.sampler.guidance)
+            latents = sample(
+                self.sampler, noise(span, 0).to(self.bundle.device), predict, lambda k, span=span: noise(span, k)
+            )
+            state.remember(Committed(span, latents, (latents,)), MOTION_FRAMES)
+            yield Chunk(span, latents)

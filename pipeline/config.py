@@ -143,13 +143,15 @@ class BidirectionalConfig(Buildable):
 class AudioDrivenConfig(CausalConfig):
     """A portrait that talks: chunk by chunk, with the sound of each chunk's frames.
 
-    audio: how the sound is heard. encoder: a wav2vec2 folder, "" = the model's own.
+    audio: how the sound is heard. encoder: a wav2vec2 folder, "" = the model's own. clip_frames: 0 = chunk by chunk
+    over a cache; n = clips of n latent frames, each as a whole, the latents before it its motion (undistilled S2V).
     """
 
     consumer = "pipeline.audio_driven:audio_driven"
 
     audio: AudioConfig = field(default_factory=AudioConfig)
     encoder: str = file_path()
+    clip_frames: int = bounded(0, 0, LONGEST)
 
     def problems_with(self, config) -> Iterator[str]:
         """Yields other starts than a portrait."""

@@ -20,6 +20,7 @@ from utils.data.prompts import (
     with_start,
 )
 from utils.data.schedules import ScheduleLine, parse_switch_frames, read_schedules
+from utils.data.talk_list import is_talk_list, parse_files, read_talk_list
 from utils.digits.speaking import parse_talk
 from utils.digits.world import parse_prompt
 from utils.media.audio import FileSound
@@ -80,6 +81,8 @@ def read_requests(data, output, num_samples: int, suffix: str = "", refused: lis
 
     Errors: ValueError if there is no prompt, or a file cannot be read.
     """
+    if is_talk_list(data.path):
+        return _talks(data, output, num_samples, suffix)
     if data.i2v and not data.path:
         raise ValueError("image-to-video needs --data_path, a folder of images with captions")
     if data.prompt:
@@ -105,6 +108,15 @@ def read_requests(data, output, num_samples: int, suffix: str = "", refused: lis
     return _requests([(line, None) for line in _started(lines, data)], data, output, num_samples, suffix)
 
 
+def _talks(data, output, num_samples: int, suffix: str) -> list[Request]:
+    """Returns the requests of a list of talking videos; what a line's samples share is all but their noise."""
+    talks = read_talk_list(data.path)
+    lines = [PromptLine(talk.name or talk.prompt, talk.line, extended=talk.prompt) for talk in talks]
+    made = _requests([(line, None) for line in lines], data, output, num_samples, suffix)
+    avatars = {talk.line - 1: Avatar(talk.image, talk.audio, talk.masks) for talk in talks}
+    return [replace(request, avatar=avatars[request.index]) for request in made]
+
+
 def _started(lines: list[PromptLine], data) -> list[PromptLine]:
     """Returns the lines with the start files of the configuration."""
     for kind, path in (("image", data.start_image), ("video", data.start_video)):
@@ -115,9 +127,8 @@ def _started(lines: list[PromptLine], data) -> list[PromptLine]:
 
 def _requests(rows: Sequence[tuple[PromptLine, ScheduleLine | None]], data, output, num_samples: int, suffix: str):
     """Returns the requests of the rows."""
-    twice = repeated([line for line, _ in rows])
-    sounds = parse_sounds(data.audio)
-    avatar = Avatar(Path(data.image), sounds, parse_sounds(data.masks)) if data.image and sounds else None
+    twice, sounds = repeated([line for line, _ in rows]), parse_files(data.audio)
+    avatar = Avatar(Path(data.image), sounds, parse_files(data.masks)) if data.image and sounds else None
     return [
         Request(
             script.cues[0].text if script else line.prompt,
@@ -133,12 +144,6 @@ def _requests(rows: Sequence[tuple[PromptLine, ScheduleLine | None]], data, outp
         for line, script in rows
         for sample in range(num_samples)
     ]
-
-
-def parse_sounds(written: object) -> tuple[Path, ...]:
-    """Returns the files of `data.audio`: one, several in a list, or joined by + as Live-Avatar writes them."""
-    texts = written if isinstance(written, (list, tuple)) else str(written).split("+") if written else []
-    return tuple(Path(str(text).strip()).expanduser() for text in texts)
 
 
 def check_grammar(requests: Sequence[Request], spec_name: str) -> None:
