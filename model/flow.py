@@ -40,7 +40,9 @@ class FlowLoss:
         x0, noise = sample.latents, draw_noise(sample, rng)
         sigma = self.draw_sigma(sample, rng)
         x, clean = diffuse_noisy(self.schedule, x0, noise, sigma), self.clean_half(sample, rng, noise)
-        velocity = roles.generator(x, sigma, sample.condition, self.context(sample, roles.generator), clean)
+        has_portrait = sample.condition.reference is not None
+        context = self.context(sample, roles.generator.portrait_frames(sample.condition) if has_portrait else 0)
+        velocity = roles.generator(x, sigma, sample.condition, context, clean)
         error = (wide(velocity) - wide(noise - x0)).square().mean((2, 3, 4))
         weight = (sigma > 0).float()  # a clean frame has no velocity to learn
         if sample.frame_mask is not None:  # [B, F]: samples count alike, whatever the number of their frames that do
@@ -72,12 +74,11 @@ class FlowLoss:
         lengths = torch.tensor([len(s) for s in sample.spans])
         return sigma.repeat_interleave(lengths, 1).to(device)
 
-    def context(self, sample: Sample, generator):
-        """Returns what a frame may see in this mode."""
+    def context(self, sample: Sample, portrait_frames: int = 0):
+        """Returns what a frame may see in this mode; portrait_frames: of the tokens behind the video's."""
         if self.config.mode == "bidirectional":
             return Full()
-        pinned = generator.portrait_frames(sample.condition)
-        return masked_context(self.config.mode, sample.spans, self.generation.cache, pinned)
+        return masked_context(self.config.mode, sample.spans, self.generation.cache, portrait_frames)
 
     def clean_half(self, sample: Sample, rng, noise: torch.Tensor) -> RunInput | None:
         """Returns the clean half of teacher forcing, with some of the other half's noise if the knobs say so."""
