@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 
-from pipeline.config import ModelConfig
+from pipeline.config import ModelConfig, OffloadConfig
 from pipeline.trained import fetch
-from utils import hub
+from utils import hub, offload
 from utils.lora import inject_pairs
 from utils.parallel import ranks
+from utils.precision import check_float8, to_float8
 from wan.attention import dispatch
 from wan.audio.features import HiddenStates, load_hidden_states
 from wan.checkpoint.lora import LoraUpdate, add_tensors, combine, lora_file, merge_lora, read_lora
@@ -23,7 +24,7 @@ from wan.checkpoint.parts import Parts, find_parts, weight_files
 from wan.checkpoint.weights import Sizes, Weights, read_weights
 from wan.codec.base import Codec, StreamingDecoder, check_fit, resolve_device
 from wan.condition import Condition
-from wan.config import TextConfig, VAEConfig
+from wan.config import WIDE_LINEARS, TextConfig, VAEConfig
 from wan.denoiser import Denoiser, ExpertDenoiser
 from wan.encoders.prompts import PromptCache
 from wan.encoders.text import DTYPES
@@ -53,6 +54,7 @@ class ModelBundle:
     weights_hash: str
     decoder: StreamingDecoder | None = None
     files: dict[str, dict[str, Path]] = field(default_factory=dict)
+    offload: OffloadConfig = field(default_factory=OffloadConfig)
 
     def __post_init__(self):
         self._hearing: dict[Path, HiddenStates] = {}
@@ -132,6 +134,8 @@ def load_bundle(config: ModelConfig, vae: VAEConfig, text: TextConfig, decoder=N
     """
     device = torch.device("cuda", ranks.local_rank()) if torch.cuda.is_available() else torch.device("cpu")
     resolve_device("vae.device", vae.device, device)  # checked before any weight is read
+    if config.linears != "weights":
+        check_float8(device, config.linears == "fp8_rows")
     fetch([config.path, config.checkpoint, *(entry.path for entry in config.loras)])
     parts = find_parts(hub.resolve(config.path))
     experts = _choose_experts(config, parts)
@@ -144,10 +148,19 @@ def load_bundle(config: ModelConfig, vae: VAEConfig, text: TextConfig, decoder=N
     pixels = build_decoder(decoder, face, device)
     spec = _spec(config, sizes, len(networks), face)
     denoiser = networks[0] if len(networks) == 1 else family.experts(networks[0], networks[1], spec.boundary)
-    image = family.open_image(parts, sizes, dtype, device)
-    encoder = PromptCache(family.open_text(parts, sizes, text, device), CACHED_PROMPTS)
+    image, encoder = _encoders(config, family, parts, sizes, text, device)
     weights_hash, files = digest.hexdigest()[:12], _files(config, parts, experts)
-    return ModelBundle(spec, denoiser, face, encoder, image, device, dtype, weights_hash, pixels, files)
+    return ModelBundle(spec, denoiser, face, encoder, image, device, dtype, weights_hash, pixels, files, config.offload)
+
+
+def _encoders(config: ModelConfig, family, parts: Parts, sizes, text: TextConfig, device):
+    """Returns the encoders of pictures (or None) and of texts; with `offload.parts` they come to the device to work."""
+    at = torch.device("cpu") if config.offload.parts else device
+    image, encoder = family.open_image(parts, sizes, DTYPES[config.dtype], at), family.open_text(parts, sizes, text, at)
+    if config.offload.parts:
+        image = image and offload.Visiting(image, device)
+        encoder = encoder if text.device == "cpu" else offload.Visiting(encoder, device)
+    return image, PromptCache(encoder, CACHED_PROMPTS)
 
 
 def _files(config: ModelConfig, parts: Parts, experts: list[str]) -> dict[str, dict[str, Path]]:
@@ -178,6 +191,23 @@ def set_knobs(network: torch.nn.Module, config: ModelConfig) -> torch.nn.Module:
     network.precision = config.precision
     dispatch.apply(network, config.attention)
     return network.requires_grad_(False).eval()
+
+
+def set_linears(network: torch.nn.Module, config: ModelConfig) -> torch.nn.Module:
+    """Returns the network with the linears that `config` names: its own, or 8-bit ones (`utils.precision`)."""
+    if config.linears != "weights":
+        chosen = to_float8(network, WIDE_LINEARS, config.linears == "fp8_rows")
+        if ranks.rank() == 0:
+            logger.info("model.linears=%s: %d linears run in 8 bits", config.linears, len(chosen))
+    return network
+
+
+def place(denoiser: Denoiser, config: ModelConfig, device: torch.device) -> Denoiser:
+    """Returns the denoiser on its device, but for the blocks that `config` keeps in CPU memory."""
+    if not config.offload.blocks:
+        return denoiser.to(device)
+    offload.place(denoiser, "transformer.blocks", device)
+    return denoiser
 
 
 def _choose_experts(config: ModelConfig, parts: Parts) -> list[str]:
@@ -211,7 +241,10 @@ def _network(config: ModelConfig, parts: Parts, expert: str, digest, device, cho
     network = replace(weights, state={k: v.to(dtype) for k, v in state.items()}).build()
     if update.pairs and not config.lora_merge:
         inject_pairs(network, update.pairs)
-    return get_family(weights.spec).denoiser(set_knobs(network, config)).to(device)
+    if config.linears != "weights":
+        digest.update(f"linears {config.linears}".encode())  # other numbers than those of the weights' own dtype
+    network = set_linears(set_knobs(network, config), config)
+    return place(get_family(weights.spec).denoiser(network), config, device)
 
 
 def _read_loras(config: ModelConfig, weights: Weights, expert: str) -> LoraUpdate:

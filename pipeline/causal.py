@@ -43,6 +43,7 @@ class Causal:
             dtype=bundle.dtype,
             portrait=generation.portrait,
             distance=draw_distance(generation.portrait, Rng(seed)),
+            storage=bundle.offload.caches,
         )
         self.executor = PlainExecutor(self.rollout)
 

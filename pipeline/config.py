@@ -21,13 +21,14 @@ from wan.attention.config import AttentionConfig
 from wan.audio.config import AudioConfig
 from wan.codec import DECODERS
 from wan.codec.config import VAEDecoderConfig
-from wan.config import BATCH, DTYPES, LARGEST_SIDE, LONGEST, PRECISIONS, Buildable, TextConfig, VAEConfig
+from wan.config import BATCH, DTYPES, LARGEST_SIDE, LINEARS, LONGEST, PRECISIONS, Buildable, TextConfig, VAEConfig
 from wan.family import published_specs
 from wan.generation import GenerationConfig
 
 DEFAULTS = Path(__file__).parent.parent / "configs" / "default_config.yaml"
 SOLVERS = ("unipc", "dpm++", "euler")
 GRIDS = ("open", "table")
+CACHE_PLACES = ("device", "staged", "cpu")
 MOST_THREADS = 1024
 FASTEST = 1000  # frames per second
 OLD_KEYS = OldKeys(
@@ -77,6 +78,24 @@ class MultiStepConfig(Buildable):
 
 
 @dataclass
+class OffloadConfig:
+    """What lies in CPU memory while it does not work; a video's bits do not depend on it. On a CPU it changes nothing.
+
+    caches: device = a ring for each step and branch, one contiguous memory | staged = pinned runs once for all steps,
+    and one layer at a time laid out for its attention | cpu = the same with keys and values in CPU memory, fetched a
+    layer ahead.
+    """
+
+    parts: bool = False  # encoders of text and picture, after use
+    blocks: bool = False  # the transformer's blocks: at most three are on the GPU
+    caches: str = "device"  # device | staged | cpu
+
+    def problems(self) -> Iterator[str]:
+        if self.caches not in CACHE_PLACES:
+            yield f"model.offload.caches is {self.caches!r}; write one of {CACHE_PLACES}"
+
+
+@dataclass
 class ModelConfig:
     """Which model. path: a directory (official, diffusers or ours) or a hub name; spec: its name where
     the folder does not tell; checkpoint: other weights for its transformer; lora: changes of these (`pipeline.lora`),
@@ -91,6 +110,8 @@ class ModelConfig:
     lora_alpha: float = bounded(0.0, 0, 1e6)  # 0 = as each file says, and the rank where it says nothing
     dtype: str = "bf16"  # fp32 | bf16
     precision: str = "weights"  # weights | upstream (fp32 modulation and head, for undistilled Wan weights)
+    linears: str = "weights"  # weights (as they are) | fp8 (e4m3, a scale per tensor, as published) | fp8_rows
+    offload: OffloadConfig = field(default_factory=OffloadConfig)
     attention: AttentionConfig = field(default_factory=AttentionConfig)
 
     def __post_init__(self):
@@ -105,6 +126,16 @@ class ModelConfig:
     def problems(self) -> Iterator[str]:
         if self.dtype not in DTYPES or self.precision not in PRECISIONS:
             yield f"model.dtype must be one of {DTYPES}, model.precision one of {PRECISIONS}"
+        if self.linears not in LINEARS:
+            yield f"model.linears is {self.linears!r}; write one of {LINEARS}"
+        elif self.linears != "weights":
+            if self.dtype != "bf16":
+                yield f"model.linears={self.linears} runs in bf16; write model.dtype=bf16 instead of {self.dtype}"
+            if not self.lora_merge and not any(collect_error(parse_loras, self.lora)) and self.loras:
+                yield (
+                    f"model.linears={self.linears} takes a LoRA only in the weights, and {self.loras[0].path} runs "
+                    "next to them; write model.lora_merge=true"
+                )
         if self.spec and self.spec not in published_specs():
             yield f"model.spec {self.spec!r} is unknown; write one of {sorted(published_specs())}"
         yield from collect_error(parse_loras, self.lora)

@@ -16,6 +16,7 @@ import torch
 
 from pipeline.sampler import Sampler
 from pipeline.state import RECACHE_INCOMPLETE, Committed, RolloutState, portrait_key
+from utils.offload import copier
 from utils.rng import Rng
 from wan.cache import CacheShape, Chunks, KVCache, Ring
 from wan.condition import Condition
@@ -25,6 +26,7 @@ from wan.generation import ContextConfig, PortraitConfig
 from wan.geometry import Geometry, Span
 from wan.ledger import CacheConfig, Ledger
 from wan.schedule import Schedule
+from wan.staging import Staged
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Rollout:
     """The knobs of causal generation.
 
     training=True keeps keys in `Chunks` (gradients, no ring). dtype: of the caches; by default that of the weights.
+    storage: `model.offload.caches`, of the keys of a generation; it changes where they lie, no bit of the video.
     distance(span, k) -> latent frames from a chunk's start to the reference at step k, where a portrait is pinned; by
     default the most that `portrait` allows.
     noise(span, k) -> [B, F, C, h, w] normal noise: k = 0 starts the chunk, k >= 1 re-noises before step k, k = -1 is
@@ -75,6 +78,7 @@ class Rollout:
     dtype: torch.dtype | None = None
     portrait: PortraitConfig = field(default_factory=PortraitConfig)
     distance: Callable[[Span, int], int] | None = None
+    storage: str = "device"
 
     @property
     def same_step(self) -> bool:
@@ -220,14 +224,17 @@ class Rollout:
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
-    def _cache(self, batch: int, chunk_frames: int, max_frames: int | None) -> Ring | Chunks:
+    def _cache(self, batch: int, chunk_frames: int, max_frames: int | None) -> KVCache:
         """Returns an empty cache."""
         spec, heads = self.denoiser.spec, self.denoiser.cache_heads
         shape = CacheShape(spec.num_layers, batch, heads, spec.head_dim, self.geometry.frame_tokens)
         ledger = Ledger(self.cache, chunk_frames, max_frames, self.denoiser.pinned_runs(self.geometry.grid))
         if self.training:
             return Chunks(ledger, shape)
-        return Ring(ledger, shape, self.device, self.dtype or next(self.denoiser.parameters()).dtype)
+        dtype = self.dtype or next(self.denoiser.parameters()).dtype
+        if self.storage == "device":
+            return Ring(ledger, shape, self.device, dtype)
+        return Staged(ledger, shape, copier(self.device), self.device, dtype, at_home=self.storage == "cpu")
 
 
 def draw_distance(portrait: PortraitConfig, rng: Rng) -> Callable[[Span, int], int]:

@@ -111,7 +111,7 @@ class Block(nn.Module):
     @property
     def _half(self) -> torch.dtype:
         """Dtype of the projections, which may be narrower than the residual stream."""
-        return self.ffn[0].weight.dtype
+        return self.ffn[0].bias.dtype  # of bf16 networks with 8-bit weights too
 
     def _norm3(self, x: torch.Tensor) -> torch.Tensor:
         """norm3 in the dtype of x: its weights follow when the residual stream is wider."""

@@ -211,12 +211,7 @@ class Ring(KVCache):
 
     def key_runs(self, plan: Plan, own: Run) -> tuple[Run, ...]:
         """Returns the token runs of what `write` returns, in its physical order; own: the run of the pass."""
-        by_slot = list(zip(plan.slots, plan.read_positions, strict=True))
-        if plan.recache:
-            by_slot += [(slot, plan.positions[index]) for index, slot in plan.writes]
-        scratch = replace(own, times=tuple(plan.positions[i] for i in plan.scratch))
-        slots = replace(own, times=tuple(position for _, position in sorted(by_slot)))
-        return tuple(run for run in (scratch, *plan.pinned, slots) if run.num_frames)
+        return ring_runs(plan, own)
 
     def pin(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
         """Writes the keys, not rotated, and values [B, P, N, E] of the pinned runs."""
@@ -355,6 +350,16 @@ class Chunks(KVCache):
         other._pinned = [pair and (change(pair[0]), change(pair[1])) for pair in self._pinned]
         other._own = [None] * self.shape.num_layers
         return other
+
+
+def ring_runs(plan: Plan, own: Run) -> tuple[Run, ...]:
+    """Returns the token runs of scratch, pinned runs and slots, in their physical order; own: the run of the pass."""
+    by_slot = list(zip(plan.slots, plan.read_positions, strict=True))
+    if plan.recache:
+        by_slot += [(slot, plan.positions[index]) for index, slot in plan.writes]
+    scratch = replace(own, times=tuple(plan.positions[i] for i in plan.scratch))
+    slots = replace(own, times=tuple(position for _, position in sorted(by_slot)))
+    return tuple(run for run in (scratch, *plan.pinned, slots) if run.num_frames)
 
 
 def _runs(writes, unit: int):

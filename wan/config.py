@@ -12,6 +12,15 @@ from utils.bounds import bounded
 ROUNDINGS = ("none", "integer", "table")
 PRECISIONS = ("weights", "upstream")
 DTYPES = ("fp32", "bf16")
+LINEARS = ("weights", "fp8", "fp8_rows")
+# Parts of the names of the linears that `model.linears` leaves alone: they run once a pass, in fp32 where published.
+WIDE_LINEARS = (
+    "text_embedding",
+    "time_embedding",
+    "time_projection",
+    "head.head",
+    "casual_audio_encoder.encoder.final_linear",
+)
 TOP = 1000  # of the published step lists
 
 LONGEST = 1_000_000  # latent, of a video: days; more is a mistake, and its chunks would fill the memory

@@ -55,7 +55,7 @@ def video_settings(config: InferConfig) -> dict:
     places = (("vae", "device"), ("text", "device"))
     for section, name in (("output", "folder"), ("output", "sheet"), ("data", "keep_going"), *places):
         del tree[section][name]
-    del tree["threads"], tree["verify_archives"]
+    del tree["threads"], tree["verify_archives"], tree["model"]["offload"]
     return tree
 
 
@@ -145,6 +145,8 @@ def sidecar_changes(path: Path, request: Request, config: InferConfig) -> dict[s
     before: dict[str, Any] = {"prompt": None, "seed": None, "start": None} | facts
     if isinstance(before.get("asked"), dict) and isinstance(before["asked"].get("config"), dict):
         before["asked"] |= {"config": rename(before["asked"]["config"], old_keys(before["asked"]["config"]))}
+        if isinstance(model := before["asked"]["config"].get("model"), dict):
+            model.setdefault("linears", "weights")  # of videos from before there was a choice
     now: dict[str, Any] = {"prompt": request.prompt, "seed": get_seed(request, config)}
     now |= {"start": str(request.start) if request.start else None, "asked": requested_facts(request, config)}
     if request.script:

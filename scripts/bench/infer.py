@@ -18,10 +18,11 @@ import torch
 
 import wan.context
 from pipeline.batch.request import KeyedNoise, Request
-from pipeline.bundle import ModelBundle, build_decoder, load_bundle, set_knobs
+from pipeline.bundle import ModelBundle, build_decoder, load_bundle, place, set_knobs, set_linears
 from pipeline.executor import PlainExecutor
 from utils.counter import OTHER, CopiedBytes, count_allocations
 from utils.media.image import to_uint8
+from utils.precision import check_float8
 from utils.rng import Rng
 from wan.attention import dispatch
 from wan.attention.call import AttentionCall
@@ -55,7 +56,10 @@ def build_kit(config, random_weights: bool, layers: int | None, device: torch.de
     torch.manual_seed(config.seed)
     with torch.device(device):
         network = draw_zeros(get_family(spec.transformer).network(spec.transformer))
-    denoiser = get_family(spec.transformer).denoiser(set_knobs(network.to(dtype), config.model))
+    if config.model.linears != "weights":
+        check_float8(device, config.model.linears == "fp8_rows")
+    network = set_linears(set_knobs(network.to(dtype), config.model), config.model)
+    denoiser = place(get_family(spec.transformer).denoiser(network), config.model, device)
     folder = Path(config.model.path)
     path = find_parts(folder).vae if folder.is_dir() else None
     model = load_vae(path) if path else build_vae(VAE_CONFIGS[VAE_FAMILY[spec.vae_file]], device)
@@ -63,6 +67,7 @@ def build_kit(config, random_weights: bool, layers: int | None, device: torch.de
     vae = StreamingVAE(model.requires_grad_(False), config.vae).eval().to(device)
     decoder = build_decoder(config.decoder, vae, device)
     bundle = ModelBundle(spec, denoiser, vae, None, None, device, dtype, "random", decoder)
+    bundle.offload = config.model.offload
     return bundle, f"random, VAE {path or 'random'}"
 
 

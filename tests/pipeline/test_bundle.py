@@ -10,11 +10,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.bundle import DTYPES, load_bundle
-from pipeline.config import ModelConfig
-from tests import digits_fixture
+from pipeline.causal import Causal
+from pipeline.config import FewStepConfig, ModelConfig, OffloadConfig
+from tests import digits_fixture, tiny
 from utils.config.field import check
 from wan.config import TextConfig, VAEConfig
+from wan.generation import GenerationConfig, StepsConfig
 from wan.geometry import Geometry
+from wan.ledger import CacheConfig
 
 
 @pytest.fixture(scope="module")
@@ -144,3 +147,54 @@ def test_the_dtype_is_that_of_the_weights(folder, dtype):
 def test_wrong_knobs_are_refused(wrong, words):
     with pytest.raises(ValueError, match=words):
         check(ModelConfig(**wrong))
+
+
+def test_eight_bit_linears_are_other_weights_and_never_silent(folder, caplog):
+    plain, narrow, rows = (bundle(folder, dtype="bf16", linears=kind) for kind in ("weights", "fp8", "fp8_rows"))
+    assert len({b.weights_hash for b in (plain, narrow, rows)}) == 3
+    kinds = [type(b.denoiser.transformer.blocks[0].ffn[0]).__name__ for b in (plain, narrow, rows)]
+    assert kinds == ["Linear", "Float8Linear", "Float8Linear"]
+    assert isinstance(narrow.denoiser.transformer.head.head, torch.nn.Linear)
+
+
+def test_a_device_without_eight_bits_is_told_before_weights_are_read(folder, monkeypatch):
+    def refuse(*_, **__):
+        raise RuntimeError("only for compute capability 8.9 or more")
+
+    monkeypatch.setattr(torch, "_scaled_mm", refuse)
+    monkeypatch.setattr("pipeline.bundle.find_parts", lambda *_: pytest.fail("weights were looked for"))
+    with pytest.raises(ValueError, match=r"no 8-bit product.*8\.9.*model\.linears=weights"):
+        bundle(folder, dtype="bf16", linears="fp8")
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ({"linears": "int8"}, "write one of"),
+        ({"linears": "fp8", "dtype": "fp32"}, "model.dtype=bf16"),
+        ({"linears": "fp8", "dtype": "bf16", "lora": "style.safetensors"}, "style.safetensors runs next to them"),
+        ({"offload": OffloadConfig(caches="disk")}, "model.offload.caches is 'disk'"),
+    ],
+)
+def test_knobs_that_cannot_be_are_told(model, words):
+    config = ModelConfig(**model)
+    assert any(words in problem for problem in [*config.problems(), *config.offload.problems()])
+    merged = ModelConfig(linears="fp8", lora="style.safetensors", lora_merge=True)
+    assert not [*merged.problems()]
+
+
+def test_offloaded_parts_make_the_same_video(folder):
+    """Encoders that visit, blocks that take turns, caches in CPU memory: the same bits, here with the CPU as device."""
+    videos = []
+    for offload in (OffloadConfig(), OffloadConfig(True, True, "cpu"), OffloadConfig(caches="staged")):
+        loaded = bundle(folder, offload=offload)
+        knobs = GenerationConfig(steps=StepsConfig([1000, 500]), cache=CacheConfig(6, 1))
+        pipeline = Causal(knobs, loaded, FewStepConfig().build(knobs.steps), Geometry.of(loaded.spec, 0, 0))
+        condition = loaded.condition(["a red three moves left"], None)
+        noise = tiny.noise(geometry=pipeline.rollout.geometry)
+        made = list(pipeline.generate(condition, noise, 1, 12))
+        videos.append(torch.cat([chunk.latents for chunk in made], 1))
+    assert torch.equal(videos[0], tiny.healthy(videos[1])) and torch.equal(videos[0], videos[2])
+    assert type(loaded.text.encoder).__name__ == "TextEncoder"
+    offloaded = bundle(folder, offload=OffloadConfig(parts=True))
+    assert type(offloaded.text.encoder).__name__ == "Visiting" and offloaded.text.find_cut("a") is None

@@ -76,7 +76,11 @@ def test_the_names_of_facts_stay(tmp_path):
     assert "start" not in plain and "switches" not in plain
 
 
-@pytest.mark.parametrize("knob", ["output.folder=x", "output.sheet=false", "threads=2", "vae.device=cpu"])
+@pytest.mark.parametrize(
+    "knob",
+    ["output.folder=x", "output.sheet=false", "threads=2", "vae.device=cpu"]
+    + ["model.offload.parts=true", "model.offload.blocks=true", "model.offload.caches=cpu"],
+)
 def test_what_changes_no_video_is_no_fact(tmp_path, knob):
     before, now = load_config(), load_config(knob)
     assert before != now
@@ -122,6 +126,19 @@ def test_sidecar_changes_are_named_with_the_recorded_value(tmp_path):
     later = replace(LINE, cues=(Cue("a", Moment(4, FRAME)), Cue("c", None)))
     changes = sidecar_changes(path, replace(SCHEDULED, script=later), config)
     assert changes == {"asked.ends.0": "latent frame 3", "prompts.1": "b"}
+
+
+def test_eight_bit_linears_are_a_fact(tmp_path):
+    """Also against a video from before there was a choice."""
+    before, now = (load_config("model.dtype=bf16", *more) for more in ((), ("model.linears=fp8",)))
+    facts = write_sidecar(tmp_path / "a.json", PLAIN, before)
+    wanted = {"asked.config.model.linears": "weights"}
+    assert sidecar_changes(tmp_path / "a.json", PLAIN, now) == wanted
+    del facts["asked"]["config"]["model"]["linears"]
+    write_json(tmp_path / "a.json", facts)
+    assert sidecar_changes(tmp_path / "a.json", PLAIN, now) == wanted
+    assert sidecar_changes(tmp_path / "a.json", PLAIN, before) == {}
+    assert resume_facts(before, "", [PLAIN], (), 6) != resume_facts(now, "", [PLAIN], (), 6)
 
 
 def test_resume_facts_tell_videos_apart(tmp_path):
