@@ -1,6 +1,7 @@
-"""Estimates the memory of one GPU in a DMD training, from sizes alone; prints the sum line by line.
+"""Estimates the memory of one GPU in a DMD training or of an avatar, from sizes alone; prints the sum line by line.
 
     python scripts/estimate_memory.py                          # the table of docs/training.md, with the arithmetic
+    python scripts/estimate_memory.py avatar                   # that of docs/avatar.md: S2V 14B on 1 to 5 GPUs
     python scripts/estimate_memory.py --student t2v-14B --teacher t2v-14B --ranks 8 --sequence 8
 
 Nothing is run. Counted: weights, gradients, optimiser and average as `utils/parallel/fsdp.py` holds them, the gathered
@@ -52,16 +53,22 @@ class Case:
 def main(arguments: list[str] | None = None) -> int:
     """Prints one case, or writes the table's record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", nargs="?", choices=("training", "avatar"), default="training")
     parser.add_argument("--student", help="t2v-1.3B, t2v-14B, ... (default: the table's cases)")
     parser.add_argument("--teacher", default="t2v-14B")
     parser.add_argument("--ranks", type=int, default=8)
     parser.add_argument("--sequence", type=int, default=1, help="ranks that share one sample")
     parser.add_argument("--lora", action="store_true", help=f"adapters of rank {LORA_RANK} on student and critic")
     parser.add_argument("--whole_text", action="store_true", help="layout.shard_text=false")
-    parser.add_argument("--output", type=Path, default=Path("docs/results/memory.json"))
+    parser.add_argument("--output", type=Path, help="default: docs/results/memory.json, memory_avatar.json")
     flags = parser.parse_args(arguments)
     from utils.atomic import write_json
 
+    flags.output = flags.output or Path("docs/results") / (
+        "memory_avatar.json" if flags.kind == "avatar" else "memory.json"
+    )
+    if flags.kind == "avatar":
+        return avatar(flags)
     check(flags)
     if not flags.student:
         check_output(flags.output)
@@ -80,6 +87,24 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"  {rows[-1]['total']:8.2f} GB  sum")
     if not flags.student:
         write_json(flags.output, {"command": "python scripts/estimate_memory.py", "rows": rows})
+    return 0
+
+
+def avatar(flags: argparse.Namespace) -> int:
+    """Prints and writes the rows of an avatar's generation. Errors: ValueError for flags of a training."""
+    if flags.student or flags.lora or flags.whole_text:
+        raise ValueError("avatar has layouts of its own; leave out --student, --lora and --whole_text")
+    from scripts.measure.avatar_memory import rows
+    from utils.atomic import write_json
+
+    check_output(flags.output)
+    made = rows()
+    for row in made:
+        print(f"\n{row['what']}, {row['card']}, {row['GPU']}   {row['knobs']}")
+        for part in row["parts"]:
+            print(f"  {part['GB']:8.2f} GB  {part['what']}: {part['sum']}")
+        print(f"  {row['total']:8.2f} GB  sum: {'fits' if row['fits'] else 'does not fit'}")
+    write_json(flags.output, {"command": "python scripts/estimate_memory.py avatar", "rows": made})
     return 0
 
 

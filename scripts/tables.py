@@ -22,7 +22,7 @@ from utils.door import door
 from utils.json_reader import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "docs/results.md", "docs/training.md", "docs/migrate.md")
+PAGES = ("README.md", "docs/results.md", "docs/training.md", "docs/migrate.md", "docs/avatar.md")
 BLOCK = re.compile(r"(<!-- table:([\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 SHOWN = ("digit", "colour", "direction", "speed", "consistency", "identity", "area")
 
@@ -192,6 +192,25 @@ COMMANDS = {
     "benchmark_endless_digits": "python scripts/benchmark.py endless --config_path configs/infer/digits_few_step.yaml "
     "--name digits generation.cache.window_frames=12 generation.cache.sink_frames=3"
 }
+
+
+def avatar_memory(name: str) -> str:
+    """Returns `avatar_memory`: GB of each GPU of an avatar, as scripts/estimate_memory.py avatar sums them."""
+    rows = record("memory_avatar")["rows"]
+    shown = ["weights", "keys and values", "pinned runs", "others"]
+    lines = table_head(["GPUs", "this one holds", *shown, "GB", "card", "knobs"])
+    for row in rows:
+        sizes = dict.fromkeys(shown, 0.0)
+        for part in row["parts"]:
+            sizes[part["what"] if part["what"] in sizes else "others"] += part["GB"]
+        verdict = row["card"] if row["fits"] else f"more than {row['card']}"
+        knobs = f"`{row['knobs']}`"
+        lines.append(
+            table_row([row["what"], row["GPU"], *map("{:.1f}".format, [*sizes.values(), row["total"]]), verdict, knobs])
+        )
+    return "\n".join(lines)
+
+
 EXPERIMENTS = {**objectives_results.TABLES, **long_results.TABLES}
 MAKERS = {
     "digits": digits,
@@ -201,6 +220,7 @@ MAKERS = {
     "benchmark": benchmark,
     "parity": parity,
     "memory": memory,
+    "avatar_memory": avatar_memory,
     "switches": switches,
     "keys": lambda name: import_module("scripts.migrate.table").keys(name),  # late: it loads torch
 }

@@ -11,10 +11,15 @@ CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_b
 
 def available() -> tuple[float, str]:
     """Returns (bytes, what they are of) that a process can have at most; (inf, "") where the system does not tell."""
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        return float(torch.cuda.mem_get_info()[1]), "the GPU"
+    if on_gpu():
+        return float(sys.modules["torch"].cuda.mem_get_info()[1]), "the GPU"
     return min(_limits(), default=(float("inf"), ""))
+
+
+def on_gpu() -> bool:
+    """Returns whether a model runs on a GPU: torch is loaded and has one."""
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.cuda.is_available()
 
 
 def _limits() -> list[tuple[float, str]]:

@@ -36,6 +36,8 @@ from pipeline.batch.writer import VideoBatchWriter, finished, sidecar, video_pat
 from pipeline.bundle import ModelBundle, load_bundle
 from pipeline.config import AudioDrivenConfig, InferConfig
 from pipeline.memory import check_memory
+from pipeline.config import InferConfig
+from pipeline.memory import advised, check_memory
 from pipeline.rollout import Chunk
 from pipeline.track import PromptSchedule
 from utils.claims import claimed, lock_path
@@ -84,8 +86,9 @@ def run(config: InferConfig) -> list[Path]:
         paths = [video_path(r, folder) for r in videos]
     else:
         check_memory(config)
-        made = Run(config, load_bundle(config.model, config.vae, config.text, config.decoder))
-        paths = made.writer(made.usable(groups, mine, refused))
+        with advised(config):
+            made = Run(config, load_bundle(config.model, config.vae, config.text, config.decoder))
+            paths = made.writer(made.usable(groups, mine, refused))
     if refused:
         lines = "\n".join(refused)
         raise ValueError(f"{len(paths)} videos are in {folder}; these lines of the script were left out:\n{lines}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -41,3 +42,36 @@ def test_the_recorded_table_is_what_the_script_says(tmp_path, capsys):
     assert json.loads((tmp_path / "memory.json").read_text()) == recorded
     message = capsys.readouterr().out
     assert all(f"{row['total']:8.2f} GB  sum" in message for row in recorded["rows"])
+
+
+def test_avatars_fit_as_their_arithmetic_says(tmp_path, capsys):
+    """Published sums at 704x384: weights 32.6 GB, a ring 10.4 GB, pinned runs 2.2 GB; fp8 16.65 GB."""
+    assert estimate_memory.main(["avatar", "--output", str(tmp_path / "avatar.json")]) == 0
+    written = json.loads((tmp_path / "avatar.json").read_text())
+    assert written == json.loads((ROOT / "docs/results/memory_avatar.json").read_text())
+    rows = {(row["what"], row["card"], row["GPU"]): row for row in written["rows"]}
+    verdicts = {key: row["fits"] for key, row in rows.items()}
+    rings = ("1 GPU, a ring for each step", "80 GB", "steps: 4")
+    assert not verdicts.pop(rings) and all(verdicts.values()), "copies of the portrait are what does not fit"
+    one = {part["what"]: part["GB"] for part in rows["1 GPU", "80 GB", "steps: 4"]["parts"]}
+    unit, layers = 44 * 24, 2 * 40 * 5120 * 2 / 1e9
+    assert one["weights"] == pytest.approx(2 * 16.295755609, abs=1e-3)
+    assert one["keys and values"] == pytest.approx(4 * 12 * unit * layers, abs=1e-3)
+    assert one["pinned runs"] == pytest.approx(2.5 * unit * layers, abs=1e-3)
+    assert one["working buffers"] == pytest.approx(14.5 * unit * layers / 40, abs=1e-3)
+    eight = {part["what"]: part["GB"] for part in rows["1 GPU, fp8", "48 GB", "steps: 4"]["parts"]}
+    assert eight["weights"] == pytest.approx(16.65, abs=0.01) and "keys and values" not in eight
+    assert capsys.readouterr().out.count("sum: fits") == len(verdicts)
+    for row in written["rows"]:
+        for part in row["parts"]:
+            assert evaluate(part["sum"]) / 1e9 == pytest.approx(part["GB"], rel=2e-3) or "blocks" in part["sum"], part
+
+
+def evaluate(arithmetic: str) -> float:
+    """Returns what a line of the arithmetic comes to."""
+    plain = re.sub(r"[A-Za-wyz]{2,}", "", arithmetic.partition(",")[0]).replace("x", "*").replace("  ", " ")
+    return eval(plain, {"__builtins__": {}})
+
+
+def test_an_avatar_has_no_student():
+    assert estimate_memory.main(["avatar", "--student", "t2v-14B"]) == 2
