@@ -8,14 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.bundle import set_linears
+from pipeline.bundle import load_bundle, set_linears
 from pipeline.config import ModelConfig
 from tests import tiny
 from utils import lora, precision
 from utils.precision import Float8Linear, relative_error, round_e4m3, to_float8
-from wan.config import WIDE_LINEARS
+from wan.config import WIDE_LINEARS, TextConfig, VAEConfig
 from wan.context import Full
 from wan.family import find_published, get_family
+from wan.geometry import Geometry
 
 # A normal e4m3 number has 3 bits behind its first: between two neighbours lies 1/8 of the power of two below them, so
 # rounding errs by (1/8) / sqrt(12) of it, which is that much of a value between 1 (all of it) and 2 (half).
@@ -144,3 +145,29 @@ def test_a_device_without_the_product_is_named(monkeypatch):
     monkeypatch.setattr(torch, "_scaled_mm", refuse)
     with pytest.raises(ValueError, match=r"cpu has no 8-bit product.*8\.9.*model\.linears=weights"):
         precision.check_float8("cpu")
+
+
+@pytest.mark.parametrize("kind", ["fp8", "fp8_rows"])
+def test_the_shipped_student_keeps_its_velocity(kind):
+    """At most 8 % rms over the noise levels that it runs at, of trained weights on normal noise."""
+    models = [
+        load_bundle(ModelConfig("assets/digits", linears=linears), VAEConfig(), TextConfig("fp32"))
+        for linears in ("weights", kind)
+    ]
+    x = tiny.draw("x", shape=(1, 9, *Geometry.of(models[0].spec, 0, 0).latent_shape(1)[1:])).bfloat16()
+    condition = models[0].condition(["a red three moves left"], None)
+    with torch.no_grad():
+        for sigma in (1.0, 0.9, 0.6):
+            wanted, made = (model.denoiser(x, sigma, condition, Full()) for model in models)
+            assert 1e-3 < relative_error(made, wanted) < 0.08
+
+
+def test_a_network_that_hears_runs_with_its_injectors_in_eight_bits():
+    wide = tiny.s2v_denoiser(dtype=torch.bfloat16)
+    narrow = set_linears(copy.deepcopy(wide), ModelConfig(linears="fp8"))
+    names = [name for name, m in narrow.named_modules() if isinstance(m, Float8Linear)]
+    assert len(names) == 2 * 10 + 2 * 4 + 2 and sum("audio_injector" in name for name in names) == 10
+    avatar, x = tiny.avatar(frames=3, dtype=torch.bfloat16), tiny.latents(3, geometry=tiny.S2V_GEOMETRY)
+    with torch.no_grad():
+        made, wanted = (model(x.bfloat16(), 0.7, avatar, Full()) for model in (narrow, wide))
+    assert made.dtype == torch.bfloat16 and 1e-3 < relative_error(made, wanted) < 0.2
