@@ -35,8 +35,6 @@ from pipeline.batch.start import image_pixels, speaker_masks, video_pixels
 from pipeline.batch.writer import VideoBatchWriter, finished, sidecar, video_path, why_unfinished, write_sheet
 from pipeline.bundle import ModelBundle, load_bundle
 from pipeline.config import AudioDrivenConfig, InferConfig
-from pipeline.memory import check_memory
-from pipeline.config import InferConfig
 from pipeline.memory import advised, check_memory
 from pipeline.rollout import Chunk
 from pipeline.track import PromptSchedule
