@@ -266,10 +266,10 @@ class Run:
         """Generates, decodes and writes one batch; returns its writer."""
         begin, plan = time.perf_counter(), self.plan(group[0])
         images, given = self.images(group), None
-        track, decoder = self.track(group, plan), self.bundle.decoder
+        track, decoder, sounds = self.track(group, plan), self.bundle.decoder, None
         if group[0].avatar:
             voice = self.voice(group, plan, track)
-            track, decoder = voice.track, voice.decoder
+            track, decoder, sounds = voice.track, voice.decoder, [r.avatar.play() for r in group]
         elif images is not None and self.bundle.joins_image:
             track = self.bundle.with_image(track, images, plan.geometry.pixel_frames(plan.total))
         else:
@@ -282,7 +282,9 @@ class Run:
             select_rows(self.noise, group, "noise"),
         )
         output = self.config.output
-        writer = VideoBatchWriter(decoder, group, wanted, output, self.bundle.spec.fps, plan.geometry, plan.total)
+        writer = VideoBatchWriter(
+            decoder, group, wanted, output, self.bundle.spec.fps, plan.geometry, plan.total, sounds
+        )
         needed = writer.may_save or (output.resume and snapshot_path(group, output.folder).is_file())
         resume_state = ResumeState(group, output.folder, self.facts(group, plan) if needed else {})
         resumed = resume_state.resume(writer, plan, track) if output.resume else None

@@ -35,8 +35,9 @@ SHEET_FRAMES = 8  # of each video
 class VideoFiles:
     """Holds the growing files of one video: its MP4, and on request its latents and a GIF."""
 
-    def __init__(self, path: Path, output, fps: float, latents: tuple[int, ...], mark: dict | None = None):
+    def __init__(self, path: Path, output, fps: float, latents: tuple[int, ...], mark: dict | None = None, sound=None):
         """path: without a suffix. latents: (F, C, h, w) of the video. mark: from an earlier `mark`, to append there.
+        sound: of the MP4, or None (see `utils.media.mp4`).
 
         Errors: ValueError if the files are not those of the mark.
         """
@@ -48,7 +49,7 @@ class VideoFiles:
         if not mark:
             for old in (half, names["gif"].with_suffix(".partial.gif")):  # of a run that was killed and wrote more
                 old.unlink(missing_ok=True)
-        self.video = VideoWriter(names["mp4"], fps, crf=output.crf, mark=mark.get("video"))
+        self.video = VideoWriter(names["mp4"], fps, crf=output.crf, mark=mark.get("video"), sound=sound)
         try:
             if output.gif:
                 self.gif = GifWriter(names["gif"], fps, mark.get("gif"))
@@ -113,14 +114,18 @@ class VideoBatchWriter:
         fps: float,
         geometry: Geometry,
         total: int,
+        sounds: Sequence | None = None,
     ):
-        """fps: of the model, used if `output.fps` is 0. geometry, total: size and latent frames of the videos."""
+        """fps: of the model, used if `output.fps` is 0. geometry, total: size and latent frames of the videos.
+        sounds: of each video, if they have any.
+        """
         self.decoder = Decoder(model, model.own_device)
         self.requests, self.wanted, self.output = list(requests), list(wanted), output
         self.fps, self.geometry, self.total = output.fps or fps, geometry, total
         self.rows = [row for row, wanted in enumerate(self.wanted) if wanted]
         self._write_seconds, self.num_frames, self.next_frame = 0.0, 0, 0
         self._files: dict[int, VideoFiles] = {}
+        self._sounds = list(sounds) if sounds else [None] * len(self.requests)
 
     @property
     def may_save(self) -> bool:
@@ -188,7 +193,8 @@ class VideoBatchWriter:
 
     def _open_files(self, row: int, mark: dict | None = None) -> VideoFiles:
         path = Path(self.output.folder) / self.requests[row].stem
-        return VideoFiles(path, self.output, self.fps, self.geometry.latent_shape(self.total), mark)
+        latents = self.geometry.latent_shape(self.total)
+        return VideoFiles(path, self.output, self.fps, latents, mark, self._sounds[row])
 
     def _due(self, chunk: Chunk) -> bool:
         """True if a save is due after this chunk; depends on the frame number only.

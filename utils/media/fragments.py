@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
+PICTURES = 1  # number of the track that holds them; sound is the second
 TRUN_FIELDS = (0x100, 0x200, 0x400, 0x800)  # of each sample: duration, size, flags, offset of its presentation
 
 
@@ -58,8 +59,8 @@ def index(found: list[Fragment]) -> bytes:
 
 
 def _fragment(offset: int, moof: bytes) -> Fragment:
-    inner = dict(_inner(moof, 8))
-    inner = dict(_inner(inner[b"traf"], 0))
+    tracks = [dict(_inner(content, 0)) for kind, content in _inner(moof, 8) if kind == b"traf"]
+    inner = next(track for track in tracks if struct.unpack_from(">I", track[b"tfhd"], 4)[0] == PICTURES)
     (start,) = struct.unpack_from(">Q" if inner[b"tfdt"][0] else ">I", inner[b"tfdt"], 4)
     run = inner[b"trun"]
     flags, count = struct.unpack_from(">II", run)

@@ -18,6 +18,7 @@ import numpy as np
 from utils.atomic import GrowingFile, explain_full_disk
 from utils.media.fragments import boxes, fragments, index
 from utils.media.image import check_frames, evenly_spaced
+from utils.media.sound_track import SoundTrack
 from utils.media.video import read_strip
 
 # An MP4 that is cut off stays playable, and stretches of one video can be put one behind the other.
@@ -35,12 +36,16 @@ class VideoWriter:
     however the frames are cut into chunks: one encoder thread, no time stamps or versions in the container.
     size: (H, W), by default that of the first frames. crf: 0 lossless .. 51; fps may be a fraction.
     mark: what `mark()` of an earlier writer with the same settings returned: the file is cut there and gone on with,
-    nothing is encoded again, and in the end it has the bytes of a video that was never cut off.
+    no picture is encoded again, and in the end it has the bytes of a video that was never cut off.
+    sound: samples at 48 kHz, one or two channels (utils/media/audio.py): an AAC track, taken from it as frames come;
+    silence where it has ended. It starts with the first frame.
     Errors: ValueError for no frames at all, odd or changing sizes, wrong arrays, a file that is not the marked one;
     OSError for a full disk.
     """
 
-    def __init__(self, path, fps: float, size=None, *, crf: int = 18, keep_partial=False, mark: dict | None = None):
+    def __init__(
+        self, path, fps: float, size=None, *, crf: int = 18, keep_partial=False, mark: dict | None = None, sound=None
+    ):
         self.path = Path(path)
         if self.path.suffix != ".mp4":
             raise ValueError(f"a video is written as .mp4, not as {self.path.name!r}")
@@ -50,6 +55,7 @@ class VideoWriter:
         self.fps, self.crf, self.keep_partial = Fraction(fps).limit_denominator(1001), crf, keep_partial
         self.size, self.num_frames, self._num_fragments, self._over = None, 0, 0, False
         self._file = self._container = self._stream = self._head = None
+        self._sound = None if sound is None else SoundTrack(sound, self.fps, REORDERED)
         if size is not None:
             self._set_size(size)
         if mark is not None:
@@ -83,6 +89,7 @@ class VideoWriter:
             raise ValueError(f"no frames were written to {self.path}; there is nothing to go on from")
         self._end_stretch()
         facts = {"frames": self.num_frames, "fragments": self._num_fragments, "size": list(self.size)}
+        facts |= {"sound_packets": self._sound.count} if self._sound else {}
         return facts | self._file.mark()
 
     def close(self) -> None:
@@ -140,6 +147,10 @@ class VideoWriter:
 
     def _go_on(self, mark: dict) -> None:
         self._set_size(mark["size"])
+        if bool(self._sound) != ("sound_packets" in mark):
+            raise ValueError(f"{self.partial} was begun {'without' if self._sound else 'with'} sound; begin it anew")
+        if self._sound:
+            self._sound.skip(mark["sound_packets"])
         self._file = GrowingFile(self.path, self.partial, mark)
         self.num_frames, self._num_fragments = mark["frames"], mark["fragments"]
         raw = self._file.file
@@ -171,6 +182,8 @@ class VideoWriter:
         context = self._stream.codec_context
         context.thread_count = 1  # slices and rate control depend on the number of threads
         context.colorspace = context.color_primaries = context.color_trc = context.color_range = BT709
+        if self._sound:
+            self._sound.add_to(self._container)
         self._converter = av.video.reformatter.VideoReformatter()
         self._container.start_encoding()
         self._check_head(self._taken())
@@ -202,8 +215,14 @@ class VideoWriter:
             # One clock for all stretches, also for those that are too short for the encoder's own delay.
             packet.pts, packet.dts, packet.duration = packet.pts + REORDERED, self._decoded, 1
             self._decoded += 1
+            self._mux_sound(self._decoded - REORDERED)
             self._container.mux(packet)
         self._file.write(self._taken())
+
+    def _mux_sound(self, frame: int) -> None:
+        """Puts the sound before a frame into the file: in the order of its packets alone, not as frames came."""
+        for packet in self._sound.until(frame) if self._sound else ():
+            self._container.mux(packet)
 
     def _taken(self) -> bytes:
         """Returns what the muxer has put out since."""
@@ -217,6 +236,7 @@ class VideoWriter:
         if self._container is None:
             return
         self._mux(None)
+        self._mux_sound(self.num_frames)
         container, self._container, self._stream = self._container, None, None
         container.close()
         self._file.write(self._taken())
