@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from wan.spec import ModelSpec, S2VSpec
 
 logger = logging.getLogger(__name__)
 HASHED_BYTES = 4096  # of each tensor; hashing all 28 GB would take longer than generating a video
+ROLES = ("text", "denoise", "decode")
 CACHED_PROMPTS = 64  # whose embeddings are kept; a long session may use many prompts
 
 
@@ -127,9 +128,12 @@ class ModelBundle:
         return torch.stack([self.text([prompt])[0].to(self.device, self.dtype) for prompt in prompts])
 
 
-def load_bundle(config: ModelConfig, vae: VAEConfig, text: TextConfig, decoder=None) -> ModelBundle:
+def load_bundle(
+    config: ModelConfig, vae: VAEConfig, text: TextConfig, decoder=None, roles: Collection[str] = ROLES
+) -> ModelBundle:
     """Returns the model that `config` names. decoder: an arm of `DECODERS`; None: the VAE decodes.
 
+    roles: what this process does with it; what it does not need is None in the bundle.
     Errors: ValueError naming what is missing, or for a decoder of another model.
     """
     device = torch.device("cuda", ranks.local_rank()) if torch.cuda.is_available() else torch.device("cpu")
@@ -141,15 +145,22 @@ def load_bundle(config: ModelConfig, vae: VAEConfig, text: TextConfig, decoder=N
     experts = _choose_experts(config, parts)
     chosen = Sizes(find_published(config.spec).transformer, f"model.spec={config.spec}") if config.spec else None
     digest, folder = hashlib.sha256(), _folder_sizes(parts) if config.checkpoint and not chosen else None
-    networks = [_network(config, parts, expert, digest, device, chosen, folder) for expert in experts]
-    sizes = networks[0].spec
+    networks, sizes = [], None
+    if "denoise" in roles:
+        networks = [_network(config, parts, expert, digest, device, chosen, folder) for expert in experts]
+        sizes = networks[0].spec
+    else:
+        source = hub.resolve(config.checkpoint) if config.checkpoint else parts.transformers[experts[0]]
+        sizes = read_weights(source, use_ema=config.use_ema, chosen=chosen, folder=folder, shapes_only=True).spec
     family, dtype = get_family(sizes), DTYPES[config.dtype]
     face = family.open_vae(parts.need("vae"), vae, device)
     pixels = build_decoder(decoder, face, device)
-    spec = _spec(config, sizes, len(networks), face)
-    denoiser = networks[0] if len(networks) == 1 else family.experts(networks[0], networks[1], spec.boundary)
-    image, encoder = _encoders(config, family, parts, sizes, text, device)
-    weights_hash, files = digest.hexdigest()[:12], _files(config, parts, experts)
+    spec, denoiser, image, encoder = _spec(config, sizes, len(experts), face), None, None, None
+    if networks:
+        denoiser = networks[0] if len(networks) == 1 else family.experts(networks[0], networks[1], spec.boundary)
+    if "text" in roles:
+        image, encoder = _encoders(config, family, parts, sizes, text, device)
+    weights_hash, files = digest.hexdigest()[:12] if networks else "", _files(config, parts, experts)
     return ModelBundle(spec, denoiser, face, encoder, image, device, dtype, weights_hash, pixels, files, config.offload)
 
 

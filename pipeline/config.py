@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline import PIPELINES, SAMPLERS, ancestors
+from pipeline import EXECUTORS, PIPELINES, SAMPLERS, ancestors
 from pipeline.lora import LoraEntry, parse_loras, plain_loras
 from pipeline.trained import find_trained
 from utils.bounds import bounded
@@ -29,6 +29,7 @@ DEFAULTS = Path(__file__).parent.parent / "configs" / "default_config.yaml"
 SOLVERS = ("unipc", "dpm++", "euler")
 GRIDS = ("open", "table")
 CACHE_PLACES = ("device", "staged", "cpu")
+DECODER_RANKS = ("auto", "own", "shared")
 MOST_THREADS = 1024
 FASTEST = 1000  # frames per second
 OLD_KEYS = OldKeys(
@@ -191,6 +192,47 @@ class AudioDrivenConfig(CausalConfig):
             yield "a talking video starts from its portrait (data.image); leave out the other starts and schedules"
 
 
+@dataclass
+class PlainConfig:
+    """Every process runs all steps of its own videos."""
+
+    def problems_with(self, config) -> Iterator[str]:
+        """Yields nothing: it can do everything."""
+        yield from ()
+
+
+@dataclass
+class TPPConfig(Buildable):
+    """All ranks share every video, each with consecutive steps of its chunks (`pipeline/tpp.py`).
+
+    decoder_rank: `own` = the last rank decodes and runs no step; `shared` = it runs the last steps too; `auto` = what
+    is faster where a decode costs a quarter of a step.
+    """
+
+    consumer = "pipeline.batch.staged:run_staged"
+
+    decoder_rank: str = "auto"
+
+    def problems(self) -> Iterator[str]:
+        if self.decoder_rank not in DECODER_RANKS:
+            yield f"executor.decoder_rank is {self.decoder_rank!r}; write one of {', '.join(DECODER_RANKS)}"
+
+    def problems_with(self, config) -> Iterator[str]:
+        """Yields what ranks cannot share."""
+        if isinstance(config.pipeline, AudioDrivenConfig):
+            yield "executor.name is tpp and talking videos are not shared by ranks yet; write executor.name=plain"
+        elif not isinstance(config.pipeline, CausalConfig):
+            yield "executor.name is tpp and the video is made as one piece; write pipeline.name=causal"
+        elif config.generation.cache.content != "same_step":
+            yield (
+                "executor.name is tpp and cache.content is clean: a chunk's first step waits for the last one of the "
+                "chunk before; write generation.cache.content=same_step where the model was trained so, or "
+                "executor.name=plain"
+            )
+        if config.output.resume:
+            yield "executor.name is tpp and writes no snapshots; leave out --resume, or write executor.name=plain"
+
+
 def solver_problems(name: str, num_steps: int, shift: float, grid: str = "open") -> Iterator[str]:
     """Yields an unknown solver, no steps, a shift that is not positive, or a grid that the solver does not have."""
     if name not in SOLVERS:
@@ -269,6 +311,7 @@ class InferConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     pipeline: Any = one_of(PIPELINES, default="causal")
     generation: GenerationConfig = field(default_factory=GenerationConfig)
+    executor: Any = one_of(EXECUTORS, default="plain")  # who runs the steps of a chunk
     sampler: Any = one_of(SAMPLERS, default=None)  # None = as the model was trained
     data: DataConfig = field(default_factory=DataConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
@@ -297,6 +340,7 @@ class InferConfig:
         if (self.data.image or self.data.audio) and not isinstance(self.pipeline, AudioDrivenConfig):
             yield "data.image and data.audio make a talking video; write pipeline.name=audio_driven, or leave them out"
         yield from self.pipeline.problems_with(self)
+        yield from self.executor.problems_with(self)
 
     @property
     def chosen_sampler(self) -> FewStepConfig | MultiStepConfig:

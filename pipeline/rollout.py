@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from pipeline.sampler import Sampler
+from pipeline.solver import StepState
 from pipeline.state import RECACHE_INCOMPLETE, Committed, RolloutState, portrait_key
 from utils.offload import copier
 from utils.rng import Rng
@@ -48,12 +49,14 @@ class Chunk:
 class Denoised:
     """A chunk whose steps are all done, before it is committed.
 
-    latents: x0. inputs: x before each step. contexts: [cache of a step][guidance branch], used by these steps.
+    latents: x0, or x behind the last of this process' steps. inputs: x before each step. contexts: [cache of a step]
+    [guidance branch], used by these steps. solver: what the steps hand on besides x.
     """
 
     latents: torch.Tensor
     inputs: Sequence[torch.Tensor]
     contexts: Sequence[Sequence[Cached]]
+    solver: StepState = field(default_factory=StepState)
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ class Rollout:
     storage: `model.offload.caches`, of the keys of a generation; it changes where they lie, no bit of the video.
     distance(span, k) -> latent frames from a chunk's start to the reference at step k, where a portrait is pinned; by
     default the most that `portrait` allows.
+    steps: the denoising steps that this process runs where several share a chunk (`pipeline/tpp.py`); None: all.
     noise(span, k) -> [B, F, C, h, w] normal noise: k = 0 starts the chunk, k >= 1 re-noises before step k, k = -1 is
     the context pass's.
     """
@@ -79,6 +83,11 @@ class Rollout:
     portrait: PortraitConfig = field(default_factory=PortraitConfig)
     distance: Callable[[Span, int], int] | None = None
     storage: str = "device"
+    steps: range | None = None
+
+    def own_steps(self, num_steps: int) -> range:
+        """Returns which of the steps of a chunk run here."""
+        return range(num_steps) if self.steps is None else self.steps
 
     @property
     def same_step(self) -> bool:
@@ -87,7 +96,7 @@ class Rollout:
 
     def start(self, batch: int, chunk_frames: int, max_frames: int | None) -> RolloutState:
         """Returns a video before its first frame. chunk_frames: its largest chunk; max_frames: its length, if known."""
-        steps, branches = self.sampler.num_steps if self.same_step else 1, 1 if self.sampler.guidance == 1 else 2
+        steps, branches = len(self._cached_steps()), 1 if self.sampler.guidance == 1 else 2
         caches: list[list[KVCache]] = [
             [self._cache(batch, chunk_frames, max_frames) for _ in range(branches)] for _ in range(steps)
         ]
@@ -128,9 +137,12 @@ class Rollout:
 
     def contexts(self, state: RolloutState, span: Span, num_steps: int) -> list[list[Cached]]:
         """Returns what the passes of a chunk of so many steps may see: [cache of a step][guidance branch]."""
-        return [
-            [self._cached(cache, span, k) for cache in state.caches[k]] for k in range(len(state.caches[:num_steps]))
-        ]
+        pairs = zip(self._cached_steps(), state.caches[:num_steps], strict=False)
+        return [[self._cached(cache, span, k) for cache in branches] for k, branches in pairs]
+
+    def _cached_steps(self) -> range:
+        """Returns the step of each cache: its own with same-step caches, else 0 for the only one."""
+        return self.own_steps(self.sampler.num_steps) if self.same_step else range(1)
 
     def _cached(self, cache: KVCache, span: Span, k: int) -> Cached:
         """Returns the context of step k over a span, its portrait at the distance that was drawn for both."""
@@ -151,7 +163,7 @@ class Rollout:
         seconds, latents, inputs = self.set_condition(state, condition), chunk.latents, []
         contexts = self.contexts(state, chunk.span, self.sampler.num_steps) if self.same_step else []
         with torch.no_grad():
-            for k, branches in enumerate(contexts):
+            for k, branches in zip(self._cached_steps(), contexts, strict=False):
                 inputs.append(self.sampler.diffuse(k, latents, lambda k: noise(chunk.span, k).to(latents)))
                 self._run(inputs[-1], self._sigmas()[k], condition.cut(chunk.span), branches)
         self.commit(state, condition, chunk.span, Denoised(latents, inputs, contexts), noise)
@@ -188,16 +200,19 @@ class Rollout:
             contexts: list[Cached] = [Recached(cache) for cache in state.caches[0]]
             self._recompute(state, 0, condition, contexts[0].plan.frames, contexts)
         elif kind == "causal":
-            for step, branches in enumerate(state.caches[: state.num_inputs]):
+            for number, branches in enumerate(state.caches[: state.num_inputs]):
+                step = self._cached_steps()[number]
                 first = [cache.rewind(state.next_frame).start for cache in branches][0]
                 for span in [chunk.span for chunk in state.latest if chunk.span.stop > first]:
                     part = Span(max(span.start, first), span.stop)
                     contexts = [self._cached(cache, part, step) for cache in branches]
-                    self._recompute(state, step, condition, range(part.start, part.stop), contexts)
+                    self._recompute(state, number, condition, range(part.start, part.stop), contexts)
 
-    def _recompute(self, state: RolloutState, step: int, condition: Condition, frames, contexts) -> None:
+    def _recompute(self, state: RolloutState, number: int, condition: Condition, frames, contexts) -> None:
         """Runs and commits the pass of one step's cache over frames that are remembered, under their condition."""
-        self._run(state.inputs(step, frames), self._sigmas()[step], condition.cut(frames), contexts)
+        self._run(
+            state.inputs(number, frames), self._sigmas()[self._cached_steps()[number]], condition.cut(frames), contexts
+        )
         for context in contexts:
             context.commit()
 

@@ -15,6 +15,7 @@ import torch
 from wan.geometry import Span
 
 FEATURES_PER_FRAME = 4  # audio features come at the rate of pixel frames: so many for each latent frame, also the first
+FRAMES_HEARD = 2  # latent frames before its own, from which a frame hears something
 FEATURES_HEARD = 9  # by a latent frame: its own four and five before, the reach of the network's audio encoder
 
 _numbers = itertools.count()
@@ -65,6 +66,7 @@ class Condition:
     pose: [B, F, C, h, w] latents added to the video's or None.
     key: identity; two conditions with one key must be equal but for sound and pose, which go on under it: they are no
     prompt switch. Given anew to each object by default. portrait_key: identity of the portrait among those of one key.
+    frames_start: latent frame at which pose, channels and moving speakers begin.
     audio_chunk: 0 = the encoder hears what was before a frame; n = not what was before the frame's chunk of n frames,
     whose first feature is repeated instead (as Live-Avatar was trained).
     """
@@ -82,6 +84,7 @@ class Condition:
     key: object = field(default_factory=lambda: next(_numbers))
     portrait_key: object = None
     audio_start: int = 0
+    frames_start: int = 0
     audio_chunk: int = 0
 
     def null(self) -> Condition:
@@ -103,16 +106,45 @@ class Condition:
         cut: dict[str, torch.Tensor | None] = {}
         if self.audio is not None:
             cut |= {"audio": None, "heard": self.hear(frames)}
-        for name, rule, value in self._present():
-            if rule.frames is None or (rule.still and value.shape[rule.frames] == 1):
-                continue
-            if max(frames) >= value.shape[rule.frames]:
+        for name, axis in self._moving().items():
+            value = getattr(self, name)
+            begin, stop = self.frames_start, self.frames_start + value.shape[axis]
+            if min(frames) < begin or max(frames) >= stop:
+                held = f"{stop} latent frames" if not begin else f"the latent frames [{begin}, {stop})"
+                asked = min(frames) if min(frames) < begin else max(frames)
                 raise ValueError(
-                    f"the condition's {name} holds {value.shape[rule.frames]} latent frames and frame {max(frames)} is "
-                    "asked for; give it for the whole video"
+                    f"the condition's {name} holds {held} and frame {asked} is asked for; give it for the whole video"
                 )
-            cut[name] = select_frames(value, frames, rule.frames)
+            cut[name] = select_frames(value, [frame - begin for frame in frames], axis)
         return replace(self, **cut) if cut else self
+
+    def between(self, first: int, stop: int) -> Condition:
+        """Returns the condition under the same key, of which frames [first, stop) alone can be asked for.
+
+        It holds what a pass over them needs, and nothing that grows with the video: another process can be given it.
+        """
+        values: dict[str, torch.Tensor | int] = {}
+        if self.audio is not None:
+            begin = max(first - FRAMES_HEARD, self.audio_start)
+            start, length = begin - self.audio_start, stop - begin
+            values |= {"audio": self.audio.narrow(2, start * FEATURES_PER_FRAME, length * FEATURES_PER_FRAME)}
+            values |= {"audio_start": begin}
+        for name, axis in self._moving().items():
+            start = first - self.frames_start
+            values |= {name: getattr(self, name).narrow(axis, start, stop - first), "frames_start": first}
+        return replace(self, **values)
+
+    def _moving(self) -> dict[str, int]:
+        """Returns name -> axis of frames of the fields that differ from frame to frame, sound left out."""
+        found = [(name, rule, value) for name, rule, value in self._present() if rule.frames is not None]
+        return {name: rule.frames for name, rule, v in found if not (rule.still and v.shape[rule.frames] == 1)}
+
+    def parts(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Returns the fields that hold for all frames, and those that go on from frame to frame, sound too."""
+        going = {*self._moving(), "audio", "heard"}
+        present = {name: value for name, _, value in self._present()}
+        still = {name: value for name, value in present.items() if name not in going}
+        return still, {name: value for name, value in present.items() if name in going}
 
     def hear(self, frames: Sequence[int]) -> torch.Tensor:
         """Returns the features [B, A, F, 9, layers, width] that each of these latent frames hears.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -34,7 +35,7 @@ from pipeline.batch.schedule import build_schedule, check_switches
 from pipeline.batch.start import image_pixels, speaker_masks, video_pixels
 from pipeline.batch.writer import VideoBatchWriter, finished, sidecar, video_path, why_unfinished, write_sheet
 from pipeline.bundle import ModelBundle, load_bundle
-from pipeline.config import AudioDrivenConfig, InferConfig
+from pipeline.config import AudioDrivenConfig, InferConfig, TPPConfig
 from pipeline.memory import advised, check_memory
 from pipeline.rollout import Chunk
 from pipeline.track import PromptSchedule
@@ -71,26 +72,38 @@ def run(config: InferConfig) -> list[Path]:
         check_avatars(requests)
     warn_unused_negatives(requests, config.negative_prompt, config.build_sampler().guidance)
     groups = batches(requests, config.batch)
+    if isinstance(config.executor, TPPConfig) and ranks.world_size() > 1:
+        return config.executor.build(config, groups, refused)
     mine = ranks.split(list(range(len(groups))))
     own, folder = [groups[number] for number in mine], config.output.folder
-    videos = [request for group in own for request in group]
+    if not look(config, own):
+        paths = [video_path(r, folder) for group in own for r in group]
+    else:
+        check_memory(config)
+        with advised(config):
+            made = Run(config, load_bundle(config.model, config.vae, config.text, config.decoder))
+            paths = made.writer(made.usable(groups, mine, refused))
+    tell_refused(refused, len(paths), folder)
+    return paths
+
+
+def look(config: InferConfig, own: list[list[Request]]) -> bool:
+    """Puts the folder in order and reports what is finished; returns whether any of these videos is to be made."""
+    folder, videos = config.output.folder, [request for group in own for request in group]
     remove_leftovers(own, folder)
     wanted = [new for group in own for new in to_make(group, config.output)]
     for request in [r for r, new in zip(videos, wanted, strict=True) if new]:
         if reason := why_unfinished(request, folder):
             logger.warning("%s is made anew: %s", video_path(request, folder), reason)
     report_finished([r for r, new in zip(videos, wanted, strict=True) if not new], len(videos), config)
-    if not any(wanted):
-        paths = [video_path(r, folder) for r in videos]
-    else:
-        check_memory(config)
-        with advised(config):
-            made = Run(config, load_bundle(config.model, config.vae, config.text, config.decoder))
-            paths = made.writer(made.usable(groups, mine, refused))
+    return any(wanted)
+
+
+def tell_refused(refused: list[str] | None, count: int, folder: str) -> None:
+    """Raises ValueError with the lines of a prompt schedule that were left out, if there are any."""
     if refused:
         lines = "\n".join(refused)
-        raise ValueError(f"{len(paths)} videos are in {folder}; these lines of the script were left out:\n{lines}")
-    return paths
+        raise ValueError(f"{count} videos are in {folder}; these lines of the script were left out:\n{lines}")
 
 
 def check_avatars(requests: list[Request]) -> None:
@@ -203,7 +216,7 @@ class Run:
         before: each video's `_stamp` when this run began: what another run has finished since is not made again.
         """
         folder = self.config.output.folder
-        with claimed([video_path(r, folder) for r in group]) as mine:
+        with self.claims(group) as mine:
             if not mine:
                 return False
             fresh = [_stamp(sidecar(r, folder)) != before[r.stem] and finished(r, folder) for r in group]
@@ -216,6 +229,10 @@ class Run:
             else:
                 bar.skip(0 if any(wanted) or row else self.plan(group[0]).num_chunks)
         return True
+
+    def claims(self, group: list[Request]) -> contextlib.AbstractContextManager[bool]:
+        """Returns the context that claims the videos of a batch for this process (`utils.claims`)."""
+        return claimed([video_path(r, self.config.output.folder) for r in group])
 
     def check(self, request: Request) -> None:
         """Raises ValueError if prompts, length, given noise or latents do not fit the model or one another."""
@@ -257,7 +274,8 @@ class Run:
     def sheet(self, videos: list[Request]) -> None:
         """Writes the contact sheet of the finished ones of this rank's first videos."""
         folder = Path(self.config.output.folder)
-        path = folder / ("contact_sheet.png" if ranks.world_size() == 1 else f"contact_sheet_{ranks.rank()}.png")
+        alone = ranks.world_size() == 1 or isinstance(self.config.executor, TPPConfig)
+        path = folder / ("contact_sheet.png" if alone else f"contact_sheet_{ranks.rank()}.png")
         with claimed([path], wait=True):  # the run that ends last writes the last sheet
             if there := [r for r in videos if finished(r, folder)]:
                 write_sheet(path, there, folder)
@@ -274,17 +292,8 @@ class Run:
             track = self.bundle.with_image(track, images, plan.geometry.pixel_frames(plan.total))
         else:
             given = self.given(group, images, plan)
-        noise = KeyedNoise(
-            self.rng,
-            group,
-            plan.geometry.latent_shape(1)[1:],
-            self.bundle.dtype,
-            select_rows(self.noise, group, "noise"),
-        )
-        output = self.config.output
-        writer = VideoBatchWriter(
-            decoder, group, wanted, output, self.bundle.spec.fps, plan.geometry, plan.total, sounds
-        )
+        noise, output, fps = self.draws(group, plan), self.config.output, self.bundle.spec.fps
+        writer = VideoBatchWriter(decoder, group, wanted, output, fps, plan.geometry, plan.total, sounds)
         needed = writer.may_save or (output.resume and snapshot_path(group, output.folder).is_file())
         resume_state = ResumeState(group, output.folder, self.facts(group, plan) if needed else {})
         resumed = resume_state.resume(writer, plan, track) if output.resume else None
@@ -303,10 +312,15 @@ class Run:
 
         chunks = plan.pipeline.generate(track, noise, len(group), plan.total, given, state)
         with resume_state:
-            writer.write(_noted(chunks, recaches), bar.chunk, save)
+            writer.write(noted(chunks, recaches), bar.chunk, save)
         self.report(writer, plan, time.perf_counter() - begin, track, recaches)
         resume_state.remove()
         return writer
+
+    def draws(self, group: list[Request], plan: VideoPlan) -> KeyedNoise:
+        """Returns the noise of a batch."""
+        given = select_rows(self.noise, group, "noise")
+        return KeyedNoise(self.rng, group, plan.geometry.latent_shape(1)[1:], self.bundle.dtype, given)
 
     def facts(self, group: list[Request], plan: VideoPlan) -> dict:
         """Returns what a snapshot of the batch must have in common with the run that goes on from it."""
@@ -373,7 +387,7 @@ def _stamp(path: Path) -> object:
     return found.st_ino, found.st_mtime_ns
 
 
-def _noted(chunks: Iterable[Chunk], recaches: list[float]) -> Iterator[Chunk]:
+def noted(chunks: Iterable[Chunk], recaches: list[float]) -> Iterator[Chunk]:
     """Yields the chunks and appends the seconds of each recache."""
     for chunk in chunks:
         if chunk.recache_seconds is not None:

@@ -60,15 +60,21 @@ def video_length(line: ScheduleLine, geometry: Geometry, fps: float) -> tuple[in
 
 def check_switches(line: ScheduleLine, requested: Sequence[int], spans: Sequence[Span]) -> None:
     """Raises ValueError if a prompt of the line would start after the last chunk has begun, and so never."""
-    dry = PromptSchedule([(frame, None) for frame in requested])
-    for span in spans:
-        dry.advance(span)
+    dry = dry_schedule(requested, spans)
     if dry.cursor + 1 < len(requested):
         late, last = dry.cursor + 1, spans[-1]
         raise ValueError(
             f"{line.where}: prompts[{late}] would start at latent frame {requested[late]}, after the last chunk "
             f"({last.start}); end it earlier or lengthen the video (one switch per chunk)"
         )
+
+
+def dry_schedule(requested: Sequence[int], spans: Sequence[Span]) -> PromptSchedule:
+    """Returns the track of a finished video without its conditions: it knows when each prompt came into force."""
+    track = PromptSchedule([(frame, None) for frame in requested])
+    for span in spans:
+        track.advance(span)
+    return track
 
 
 def build_schedule(lines: Sequence[ScheduleLine], requested: Sequence[int], make_condition) -> PromptSchedule:

@@ -22,7 +22,7 @@ DISTRIBUTED_HOMES = {
     "utils/parallel/ranks.py",
     "utils/parallel/fsdp.py",
     "utils/parallel/ulysses.py",
-    "pipeline/tpp.py",
+    "utils/parallel/pipe.py",
     "trainer/checkpoint/dcp.py",
 }
 OF_A_FAMILY = {"open_vae", "load_text_encoder", "load_image_encoder"}  # and each class that ends in one of:

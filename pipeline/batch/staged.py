@@ -1,0 +1,141 @@
+"""A generation run whose ranks share every video: the first asks, all run their steps, the last decodes and writes.
+
+All ranks read the requests. The first one says which batch comes next, as it goes from rank to rank behind the last
+chunk of the batch before: no rank waits for the others between two batches. It holds the claims until all is written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from pathlib import Path
+
+import torch
+
+from pipeline.batch.plan import VideoPlan
+from pipeline.batch.request import Request
+from pipeline.batch.run import SHEET_CLIPS, Run, look, noted, tell_refused
+from pipeline.batch.schedule import dry_schedule
+from pipeline.batch.writer import VideoBatchWriter, video_path
+from pipeline.bundle import load_bundle
+from pipeline.config import InferConfig, TPPConfig
+from pipeline.memory import check_memory
+from pipeline.tpp import Stages, TPPExecutor
+from utils.log import VideoProgress
+from utils.parallel import ranks
+from utils.parallel.pipe import Message, Pipe, pipe_group
+
+
+def run_staged(
+    executor: TPPConfig, config: InferConfig, groups: list[list[Request]], refused: list[str] | None
+) -> list[Path]:
+    """Generates what is not finished, all ranks together; returns the paths of the videos on the first rank.
+
+    Errors: as `run`; ValueError for ranks that the steps cannot use, before any weight is read.
+    """
+    here, world = ranks.rank(), ranks.world_size()
+    stages = Stages.plan(config.build_sampler().num_steps, world, executor.decoder_rank)
+    group = pipe_group()
+    paths = [video_path(r, config.output.folder) for batch in groups for r in batch]
+    wanted = look(config, groups) if here == 0 else None
+    if ranks.first_text(None if here else str(wanted)) == "True":
+        check_memory(config)
+        roles = {"denoise"} if stages.steps(here) else set()
+        roles |= {"text"} if here == 0 else set()
+        roles |= {"decode"} if here == world - 1 else set()
+        bundle = load_bundle(config.model, config.vae, config.text, config.decoder, roles)
+        bundle.weights_hash = ranks.first_text(bundle.weights_hash if here == 0 else None)
+        made = StagedRun(config, bundle, stages, Pipe(range(world), bundle.device, group))
+        usable = made.usable(groups, list(range(len(groups))), refused)
+        paths = made.lead(usable) if here == 0 else made.follow(usable)
+    elif here:
+        paths = []
+    if here == 0:
+        tell_refused(refused, len(paths), config.output.folder)
+    return paths
+
+
+class StagedRun(Run):
+    """One rank's part of the batches."""
+
+    def __init__(self, config: InferConfig, bundle, stages: Stages, pipe: Pipe):
+        super().__init__(config, bundle)
+        self.stages, self.pipe = stages, pipe
+        self._groups: list[list[Request]] = []
+        self._claims = contextlib.ExitStack()
+
+    def plan(self, request: Request) -> VideoPlan:
+        """Returns the plan, whose pipeline runs this rank's steps."""
+        plan = super().plan(request)
+        if not isinstance(plan.pipeline.executor, TPPExecutor):
+            plan.pipeline.executor = TPPExecutor.build(plan.pipeline.rollout, self.stages, self.pipe)
+            plan.pipeline.rollout = plan.pipeline.executor.rollout
+        return plan
+
+    def lead(self, groups: list[list[Request]]) -> list[Path]:
+        """Makes all batches as the first rank, and waits until they are written; returns the videos' paths."""
+        self._groups = groups
+        with self._claims:
+            paths = self.writer(groups)
+            self.pipe.send(Message("stop"))
+            self.pipe.receive(self.pipe.last)  # the last rank has written everything
+            self.pipe.flush()
+        return paths
+
+    def claims(self, group: list[Request]) -> contextlib.AbstractContextManager[bool]:
+        """As `Run.claims`; held until everything is written, for the batch is when this rank is done with it."""
+        return contextlib.nullcontext(self._claims.enter_context(super().claims(group)))
+
+    def sheet(self, videos: list[Request]) -> None:
+        """Leaves the sheet to the rank that writes the videos."""
+        if self.pipe.place == self.pipe.last:
+            super().sheet(videos)
+
+    def batch(self, group: list[Request], wanted: list[bool], bar: VideoProgress) -> None:
+        """Makes the first rank's part of one batch, and announces it to the others."""
+        plan = self.plan(group[0])
+        images = self.images(group)
+        given, track = self.given(group, images, plan), self.track(group, plan)
+        self.pipe.send(Message("batch", {"number": self._groups.index(group), "wanted": wanted}))
+        state = plan.pipeline.start(len(group), plan.total, plan.given)
+        made = plan.pipeline.generate(track, self.draws(group, plan), len(group), plan.total, given, state)
+        for chunk in made:
+            if not chunk.given:
+                bar.chunk(plan.geometry.pixel_frames(chunk.span.stop) - plan.geometry.pixel_frames(chunk.span.start))
+
+    @torch.no_grad()
+    def follow(self, groups: list[list[Request]]) -> list[Path]:
+        """Does what the ranks before ask for, until the first one stops."""
+        done: list[Request] = []
+        while (message := self.pipe.receive()).kind == "batch":
+            group, wanted = groups[message.facts["number"]], message.facts["wanted"]
+            if self.pipe.place < self.pipe.last:
+                self.pipe.send(message)
+            self.take_part(group, wanted)
+            done += group
+        if self.pipe.place < self.pipe.last:
+            self.pipe.send(message)
+        else:
+            videos = [request for group in groups for request in group]
+            if self.config.output.sheet and done:
+                self.sheet(videos[:SHEET_CLIPS])
+            self.pipe.send(Message("written"), 0)
+        self.pipe.flush()
+        return []
+
+    def take_part(self, group: list[Request], wanted: list[bool]) -> None:
+        """Runs this rank's steps of one batch; the last rank writes the videos."""
+        begin, plan = time.perf_counter(), self.plan(group[0])
+        executor, lengths = plan.pipeline.executor, [len(span) for span in plan.spans]
+        state = executor.start(len(group), max(lengths), plan.total)
+        chunks = executor.run(state, None, (), self.draws(group, plan))
+        if self.pipe.place < self.pipe.last:
+            for _ in chunks:
+                pass
+            return
+        spec, recaches = self.bundle.spec, list[float]()
+        writer = VideoBatchWriter(
+            self.bundle.decoder, group, wanted, self.config.output, spec.fps, plan.geometry, plan.total
+        )
+        writer.write(noted(chunks, recaches))
+        self.report(writer, plan, time.perf_counter() - begin, dry_schedule(plan.requested, plan.spans), recaches)
