@@ -48,6 +48,13 @@ def test_ranks_make_the_bits_of_one_process(made, name):
         assert torch.equal(video, wanted)
 
 
+@pytest.mark.dist
+def test_rate_is_that_of_the_slowest_stage(made):
+    """fps = frames / max(stage): two ranks run two steps each, the third decodes."""
+    seconds = torch.load(made / "rate.pt", weights_only=True)["seconds"]
+    assert seconds == pytest.approx(2 * tpp_worker.STEP_SECONDS, rel=0.1)
+
+
 def test_events_of_the_cases_change_the_video():
     """What the ranks are compared on depends on the switch, the portrait and the sound."""
     first, second = (tpp_worker.plain("three", "avatar", event) for event in ("portrait", "switch"))

@@ -6,6 +6,7 @@ torchrun --nproc_per_node=5 -m tests.pipeline.tpp_worker FOLDER
 from __future__ import annotations
 
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from wan.schedule import Schedule
 
 BORDERS = tiny.spans(*[3] * 7)
 FRAMES = BORDERS[-1].stop
+STEP_SECONDS = 0.25
 FOUR = (1.0, 0.8, 0.6, 0.3)
 SAMPLERS = {
     "euler": lambda: MultiStep(Solver("euler", 4, 3.0, "table")),
@@ -103,6 +105,30 @@ def staged(executor: TPPExecutor, state: RolloutState | None, model: str, event:
     return torch.cat([chunk.latents for chunk in made], 1)
 
 
+class Slow(FewStep):
+    """Steps that take `STEP_SECONDS`, whatever they do."""
+
+    def step(self, k, x, predict, noise, state=None):
+        end = time.monotonic() + STEP_SECONDS
+        x = super().step(k, x, predict, noise, state)
+        time.sleep(max(0.0, end - time.monotonic()))
+        return x
+
+
+@torch.no_grad()
+def measure_rate(pipe: Pipe) -> float:
+    """Returns the seconds from chunk to chunk on the last of three ranks, which decodes for a step's time."""
+    rolls = replace(rollout("few_step", "text"), sampler=Slow(FOUR, Schedule()))
+    executor = TPPExecutor.build(rolls, Stages.plan(4, 3, "own"), pipe)
+    asked = (Fixed(tiny.condition()), BORDERS) if pipe.place == 0 else (None, ())
+    times = []
+    for _ in executor.run(executor.start(1, 3, FRAMES), *asked, noise("text")):
+        times.append(time.monotonic())
+        time.sleep(STEP_SECONDS if pipe.place == pipe.last else 0)
+    pipe.flush()
+    return (times[-1] - times[1]) / (len(times) - 2)
+
+
 def main(folder: Path) -> None:
     """Saves what the last rank of each case has made."""
     torch.set_num_threads(1)
@@ -118,6 +144,10 @@ def main(folder: Path) -> None:
         pipe.flush()
         if pipe.place == pipe.last:
             torch.save({"videos": twice}, folder / f"{name}.pt")
+    if here < 3:
+        rate = measure_rate(Pipe(range(3), group=group))
+        if here == 2:
+            torch.save({"seconds": rate}, folder / "rate.pt")
     ranks.barrier()
     ranks.shutdown()
 
