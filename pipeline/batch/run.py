@@ -7,7 +7,6 @@ import functools
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -33,11 +32,10 @@ from pipeline.batch.request import (
 from pipeline.batch.resume import ResumeState, remove_stale, snapshot_path, to_make
 from pipeline.batch.schedule import build_schedule, check_switches
 from pipeline.batch.start import image_pixels, speaker_masks, video_pixels
-from pipeline.batch.writer import VideoBatchWriter, finished, sidecar, video_path, why_unfinished, write_sheet
+from pipeline.batch.writer import VideoBatchWriter, finished, noted, sidecar, video_path, why_unfinished, write_sheet
 from pipeline.bundle import ModelBundle, load_bundle
 from pipeline.config import AudioDrivenConfig, InferConfig, TPPConfig
 from pipeline.memory import advised, check_memory
-from pipeline.rollout import Chunk
 from pipeline.track import PromptSchedule
 from utils.claims import claimed, lock_path
 from utils.data.prompts import warn_cut
@@ -385,11 +383,3 @@ def _stamp(path: Path) -> object:
     except FileNotFoundError:
         return None
     return found.st_ino, found.st_mtime_ns
-
-
-def noted(chunks: Iterable[Chunk], recaches: list[float]) -> Iterator[Chunk]:
-    """Yields the chunks and appends the seconds of each recache."""
-    for chunk in chunks:
-        if chunk.recache_seconds is not None:
-            recaches.append(chunk.recache_seconds)
-        yield chunk

@@ -14,9 +14,9 @@ import torch
 
 from pipeline.batch.plan import VideoPlan
 from pipeline.batch.request import Request
-from pipeline.batch.run import SHEET_CLIPS, Run, look, noted, tell_refused
+from pipeline.batch.run import SHEET_CLIPS, Run, look, tell_refused
 from pipeline.batch.schedule import dry_schedule
-from pipeline.batch.writer import VideoBatchWriter, video_path
+from pipeline.batch.writer import VideoBatchWriter, noted, video_path
 from pipeline.bundle import load_bundle
 from pipeline.config import InferConfig, TPPConfig
 from pipeline.memory import check_memory

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import stat
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -267,3 +267,11 @@ def _is_there(path: Path) -> bool:
         kind = "a folder" if stat.S_ISDIR(mode) else "no ordinary file"
         raise ValueError(f"{path} is {kind}, and a video is to have this name; move it, or write another output.folder")
     return True
+
+
+def noted(chunks: Iterable[Chunk], recaches: list[float]) -> Iterator[Chunk]:
+    """Yields the chunks and appends the seconds of each recache."""
+    for chunk in chunks:
+        if chunk.recache_seconds is not None:
+            recaches.append(chunk.recache_seconds)
+        yield chunk
