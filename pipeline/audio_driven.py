@@ -11,7 +11,7 @@ recache may ask for them.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -55,6 +55,7 @@ class AudioTrack(Track):
     ):
         self.inner, self.streams, self.portrait, self.generation = inner, streams, portrait, generation
         self.piece = piece
+        self.ask_first: Callable[[], torch.Tensor] | None = None  # where another rank makes it
         self._first: torch.Tensor | None = None  # latent frame of the video, once it is made
         self._features: dict[int, torch.Tensor] = {}  # of each chunk, by its start
         window = generation.cache.window_frames
@@ -72,7 +73,7 @@ class AudioTrack(Track):
         audio = torch.cat([self._features[start] for start in starts], 2).to(base.text)
         chunk = self.generation.audio_chunk
         parts = {**self.portrait, "audio": audio, "audio_start": starts[0], "audio_chunk": chunk}
-        return replace(base, **parts, **self._refreshed(span))
+        return replace(base, **(parts | self._refreshed(span)))
 
     def _hear(self, streams: Sequence[FeatureStream], span: Span) -> torch.Tensor:
         """Returns the features [1, A, P, L, C] of a span of one video."""
@@ -82,7 +83,7 @@ class AudioTrack(Track):
 
     def note(self, chunk: Chunk) -> None:
         """Takes the video's first latent frame, which may become its reference."""
-        if self._first is None and chunk.span.start == 0:
+        if self._first is None and chunk.span.start == 0 and self.ask_first is None:
             self._first = chunk.latents[:, :1].clone()
 
     def preempt_requested(self) -> bool:
@@ -91,8 +92,10 @@ class AudioTrack(Track):
 
     def _refreshed(self, span: Span) -> dict:
         number = self.generation.portrait.refresh
-        if not number or self._first is None or span.start < number * self.generation.chunk:
+        if not number or span.start < number * self.generation.chunk:
             return {}
+        if self._first is None and self.ask_first is not None:
+            self._first = self.ask_first()
         return {"reference": self._first.to(self.portrait["reference"]), "portrait_key": "refreshed"}
 
     def _stop(self, start: int, features: torch.Tensor) -> int:
@@ -111,7 +114,6 @@ class AudioDriven(Causal):
     def __init__(self, config, generation: GenerationConfig, bundle: ModelBundle, sampler, geometry, seed: int = 0):
         super().__init__(generation, bundle, sampler, geometry, seed)
         self.config, self.geometry, self.sampler, self.piece = config, geometry, sampler, generation.chunk
-        self.hears = bundle.hear(config.encoder)
 
     @torch.no_grad()
     def voice(
@@ -121,15 +123,21 @@ class AudioDriven(Causal):
 
         masks: [B, A, rows, columns] in [0, 1], how much of a speaker's part each token takes; needed for several.
         """
-        still = steady_latent(self.bundle.vae, portraits_B3HW.to(self.bundle.device))
+        still = self.still(portraits_B3HW)
         reference = still.to(self.bundle.dtype)
         portrait = {"reference": reference, "motion": reference.expand(-1, MOTION_FRAMES, -1, -1, -1)}
         if masks is not None:
             portrait["speakers"] = masks[:, :, None].to(reference)
-        streams = [[FeatureStream(self.hears, sound, self.config.audio, fps) for sound in own] for own in sounds]
+        hears = self.bundle.hear(self.config.encoder)
+        streams = [[FeatureStream(hears, sound, self.config.audio, fps) for sound in own] for own in sounds]
         track = condition if isinstance(condition, Track) else Fixed(condition)
         made = AudioTrack(track, streams, portrait, self.generation, self.piece)
         return Voice(made, PrimedDecoder(self.bundle.decoder, still))
+
+    @torch.no_grad()
+    def still(self, portraits_B3HW: torch.Tensor) -> torch.Tensor:
+        """Returns the latents [B, 1, C, h, w] of portraits at rest."""
+        return steady_latent(self.bundle.vae, portraits_B3HW.to(self.bundle.device))
 
     def length(self, avatar, fps: float, most: float = 0.0) -> int:
         """Returns the latent frames, in whole chunks, that last as long as the longest sound, or `most` seconds."""

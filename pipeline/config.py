@@ -219,9 +219,14 @@ class TPPConfig(Buildable):
 
     def problems_with(self, config) -> Iterator[str]:
         """Yields what ranks cannot share."""
-        if isinstance(config.pipeline, AudioDrivenConfig):
-            yield "executor.name is tpp and talking videos are not shared by ranks yet; write executor.name=plain"
-        elif not isinstance(config.pipeline, CausalConfig):
+        clips = isinstance(config.pipeline, AudioDrivenConfig) and config.pipeline.clip_frames
+        refresh, steps = config.generation.portrait.refresh, config.build_sampler().num_steps if not clips else 0
+        if 0 < refresh < steps:
+            yield (
+                f"generation.portrait.refresh is {refresh} and a chunk has {steps} steps: the first step of chunk "
+                f"{refresh} would wait for the last one of chunk 0; write {steps} or more"
+            )
+        if clips or not isinstance(config.pipeline, CausalConfig):
             yield "executor.name is tpp and the video is made as one piece; write pipeline.name=causal"
         elif config.generation.cache.content != "same_step":
             yield (

@@ -357,9 +357,13 @@ class Run:
         geometry, mode = self.plan(group[0]).geometry, "stretch" if self.config.data.i2v else "crop"
         return torch.cat([image_pixels(r.image, geometry, mode) for r in group])
 
+    def portraits(self, group: list[Request], plan: VideoPlan) -> torch.Tensor:
+        """Returns the portraits [B, 3, H, W] of talking videos."""
+        return torch.cat([image_pixels(r.avatar.image, plan.geometry) for r in group])
+
     def voice(self, group: list[Request], plan: VideoPlan, track):
         """Returns track and decoder of talking videos."""
-        portraits = torch.cat([image_pixels(r.avatar.image, plan.geometry) for r in group])
+        portraits = self.portraits(group, plan)
         masks = speaker_masks(group[0].avatar, plan.geometry)
         masks = None if masks is None else masks.expand(len(group), -1, -1, -1)
         return plan.pipeline.voice(track, portraits, [r.avatar.open() for r in group], plan.fps, masks)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -20,10 +21,12 @@ from pipeline.batch.writer import VideoBatchWriter, noted, video_path
 from pipeline.bundle import load_bundle
 from pipeline.config import InferConfig, TPPConfig
 from pipeline.memory import check_memory
+from pipeline.rollout import Chunk
 from pipeline.tpp import Stages, TPPExecutor
 from utils.log import VideoProgress
 from utils.parallel import ranks
 from utils.parallel.pipe import Message, Pipe, pipe_group
+from wan.codec.still import PrimedDecoder
 
 
 def run_staged(
@@ -96,6 +99,9 @@ class StagedRun(Run):
         plan = self.plan(group[0])
         images = self.images(group)
         given, track = self.given(group, images, plan), self.track(group, plan)
+        if group[0].avatar:
+            track = self.voice(group, plan, track).track
+            track.ask_first = lambda: self.pipe.receive(self.pipe.last).tensors["x"]
         self.pipe.send(Message("batch", {"number": self._groups.index(group), "wanted": wanted}))
         state = plan.pipeline.start(len(group), plan.total, plan.given)
         made = plan.pipeline.generate(track, self.draws(group, plan), len(group), plan.total, given, state)
@@ -133,9 +139,19 @@ class StagedRun(Run):
             for _ in chunks:
                 pass
             return
-        spec, recaches = self.bundle.spec, list[float]()
-        writer = VideoBatchWriter(
-            self.bundle.decoder, group, wanted, self.config.output, spec.fps, plan.geometry, plan.total
-        )
+        spec, recaches, decoder, sounds = self.bundle.spec, list[float](), self.bundle.decoder, None
+        if group[0].avatar:
+            decoder = PrimedDecoder(decoder, plan.pipeline.still(self.portraits(group, plan)))
+            sounds, chunks = [r.avatar.play() for r in group], self.send_first(chunks, plan)
+        output, geometry = self.config.output, plan.geometry
+        writer = VideoBatchWriter(decoder, group, wanted, output, spec.fps, geometry, plan.total, sounds)
         writer.write(noted(chunks, recaches))
         self.report(writer, plan, time.perf_counter() - begin, dry_schedule(plan.requested, plan.spans), recaches)
+
+    def send_first(self, chunks: Iterable[Chunk], plan: VideoPlan) -> Iterator[Chunk]:
+        """Yields the chunks; the video's first latent frame goes back to the first rank where that will ask for it."""
+        number, total = plan.pipeline.generation.portrait.refresh, plan.num_chunks
+        for chunk in chunks:
+            if not chunk.span.start and 0 < number < total:
+                self.pipe.send(Message("first", {}, {"x": chunk.latents[:, :1]}), 0)
+            yield chunk
