@@ -56,7 +56,7 @@ class AudioTrack(Track):
         self.inner, self.streams, self.portrait, self.generation = inner, streams, portrait, generation
         self.piece = piece
         self.ask_first: Callable[[], torch.Tensor] | None = None  # where another rank makes it
-        self._first: torch.Tensor | None = None  # latent frame of the video, once it is made
+        self.first: torch.Tensor | None = None  # latent frame of the video, once it is made
         self._features: dict[int, torch.Tensor] = {}  # of each chunk, by its start
         window = generation.cache.window_frames
         self._reach = None if window == -1 else max(window, generation.cache.recache_frames) + BEFORE
@@ -64,16 +64,28 @@ class AudioTrack(Track):
     def at(self, span: Span) -> Condition:
         """Returns the condition of a chunk: text in force, portrait, and the sound from as far back as is asked for."""
         base = self.inner.at(span)
-        if span.start not in self._features:
-            self._features[span.start] = torch.cat([self._hear(own, span) for own in self.streams])
-        if self._reach is not None:
-            kept = {start: f for start, f in self._features.items() if self._stop(start, f) > span.start - self._reach}
-            self._features = kept
-        starts = sorted(start for start in self._features if start <= span.start)
+        seen = [*self._before(span.start), span]
+        made = {own.start: self._features.get(own.start) for own in seen}
+        self._features = {own.start: self._heard(own) if made[own.start] is None else made[own.start] for own in seen}
+        starts = [own.start for own in seen]
         audio = torch.cat([self._features[start] for start in starts], 2).to(base.text)
         chunk = self.generation.audio_chunk
         parts = {**self.portrait, "audio": audio, "audio_start": starts[0], "audio_chunk": chunk}
         return replace(base, **(parts | self._refreshed(span)))
+
+    def _before(self, start: int) -> list[Span]:
+        """Returns the chunks before a frame whose sound a pass may ask for, in order: a function of the frame alone."""
+        least, found = 0 if self._reach is None else max(start - self._reach, 0), []
+        head, chunk = self.generation.head, self.generation.chunk
+        while start > least:
+            begin = max(start - chunk, head) if start > head else 0
+            found.append(Span(begin, start))
+            start = begin
+        return found[::-1]
+
+    def _heard(self, span: Span) -> torch.Tensor:
+        """Returns the features [B, A, P, L, C] of a chunk."""
+        return torch.cat([self._hear(own, span) for own in self.streams])
 
     def _hear(self, streams: Sequence[FeatureStream], span: Span) -> torch.Tensor:
         """Returns the features [1, A, P, L, C] of a span of one video."""
@@ -81,10 +93,14 @@ class AudioTrack(Track):
         pieces = [(a * FEATURES_PER_FRAME, b * FEATURES_PER_FRAME) for a, b in itertools.pairwise(borders)]
         return torch.cat([stack_speakers(streams, a, b) for a, b in pieces], 2)
 
+    def over(self, inner: Track) -> AudioTrack:
+        """Returns a track with the same portrait and sound over another one's conditions."""
+        return AudioTrack(inner, self.streams, self.portrait, self.generation, self.piece)
+
     def note(self, chunk: Chunk) -> None:
         """Takes the video's first latent frame, which may become its reference."""
-        if self._first is None and chunk.span.start == 0 and self.ask_first is None:
-            self._first = chunk.latents[:, :1].clone()
+        if self.first is None and chunk.span.start == 0 and self.ask_first is None:
+            self.first = chunk.latents[:, :1].clone()
 
     def preempt_requested(self) -> bool:
         """Asks the inner track."""
@@ -94,12 +110,11 @@ class AudioTrack(Track):
         number = self.generation.portrait.refresh
         if not number or span.start < number * self.generation.chunk:
             return {}
-        if self._first is None and self.ask_first is not None:
-            self._first = self.ask_first()
-        return {"reference": self._first.to(self.portrait["reference"]), "portrait_key": "refreshed"}
-
-    def _stop(self, start: int, features: torch.Tensor) -> int:
-        return start + features.shape[2] // FEATURES_PER_FRAME
+        if self.first is None and self.ask_first is not None:
+            self.first = self.ask_first()
+        if self.first is None:  # of a run that is resumed, before its state is there
+            return {}
+        return {"reference": self.first.to(self.portrait["reference"]), "portrait_key": "refreshed"}
 
 
 def audio_driven(config: AudioDrivenConfig, generation, bundle: ModelBundle, sampler, geometry, seed: int = 0):
@@ -146,6 +161,7 @@ class AudioDriven(Causal):
 
     def generate(self, condition, noise, batch: int, total: int, given=None, state: RolloutState | None = None):
         """Yields the chunks; condition: the `track` of a `Voice`."""
+        condition.first = condition.first if state is None else state.first
         return self._noted(condition, super().generate(condition, noise, batch, total, given, state))
 
     def _noted(self, track, chunks: Iterator[Chunk]) -> Iterator[Chunk]:

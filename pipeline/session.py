@@ -30,11 +30,11 @@ from pipeline.causal import Causal
 from pipeline.decoder import Decoder
 from pipeline.rollout import Chunk
 from pipeline.state import RolloutState, check_version, pack, unpack
-from pipeline.track import Live
+from pipeline.track import Live, Track
 from utils.data.prompts import check_prompt
 from utils.diff import describe
 from utils.rng import Rng
-from wan.codec.base import DecoderState
+from wan.codec.base import DecoderState, StreamingDecoder
 from wan.condition import Condition
 from wan.geometry import Span
 from wan.ledger import Ledger
@@ -147,7 +147,10 @@ class Session:
             if undecoded := self._undecoded():
                 chunk = undecoded[0]
             else:
-                chunk = self._executor.generate_chunk(self._state, track, self._next_span(), self._noise)
+                chunk = self._executor.generate_chunk(
+                    self._state, self._conditions(track), self._next_span(), self._noise
+                )
+                self._made(chunk)
                 self._next = chunk.span.stop
                 if self._decoder is None:
                     return chunk, None
@@ -199,7 +202,7 @@ class Session:
     def fork(self) -> Session:
         """Returns another session that goes on from here, on its own."""
         with self._busy:
-            track, other = self._running().fork(), Session(self.pipeline, self.decode)
+            track, other = self._running().fork(), self._another()
             undecoded, _, stream = self._decoded()
             decoder = other._open_decoder(stream)
             other._begin(self._state.fork(), track, dict(self._keys), self._next, decoder, undecoded)
@@ -210,6 +213,21 @@ class Session:
         with self._busy:
             self._closed = True
             self._end()
+
+    def _conditions(self, track: Live) -> Track:
+        """Returns the track that the executor asks; a talking session adds sound and portrait."""
+        return track
+
+    def _another(self) -> Session:
+        """Returns a new session of the same kind."""
+        return Session(self.pipeline, self.decode)
+
+    def _made(self, chunk: Chunk) -> None:
+        """Takes a chunk that has been generated."""
+
+    def _pixels(self) -> StreamingDecoder:
+        """Returns what makes the pixels of the session's videos."""
+        return self.pipeline.bundle.decoder
 
     def _end(self) -> None:
         """Ends the running video."""
@@ -229,7 +247,7 @@ class Session:
 
     def _open_decoder(self, state: DecoderState | None = None) -> Decoder | None:
         """Returns the decoder of a video that stands at this state, or None for a session without pixels."""
-        model = self.pipeline.bundle.decoder
+        model = self._pixels()
         return Decoder(model, model.own_device, state) if self.decode else None
 
     def _decoded(self) -> tuple[list[Chunk], int, DecoderState | None]:

@@ -45,7 +45,8 @@ class RolloutState:
 
     sizes: the arguments of `start`. caches: [step][guidance branch], a single step where they hold clean frames.
     key: of the condition in force. portrait_key: of the portrait that is pinned. latest: the chunks that a recache may
-    ask for. next_frame: the first one missing.
+    ask for. next_frame: the first one missing. first: the video's first latent frame, where a portrait is pinned: it
+    may become its reference.
     """
 
     sizes: dict[str, int | None]
@@ -54,6 +55,7 @@ class RolloutState:
     portrait_key: object = None
     latest: list[Committed] = field(default_factory=list)
     next_frame: int = 0
+    first: torch.Tensor | None = None
 
     def __post_init__(self):
         for branches in self.caches[1:]:  # keys of text and portrait do not depend on the step
@@ -67,6 +69,8 @@ class RolloutState:
 
     def remember(self, chunk: Committed, frames: int) -> None:
         """Enters a committed chunk; keeps those of the last `frames` frames, or all if that is -1."""
+        if not chunk.span.start and self.caches[0][0].ledger.pinned:
+            self.first = chunk.latents[:, :1].clone()
         first = 0 if frames == -1 else chunk.span.stop - frames
         self.latest = [known for known in self.latest if known.span.stop > first] + [chunk]
         self.next_frame = chunk.span.stop
@@ -90,7 +94,8 @@ class RolloutState:
         """Returns the state on a device; this one is used up."""
         moved = [[cache.to(device) for cache in branches] for branches in self.caches]
         latest = [Committed(c.span, c.latents.to(device), tuple(x.to(device) for x in c.inputs)) for c in self.latest]
-        return replace(self, caches=moved, latest=latest)
+        first = None if self.first is None else self.first.to(device)
+        return replace(self, caches=moved, latest=latest, first=first)
 
     def snapshot(self, device=None) -> tuple[dict, dict[str, torch.Tensor]]:
         """Returns (book of numbers, tensors); copies, on `device` or where the state is. `Rollout.restore` reads it."""
@@ -100,6 +105,8 @@ class RolloutState:
         if self.key is RECACHE_INCOMPLETE:
             book["torn"] = True
         tensors = {f"{n}.{name}": t for n, cache in enumerate(caches) for name, t in cache.snapshot(device).items()}
+        if self.first is not None:
+            tensors["first"] = self.first.to(device, copy=True)
         if self.latest:
             tensors["latest"] = torch.cat([chunk.latents for chunk in self.latest], 1).to(device)
             for step in range(self.num_inputs if self.same_step else 0):
@@ -113,6 +120,7 @@ class RolloutState:
         for number, (cache, ledger) in enumerate(zip(caches, book["ledgers"], strict=True)):
             own = {name: t for whole, t in tensors.items() for n, _, name in [whole.partition(".")] if n == str(number)}
             cache.restore(ledger, own)
+        self.first = tensors["first"].to(device, copy=True) if "first" in tensors else None
         spans = [Span(*borders) for borders in book["latest"]]
         if not spans:
             return

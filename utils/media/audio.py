@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,3 +141,107 @@ def _finite(path: Path, frames, channels: int) -> Iterator[np.ndarray]:
         if not np.isfinite(samples).all():
             raise ValueError(f"{path} holds samples that are not finite numbers; write it again")
         yield samples
+
+
+class LiveSound:
+    """A sound that arrives while it is read: one channel at `rate`, `append(samples, rate)` from any thread.
+
+    Everything that was appended counts on one clock from the first sample on; `length` is what is there now. What is
+    read behind it is silence, so who must not miss any waits with `wait_for`. The latest `kept_seconds` stay; older
+    samples cannot be read any more.
+    """
+
+    channels = 1
+
+    def __init__(self, rate: int = 16_000, kept_seconds: float = 600.0):
+        self.rate, self._room = rate, int(kept_seconds * rate)
+        self._held, self._begin, self._closed = np.zeros(0, np.float32), 0, False
+        self._changed, self._resamplers = threading.Condition(), {}
+
+    @property
+    def length(self) -> int:
+        """Samples that have arrived."""
+        with self._changed:
+            return self._begin + len(self._held)
+
+    def append(self, samples: np.ndarray, rate: int) -> None:
+        """Adds samples [N] or [N, channels], floats in [-1, 1] or 16-bit numbers, at their own rate.
+
+        Errors: ValueError for another type, samples that are not finite, another rate than before, or behind the end.
+        """
+        own = self._resampled(check_samples(samples), rate)
+        with self._changed:
+            if self._closed:
+                raise ValueError("the sound has ended; begin another one")
+            self._held = np.concatenate((self._held, own))
+            surplus = len(self._held) - self._room
+            if surplus > 0:
+                self._begin, self._held = self._begin + surplus, self._held[surplus:]
+            self._changed.notify_all()
+
+    def append_silence(self, until: int) -> None:
+        """Adds silence up to a sample, if less has arrived: what comes later comes behind it."""
+        with self._changed:
+            missing = until - self._begin - len(self._held)
+            if missing > 0:
+                self._held = np.concatenate((self._held, np.zeros(missing, np.float32)))
+
+    def close(self) -> None:
+        """Says that no more will come; whoever waits goes on."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def wait_for(self, length: int, timeout: float | None = None) -> bool:
+        """Waits until so many samples have arrived or the sound has ended; False if neither happened in time."""
+        with self._changed:
+            there = lambda: self._closed or self._begin + len(self._held) >= length  # noqa: E731
+            return self._changed.wait_for(there, timeout)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Returns float32 samples [stop - start, 1]; zeros before the start and behind what is there.
+
+        Errors: ValueError for samples that are not kept any more.
+        """
+        with self._changed:
+            begin, held = self._begin, self._held
+        if max(start, 0) < begin:
+            raise ValueError(f"sample {start} is asked for and samples before {begin} are not kept; keep more seconds")
+        return ArraySound(held, self.rate).read(start - begin, stop - begin)
+
+    def _resampled(self, samples: np.ndarray, rate: int) -> np.ndarray:
+        """Returns samples at our rate; one resampler for all, so that pieces give what the whole gives."""
+        import av
+
+        if rate == self.rate:
+            return samples
+        if self._resamplers and rate not in self._resamplers:
+            raise ValueError(
+                f"samples at {rate} a second came, and {next(iter(self._resamplers))} before; keep one rate"
+            )
+        if rate not in self._resamplers:
+            self._resamplers[rate] = av.AudioResampler(format="flt", layout="mono", rate=self.rate)
+        if not len(samples):
+            return samples
+        frame = av.AudioFrame.from_ndarray(samples[None], format="flt", layout="mono")
+        frame.sample_rate = rate
+        parts = [part.to_ndarray().reshape(-1) for part in self._resamplers[rate].resample(frame)]
+        return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+
+
+def check_samples(samples: np.ndarray) -> np.ndarray:
+    """Returns samples [N] of one channel in float32. Errors: ValueError for what is no sound."""
+    samples = np.asarray(samples)
+    if (
+        samples.ndim not in (1, 2)
+        or samples.dtype.kind not in "fi"
+        or (samples.dtype.kind == "i" and samples.itemsize > 4)
+    ):
+        raise ValueError(
+            f"sound is {samples.dtype} {samples.shape}; give [N] or [N, channels], floats or 16-bit numbers"
+        )
+    full = float(np.iinfo(samples.dtype).max) if samples.dtype.kind == "i" else 1.0
+    mono = (samples.astype(np.float32) / full).reshape(len(samples), -1).mean(1)
+    if not np.isfinite(mono).all():
+        raise ValueError("the sound holds samples that are not finite numbers")
+    return np.ascontiguousarray(mono)
