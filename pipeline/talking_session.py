@@ -103,7 +103,7 @@ class TalkingSession(Session):
 
     def _needed(self, span: Span) -> int:
         """Returns the samples that must have arrived for a chunk."""
-        frames = span.stop * self.pipeline.geometry.strides[0] - 3 + self.pipeline.config.audio.lead
+        frames = self.pipeline.geometry.pixel_frames(span.stop) + self.pipeline.config.audio.lead
         return round(frames * RATE / self._rate) + round(self.pipeline.config.audio.look_ahead * RATE) + EXTRA
 
     def _await(self, sound: LiveSound, samples: int) -> None:
