@@ -23,12 +23,13 @@ ifneq ($(shell cat $(STAMP) 2>/dev/null),$(TORCH_INDEX))
 endif
 endif
 
-.PHONY: help demo digits-table digits-long test test-cpus faults check lint types format clean
+.PHONY: help demo digits-table digits-long digits-avatar test test-cpus faults check lint types format clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo           8 prompted videos and one whose prompt changes, with contact sheets, into $(DEMO_OUTPUT)"
 	@echo "make digits-table   train and measure every objective on digits videos; resumes (ARGS=--help)"
+	@echo "make digits-avatar  digits that speak: train, and measure whether they follow the sound; resumes (ARGS=--help)"
 	@echo "make digits-long    long videos and prompt switches, before and after long tuning; resumes (ARGS=--help)"
 	@echo "make test           lint and run the whole test suite"
 	@echo "make test-cpus      run the numeric tests once for each way in which CPUs sum: instruction sets, kernels, threads"
@@ -54,6 +55,10 @@ digits-table: $(STAMP)
 # The student of digits-table's row sid comes first, or ARGS="--weights FOLDER".
 digits-long: $(STAMP)
 	$(BIN)/python scripts/digits_long.py $(ARGS)
+
+# Some two hours on two cores. ARGS="--rows sft --jobs 1", ARGS=--dry_run
+digits-avatar: $(STAMP)
+	$(BIN)/python scripts/digits_avatar.py $(ARGS)
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile

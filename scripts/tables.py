@@ -211,7 +211,7 @@ def avatar_memory(name: str) -> str:
     return "\n".join(lines)
 
 
-EXPERIMENTS = {**objectives_results.TABLES, **long_results.TABLES}
+EXPERIMENTS = {**objectives_results.TABLES, **long_results.TABLES, **talking_results.TABLES}
 MAKERS = {
     "digits": digits,
     "first": first,
