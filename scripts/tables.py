@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.experiments import long_results, objectives_results
+from scripts.experiments import long_results, objectives_results, talking_results
 from scripts.experiments.records import pool_seeds
 from scripts.measure.markdown import mean_and_half, table_head, table_row
 from scripts.measure.report import looks_cell

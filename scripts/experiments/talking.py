@@ -23,6 +23,7 @@ FRAMES = {"1x": 33, "20x": 717}  # pixel frames: 9 latent frames, a training cli
 COUNTS = {"1x": 64, "20x": 16}
 SHIFT = 6  # frames
 SOUNDS = ("1x", "20x", "shifted", "silent", "other")
+SHORT = SOUNDS[:2]
 RECIPES = "configs/train/digits_avatar_{}.yaml"
 INFER = "configs/infer/digits_avatar.yaml"
 
@@ -46,11 +47,9 @@ def solver(steps: int, guidance: float, name: str = "euler") -> tuple[str, ...]:
 
 CLIPS = "pipeline.clip_frames=9"
 MODELS = {
-    "teacher": Model(
-        "teacher: whole clips, motion carried over", "teacher", ("pipeline.clip_frames=9", *solver(20, 2.0, "unipc"))
-    ),
+    "teacher": Model("teacher: whole clips, motion carried over", "teacher", (CLIPS, *solver(20, 2.0, "unipc")), SHORT),
     "sft": Model("same-step training, 8 steps, guided", "sft", solver(8, 2.0)),
-    "df": Model("diffusion forcing, 8 steps, guided, same-step caches", "df", solver(8, 2.0), ("1x", "20x")),
+    "df": Model("diffusion forcing, 8 steps, guided, same-step caches", "df", solver(8, 2.0), SHORT),
     "student": Model("self-forcing DMD, 4 steps", "distill", (), needs=("teacher", "sft")),
 }
 
@@ -133,11 +132,11 @@ def through_codec(talks: Sequence[Talk], folder: str) -> list[np.ndarray]:
 
     from utils.media.image import to_uint8
     from wan.audio.features import DROPPED
+    from wan.checkpoint.identify import family_of_vae
     from wan.codec.still import PrimedDecoder, behind_still, split_still
-    from wan.codec.vae import open_vae
     from wan.config import VAEConfig
 
-    vae, videos = open_vae(Path(folder), VAEConfig(), torch.device("cpu")), []
+    vae, videos = family_of_vae(folder).open_vae(Path(folder), VAEConfig(), torch.device("cpu")), []
     with torch.no_grad():
         for talk in talks:
             parts = (torch.from_numpy(x / 127.5 - 1).float().movedim(-1, -3) for x in (talk.picture, talk.frames))
