@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline import EXECUTORS, PIPELINES, SAMPLERS, ancestors
 from pipeline.lora import LoraEntry, parse_loras, plain_loras
+from pipeline.portrait import parse_area
 from pipeline.trained import find_trained
 from utils.bounds import bounded
 from utils.config.field import collect_error, file_path, one_of
@@ -183,11 +184,16 @@ class AudioDrivenConfig(CausalConfig):
 
     audio: AudioConfig = field(default_factory=AudioConfig)
     encoder: str = file_path()
+    size: str = ""  # "704*384": an area; height and width follow the portrait's aspect. "" = the configuration's own
     clip_frames: int = bounded(0, 0, LONGEST)
 
     def problems_with(self, config) -> Iterator[str]:
-        """Yields other starts than a portrait."""
+        """Yields other starts than a portrait, and a size that is none."""
         data = config.data
+        if self.size:
+            yield from collect_error(parse_area, self.size)
+            if config.height or config.width:
+                yield "pipeline.size tells an area and height or width a size; write one of them"
         if data.scheduled or data.i2v or data.initial_latents or data.start_video or data.start_image:
             yield "a talking video starts from its portrait (data.image); leave out the other starts and schedules"
 

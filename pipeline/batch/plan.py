@@ -18,7 +18,9 @@ from pipeline.batch.start import video_pixels
 from pipeline.bundle import ModelBundle
 from pipeline.causal import Causal
 from pipeline.config import LONGEST, InferConfig
+from pipeline.portrait import fit_size, parse_area
 from utils.data.schedules import FRAME, SECOND, Moment, ScheduleLine
+from utils.media.image import image_size
 from wan.geometry import Geometry, Span
 
 logger = logging.getLogger(__name__)
@@ -55,6 +57,9 @@ def plan_video(request: Request, config: InferConfig, bundle: ModelBundle, sampl
     """
     script = request.script
     size = (script.height or config.height, script.width or config.width) if script else (config.height, config.width)
+    if request.avatar and config.pipeline.size:
+        height, width = image_size(request.avatar.image)
+        size = fit_size(height, width, parse_area(config.pipeline.size))
     geometry = Geometry.of(bundle.spec, *size)
     pipeline = config.pipeline.build(config.generation, bundle, sampler, geometry, config.seed)
     fps = config.output.fps or bundle.spec.fps

@@ -77,7 +77,7 @@ class Request:
     def schedule(self) -> tuple:
         """What the videos of a batch have in common; how many frames a start video fills is known once it is read."""
         start: object = (self.video, self.start_seconds) if self.video else bool(self.image)
-        start = self.avatar.sounds if self.avatar else start  # they tell the length
+        start = self.avatar or start  # its sounds tell the length, its portrait the size
         return self.script and self.script.schedule, start
 
 

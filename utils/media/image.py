@@ -84,6 +84,12 @@ def read_image(path: str | Path, size: tuple[int, int], mode: str = "stretch"):
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div(127.5).sub(1).contiguous()
 
 
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Returns (height, width) of a picture as viewers show it. Errors: those of `open_image`."""
+    width, height = open_image(path).size
+    return height, width
+
+
 def open_image(path: str | Path):
     """Returns a picture as viewers show it: Pillow, mode RGB, turned by the camera's tag, in sRGB, over `BACKGROUND`.
 
