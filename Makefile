@@ -27,7 +27,7 @@ endif
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo           8 prompted videos and one whose prompt changes, with contact sheets, into $(DEMO_OUTPUT)"
+	@echo "make demo           8 prompted videos, one whose prompt changes, three that follow a hum, into $(DEMO_OUTPUT)"
 	@echo "make digits-table   train and measure every objective on digits videos; resumes (ARGS=--help)"
 	@echo "make digits-avatar  digits that speak: train, and measure whether they follow the sound; resumes (ARGS=--help)"
 	@echo "make digits-long    long videos and prompt switches, before and after long tuning; resumes (ARGS=--help)"
@@ -45,7 +45,8 @@ help:
 demo: $(STAMP)
 	$(BIN)/python inference.py --config_path configs/infer/digits_student.yaml --data_path prompts/digits.txt --output_folder $(DEMO_OUTPUT)
 	$(BIN)/python inference.py --config_path configs/infer/digits_interactive.yaml --data_path prompts/digits_demo.jsonl --output_folder $(DEMO_OUTPUT)/interactive
-	@echo "contact sheets: $(DEMO_OUTPUT)/contact_sheet.png and, of a video whose prompt changes, $(DEMO_OUTPUT)/interactive/contact_sheet.png"
+	$(BIN)/python inference.py --config_path configs/infer/digits_avatar.yaml --data_path prompts/digits_avatar/talks.jsonl --output_folder $(DEMO_OUTPUT)/avatar
+	@echo "contact sheets: $(DEMO_OUTPUT)/contact_sheet.png and, of a video whose prompt changes, $(DEMO_OUTPUT)/interactive/contact_sheet.png; digits that follow a hum, with sound: $(DEMO_OUTPUT)/avatar"
 
 # Hours on a CPU; finished rows are skipped. ARGS="--rows dmd,sid --jobs 1", ARGS=--dry_run, ...
 # ARGS=--verify trains all again in folders of its own and prints each number next to the recorded one.

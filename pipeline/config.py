@@ -226,7 +226,7 @@ class TPPConfig(Buildable):
     def problems_with(self, config) -> Iterator[str]:
         """Yields what ranks cannot share."""
         clips = isinstance(config.pipeline, AudioDrivenConfig) and config.pipeline.clip_frames
-        refresh, steps = config.generation.portrait.refresh, config.build_sampler().num_steps if not clips else 0
+        refresh, steps = config.generation.portrait.refresh, config.num_steps
         if 0 < refresh < steps:
             yield (
                 f"generation.portrait.refresh is {refresh} and a chunk has {steps} steps: the first step of chunk "
@@ -361,6 +361,12 @@ class InferConfig:
         if isinstance(chosen, MultiStepConfig) and not chosen.shift:
             chosen = replace(chosen, shift=steps.shift)
         return chosen
+
+    @property
+    def num_steps(self) -> int:
+        """Denoising steps of a chunk."""
+        chosen = self.chosen_sampler
+        return chosen.num_steps if isinstance(chosen, MultiStepConfig) else len(self.generation.steps.steps)
 
     def build_sampler(self):
         """Returns the sampler that runs."""

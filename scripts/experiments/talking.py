@@ -112,7 +112,8 @@ def measure(videos: Sequence[np.ndarray], sound: str) -> dict:
     """Returns the metrics of a row's videos against the law of each one's own clip."""
     talks = make_talks(sound)[: len(videos)]
     read = [read_talk(video, talk.subject) for video, talk in zip(videos, talks, strict=True)]
-    return plain(measure_talks(read, [talk.rows for talk in talks]))
+    first = {"law": list(talks[0].rows[: len(videos[0])]), "row": list(read[0]["row"])}
+    return plain(measure_talks(read, [talk.rows for talk in talks]) | {"first": first})
 
 
 def plain(value):

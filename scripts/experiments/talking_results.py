@@ -16,6 +16,7 @@ from scripts.measure.markdown import table_head, table_row
 
 SHOWN = ("follow", "digit", "direction", "colour")
 SHARE = {"follow": 0.9, "digit": 0.7, "direction": 0.8, "colour": 0.9}  # of the codec's value
+STYLES = {"the sound's law": ("black", "--"), "the digit": ("C3", "-")}
 NEAR, QUIET, STRANGE = 0.1, 0.9, 0.2
 REAL = {"real clips": "real", "real clips through the codec": "codec", "real, another's sound": "other"}
 COMMAND = "python scripts/digits_avatar.py --rows"
@@ -129,14 +130,26 @@ def within(what: str, row: dict | None, metric: str, low: float, high: float) ->
 
 def draw(root: Path) -> None:
     """Draws the curves of the records."""
-    lags = {}
+    lags, heights = {}, {}
     for name, model in {**talking.MODELS, "codec": None}.items():
         row = sound(root, name, "1x") if model else (read(root, "real") or {}).get("codec")
         if row:
             curve = sorted((int(lag), value) for lag, value in row["lags"].items())
             lags[name] = ([lag for lag, _ in curve], [value for _, value in curve], None)
+            heights |= show_first(name, row)
     panels = {"correlation with the law over the shift of the picture": lags} if lags else {}
     figures.draw(panels, root / "docs/images/avatar_lag.png", "frames", 1)
+    figures.draw(heights, root / "docs/images/avatar_follow.png", "pixel frames (8 a second)", 2, STYLES)
+
+
+def show_first(name: str, row: dict) -> dict:
+    """Returns a panel of the first video: the row that its sound asks for, and the row that is seen (up is high)."""
+    first = row.get("first")
+    if not first:
+        return {}
+    frames = list(range(len(first["row"])))
+    lines = {"the sound's law": first["law"], "the digit": first["row"]}
+    return {name: {line: (frames, [None if y is None else -y for y in rows], None) for line, rows in lines.items()}}
 
 
 TABLES = {"avatar": short, "avatar-sounds": sounds, "avatar-thirds": thirds, "avatar-gates": gates}
