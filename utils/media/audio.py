@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +50,7 @@ class FileSound:
 
     def __init__(self, path: str | Path, rate: int = 16_000, channels: int = 1, kept_seconds: float = 120.0):
         self.path, self.rate, self.channels = Path(path), rate, channels
-        self._room = int(kept_seconds * rate)
+        self._room = max(1, int(kept_seconds * rate))
         self._restart()
         self.length = self._count()
         if self.length < LEAST_SECONDS * rate:
@@ -61,19 +62,24 @@ class FileSound:
         found = np.zeros((stop - start, self.channels), np.float32)
         if last <= first:
             return found
-        if first < self._begin:
+        if self._held and first < self._held[0][0]:
             self._restart()
-        while self._begin + len(self._held) < last and (piece := next(self._pieces, None)) is not None:
-            self._held = np.concatenate((self._held, piece))
-            surplus = len(self._held) - max(self._room, last - first + len(piece))
-            if surplus > 0 and self._begin + surplus <= first:
-                self._begin, self._held = self._begin + surplus, self._held[surplus:]
-        part = self._held[first - self._begin : last - self._begin]
-        found[first - start : first - start + len(part)] = part
+        while self._end < last and (piece := next(self._pieces, None)) is not None:
+            self._held.append((self._end, piece))
+            self._end += len(piece)
+            while self._held[0][0] + len(self._held[0][1]) <= min(first, self._end - self._room):
+                self._held.popleft()
+        for begin, piece in reversed(self._held):
+            if begin + len(piece) <= first:
+                break
+            part = piece[max(first - begin, 0) : max(last - begin, 0)]
+            place = max(begin, first) - start
+            found[place : place + len(part)] = part
         return found
 
     def _restart(self) -> None:
-        self._begin, self._held = 0, np.zeros((0, self.channels), np.float32)
+        # Pieces as they are decoded, each with its first sample: to join them would copy all that is kept, each time.
+        self._held, self._end = deque[tuple[int, np.ndarray]](), 0
         self._pieces = decode_sound(self.path, self.rate, self.channels)
 
     def _count(self) -> int:
