@@ -126,9 +126,16 @@ def video_facts(
     """Returns what a sidecar says of its own video: seed, settings, start, prompt schedule."""
     facts: dict[str, Any] = {"seed": get_seed(request, config), "asked": requested_facts(request, config)}
     facts |= {"start": str(request.start)} if request.start else {}
+    facts |= avatar_facts(request)
     if request.script and isinstance(track, PromptSchedule):
         facts["switches"] = schedule_facts(request.script, track, recaches)
     return facts
+
+
+def avatar_facts(request: Request) -> dict:
+    """Returns of which sounds and masks a talking video is made; of any other nothing."""
+    avatar = request.avatar
+    return {"sounds": [*map(str, avatar.sounds)], "masks": [*map(str, avatar.masks)]} if avatar else {}
 
 
 def sidecar_changes(path: Path, request: Request, config: InferConfig) -> dict[str, object]:
@@ -149,6 +156,7 @@ def sidecar_changes(path: Path, request: Request, config: InferConfig) -> dict[s
             model.setdefault("linears", "weights")  # of videos from before there was a choice
     now: dict[str, Any] = {"prompt": request.prompt, "seed": get_seed(request, config)}
     now |= {"start": str(request.start) if request.start else None, "asked": requested_facts(request, config)}
+    now |= avatar_facts(request)
     if request.script:
         before["prompts"], now["prompts"] = texts, request.prompts
     return {change.path: change.old for change in differences(before, now) if change.in_both}
@@ -177,6 +185,7 @@ def resume_facts(
     """
     given = {path: content(path) for path in {config.data.noise, config.data.initial_latents} if path}
     given |= {str(path): content(path) for path in {request.start for request in group} if path}
+    given |= {path: content(path) for request in group for paths in avatar_facts(request).values() for path in paths}
     videos = [
         {
             "name": r.stem,
@@ -185,6 +194,7 @@ def resume_facts(
             "negative_prompt": r.script.negative_prompt if r.script else None,
             "start": [str(r.start), r.start_seconds] if r.start else None,
             "place": [r.index, r.sample],
+            **avatar_facts(r),
         }
         for r in group
     ]

@@ -21,7 +21,7 @@ from pipeline.batch.provenance import (
     video_facts,
     video_settings,
 )
-from pipeline.batch.request import Request
+from pipeline.batch.request import Avatar, Request
 from pipeline.config import InferConfig, load_recipe
 from pipeline.track import PromptSchedule
 from utils.atomic import write_json
@@ -159,6 +159,22 @@ def test_resume_facts_tell_videos_apart(tmp_path):
     start = replace(PLAIN, image=tmp_path / "x.png")
     one, two = (resume_facts(config, "f", [start], (0,), 6, lambda path, h=h: h) for h in "ab")
     assert [str(c) for c in differences(one, two)] == [f"files.{tmp_path / 'x.png'} was a and is b"]
+
+
+def test_sounds_and_masks_of_a_talking_video_are_facts(tmp_path):
+    """Also what is in their files; other videos' facts have no such names."""
+    config, names = load_config(), [tmp_path / name for name in ("x.png", "a.wav", "m.png", "b.wav")]
+    talk = replace(PLAIN, avatar=Avatar(names[0], (names[1],), (names[2],)))
+    one, two = (resume_facts(config, "f", [talk], (0,), 6, lambda path, h=h: h) for h in "ab")
+    assert {c.path for c in differences(one, two)} == {f"files.{path}" for path in names[:3]}
+    other = replace(talk, avatar=Avatar(names[0], (names[3],), (names[2],)))
+    assert "films.0.sounds.0" in {
+        c.path for c in differences(one, resume_facts(config, "f", [other], (0,), 6, lambda _: "a"))
+    }
+    write_sidecar(tmp_path / "v.json", talk, config)
+    assert sidecar_changes(tmp_path / "v.json", talk, config) == {}
+    assert sidecar_changes(tmp_path / "v.json", other, config) == {"sounds.0": str(names[1])}
+    assert not {"sounds", "masks"} & video_facts(PLAIN, config, None, ()).keys()
 
 
 def test_requested_facts_are_as_the_user_wrote_them():
