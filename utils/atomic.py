@@ -112,12 +112,17 @@ class GrowingFile:
         self.file.truncate(mark["bytes"])
 
     def write(self, data: bytes) -> None:
-        """Appends bytes."""
+        """Appends bytes: all, or none and an error."""
         rest = memoryview(data)
-        self.file.seek(0, os.SEEK_END)  # it may have been read
-        with explain_full_disk(self.path):
-            while rest:  # an almost full disk takes a part before it says so
-                rest = rest[self.file.write(rest) :]
+        begin = self.file.seek(0, os.SEEK_END)  # it may have been read
+        try:
+            with explain_full_disk(self.path):
+                while rest:  # an almost full disk takes a part before it says so
+                    rest = rest[self.file.write(rest) :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                self.file.truncate(begin)  # players do not open a video whose last fragment is cut
+            raise
 
     def mark(self) -> dict:
         """Brings all to the disk; returns how far the file is: {"bytes": its length, "tail": a digest of its end}."""

@@ -236,6 +236,7 @@ def test_a_growing_file_says_when_the_disk_is_full(tmp_path):
             file.write(b"y" * 600)
         except OSError as error:
             print(error)
+        assert (file.partial).stat().st_size == 600, "all or nothing of a write"
         file.give_up()
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code), tmp_path], capture_output=True, text=True)
