@@ -41,12 +41,12 @@ def boxes(file: BinaryIO, start: int = 0) -> Iterator[tuple[int, int, bytes]]:
 
 
 def fragments(file: BinaryIO, start: int = 0) -> list[Fragment]:
-    """Returns the fragments from byte `start` on; errors: ValueError for one that is cut."""
+    """Returns the fragments with pictures from byte `start` on; errors: ValueError for one that is cut."""
     found = []
     for offset, length, kind in boxes(file, start):
         if kind == b"moof":
             file.seek(offset)
-            found.append(_fragment(offset, file.read(length)))
+            found += _fragment(offset, file.read(length))
     return found
 
 
@@ -58,9 +58,13 @@ def index(found: list[Fragment]) -> bytes:
     return struct.pack(">I4s", length, b"mfra") + table + struct.pack(">I4sII", 16, b"mfro", 0, length)
 
 
-def _fragment(offset: int, moof: bytes) -> Fragment:
+def _fragment(offset: int, moof: bytes) -> list[Fragment]:
+    """Returns the fragment, or none: other programs put sound into fragments of its own."""
     tracks = [dict(_inner(content, 0)) for kind, content in _inner(moof, 8) if kind == b"traf"]
-    inner = next(track for track in tracks if struct.unpack_from(">I", track[b"tfhd"], 4)[0] == PICTURES)
+    pictures = [track for track in tracks if struct.unpack_from(">I", track[b"tfhd"], 4)[0] == PICTURES]
+    if not pictures:
+        return []
+    inner = pictures[0]
     (start,) = struct.unpack_from(">Q" if inner[b"tfdt"][0] else ">I", inner[b"tfdt"], 4)
     run = inner[b"trun"]
     flags, count = struct.unpack_from(">II", run)
@@ -68,7 +72,7 @@ def _fragment(offset: int, moof: bytes) -> Fragment:
     if flags & 0x800:
         place += 4 * sum(bool(flags & field) for field in TRUN_FIELDS[:-1])
         (shown,) = struct.unpack_from(">i", run, place)
-    return Fragment(offset, start + shown, count)
+    return [Fragment(offset, start + shown, count)]
 
 
 def _inner(data: bytes, start: int) -> Iterator[tuple[bytes, bytes]]:

@@ -75,7 +75,7 @@ class VideoWriter:
                 for frame in frames:
                     self._encode(frame)
                     self.num_frames += 1
-        except (OSError, av.FFmpegError):
+        except (OSError, ValueError, av.FFmpegError):  # the disk, the sound, the encoder
             self._release()
             raise
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from fractions import Fraction
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 RATE = 48_000  # of the file: what players and browsers take, and a packet of 21 ms is shorter than a frame's delay
 PACKET = 1024  # samples of an AAC packet
 BIT_RATE = 192_000
+TOGETHER = 48 * PACKET  # samples encoded at a time: at the end of each PyAV may lose an interrupt (Ctrl-C), so seldom
 
 
 class Samples(Protocol):
@@ -26,7 +28,8 @@ class SoundTrack:
     """Encodes a sound as it is needed. fps: of the pictures; delay: frames by which they are shown late.
 
     The encoder is fed from the sound's start on, so packet n has the same bytes in a file that was resumed.
-    count: packets that were handed out. Errors: ValueError for a sound of another rate or more than two channels.
+    count: packets that were handed out. Errors: ValueError for a sound of another rate or more than two channels, and
+    when samples are taken that are not finite numbers.
     """
 
     def __init__(self, sound: Samples, fps: Fraction, delay: int):
@@ -44,8 +47,8 @@ class SoundTrack:
         self._encoder.sample_rate, self._encoder.layout, self._encoder.format = RATE, self._layout, "fltp"
         self._encoder.bit_rate, self._encoder.time_base = BIT_RATE, Fraction(1, RATE)
         self._encoder.options = {"flags": "+bitexact"}
-        self._packets = self._encode()
-        self._next = None
+        self._place, self._ready = 0, deque[Any]()  # the sample that comes next; packets that are not taken yet
+        self._peek()  # now: an encoder whose first frame is interrupted (Ctrl-C) takes no other
 
     def skip(self, count: int) -> None:
         """Drops so many packets: an earlier part of the file holds them."""
@@ -60,28 +63,32 @@ class SoundTrack:
     def until(self, frame: int) -> Iterator:
         """Yields the packets whose sound begins before a frame of the video is due, ready for the container."""
         end = frame * RATE / self.fps
-        while (packet := self._peek()).pts < end:
-            self._take()
+        while self._peek().pts < end:
+            packet = self._take()
             packet.stream, packet.time_base = self._stream, Fraction(1, RATE)
             packet.pts += self._delay
             packet.dts = packet.pts
-            yield packet
+            if packet.pts >= 0:  # above 93 frames a second the encoder's lead-in would begin before the file does
+                yield packet
 
     def _peek(self):
-        if self._next is None:
-            self._next = next(self._packets)
-        return self._next
+        while not self._ready:
+            self._encode()
+        return self._ready[0]
 
-    def _take(self) -> None:
+    def _take(self):
         self._peek()
-        self._next, self.count = None, self.count + 1
+        self.count += 1
+        return self._ready.popleft()
 
-    def _encode(self) -> Iterator:
-        """Yields packets without end: behind the sound there is silence."""
+    def _encode(self) -> None:
+        """Encodes the next samples; behind the sound there is silence. After an interrupt it can be called again."""
         import av
 
-        for start in iter(range(0, 1 << 62, PACKET)):
-            samples = np.ascontiguousarray(self.sound.read(start, start + PACKET).T.clip(-1, 1))
-            frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout=self._layout)
-            frame.sample_rate, frame.pts, frame.time_base = RATE, start, Fraction(1, RATE)
-            yield from self._encoder.encode(frame)
+        samples = np.ascontiguousarray(self.sound.read(self._place, self._place + TOGETHER).T)
+        if not np.isfinite(samples).all():
+            raise ValueError(f"the sound holds samples that are not finite numbers after {self._place / RATE:.2f} s")
+        frame = av.AudioFrame.from_ndarray(samples.clip(-1, 1), format="fltp", layout=self._layout)
+        frame.sample_rate, frame.pts, frame.time_base = RATE, self._place, Fraction(1, RATE)
+        self._place += TOGETHER
+        self._ready += self._encoder.encode(frame)

@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from pipeline.batch.request import Request
-from pipeline.batch.writer import VideoBatchWriter, finished
+from pipeline.batch.writer import VideoBatchWriter, finished, write_sheet
 from pipeline.config import OutputConfig
 from pipeline.decoder import DECODED_TOGETHER
 from pipeline.rollout import Chunk
 from tests.digits_fixture import files
+from utils.media.audio import ArraySound, FileSound
 from utils.media.mp4 import VideoWriter
+from utils.media.sound_track import RATE
 from utils.media.video import read_video
 from wan.codec.base import StreamingDecoder
 from wan.geometry import Geometry, Span
@@ -48,9 +50,9 @@ def chunks(*lengths, given=0):
         start += length
 
 
-def videos(tmp_path, total, wanted=(True, True), **output):
+def videos(tmp_path, total, wanted=(True, True), sounds=None, **output):
     knobs = OutputConfig(folder=str(tmp_path), **output)
-    return VideoBatchWriter(Codec(), REQUESTS, wanted, knobs, 8, GEOMETRY, total)
+    return VideoBatchWriter(Codec(), REQUESTS, wanted, knobs, 8, GEOMETRY, total, sounds)
 
 
 def test_frames_arrive_in_order_and_long_chunks_are_cut(tmp_path):
@@ -72,6 +74,24 @@ def test_only_wanted_rows_are_written(tmp_path):
     made.sidecars({"seed": 1})
     assert set(files(tmp_path)) == {"y-0.mp4", "y-0.json", "y-0.gif", "y-0.safetensors"}
     assert not finished(REQUESTS[0], tmp_path) and finished(REQUESTS[1], tmp_path)
+
+
+def test_one_video_of_a_batch_has_sound(tmp_path):
+    """Its own MP4 alone differs, and that in its sound track alone: GIF, latents, contact sheet are as without."""
+    time = np.arange(5 * RATE, dtype=np.float32) / RATE
+    hum = ArraySound(0.3 * np.sin(2 * np.pi * 220 * time), RATE)
+    for folder, sounds in (("silent", None), ("loud", [None, hum])):
+        made = videos(tmp_path / folder, 9, sounds=sounds, latents=True, gif=True)
+        made.write(chunks(6, 1, 2))
+        made.sidecars({"seed": 1})
+        write_sheet(tmp_path / folder / "sheet.png", REQUESTS, tmp_path / folder)
+    silent, loud = (files(tmp_path / folder) for folder in ("silent", "loud"))
+    assert silent.keys() == loud.keys() and len(silent) == 9
+    assert {name for name in silent if silent[name] != loud[name]} == {"y-0.mp4"}
+    assert finished(REQUESTS[1], tmp_path / "loud")
+    heard = FileSound(tmp_path / "loud/y-0.mp4", RATE)
+    assert abs(heard.length / RATE - 33 / 8) < 0.1
+    assert np.abs(heard.read(RATE, 2 * RATE)).max() == pytest.approx(0.3, rel=0.1)
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, ValueError, RuntimeError])

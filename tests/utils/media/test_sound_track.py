@@ -17,6 +17,7 @@ from utils.media.audio import ArraySound, FileSound
 from utils.media.fragments import fragments
 from utils.media.mp4 import VideoWriter, find_damage, sample_frames
 from utils.media.sound_track import RATE, SoundTrack
+from utils.media.video import read_at, read_strip, read_video
 
 FPS, SIZE = 25, 32
 
@@ -47,7 +48,7 @@ def write(path, frames, sound, cuts=(7,), marks=(), **options):
 def events(path) -> tuple[list[float], list[float]]:
     """Returns the times of flashes and clicks as a player meets them."""
     with av.open(str(path)) as file:
-        flashes = [f.time for f in file.decode(video=0) if f.to_ndarray(format="gray").mean() > 100]
+        flashes = [f.time for f in file.decode(video=0) if bytes(f.planes[0])[SIZE // 2] > 100]
     clicks: list[float] = []
     with av.open(str(path)) as file:
         for frame in file.decode(audio=0):
@@ -64,9 +65,10 @@ def apart(path) -> list[float]:
 
 
 def test_sound_and_picture_are_in_step(tmp_path):
-    """A minute here; ten minutes behave alike, for every packet has its own time from the same clock."""
-    frames, sound = scene(60, every=7)
-    write(tmp_path / "a.mp4", frames, (sound,))
+    """Ten minutes, with a mark every two, from the first second to the last frame."""
+    frames, sound = scene(600, every=13)
+    frames[-1], sound[-RATE // FPS :] = 255, 0.8
+    write(tmp_path / "a.mp4", frames, (sound,), marks=range(3000, 15_000, 3000))
     assert max(apart(tmp_path / "a.mp4")) < 0.02
     assert find_damage(tmp_path / "a.mp4", len(frames)) is None
 
@@ -173,3 +175,82 @@ def test_stereo_is_kept_and_read_back(tmp_path):
 def test_another_rate_is_refused(tmp_path):
     with pytest.raises(ValueError, match="48000 samples a second and one or two channels; this one has 16000"):
         VideoWriter(tmp_path / "a.mp4", FPS, sound=ArraySound(np.zeros(10, np.float32), 16_000))
+
+
+def test_counting_the_last_track_would_count_the_sound(tmp_path, monkeypatch):
+    """The mutation: the last track of a fragment is not the pictures'."""
+    monkeypatch.setattr("utils.media.fragments.PICTURES", 2)
+    frames, sound = scene(5)
+    with pytest.raises(AssertionError, match="lost frames"):
+        write(tmp_path / "a.mp4", frames, (sound,))
+
+
+def test_first_and_last_frame_are_in_step(tmp_path):
+    frames, sound = np.zeros((75, SIZE, SIZE, 3), np.uint8), np.zeros(3 * RATE, np.float32)
+    for frame in (0, 30, 74):
+        frames[frame] = 255
+        sound[frame * RATE // FPS :][:480] = 0.8
+    write(tmp_path / "a.mp4", frames, (sound,), marks=(20, 31))
+    assert max(apart(tmp_path / "a.mp4")) < 0.02
+
+
+@pytest.mark.parametrize("fps", [0.5, 12.5, 30_000 / 1001, 120, 240])
+def test_any_rate_is_in_step_from_no_time_before_0(tmp_path, fps):
+    count = max(3, round(3 * fps))
+    frames, sound = np.zeros((count, SIZE, SIZE, 3), np.uint8), np.zeros(round(count * RATE / fps), np.float32)
+    for frame in (count // 2, count - 1):
+        frames[frame] = 255
+        sound[round(frame * RATE / fps) :][:480] = 0.8
+    with VideoWriter(tmp_path / "a.mp4", fps, sound=ArraySound(sound, RATE)) as video:
+        video.write(frames)
+    flashes, clicks = events(tmp_path / "a.mp4")
+    assert len(flashes) == len(clicks) == 2
+    assert max(abs(a - b) for a, b in zip(flashes, clicks, strict=True)) < 0.02
+    with av.open(str(tmp_path / "a.mp4")) as file:
+        assert all(stream.start_time >= 0 for stream in file.streams)
+
+
+def test_sound_changes_no_picture(tmp_path):
+    """The same packets at the same times, the same frames for all who read them, also around marks."""
+    frames, sound = scene(5)
+    frames[:, ::3] = np.arange(len(frames), dtype=np.uint8)[:, None, None, None]
+    found = []
+    for name, samples in (("loud", (sound,)), ("silent", None)):
+        path = tmp_path / f"{name}.mp4"
+        write(path, frames, samples, marks=(30, 71))
+        with av.open(str(path)) as file:
+            packets = [(p.pts, p.dts, p.duration, p.is_keyframe, bytes(p)) for p in file.demux(video=0) if p.size]
+        found.append((packets, read_video(path), read_strip(path, 8), read_at(path, 20, 8), sample_frames(path, 8)))
+    (packets, *loud), (others, *silent) = found
+    assert packets == others and len(packets) == len(frames)
+    for one, other in zip(loud, silent, strict=True):
+        assert np.array_equal(one, other) if isinstance(one, np.ndarray) else np.array_equal(one[0], other[0])
+    assert loud[0][1] == silent[0][1] and loud[2][1] == silent[2][1]
+
+
+def test_silence_stays_silence(tmp_path):
+    frames, _ = scene(3)
+    write(tmp_path / "a.mp4", frames, (np.zeros(3 * RATE, np.float32),))
+    heard = FileSound(tmp_path / "a.mp4", RATE)
+    assert heard.length >= 3 * RATE and not heard.read(0, heard.length).any()
+
+
+@pytest.mark.parametrize("order", ["va", "av", "a"])
+def test_files_of_other_programs_are_whole(tmp_path, order):
+    """Their sound may have fragments of its own, or the first track."""
+    with av.open(str(tmp_path / "a.mp4"), "w", options={"movflags": "frag_every_frame+empty_moov"}) as file:
+        streams = {kind: file.add_stream(*(("libx264", 25) if kind == "v" else ("aac", RATE))) for kind in order}
+        if "v" in streams:
+            streams["v"].width = streams["v"].height = SIZE
+            streams["v"].pix_fmt = "yuv420p"
+        for number in range(20):
+            if "v" in streams:
+                picture = av.VideoFrame.from_ndarray(np.zeros((SIZE, SIZE, 3), np.uint8), format="rgb24")
+                picture.pts = number
+                file.mux(streams["v"].encode(picture))
+            part = av.AudioFrame.from_ndarray(np.zeros((1, 1920), np.float32), format="fltp", layout="mono")
+            part.sample_rate, part.pts = RATE, number * 1920
+            file.mux(streams["a"].encode(part))
+        for stream in streams.values():
+            file.mux(stream.encode(None))
+    assert find_damage(tmp_path / "a.mp4") is None
