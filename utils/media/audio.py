@@ -3,27 +3,40 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from utils.media import video
+from utils.media.samples import Pieces, Resampler, check_rate, check_samples
+
+# As of videos: no playlists, which would open other files or addresses.
+CONTAINERS = f"{video.CONTAINERS},wav,w64,aiff,au,caf,mp3,mp2,aac,flac,wv,ape,tta,ac3,eac3,dts,amr,amrnb,amrwb,gsm,voc"
+SAFE = video.SAFE | {"format_whitelist": CONTAINERS}
 LEAST_SECONDS = 0.1
+MOST_AHEAD = 3_600  # seconds that may wait to be read
 
 
 @dataclass(frozen=True)
 class ArraySound:
-    """Samples [N] or [N, channels] in memory, at `rate`."""
+    """Samples [N] or [N, channels] in memory, at `rate`: floats in [-1, 1], or whole numbers of 8, 16 or 32 bits.
+
+    Errors: ValueError for what is no sound, samples that are not finite, or no possible rate.
+    """
 
     samples: np.ndarray
     rate: int
 
+    def __post_init__(self):
+        object.__setattr__(self, "samples", check_samples(self.samples))
+        object.__setattr__(self, "rate", check_rate(self.rate))
+
     @property
     def channels(self) -> int:
         """How many there are."""
-        return 1 if self.samples.ndim == 1 else self.samples.shape[1]
+        return self.samples.shape[1]
 
     @property
     def length(self) -> int:
@@ -32,12 +45,18 @@ class ArraySound:
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Returns float32 samples [stop - start, channels]; zeros before the start and behind the end."""
-        rows = self.samples.reshape(self.length, -1)
-        found = np.zeros((stop - start, rows.shape[1]), np.float32)
+        found = np.zeros((stop - start, self.channels), np.float32)
         first, last = max(start, 0), min(max(stop, 0), self.length)
         if last > first:
-            found[first - start : last - start] = rows[first:last]
+            found[first - start : last - start] = self.samples[first:last]
         return found
+
+    def resampled(self, rate: int) -> ArraySound:
+        """Returns the sound at another rate: what a file of these samples gives."""
+        if rate == self.rate:
+            return self
+        convert = Resampler(self.rate, rate, self.channels)
+        return ArraySound(np.concatenate((convert.feed(self.samples), convert.finish())), rate)
 
 
 class FileSound:
@@ -59,28 +78,15 @@ class FileSound:
     def read(self, start: int, stop: int) -> np.ndarray:
         """Returns float32 samples [stop - start, channels]; zeros before the start and behind the end."""
         first, last = max(start, 0), min(max(stop, 0), self.length)
-        found = np.zeros((stop - start, self.channels), np.float32)
-        if last <= first:
-            return found
-        if self._held and first < self._held[0][0]:
+        if first < self._kept.begin and last > first:
             self._restart()
-        while self._end < last and (piece := next(self._pieces, None)) is not None:
-            self._held.append((self._end, piece))
-            self._end += len(piece)
-            while self._held[0][0] + len(self._held[0][1]) <= min(first, self._end - self._room):
-                self._held.popleft()
-        for begin, piece in reversed(self._held):
-            if begin + len(piece) <= first:
-                break
-            part = piece[max(first - begin, 0) : max(last - begin, 0)]
-            place = max(begin, first) - start
-            found[place : place + len(part)] = part
-        return found
+        while self._kept.end < last and (piece := next(self._pieces, None)) is not None:
+            self._kept.add(piece)
+            self._kept.forget(min(first, self._kept.end - self._room))
+        return self._kept.read(start, stop)
 
     def _restart(self) -> None:
-        # Pieces as they are decoded, each with its first sample: to join them would copy all that is kept, each time.
-        self._held, self._end = deque[tuple[int, np.ndarray]](), 0
-        self._pieces = decode_sound(self.path, self.rate, self.channels)
+        self._kept, self._pieces = Pieces(self.channels), decode_sound(self.path, self.rate, self.channels)
 
     def _count(self) -> int:
         return sum(len(piece) for piece in decode_sound(self.path, self.rate, self.channels))
@@ -88,9 +94,15 @@ class FileSound:
 
 @dataclass(frozen=True)
 class MixedSound:
-    """Several sounds at once, of one rate and number of channels: their sum."""
+    """Several sounds at once, of one rate and number of channels: their sum. Errors: ValueError for others."""
 
     sounds: tuple
+
+    def __post_init__(self):
+        kinds = sorted({(sound.rate, sound.channels) for sound in self.sounds})
+        if len(kinds) != 1:
+            listed = "; ".join(f"{rate} a second, {channels} channels" for rate, channels in kinds) or "none"
+            raise ValueError(f"sounds of one rate and number of channels can be mixed; these are: {listed}")
 
     @property
     def rate(self) -> int:
@@ -115,26 +127,34 @@ class MixedSound:
 def decode_sound(path: Path, rate: int, channels: int = 1) -> Iterator[np.ndarray]:
     """Yields a file's sound [N, channels] at `rate`, piece by piece.
 
-    Errors: ValueError for a file that cannot be read, has no sound, or holds samples that are not finite.
+    Errors: ValueError for a file that cannot be read, has no sound, changes its rate or channels, or holds samples that
+    are not finite.
     """
     import av
 
     if not path.is_file():
         raise ValueError(f"{path} is not a file; give a file with sound (wav, mp3, m4a, flac, ogg, mp4, ...)")
     try:
-        with av.open(str(path)) as container:
+        # Titles may be in any alphabet of old.
+        with av.open(f"file:{path}", container_options=SAFE, metadata_errors="replace") as container:
             if not container.streams.audio:
                 raise ValueError(f"{path} has no sound track; give a file with sound")
-            stream = container.streams.audio[0]
+            stream, kind = container.streams.audio[0], None
             # The library's own downmix to one channel is louder than the mean that models are trained with.
             surround = "stereo" if channels == 2 and stream.codec_context.layout.nb_channels > 2 else None
             resampler = av.AudioResampler(format="flt", layout=surround, rate=rate)
             for frame in container.decode(stream):
                 frame.pts = None  # gaps in the time stamps are no silence
+                own = (frame.sample_rate, frame.layout.nb_channels, frame.format.name)
+                if own != (kind := kind or own):
+                    raise ValueError(f"{path} changes from {kind} to {own} within its sound; convert it to one of them")
                 yield from _finite(path, resampler.resample(frame), channels)
-            yield from _finite(path, resampler.resample(None), channels)
+            if kind:
+                yield from _finite(path, resampler.resample(None), channels)
     except av.FFmpegError as error:
-        raise ValueError(f"{path} cannot be read as sound: {error}") from error
+        raise ValueError(
+            f"{path} cannot be read as sound ({error.strerror}); it is damaged or of another kind"
+        ) from error
 
 
 def _finite(path: Path, frames, channels: int) -> Iterator[np.ndarray]:
@@ -152,57 +172,70 @@ def _finite(path: Path, frames, channels: int) -> Iterator[np.ndarray]:
 class LiveSound:
     """A sound that arrives while it is read: one channel at `rate`, `append(samples, rate)` from any thread.
 
-    Everything that was appended counts on one clock from the first sample on; `length` is what is there now. What is
-    read behind it is silence, so who must not miss any waits with `wait_for`. The latest `kept_seconds` stay; older
-    samples cannot be read any more.
+    Everything that was appended counts on one clock from the first sample on; `length` is what is there now, at other
+    rates a millisecond or two less than what came (the end of the resampling filter, which `close` brings). What is
+    read behind it is silence, so who must not miss any waits with `wait_for`. Of what has been read the latest
+    `kept_seconds` stay, and what waits to be read, an hour at most.
     """
 
     channels = 1
 
     def __init__(self, rate: int = 16_000, kept_seconds: float = 600.0):
-        self.rate, self._room = rate, int(kept_seconds * rate)
-        self._held, self._begin, self._closed = np.zeros(0, np.float32), 0, False
-        self._changed, self._resamplers = threading.Condition(), {}
+        self.rate, self._room = check_rate(rate), int(kept_seconds * rate)
+        self._kept, self._closed, self._asked = Pieces(self.channels), False, 0
+        self._appending, self._changed = threading.Lock(), threading.Condition()
+        self._source: tuple[int, int] | None = None  # rate and channels of what comes
+        self._resampler: Resampler | None = None
 
     @property
     def length(self) -> int:
         """Samples that have arrived."""
         with self._changed:
-            return self._begin + len(self._held)
+            return self._kept.end
 
     def append(self, samples: np.ndarray, rate: int) -> None:
         """Adds samples [N] or [N, channels], floats in [-1, 1] or 16-bit numbers, at their own rate.
 
-        Errors: ValueError for another type, samples that are not finite, another rate than before, or behind the end.
+        Errors: ValueError for what is no sound, samples that are not finite, another rate or number of channels than
+        before, behind the end, or an hour ahead of what is read; then none of them is added.
         """
-        own = self._resampled(check_samples(samples), rate)
-        with self._changed:
+        samples, rate = check_samples(samples), check_rate(rate)
+        with self._appending:  # pieces that come at once are resampled one behind the other
             if self._closed:
                 raise ValueError("the sound has ended; begin another one")
-            self._held = np.concatenate((self._held, own))
-            surplus = len(self._held) - self._room
-            if surplus > 0:
-                self._begin, self._held = self._begin + surplus, self._held[surplus:]
-            self._changed.notify_all()
+            waiting = (self._kept.end - self._asked) / self.rate + len(samples) / rate
+            if waiting > MOST_AHEAD:
+                raise ValueError(
+                    f"{waiting:.0f} s of sound would wait; append {MOST_AHEAD} s ahead of the video at most"
+                )
+            if self._source is None:
+                self._source = rate, samples.shape[1]
+                if rate != self.rate:
+                    self._resampler = Resampler(rate, self.rate, samples.shape[1])
+            if rate != self._source[0]:
+                raise ValueError(f"samples at {rate} a second came, and {self._source[0]} before; keep one rate")
+            if samples.shape[1] != self._source[1]:
+                raise ValueError(f"{samples.shape[1]} channels came, and {self._source[1]} before; keep their number")
+            self._add(samples if self._resampler is None else self._resampler.feed(samples))
 
     def append_silence(self, until: int) -> None:
         """Adds silence up to a sample, if less has arrived: what comes later comes behind it."""
         with self._changed:
-            missing = until - self._begin - len(self._held)
-            if missing > 0:
-                self._held = np.concatenate((self._held, np.zeros(missing, np.float32)))
+            self._add(np.zeros((max(until - self._kept.end, 0), 1), np.float32))
 
     def close(self) -> None:
-        """Says that no more will come; whoever waits goes on."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
+        """Says that no more will come; whoever waits goes on. To close it again does nothing."""
+        with self._appending:
+            if self._resampler is not None and not self._closed:
+                self._add(self._resampler.finish())
+            with self._changed:
+                self._closed = True
+                self._changed.notify_all()
 
     def wait_for(self, length: int, timeout: float | None = None) -> bool:
         """Waits until so many samples have arrived or the sound has ended; False if neither happened in time."""
         with self._changed:
-            there = lambda: self._closed or self._begin + len(self._held) >= length  # noqa: E731
-            return self._changed.wait_for(there, timeout)
+            return self._changed.wait_for(lambda: self._closed or self._kept.end >= length, timeout)
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Returns float32 samples [stop - start, 1]; zeros before the start and behind what is there.
@@ -210,44 +243,16 @@ class LiveSound:
         Errors: ValueError for samples that are not kept any more.
         """
         with self._changed:
-            begin, held = self._begin, self._held
-        if max(start, 0) < begin:
-            raise ValueError(f"sample {start} is asked for and samples before {begin} are not kept; keep more seconds")
-        return ArraySound(held, self.rate).read(start - begin, stop - begin)
+            if (begin := self._kept.begin) > max(start, 0):
+                raise ValueError(
+                    f"sample {start} is asked for and samples before {begin} are not kept; keep more seconds"
+                )
+            self._asked = max(start, 0)
+            return self._kept.read(start, stop)
 
-    def _resampled(self, samples: np.ndarray, rate: int) -> np.ndarray:
-        """Returns samples at our rate; one resampler for all, so that pieces give what the whole gives."""
-        import av
-
-        if rate == self.rate:
-            return samples
-        if self._resamplers and rate not in self._resamplers:
-            raise ValueError(
-                f"samples at {rate} a second came, and {next(iter(self._resamplers))} before; keep one rate"
-            )
-        if rate not in self._resamplers:
-            self._resamplers[rate] = av.AudioResampler(format="flt", layout="mono", rate=self.rate)
-        if not len(samples):
-            return samples
-        frame = av.AudioFrame.from_ndarray(samples[None], format="flt", layout="mono")
-        frame.sample_rate = rate
-        parts = [part.to_ndarray().reshape(-1) for part in self._resamplers[rate].resample(frame)]
-        return np.concatenate(parts) if parts else np.zeros(0, np.float32)
-
-
-def check_samples(samples: np.ndarray) -> np.ndarray:
-    """Returns samples [N] of one channel in float32. Errors: ValueError for what is no sound."""
-    samples = np.asarray(samples)
-    if (
-        samples.ndim not in (1, 2)
-        or samples.dtype.kind not in "fi"
-        or (samples.dtype.kind == "i" and samples.itemsize > 4)
-    ):
-        raise ValueError(
-            f"sound is {samples.dtype} {samples.shape}; give [N] or [N, channels], floats or 16-bit numbers"
-        )
-    full = float(np.iinfo(samples.dtype).max) if samples.dtype.kind == "i" else 1.0
-    mono = (samples.astype(np.float32) / full).reshape(len(samples), -1).mean(1)
-    if not np.isfinite(mono).all():
-        raise ValueError("the sound holds samples that are not finite numbers")
-    return np.ascontiguousarray(mono)
+    def _add(self, samples: np.ndarray) -> None:
+        """Keeps samples [N, channels] of our rate, and drops what was read and lies too far back."""
+        with self._changed:
+            self._kept.add(samples.mean(1, keepdims=True))
+            self._kept.forget(min(self._asked, self._kept.end - self._room))
+            self._changed.notify_all()
