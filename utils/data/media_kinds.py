@@ -15,6 +15,7 @@ KINDS = {"image": IMAGE_SUFFIXES, "video": VIDEO_SUFFIXES}
 CAPTION = ".txt"
 NAMED = 5  # files in one message
 PLAYLISTS = {"hls", "concat", "dash"}  # name other files
+LOCAL = {"protocol_whitelist": "file"}
 
 
 @dataclass
@@ -85,7 +86,7 @@ def _look(path: str) -> str | None:
     import av
 
     try:
-        with av.open(f"file:{path}", options={"protocol_whitelist": "file"}) as container:
+        with av.open(f"file:{path}", options=LOCAL, metadata_errors="replace") as container:
             name = container.format.name
             streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
             if not streams or name in PLAYLISTS or name == "tty":  # which takes any text for a video

@@ -126,7 +126,7 @@ def _opened(path: str | Path) -> Iterator:
 
     path = existing_file(path)
     with _explain_damage(path):
-        container = av.open(f"file:{path}", container_options=SAFE)
+        container = av.open(f"file:{path}", container_options=SAFE, metadata_errors="replace")
     with container:
         yield container
 

@@ -8,11 +8,13 @@ import subprocess
 import sys
 import textwrap
 
+import av
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from utils.data.media_kinds import media_kind
 from utils.media.gif import write_gif
 from utils.media.mp4 import VideoWriter
 from utils.media.video import read_video
@@ -193,6 +195,23 @@ def test_bad_videos_are_named(tmp_path):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"v\.mp4"):
             read_video(path)
+
+
+def test_titles_in_old_letters_do_no_harm(tmp_path):
+    """As older programs wrote them: no UTF-8. By name and by content it is a video."""
+    frames = _clip(3)
+    with av.open(str(tmp_path / "a.mp4"), "w") as file:
+        file.metadata["title"] = "Maerchen"
+        stream = file.add_stream("libx264", 8)
+        stream.width, stream.height, stream.pix_fmt = 48, 64, "yuv420p"
+        for frame in frames:
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, "rgb24")))
+        file.mux(stream.encode(None))
+    content = (tmp_path / "a.mp4").read_bytes()
+    assert b"Maerchen" in content
+    for name in ("b.mp4", "b.unknown"):
+        (tmp_path / name).write_bytes(content.replace(b"Maerchen", b"M\xe4rchen_"))
+        assert len(read_video(tmp_path / name)[0]) == 3 and media_kind(tmp_path / name) == "video"
 
 
 def test_gif(tmp_path):
