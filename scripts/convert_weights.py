@@ -88,7 +88,7 @@ def describe(path: Path) -> list[str]:
     lines = [f"model directory {path} ({parts.layout} layout)"]
     for expert, folder in parts.transformers.items():
         lines += ["", f"[transformer{f' {expert}' if expert else ''}]", *identify(folder).lines()]
-    for part in ("vae", "text_encoder", "image_encoder"):
+    for part in ("vae", "text_encoder", "image_encoder", "audio_encoder"):
         if found := vars(parts)[part]:
             lines += ["", f"[{part}]", *identify(found).lines()]
     return [*lines, "", f"tokenizer:  {parts.tokenizer or 'none'}"]

@@ -56,7 +56,7 @@ FAMILIES = {
     "a ControlNet": (r"^controlnet_|^zero_convs\.",),
     "T5 (not umT5)": (r"^encoder\.block\.0\.layer\.0\.SelfAttention", r"^decoder\.block\.0\."),
     "a CLIP text encoder": (r"^text_model\.encoder\.layers\.0\.",),
-    "wav2vec 2.0": (r"^(wav2vec2\.)?feature_extractor\.conv_layers\.0\.",),
+    "wav2vec 2.0 in fairseq's names (transformers' are read)": (r"(^|\.)feature_extractor\.conv_layers\.0\.0\.",),
     "Whisper": (r"^encoder\.layers\.0\.self_attn\.", r"^encoder\.conv1\."),
     "a language model": (r"^(language_model\.)?(layers\.0\.(self_attn\.q_proj|self_attn\.qkv_proj)|h\.0\.attn\.)",),
 }

@@ -32,7 +32,13 @@ SHARED = {
     "umt5, transformers": ("encoder.block.0.layer.0.SelfAttention.q.weight", "encoder.final_layer_norm.weight"),
     "clip": ("visual.patch_embedding.weight", "visual.transformer.0."),
     "clip, transformers": ("vision_model.embeddings.class_embedding", "vision_model.encoder.layers.0."),
+    "wav2vec2": ("feature_extractor.conv_layers.0.conv.weight", "encoder.pos_conv_embed.conv."),
+    "wav2vec2 under a head": (
+        "wav2vec2.feature_extractor.conv_layers.0.conv.weight",
+        "wav2vec2.encoder.pos_conv_embed.conv.",
+    ),
 }
+HEARS = ("wav2vec2", "wav2vec2 under a head")
 LORA = "lora over a transformer"
 NO_KIND = "unknown"
 
@@ -173,6 +179,10 @@ def _measure(found: Description, state: State, path: Path):
         found.size = f"{len(lora.pairs)} pairs over {len(blocks)} blocks of width {', '.join(map(str, widths)) or '?'}"
         found.lora = lora.describe()
         return
+    if found.kind in HEARS:
+        layers = {n[1] for name in state if (n := re.search(r"(?:^|\.)encoder\.layers\.(\d+)\.", name))}
+        width = next((len(v) for k, v in state.items() if k.endswith("feature_projection.projection.weight")), "?")
+        found.size = f"{len(layers) + 1} hidden states of width {width}"
     family = family_of_kind(found.kind)
     if family and found.kind in family.transformers:
         found.is_network = True

@@ -25,6 +25,7 @@ from utils.json_reader import JsonError, get, read_json
 from wan.checkpoint.foreign import name_format
 
 STEM = "diffusion_pytorch_model"  # what official and diffusers folders call their weights
+TRANSFORMERS_STEM = "pytorch_model"  # what older folders of transformers do
 
 # Whether the checksums of torch archives are compared when one is read; one pass over the file, about a second per GB.
 verify_archives: ContextVar[bool] = ContextVar("verify_archives", default=True)
@@ -89,7 +90,8 @@ def files(folder: str | Path) -> list[Path]:
             raise ValueError(f"{index.parent} is without {listed}, which {index.name} names; download them again")
         return [index.parent / n for n in names]
     found = sorted(folder.glob("*.safetensors"))
-    found = [f for f in found if f.stem == STEM] or found or sorted(folder.glob(f"{STEM}.bin"))
+    found = [f for f in found if f.stem == STEM] or found
+    found = found or [file for name in (STEM, TRANSFORMERS_STEM) if (file := folder / f"{name}.bin").is_file()][:1]
     if len(found) != 1:
         why = "several weight files and no index" if found else "no weights"
         raise ValueError(f"{folder} holds {why}; {describe(folder)}")

@@ -32,7 +32,7 @@ FAMILIES = {
     "LTX-Video": ["patchify_proj.weight", "transformer_blocks.0.scale_shift_table"],
     "CogVideoX": ["patch_embed.proj.weight", "transformer_blocks.0.norm1.linear.weight"],
     "a language model": ["embed_tokens.weight", "layers.0.self_attn.q_proj.weight"],
-    "wav2vec 2.0": ["wav2vec2.feature_extractor.conv_layers.0.conv.weight"],
+    "wav2vec 2.0": ["w2v_encoder.w2v_model.feature_extractor.conv_layers.0.0.weight"],
 }
 ADDED = {
     "VACE": "vace_blocks.7.after_proj.weight",

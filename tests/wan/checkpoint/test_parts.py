@@ -85,3 +85,13 @@ def test_a_trainings_folder_names_its_export(tmp_path):
     (run / "export" / "lora.safetensors").touch()
     with pytest.raises(ValueError, match="of a training of adapters: give .*/export/lora.safetensors as LoRA$"):
         tensor_file.read(run)
+
+
+@pytest.mark.parametrize("name", ["wav2vec2-large-xlsr-53-english", "audio_encoder"])
+def test_the_audio_encoder_is_found_in_both_layouts(tmp_path, name):
+    touch(tmp_path, "diffusion_pytorch_model.safetensors", f"{name}/", "wav2vec2-notes.txt")
+    parts = find_parts(tmp_path)
+    assert parts.need("audio_encoder") == tmp_path / name and list(parts.transformers) == [""]
+    with pytest.raises(ValueError, match=r"has no audio_encoder \(looked for wav2vec2-\*/; audio_encoder/\)"):
+        (tmp_path / name).rmdir()
+        find_parts(tmp_path).need("audio_encoder")
