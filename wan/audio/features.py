@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch.nn import functional
 from utils.json_reader import get, read_json
 from wan.audio.config import AudioConfig
 from wan.checkpoint import tensor_file
+from wan.checkpoint.library import check_config, of_library
 from wan.checkpoint.weights import load_strict
 
 RATE = 16_000  # of the sound that a wav2vec2 hears
@@ -43,16 +44,20 @@ class Samples(Protocol):
 
 def to_30hz(states_LTC: torch.Tensor) -> torch.Tensor:
     """Returns hidden states at 30 Hz: linear between neighbours, first and last on first and last."""
-    count = int(states_LTC.shape[1] / STATES_PER_SECOND * RESAMPLED)
+    count = max(int(states_LTC.shape[1] / STATES_PER_SECOND * RESAMPLED), 1)
     resampled = functional.interpolate(states_LTC.transpose(1, 2), size=count, mode="linear", align_corners=True)
     return resampled.transpose(1, 2)
 
 
-def align(states_LTC: torch.Tensor, num_frames: int, fps: float) -> torch.Tensor:
-    """Returns the features [num_frames, L, C] of the first frames of a video; zeros where the sound has ended."""
+def align(states_LTC: torch.Tensor, num_frames: int, fps: float, hold: bool = False) -> torch.Tensor:
+    """Returns the features [num_frames, L, C] of the first frames of a video; zeros where the sound has ended.
+
+    hold: the sound goes on. A last frame whose place is rounded beyond the states (at 25 fps the 4th, 9th, 14th, ...)
+    takes the last one, and not the zeros that the published rule gives it.
+    """
     resampled = to_30hz(states_LTC)
     places = np.rint(np.arange(num_frames) / fps * RESAMPLED).astype(np.int64)
-    inside = torch.from_numpy(places < resampled.shape[1])
+    inside = torch.from_numpy(hold | (places < resampled.shape[1]))
     index = torch.from_numpy(places.clip(max=resampled.shape[1] - 1)).to(resampled.device)
     found = resampled[:, index].transpose(0, 1)
     return found * inside.to(found.device, found.dtype)[:, None, None]
@@ -85,7 +90,7 @@ def load_hidden_states(folder: str | Path, device: torch.device | str = "cpu", d
     """Returns the wav2vec2 of a folder in transformers' layout (config.json, weights, preprocessor_config.json).
 
     Heads of its own trainings (lm_head, quantizer) are left out; of everything else each tensor must find its place.
-    Errors: ValueError for a folder of something else, or weights that do not fit.
+    Errors: ValueError for a folder of something else, another rate or step of states, or weights that do not fit.
     """
     from transformers import Wav2Vec2Config, Wav2Vec2Model
 
@@ -93,14 +98,24 @@ def load_hidden_states(folder: str | Path, device: torch.device | str = "cpu", d
     config = tensor_file.read_config(folder) if folder.is_dir() else None
     if not config or config.get("model_type") != "wav2vec2":
         raise ValueError(f"{folder} is not a wav2vec2 folder (a config.json of model_type wav2vec2 and its weights)")
-    with torch.device("meta"):
-        model = Wav2Vec2Model(Wav2Vec2Config(**config))
+    normalise, where, usual = _normalises(folder), str(folder / "config.json"), Wav2Vec2Config().to_dict()
+    # Releases before this one wrote more about their training; what has a part in the states is in `usual`.
+    told = {key: value for key, value in config.items() if key in usual and not key.startswith(("return_", "output_"))}
+    sizes = check_config(told, usual, (), where)
+    with of_library(where), torch.device("meta"):
+        model = Wav2Vec2Model(Wav2Vec2Config(**sizes))
+        step = model.config.inputs_to_logits_ratio
+    if step != STATE_SAMPLES:
+        raise ValueError(
+            f"{where} makes a hidden state of every {step} samples (conv_stride); features at a video's rate are made "
+            f"of one of every {STATE_SAMPLES}"
+        )
     state = {_rename(name): tensor.to(dtype) for name, tensor in tensor_file.read(folder).items()}
     state = {name: tensor for name, tensor in state.items() if not name.startswith(HEADS)}
     wanted = {n for n in model.state_dict() if n.startswith("masked_spec_embed")}  # a mask of its training: not read
     state |= {name: torch.zeros(model.config.hidden_size, dtype=dtype) for name in wanted}
     load_strict(model, state, str(folder), assign=True)
-    return HiddenStates(model, _normalises(folder), device)
+    return HiddenStates(model, normalise, device)
 
 
 def _rename(name: str) -> str:
@@ -110,9 +125,17 @@ def _rename(name: str) -> str:
 
 
 def _normalises(folder: Path) -> bool:
-    """Returns whether the sound is brought to mean 0 and variance 1 first; the published ones do."""
-    path = folder / "preprocessor_config.json"
-    config: dict[str, Any] = read_json(path) if path.is_file() else {}
+    """Returns whether the sound is brought to mean 0 and variance 1 first; the published ones do.
+
+    Errors: ValueError for a folder that hears another rate.
+    """
+    path, config = folder / "preprocessor_config.json", {}
+    if path.is_file():
+        config = read_json(path)
+    elif (path := folder / "processor_config.json").is_file():  # transformers 5 writes the one inside the other
+        config = get(read_json(path), "feature_extractor", dict, str(path), {})
+    if (rate := get(config, "sampling_rate", int, str(path), RATE)) != RATE:
+        raise ValueError(f"{path} says that it hears {rate} samples a second; give a wav2vec2 that hears {RATE}")
     return get(config, "do_normalize", bool, str(path), True)
 
 
@@ -121,6 +144,7 @@ class FeatureStream:
     """The features of one sound at a video's rate, asked for chunk by chunk; keeps nothing but `window: file`'s.
 
     fps: of the video. dropped: its first frames, which are made and not shown (`audio_driven` videos: three).
+    Errors: ValueError for a sound of another rate than the encoder's.
     """
 
     states: HiddenStates
@@ -128,6 +152,13 @@ class FeatureStream:
     config: AudioConfig
     fps: float
     dropped: int = DROPPED
+
+    def __post_init__(self):
+        if self.sound.rate != RATE:
+            raise ValueError(
+                f"the sound has {self.sound.rate} samples a second and is heard at {RATE}; give FileSound(path), "
+                f"or ArraySound(samples, {self.sound.rate}).resampled({RATE})"
+            )
 
     def frames(self, start: int, stop: int) -> torch.Tensor:
         """Returns the features [stop - start, L, C] of the frames of a chunk, counted with the dropped ones.
@@ -147,17 +178,21 @@ class FeatureStream:
     def _window(self, first: int, last: int) -> torch.Tensor:
         begin = max(0, min(first, last - round(self.config.left * self.fps)))
         ahead = round(self.config.look_ahead * RATE)
-        samples = self.sound.read(self._place(begin), self._place(last) + ahead + EXTRA)
-        return align(self.states(samples[:, 0]), last - begin, self.fps)[first - begin :]
+        states = self._states(self._place(begin), self._place(last) + ahead + EXTRA)
+        return align(states, last - begin, self.fps, hold=True)[first - begin :]
 
     def _whole(self, num_frames: int) -> torch.Tensor:
         if self.sound.length is None:
             raise ValueError("audio.window is file and the sound has no end; write audio.window=chunk")
         held = self.__dict__.get("_kept")
         if held is None:
-            held = self.states(self.sound.read(0, self.sound.length)[:, 0])
+            held = self._states(0, self.sound.length)
             self.__dict__["_kept"] = held
         return align(held, num_frames, self.fps)
+
+    def _states(self, start: int, stop: int) -> torch.Tensor:
+        """Returns the hidden states of a stretch of the sound: of the mean of its channels."""
+        return self.states(self.sound.read(start, stop).mean(1))
 
     def _place(self, frame: int) -> int:
         """Returns the sample at which a frame begins."""
