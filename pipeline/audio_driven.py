@@ -11,6 +11,7 @@ recache may ask for them.
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -33,6 +34,7 @@ from wan.generation import GenerationConfig
 from wan.geometry import Span
 from wan.ledger import CacheConfig
 
+logger = logging.getLogger(__name__)
 BEFORE = -(-(FEATURES_HEARD - FEATURES_PER_FRAME) // FEATURES_PER_FRAME)  # latent frames that a first frame also hears
 
 
@@ -156,7 +158,13 @@ class AudioDriven(Causal):
 
     def length(self, avatar, fps: float, most: float = 0.0) -> int:
         """Returns the latent frames, in whole chunks, that last as long as the longest sound, or `most` seconds."""
-        seconds = max(sound.length / sound.rate for sound in avatar.open())
+        seconds, least = (
+            max(s.length / s.rate for s in avatar.open()),
+            self.geometry.pixel_frames(self.round_up(1)) / fps,
+        )
+        if seconds < least:
+            files = ", ".join(map(str, avatar.sounds))
+            logger.warning("%s: %.3g s of sound, and a chunk lasts %.3g s; silence follows", files, seconds, least)
         return self.round_up(self.geometry.latent_frames_for(min(seconds, most or seconds), fps))
 
     def generate(self, condition, noise, batch: int, total: int, given=None, state: RolloutState | None = None):

@@ -156,7 +156,7 @@ def test_a_still_becomes_steady():
     assert still.shape == one.shape and tiny.error(still, one) > 0.1
 
 
-def test_the_length_is_the_sounds():
+def test_the_length_is_the_sounds(caplog):
     pipeline = avatar.pipeline()
 
     class Two:
@@ -164,7 +164,16 @@ def test_the_length_is_the_sounds():
             return [ArraySound(avatar.sound()[:16_000], 16_000), SOUND]
 
     assert pipeline.length(Two(), 8) == 21  # 10.125 s, 81 pixel frames, whole chunks
-    assert pipeline.length(Two(), 8, most=2.0) == 6
+    assert pipeline.length(Two(), 8, most=2.0) == 6 and not caplog.records
+
+    class Short(Two):
+        sounds = ("a.wav",)
+
+        def open(self):
+            return super().open()[:1]
+
+    assert pipeline.length(Short(), 8) == 3
+    assert "a.wav: 1 s of sound, and a chunk lasts 1.12 s; silence follows" in caplog.text
 
 
 def test_models_that_do_not_hear_say_so():
