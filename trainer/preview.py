@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 
-from pipeline.batch.request import KeyedNoise, Request, batches, check_grammar
+from pipeline.batch.listing import Batches
+from pipeline.batch.request import KeyedNoise, Request, check_grammar
 from pipeline.batch.writer import VideoBatchWriter, write_sheet
 from pipeline.bundle import ModelBundle
 from pipeline.config import OutputConfig
@@ -75,7 +76,7 @@ class Preview(Callback):
         """Generates on all ranks, then writes on rank 0. A disk that is full costs the preview, not the training."""
         averaged = self.config.ema and bool(self.method.ema.shadow)
         with self.method.ema.swapped_in(averaged, EXPORTED), at_rest(self.bundle.denoiser):
-            videos = [(group, list(self.generate(group))) for group in batches(self.requests, self.config.batch)]
+            videos = [(group, list(self.generate(group))) for group in Batches.cut(self.requests, self.config.batch)]
         if ranks.rank():
             return
         try:
@@ -94,7 +95,7 @@ class Preview(Callback):
         noise = KeyedNoise(self.rng, group, self.geometry.latent_shape(1)[1:], self.bundle.dtype)
         yield from self.pipeline.generate(condition, noise, len(group), self.requested.num_output_frames)
 
-    def write(self, videos: list[tuple[list[Request], list[Chunk]]], done: int, facts: dict) -> Path:
+    def write(self, videos: Sequence[tuple[list[Request], list[Chunk]]], done: int, facts: dict) -> Path:
         """Decodes and writes the videos and their sheet, in a folder that gets its name when all is there."""
         final = self.folder / f"step_{done:07d}"
         partial = final.with_suffix(".partial")

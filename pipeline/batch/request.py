@@ -1,14 +1,15 @@
-"""Requests: one per video, in batches that do not depend on the number of ranks."""
+"""Requests: one per video, as the command line and its lists ask for them; the noise of a batch."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from pipeline.batch.listing import Requests
 from utils.data.prompts import (
     PromptLine,
     check_prompt,
@@ -81,7 +82,7 @@ class Request:
         return self.script and self.script.schedule, start
 
 
-def read_requests(data, output, num_samples: int, suffix: str = "", refused: list[str] | None = None) -> list[Request]:
+def read_requests(data, output, num_samples: int, suffix: str = "", refused: list[str] | None = None) -> Requests:
     """Returns the requests of a run, in order. refused: collects the errors of a prompt schedule's bad lines, if given.
 
     Errors: ValueError if there is no prompt, or a file cannot be read.
@@ -90,6 +91,7 @@ def read_requests(data, output, num_samples: int, suffix: str = "", refused: lis
         return _talks(data, output, num_samples, suffix)
     if data.i2v and not data.path:
         raise ValueError("image-to-video needs --data_path, a folder of images with captions")
+    scripts: list[ScheduleLine] = []
     if data.prompt:
         if not (prompt := check_prompt(data.prompt, "--prompt")):
             raise ValueError(f"--prompt is {data.prompt!r}, which is empty; write a prompt")
@@ -99,10 +101,10 @@ def read_requests(data, output, num_samples: int, suffix: str = "", refused: lis
     elif data.scheduled:
         scripts = read_schedules(data.path, parse_switch_frames(data.switch_frames), refused)
         lines = _started([PromptLine(s.text, s.line) for s in scripts], data)
-        own = [
+        lines = [
             replace(x, image=s.image, video=s.video) if s.started else x for x, s in zip(lines, scripts, strict=True)
         ]
-        return _requests(list(zip(own, scripts, strict=True)), data, output, num_samples, suffix)
+        return _requests(lines, data, output, num_samples, suffix, scripts)
     elif data.path:
         lines = read_prompts(data.path, data.extended_path or None)
     elif start := data.start_image or data.start_video:
@@ -110,16 +112,15 @@ def read_requests(data, output, num_samples: int, suffix: str = "", refused: lis
     else:
         wanted = "--data_path FOLDER (images and captions)" if data.i2v else "--prompt TEXT or --data_path FILE"
         raise ValueError(f"nothing to do: write {wanted}")
-    return _requests([(line, None) for line in _started(lines, data)], data, output, num_samples, suffix)
+    return _requests(_started(lines, data), data, output, num_samples, suffix)
 
 
-def _talks(data, output, num_samples: int, suffix: str) -> list[Request]:
+def _talks(data, output, num_samples: int, suffix: str) -> Requests:
     """Returns the requests of a list of talking videos; what a line's samples share is all but their noise."""
     talks = read_talk_list(data.path)
     lines = [PromptLine(talk.name or talk.prompt, talk.line, extended=talk.prompt) for talk in talks]
-    made = _requests([(line, None) for line in lines], data, output, num_samples, suffix)
-    avatars = {talk.line - 1: Avatar(talk.image, talk.audio, talk.masks) for talk in talks}
-    return [replace(request, avatar=avatars[request.index]) for request in made]
+    avatars = [Avatar(talk.image, talk.audio, talk.masks) for talk in talks]
+    return _requests(lines, data, output, num_samples, suffix, avatars=avatars)
 
 
 def _started(lines: list[PromptLine], data) -> list[PromptLine]:
@@ -130,12 +131,15 @@ def _started(lines: list[PromptLine], data) -> list[PromptLine]:
     return lines
 
 
-def _requests(rows: Sequence[tuple[PromptLine, ScheduleLine | None]], data, output, num_samples: int, suffix: str):
-    """Returns the requests of the rows."""
-    twice, sounds = repeated([line for line, _ in rows]), parse_files(data.audio)
-    avatar = Avatar(Path(data.image), sounds, parse_files(data.masks)) if data.image and sounds else None
-    return [
-        Request(
+def _requests(lines, data, output, num_samples: int, suffix: str, scripts=(), avatars=()) -> Requests:
+    """Returns the requests of the lines. scripts, avatars: one of each line, or none."""
+    twice = set() if output.save_with_index else repeated(lines)
+    sounds = parse_files(data.audio)
+    alike = Avatar(Path(data.image), sounds, parse_files(data.masks)) if data.image and sounds else None
+
+    def build(row: int, sample: int) -> Request:
+        line, script = lines[row], scripts[row] if scripts else None
+        return Request(
             script.cues[0].text if script else line.prompt,
             line.index,
             sample,
@@ -144,11 +148,11 @@ def _requests(rows: Sequence[tuple[PromptLine, ScheduleLine | None]], data, outp
             script,
             line.video,
             script.start_seconds if script and script.started else data.start_seconds,
-            avatar,
+            avatars[row] if avatars else alike,
         )
-        for line, script in rows
-        for sample in range(num_samples)
-    ]
+
+    file_stem(0, 0, "", suffix)  # a wrong suffix is told now
+    return Requests(lines, num_samples, build, not (scripts or avatars or any(line.video for line in lines)))
 
 
 def check_grammar(requests: Sequence[Request], spec_name: str) -> None:
@@ -168,17 +172,18 @@ def check_words(prompt: str, spec_name: str) -> None:
         grammar(prompt)
 
 
-def prompt_places(requests: Sequence[Request], data, negative_prompt: str) -> Iterator[tuple[str, str]]:
+def prompt_places(requests: Iterable[Request], data, negative_prompt: str) -> Iterator[tuple[str, str]]:
     """Yields (where it is written, prompt) of all prompts of the requests, once for all samples; negative ones too."""
     if negative_prompt:
         yield "negative_prompt", negative_prompt
     file = data.extended_path or data.path
+    captioned = Path(data.path).is_dir() or not (data.path or data.prompt)
     for request in requests:
         if request.sample:
             continue
         script = request.script
         if script is None:
-            start = request.start if Path(data.path).is_dir() or not (data.path or data.prompt) else None
+            start = request.start if captioned else None
             where = f"{start.with_suffix('.txt')}" if start else f"{file}, line {request.index + 1}"
             yield "--prompt" if data.prompt else where, request.prompt
             continue
@@ -189,26 +194,17 @@ def prompt_places(requests: Sequence[Request], data, negative_prompt: str) -> It
 
 def warn_unused_negatives(requests: Sequence[Request], negative_prompt: str, guidance: float) -> None:
     """Warns of negative prompts that nothing leads away from: without guidance no unconditional branch is computed."""
-    lines = [r.script.where for r in requests if r.script and r.script.negative_prompt and not r.sample]
-    if guidance == 1 and (negative_prompt or lines):
+    if guidance != 1:
+        return
+    scripted = () if negative_prompt or getattr(requests, "uniform", False) else requests
+    lines = [r.script.where for r in scripted if r.script and r.script.negative_prompt and not r.sample]
+    if negative_prompt or lines:
         where = "" if negative_prompt else f" of {lines[0]}" + (f" and {len(lines) - 1} more" if lines[1:] else "")
         logger.warning(
             "negative_prompt%s has no effect at guidance 1 (sampler.guidance; a few-step model has no other): no "
             "unconditional branch is computed",
             where,
         )
-
-
-def batches(requests: Sequence[Request], size: int) -> list[list[Request]]:
-    """Returns the whole list cut into batches whose videos share their schedule.
-
-    Ranks share the batches afterwards, so that what is computed together does not depend on their number, nor on what
-    an earlier run has finished.
-    """
-    by_schedule: dict[tuple, list[Request]] = {}
-    for request in requests:
-        by_schedule.setdefault(request.schedule, []).append(request)
-    return [own[i : i + size] for own in by_schedule.values() for i in range(0, len(own), size)]
 
 
 class KeyedNoise:

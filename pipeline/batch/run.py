@@ -4,40 +4,43 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import logging
-import os
+import sys
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 
+from pipeline.batch.listing import Batch, Batches, Requests
 from pipeline.batch.plan import VideoPlan, plan_video, read_latents, select_rows
 from pipeline.batch.provenance import (
     batch_facts,
     get_negative_prompt,
     model_facts,
     resume_facts,
-    sidecar_changes,
     video_facts,
 )
 from pipeline.batch.request import (
     KeyedNoise,
     Request,
-    batches,
     check_grammar,
+    check_words,
     prompt_places,
     read_requests,
     warn_unused_negatives,
 )
-from pipeline.batch.resume import ResumeState, remove_stale, snapshot_path, to_make
+from pipeline.batch.resume import ResumeState, snapshot_path, to_make
 from pipeline.batch.schedule import build_schedule, check_switches
 from pipeline.batch.start import image_pixels, speaker_masks, video_pixels
-from pipeline.batch.writer import VideoBatchWriter, finished, noted, sidecar, video_path, why_unfinished, write_sheet
+from pipeline.batch.survey import LOOKED_AT, Kept, Survey, report, survey
+from pipeline.batch.writer import VideoBatchWriter, finished, noted, sidecar, video_path, write_sheet
 from pipeline.bundle import ModelBundle, load_bundle
 from pipeline.config import AudioDrivenConfig, InferConfig, TPPConfig
 from pipeline.memory import advised, check_memory
 from pipeline.track import PromptSchedule
-from utils.claims import claimed, lock_path
+from utils.claims import claimed
 from utils.data.prompts import warn_cut
 from utils.digest import known_hash
 from utils.log import VideoProgress
@@ -69,32 +72,20 @@ def run(config: InferConfig) -> list[Path]:
     if isinstance(config.pipeline, AudioDrivenConfig):
         check_avatars(requests)
     warn_unused_negatives(requests, config.negative_prompt, config.build_sampler().guidance)
-    groups = batches(requests, config.batch)
+    groups = Batches.cut(requests, config.batch)
     if isinstance(config.executor, TPPConfig) and ranks.world_size() > 1:
         return config.executor.build(config, groups, refused)
-    mine = ranks.split(list(range(len(groups))))
-    own, folder = [groups[number] for number in mine], config.output.folder
-    if not look(config, own):
-        paths = [video_path(r, folder) for group in own for r in group]
+    own, folder = groups.choose(ranks.split(groups.numbers)), config.output.folder
+    found = survey(config, own)
+    if not found.wanted:
+        paths = [video_path(r, folder) for r in own.videos()]
     else:
         check_memory(config)
         with advised(config):
             made = Run(config, load_bundle(config.model, config.vae, config.text, config.decoder))
-            paths = made.writer(made.usable(groups, mine, refused))
+            paths = made.writer(made.usable(groups, own.numbers, refused), found)
     tell_refused(refused, len(paths), folder)
     return paths
-
-
-def look(config: InferConfig, own: list[list[Request]]) -> bool:
-    """Puts the folder in order and reports what is finished; returns whether any of these videos is to be made."""
-    folder, videos = config.output.folder, [request for group in own for request in group]
-    remove_leftovers(own, folder)
-    wanted = [new for group in own for new in to_make(group, config.output)]
-    for request in [r for r, new in zip(videos, wanted, strict=True) if new]:
-        if reason := why_unfinished(request, folder):
-            logger.warning("%s is made anew: %s", video_path(request, folder), reason)
-    report_finished([r for r, new in zip(videos, wanted, strict=True) if not new], len(videos), config)
-    return any(wanted)
 
 
 def tell_refused(refused: list[str] | None, count: int, folder: str) -> None:
@@ -104,35 +95,12 @@ def tell_refused(refused: list[str] | None, count: int, folder: str) -> None:
         raise ValueError(f"{count} videos are in {folder}; these lines of the script were left out:\n{lines}")
 
 
-def check_avatars(requests: list[Request]) -> None:
+def check_avatars(requests: Requests) -> None:
     """Raises ValueError for talking videos without a portrait or a sound, or with one that cannot be used."""
-    for avatar in {request.avatar for request in requests}:
+    for avatar in {request.avatar for request in ([requests[0]] if requests.uniform else requests.each_line())}:
         if avatar is None:
             raise ValueError("a talking video needs a portrait and a sound: write --image FILE --audio FILE")
         avatar.open()
-
-
-def remove_leftovers(groups: list[list[Request]], folder: str | Path) -> None:
-    """Removes what kills left of finished videos; not of those that another run is making."""
-    names = set(os.listdir(folder)) if Path(folder).is_dir() else set()
-    for group in groups:
-        paths = [video_path(r, folder) for r in group]
-        if names.isdisjoint({snapshot_path(group, folder).name, *(lock_path(path).name for path in paths)}):
-            continue
-        with claimed(paths) as mine:
-            if mine:
-                remove_stale(group, folder)
-
-
-def report_finished(there: list[Request], total: int, config: InferConfig) -> None:
-    """Logs how many videos are finished, and warns of those that were requested with other settings."""
-    folder = config.output.folder
-    for request in there:
-        if other := sidecar_changes(sidecar(request, folder), request, config):
-            name = video_path(request, folder)
-            logger.warning("%s is kept though it was made with %s; --overwrite makes it anew", name, other)
-    if there:
-        logger.info("%d of %d videos are finished and are skipped", len(there), total)
 
 
 class Run:
@@ -145,81 +113,96 @@ class Run:
         self._plans: dict[tuple, VideoPlan] = {}
         self._content = functools.cache(known_hash)  # most files are used by every batch
         self._model = functools.cache(lambda: model_facts(bundle))  # reads all weights: for snapshots alone
+        self._before: dict[str, object] = {}
+        self._kept, self._told = Kept(config), sys.maxsize  # the last batch whose prompts were looked at beforehand
         self._start: tuple = ()  # (video, plan, latents) of the latest batch: often one video is the start of all
         shape = Geometry.of(bundle.spec, config.height, config.width).latent_shape(1)[1:]
         self.noise = read_latents(config.data.noise, "noise", shape)
         self.initial = read_latents(config.data.initial_latents, "latents", shape)
 
-    def usable(self, groups: list[list[Request]], mine: list[int], refused: list[str] | None) -> list[list[Request]]:
+    def usable(self, groups: Batches, mine: Sequence[int], refused: list[str] | None) -> Batches:
         """Checks all batches and returns those of this rank. mine: their numbers.
 
         refused: collects the errors of a prompt schedule's lines, which are then left out; None raises them.
         Errors: ValueError for a request that the model cannot fulfil, before the first video is begun.
         """
-        bad = set()
-        for group in groups:
-            for request in group:
-                try:
-                    self.check(request)
-                except ValueError as error:
-                    if refused is None or request.script is None:
-                        raise
-                    if request.script.line not in bad:
-                        logger.warning("left out: %s", error)
-                        refused.append(str(error))
-                    bad.add(request.script.line)
-        kept = [[r for r in group if not (r.script and r.script.line in bad)] for group in groups]
-        if not any(kept):
-            raise ValueError("\n".join(refused))
-        own = [kept[number] for number in mine if kept[number]]
-        for group in own:
-            for request in group:
+        bad, requests = set(), groups.requests
+        assert isinstance(requests, Requests)
+        for request in [requests[0], requests[-1]] if requests.uniform else requests.each_line():
+            try:
+                self.check(request)
+            except ValueError as error:
+                if refused is None or request.script is None:
+                    raise
+                logger.warning("left out: %s", error)
+                refused.append(str(error))
+                bad.add(request.script.line)
+        for prompt in dict.fromkeys(line.prompt for line in requests.lines if requests.uniform):
+            check_words(prompt, self.bundle.spec.name)
+        own = groups.choose(mine)
+        if bad:
+            own = own.without(bad)
+            if len(bad) == len(requests.lines):
+                raise ValueError("\n".join(refused))
+        if requests[0].image or not requests.uniform:
+            for request in own.videos():
                 self.images([request])
-        self.warn_cut(own)
+        now = own.choose(own.numbers[:LOOKED_AT])  # of a million, each takes its time to be cut into tokens
+        self._told = now.numbers[-1] if len(now) else 0
+        self.warn_cut(now.videos(), "" if self.sampler.guidance == 1 else self.config.negative_prompt)
         return own
 
-    def warn_cut(self, groups: list[list[Request]]) -> None:
+    def warn_cut(self, requests: Iterable[Request], negative: str = "") -> None:
         """Warns of prompts of which the text encoder does not read all."""
-        negative = "" if self.sampler.guidance == 1 else self.config.negative_prompt
         find = getattr(self.bundle.text, "find_cut", None)
-        requests = [request for group in groups for request in group]
         if find:
             warn_cut(prompt_places(requests, self.config.data, negative), find, self.bundle.spec.transformer.text_len)
 
-    def writer(self, groups: list[list[Request]]) -> list[Path]:
+    def writer(self, groups: Batches, found: Survey | None = None) -> list[Path]:
         """Writes the videos of all batches; returns their paths.
 
         A finished video is computed again only where another one of its batch is not finished.
+        found: of these batches, from `survey`; None: nothing is known of them.
         """
-        output, videos = self.config.output, [r for group in groups for r in group]
-        before = {r.stem: _stamp(sidecar(r, output.folder)) for r in videos}
-        with VideoProgress(len(videos), sum(self.plan(group[0]).num_chunks for group in groups)) as bar:
-            left = [group for group in groups if not self.share(group, before, bar)]
-            left = [group for group in left if not self.share(group, before, bar)]  # meanwhile they may be free
-        done = [r for group in groups if group not in left for r in group]
+        output, folder = self.config.output, self.config.output.folder
+        replaces = output.overwrite or output.resume  # of finished videos nothing is made otherwise
+        before = {r.stem: _stamp(sidecar(r, folder)) for r in groups.videos()} if replaces else {}
+        self._before, found = before, found or Survey()
+        chunks = sum(self.plan(first).num_chunks * count for first, count in groups.schedules())
+        with VideoProgress(groups.num_videos, chunks) as bar:
+            left = [group.number for group in found.order(groups) if not self.share(group, bar, found)]
+            left = [number for number in left if not self.share(groups.at(number), bar)]  # meanwhile they may be free
+        busy = set(left)
+        done = groups.choose(number for number in groups.numbers if number not in busy)
         if left:
-            names = [r.stem for group in left for r in group]
-            others = ", ..." if len(names) > NAMED else ""
+            names = [r.stem for r in groups.choose(left[:NAMED]).videos()]
+            others = ", ..." if groups.choose(left).num_videos > NAMED else ""
             logger.warning(
                 "%d of %d videos are left to another run that is making them: %s%s",
-                *(len(names), len(videos), ", ".join(names[:NAMED]), others),
+                *(groups.choose(left).num_videos, groups.num_videos, ", ".join(names[:NAMED]), others),
             )
         if output.sheet and done:
-            self.sheet(videos[:SHEET_CLIPS])
-        return [video_path(r, output.folder) for r in done]
+            self.sheet(list(itertools.islice(groups.videos(), SHEET_CLIPS)))
+        return [video_path(r, folder) for r in done.videos()]
 
-    def share(self, group: list[Request], before: dict[str, object], bar: VideoProgress) -> bool:
+    def share(self, group: Batch, bar: VideoProgress, found: Survey | None = None) -> bool:
         """Makes what is not finished of a batch; returns False, and makes nothing, if another run is at one of them.
 
-        before: each video's `_stamp` when this run began: what another run has finished since is not made again.
+        What another run has finished since this one began is not made again.
         """
-        folder = self.config.output.folder
-        with self.claims(group) as mine:
+        late = found is not None and found.is_late(group.number)
+        wanted = report(group, self.config, self._kept) if late else to_make(group, self.config.output)
+        with self.claims(group) if any(wanted) else contextlib.nullcontext(True) as mine:
             if not mine:
                 return False
-            fresh = [_stamp(sidecar(r, folder)) != before[r.stem] and finished(r, folder) for r in group]
-            wanted = [new and not made for new, made in zip(to_make(group, self.config.output), fresh, strict=True)]
+            if any(wanted):  # it may have been made before it was claimed
+                wanted = [
+                    new and not self.is_fresh(r)
+                    for r, new in zip(group, to_make(group, self.config.output), strict=True)
+                ]
             if any(wanted):
+                if group.number > self._told:
+                    self.warn_cut(group)
                 self.batch(group, wanted, bar)
         for row, made in enumerate(wanted):
             if made:
@@ -227,6 +210,13 @@ class Run:
             else:
                 bar.skip(0 if any(wanted) or row else self.plan(group[0]).num_chunks)
         return True
+
+    def is_fresh(self, request: Request) -> bool:
+        """True if another run has finished the video since this one began."""
+        folder = self.config.output.folder
+        if request.stem not in self._before:
+            return False
+        return _stamp(sidecar(request, folder)) != self._before[request.stem] and finished(request, folder)
 
     def claims(self, group: list[Request]) -> contextlib.AbstractContextManager[bool]:
         """Returns the context that claims the videos of a batch for this process (`utils.claims`)."""
@@ -278,7 +268,7 @@ class Run:
             if there := [r for r in videos if finished(r, folder)]:
                 write_sheet(path, there, folder)
 
-    def batch(self, group: list[Request], wanted: list[bool], bar) -> VideoBatchWriter:
+    def batch(self, group: Batch, wanted: list[bool], bar) -> VideoBatchWriter:
         """Generates, decodes and writes one batch; returns its writer."""
         begin, plan = time.perf_counter(), self.plan(group[0])
         images, given = self.images(group), None

@@ -7,16 +7,19 @@ chunk of the batch before: no rank waits for the others between two batches. It 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 
+from pipeline.batch.listing import Batch, Batches
 from pipeline.batch.plan import VideoPlan
 from pipeline.batch.request import Request
-from pipeline.batch.run import SHEET_CLIPS, Run, look, tell_refused
+from pipeline.batch.run import SHEET_CLIPS, Run, tell_refused
 from pipeline.batch.schedule import dry_schedule
+from pipeline.batch.survey import Survey, survey
 from pipeline.batch.writer import VideoBatchWriter, noted, video_path
 from pipeline.bundle import load_bundle
 from pipeline.config import InferConfig, TPPConfig
@@ -29,9 +32,7 @@ from utils.parallel.pipe import Message, Pipe, pipe_group
 from wan.codec.still import PrimedDecoder
 
 
-def run_staged(
-    executor: TPPConfig, config: InferConfig, groups: list[list[Request]], refused: list[str] | None
-) -> list[Path]:
+def run_staged(executor: TPPConfig, config: InferConfig, groups: Batches, refused: list[str] | None) -> list[Path]:
     """Generates what is not finished, all ranks together; returns the paths of the videos on the first rank.
 
     Errors: as `run`; ValueError for ranks that the steps cannot use, before any weight is read.
@@ -39,9 +40,8 @@ def run_staged(
     here, world = ranks.rank(), ranks.world_size()
     stages = Stages.plan(config.build_sampler().num_steps, world, executor.decoder_rank)
     group = pipe_group()
-    paths = [video_path(r, config.output.folder) for batch in groups for r in batch]
-    wanted = look(config, groups) if here == 0 else None
-    if ranks.first_text(None if here else str(wanted)) == "True":
+    found = survey(config, groups) if here == 0 else Survey()
+    if ranks.first_text(None if here else str(found.wanted)) == "True":
         check_memory(config)
         roles = {"denoise"} if stages.steps(here) else set()
         roles |= {"text"} if here == 0 else set()
@@ -49,10 +49,10 @@ def run_staged(
         bundle = load_bundle(config.model, config.vae, config.text, config.decoder, roles)
         bundle.weights_hash = ranks.first_text(bundle.weights_hash if here == 0 else None)
         made = StagedRun(config, bundle, stages, Pipe(range(world), bundle.device, group))
-        usable = made.usable(groups, list(range(len(groups))), refused)
-        paths = made.lead(usable) if here == 0 else made.follow(usable)
-    elif here:
-        paths = []
+        usable = made.usable(groups, groups.numbers, refused)
+        paths = made.lead(usable, found) if here == 0 else made.follow(usable)
+    else:
+        paths = [] if here else [video_path(r, config.output.folder) for r in groups.videos()]
     if here == 0:
         tell_refused(refused, len(paths), config.output.folder)
     return paths
@@ -64,7 +64,6 @@ class StagedRun(Run):
     def __init__(self, config: InferConfig, bundle, stages: Stages, pipe: Pipe):
         super().__init__(config, bundle)
         self.stages, self.pipe = stages, pipe
-        self._groups: list[list[Request]] = []
         self._claims = contextlib.ExitStack()
 
     def plan(self, request: Request) -> VideoPlan:
@@ -75,11 +74,10 @@ class StagedRun(Run):
             plan.pipeline.rollout = plan.pipeline.executor.rollout
         return plan
 
-    def lead(self, groups: list[list[Request]]) -> list[Path]:
+    def lead(self, groups: Batches, found: Survey) -> list[Path]:
         """Makes all batches as the first rank, and waits until they are written; returns the videos' paths."""
-        self._groups = groups
         with self._claims:
-            paths = self.writer(groups)
+            paths = self.writer(groups, found)
             self.pipe.send(Message("stop"))
             self.pipe.receive(self.pipe.last)  # the last rank has written everything
             self.pipe.flush()
@@ -94,7 +92,7 @@ class StagedRun(Run):
         if self.pipe.place == self.pipe.last:
             super().sheet(videos)
 
-    def batch(self, group: list[Request], wanted: list[bool], bar: VideoProgress) -> None:
+    def batch(self, group: Batch, wanted: list[bool], bar: VideoProgress) -> None:
         """Makes the first rank's part of one batch, and announces it to the others."""
         plan = self.plan(group[0])
         images = self.images(group)
@@ -102,7 +100,7 @@ class StagedRun(Run):
         if group[0].avatar:
             track = self.voice(group, plan, track).track
             track.ask_first = lambda: self.pipe.receive(self.pipe.last).tensors["x"]
-        self.pipe.send(Message("batch", {"number": self._groups.index(group), "wanted": wanted}))
+        self.pipe.send(Message("batch", {"number": group.number, "wanted": wanted}))
         state = plan.pipeline.start(len(group), plan.total, plan.given)
         made = plan.pipeline.generate(track, self.draws(group, plan), len(group), plan.total, given, state)
         for chunk in made:
@@ -110,21 +108,20 @@ class StagedRun(Run):
                 bar.chunk(plan.geometry.pixel_frames(chunk.span.stop) - plan.geometry.pixel_frames(chunk.span.start))
 
     @torch.no_grad()
-    def follow(self, groups: list[list[Request]]) -> list[Path]:
+    def follow(self, groups: Batches) -> list[Path]:
         """Does what the ranks before ask for, until the first one stops."""
-        done: list[Request] = []
+        done = 0
         while (message := self.pipe.receive()).kind == "batch":
-            group, wanted = groups[message.facts["number"]], message.facts["wanted"]
+            group, wanted = groups.at(message.facts["number"]), message.facts["wanted"]
             if self.pipe.place < self.pipe.last:
                 self.pipe.send(message)
             self.take_part(group, wanted)
-            done += group
+            done += len(group)
         if self.pipe.place < self.pipe.last:
             self.pipe.send(message)
         else:
-            videos = [request for group in groups for request in group]
             if self.config.output.sheet and done:
-                self.sheet(videos[:SHEET_CLIPS])
+                self.sheet(list(itertools.islice(groups.videos(), SHEET_CLIPS)))
             self.pipe.send(Message("written"), 0)
         self.pipe.flush()
         return []

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from pipeline.batch.listing import Batches
 from pipeline.batch.request import (
     KeyedNoise,
-    batches,
     check_grammar,
     prompt_places,
     read_requests,
@@ -42,8 +42,8 @@ def test_stems_are_unique_also_for_equal_prompts(tmp_path):
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
 def test_batches_keep_order_and_lose_nothing(tmp_path, size):
     found = requests(tmp_path, *"abcde")
-    cut = batches(found, size)
-    assert [r for group in cut for r in group] == found
+    cut = Batches.cut(found, size)
+    assert [r for group in cut for r in group] == list(found)
     assert all(len(group) == size for group in cut[:-1]) and 1 <= len(cut[-1]) <= size
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.batch.run import Run, remove_leftovers
+from pipeline.batch.listing import Batches
+from pipeline.batch.run import Run
+from pipeline.batch.survey import remove_leftovers
 from pipeline.bundle import ModelBundle
 from tests import tiny
 from tests.digits_fixture import files
@@ -32,7 +34,7 @@ class Meeting(Codec):
 def share(folder, groups=GROUPS, codec=None, **changes):
     """Makes what nobody else makes; returns the names of the videos that are there afterwards."""
     bundle = ModelBundle.of(tiny.denoiser(), codec or Codec(), encode, torch.device("cpu"), torch.float32)
-    paths = Run(load_config(folder, num_output_frames=6, **changes), bundle).writer(groups)
+    paths = Run(load_config(folder, num_output_frames=6, **changes), bundle).writer(Batches.of(groups))
     return [path.stem for path in paths]
 
 
