@@ -2,7 +2,8 @@
 
     L = mean over frames with sigma > 0 of |x0_theta(x_sigma, sigma, c) - x0|^2
 
-where x_sigma is the trajectory's state at a step drawn per chunk and x0 its end.
+where x_sigma is the trajectory's state at a step drawn per chunk and x0 its end. The steps are those of
+`generation.steps.steps` for every chunk: `first_steps` are used where the student generates, not here.
 Source: CausVid (arXiv 2412.07772) equation 7; Self-Forcing, model/ode_regression.py (which never starts).
 """
 

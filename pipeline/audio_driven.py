@@ -196,7 +196,10 @@ class AudioClips(AudioDriven):
             own = replace(whole.cut(span), motion=torch.cat(past, 1)[:, -MOTION_FRAMES:])
             predict = guided(self.bundle.denoiser, own, [Full(), Full()], self.sampler.guidance)
             latents = sample(
-                self.sampler, noise(span, 0).to(self.bundle.device), predict, lambda k, span=span: noise(span, k)
+                self.sampler.at(span),
+                noise(span, 0).to(self.bundle.device),
+                predict,
+                lambda k, span=span: noise(span, k),
             )
             state.remember(Committed(span, latents, (latents,)), MOTION_FRAMES)
             yield Chunk(span, latents)

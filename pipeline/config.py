@@ -170,6 +170,13 @@ class BidirectionalConfig(Buildable):
             yield "initial_latents and start_video are continued chunk by chunk; write pipeline.name=causal"
         if config.data.scheduled:
             yield "a script's prompts change from chunk to chunk; write pipeline.name=causal"
+        steps = config.generation.steps
+        if steps.first_steps and isinstance(config.chosen_sampler, FewStepConfig):
+            yield (
+                "generation.steps.first_steps are the steps of a video's first chunk, and pipeline.name is "
+                "bidirectional, which makes all frames in one; write generation.steps.first_steps=[] and its steps as "
+                "generation.steps.steps, or pipeline.name=causal"
+            )
 
 
 @dataclass

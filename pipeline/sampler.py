@@ -14,7 +14,10 @@ import torch
 from pipeline.config import FewStepConfig, MultiStepConfig
 from pipeline.solver import Solver, SolverState, StepState
 from wan.generation import StepsConfig
+from wan.geometry import Span
 from wan.schedule import Schedule, step_sigmas
+
+FIRST = Span(0, 1)  # begins as a video's first chunk does
 
 
 def few_step(config: FewStepConfig, steps: StepsConfig) -> FewStep:
@@ -39,6 +42,11 @@ class Sampler:
     def num_steps(self) -> int:
         """Network evaluations per chunk and guidance branch."""
         raise NotImplementedError
+
+    @property
+    def first_num_steps(self) -> int:
+        """Network evaluations of a video's first chunk."""
+        return self.at(FIRST).num_steps
 
     @property
     def model_sigmas(self) -> Sequence[float]:

@@ -159,7 +159,10 @@ def read_config(args):
 
 
 def cpu_excess(args, config) -> str:
-    """Returns why a CPU should not try this, or '' if it may (or the sizes are known only after loading)."""
+    """Returns why a CPU should not try this, or '' if it may (or the sizes are known only after loading).
+
+    The dearest chunk counts: one that sees a full window, or the first, which may have more steps.
+    """
     from wan.family import find_published
     from wan.flops import pass_flops
     from wan.geometry import Geometry
@@ -169,9 +172,11 @@ def cpu_excess(args, config) -> str:
     spec, sampler = find_published(config.model.spec), config.build_sampler()
     unit = Geometry.of(spec, config.height, config.width).frame_tokens
     window = max(args.windows or [config.generation.cache.window_frames])
-    one = pass_flops(spec.transformer, config.generation.chunk * unit, window * unit, config.batch)
+    chunk, first = config.generation.chunk * unit, (config.generation.first_chunk or config.generation.chunk) * unit
     share = (args.layers or spec.transformer.num_layers) / spec.transformer.num_layers
-    work = share * one.total * (sampler.num_steps + 1) * (1 if sampler.guidance == 1 else 2)
+    steady = pass_flops(spec.transformer, chunk, window * unit, config.batch).total * (sampler.num_steps + 1)
+    begin = pass_flops(spec.transformer, first, first, config.batch).total * (sampler.first_num_steps + 1)
+    work = share * max(steady, begin) * (1 if sampler.guidance == 1 else 2)
     if work <= CPU_LIMIT:
         return ""
     return f"{work / 1e12:.1f} tera-operations per chunk need a CUDA device"
@@ -199,13 +204,21 @@ def describe(config, bundle, weights: str, backend: str) -> dict:
         "frame tokens": geometry.frame_tokens,
         "chunk": config.generation.chunk,
         **values(config.generation.cache),
-        "passes": f"{sampler.num_steps} + 1 context" + ("" if sampler.guidance == 1 else ", twice (guidance)"),
+        "passes": count_passes(sampler),
         "batch": config.batch,
         "dtype": config.model.dtype,
         "VAE dtype": config.vae.dtype,
         "attention": backend,
         "weights": weights,
     }
+
+
+def count_passes(sampler) -> str:
+    """Returns the forwards of a chunk in words, and those of a video's first chunk where they are others."""
+    steps = f"{sampler.num_steps} + 1 context"
+    if sampler.first_num_steps != sampler.num_steps:
+        steps += f" (first chunk {sampler.first_num_steps} + 1)"
+    return steps if sampler.guidance == 1 else f"{steps}, twice (guidance)"
 
 
 def infer_table(result: dict) -> list[str]:

@@ -53,7 +53,9 @@ def cost(root: Path) -> str:
 def quality_cells(row: str, records: list[dict]) -> list:
     """Returns steps per chunk, the metrics of each length, and what the videos lose from first to last quarter."""
     measured = {length: [r[length] for r in records if length in r] for length in LENGTHS}
-    cells = [next(found[0]["sampler"]["steps"] for found in measured.values() if found)]
+    sampler = next(found[0]["sampler"] for found in measured.values() if found)
+    first = f" (first {sampler['first_steps']})" if "first_steps" in sampler else ""
+    cells: list = [f"{sampler['steps']}{first}"]
     for length, found in measured.items():
         if not found:
             cells += ["not run" if length in ROWS[row].lengths else "does not apply", "", "", ""]

@@ -56,9 +56,14 @@ def _digest(value) -> str:
 
 
 def sampler_facts(recipe: Path, weights: Path, overrides: Sequence[str]) -> dict:
-    """Returns {steps, guidance}: how many steps a chunk of these weights takes, and the scale of the guidance."""
+    """Returns {steps, guidance} and, where it has more or fewer, {first_steps}.
+
+    Steps that a chunk of these weights and the first chunk of a video take, and the scale of the guidance.
+    """
     from pipeline.config import load_recipe
 
     config, _ = load_recipe(recipe, [f"model.checkpoint={format_value(str(weights))}", *overrides])
     sampler = values(config.chosen_sampler)
-    return {"steps": sampler.get("num_steps") or len(config.generation.steps.steps), "guidance": sampler["guidance"]}
+    made = config.build_sampler()
+    first = {"first_steps": made.first_num_steps} if made.first_num_steps != made.num_steps else {}
+    return {"steps": made.num_steps, **first, "guidance": sampler["guidance"]}

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from pipeline.config import FewStepConfig
+from pipeline.config import BidirectionalConfig, FewStepConfig, InferConfig, MultiStepConfig
 from pipeline.executor import PlainExecutor
 from pipeline.rollout import Chunk, Rollout
 from pipeline.sampler import FewStep, RandomExit
 from pipeline.state import pack, unpack
 from pipeline.track import Fixed
+from scripts import benchmark
+from scripts.experiments import objectives_results, recipes
+from tests import avatar_fixture as avatar
 from tests import tiny
 from trainer.sources.config import RolloutConfig
 from trainer.sources.rollout import Generating
 from utils.config.field import check
 from utils.config.text import to_dict
+from utils.media.audio import ArraySound
 from utils.rng import Rng
 from wan.generation import GenerationConfig, StepsConfig
 from wan.geometry import Span
@@ -159,3 +165,58 @@ def test_a_rollout_source_takes_them():
     assert [
         *RolloutConfig(prompts="p.txt", frames=6, loss_frames=6).problems_with(GenerationConfig(2, steps=STEPS))
     ] == []
+
+
+def test_a_clip_made_as_one_piece_refuses_them_by_name():
+    """A bidirectional video has no later chunks; a solver does not read the list."""
+    few = InferConfig(pipeline=BidirectionalConfig(), generation=GenerationConfig(2, steps=STEPS))
+    with pytest.raises(ValueError, match=r"write generation\.steps\.first_steps=\[\]"):
+        check(few)
+    few.sampler = MultiStepConfig()
+    check(few)
+
+
+def test_the_first_of_an_avatars_clips_walks_them(monkeypatch):
+    """Each clip is a chunk, and the first one has no motion behind it."""
+    walked, plain = [], FewStep.step
+    monkeypatch.setattr(FewStep, "step", lambda self, k, *rest: walked.append(self.sigmas[k]) or plain(self, k, *rest))
+    made = avatar.pipeline(GenerationConfig(steps=replace(avatar.GENERATION.steps, eta=0)), clip_frames=6)
+    few = FewStepConfig().build(STEPS)
+    made.sampler = few
+    sounds = [[ArraySound(avatar.sound(), 16_000)]]
+    condition = replace(avatar.bundle().condition(["a red three"], None), key="a red three")
+    track = made.voice(condition, avatar.portrait()[None], sounds, 8, None).track
+    list(made.generate(track, tiny.noise(geometry=made.geometry), 1, 12))
+    assert walked == [*few.first_sigmas, *few.sigmas]
+
+
+def test_a_benchmark_counts_them():
+    assert benchmark.count_passes(FewStepConfig(guidance=2.0).build(STEPS)) == (
+        "2 + 1 context (first chunk 5 + 1), twice (guidance)"
+    )
+    assert benchmark.count_passes(FewStepConfig().build(StepsConfig(LATER))) == "2 + 1 context"
+    assert benchmark.count_passes(MultiStepConfig(num_steps=7, guidance=1.0).build(STEPS)) == "7 + 1 context"
+
+
+def test_a_cpu_is_spared_a_first_chunk_of_many_steps(monkeypatch):
+    monkeypatch.setattr(benchmark, "CPU_LIMIT", 2e9)
+    config = InferConfig(generation=GenerationConfig(3, steps=STEPS, cache=CacheConfig(12)), sampler=FewStepConfig())
+    config.model.spec, args = "digits", SimpleNamespace(windows=None, layers=None)
+    config.generation.steps = StepsConfig((1000.0,))
+    assert benchmark.cpu_excess(args, config) == ""
+    config.generation.steps = StepsConfig((1000.0,), first_steps=tuple(1000.0 - n for n in range(100)))
+    assert "tera-operations per chunk need a CUDA device" in benchmark.cpu_excess(args, config)
+
+
+def test_a_table_shows_them():
+    record = {"sampler": {"steps": 4, "first_steps": 8, "guidance": 1.0}, "metrics": {}, "frechet": {}, "drift": {}}
+    assert objectives_results.quality_cells("dmd", [{"1x": record}])[0] == "4 (first 8)"
+    del record["sampler"]["first_steps"]
+    assert objectives_results.quality_cells("dmd", [{"1x": record}])[0] == "4"
+
+
+def test_the_facts_of_a_sampler_name_them(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("generation: {steps: {steps: [1000, 500], first_steps: [1000, 750, 500]}}\n")
+    facts = recipes.sampler_facts(recipe, Path("assets/digits/transformer"), ["model.path=assets/digits"])
+    assert facts == {"steps": 2, "first_steps": 3, "guidance": 1.0}

@@ -18,7 +18,10 @@ logger = logging.getLogger(__name__)
 
 
 class NoisedData(Source):
-    """Latents that the generator makes of noised clips. `real` are the clips themselves."""
+    """Latents that the generator makes of noised clips. `real` are the clips themselves.
+
+    A chunk at a video's start is noised to a level of `first_steps`, where there are any, for there it takes these.
+    """
 
     def __init__(self, config: NoisedDataConfig, generation: GenerationConfig):
         self.config, self.clips = config, open_clips(config.clips, config.on_bad)
@@ -27,6 +30,8 @@ class NoisedData(Source):
         steps, clean = generation.steps, [0.0] if config.clean_step else []
         self.schedule = Schedule(steps.shift, steps.rounding)
         self.sigmas = torch.tensor([*step_sigmas(steps.steps, steps.shift, steps.warp), *clean])
+        first = step_sigmas(steps.first_steps, steps.shift, steps.warp) if steps.first_steps else ()
+        self.first = torch.tensor([*first, *clean]) if first else None
 
     def next(self, step: int, roles, rng, with_grad: bool = True, index: range | None = None) -> Sample:
         """Generates one batch from noised data; `step` counts samples, so generator and critic never share one."""
@@ -55,11 +60,19 @@ class NoisedData(Source):
         """Returns sigma [B, F]: one of the student's noise levels per chunk."""
         source, count = rng.at("sample", step, "data step"), len(self.sigmas)
         drawn = source.integers_batch(0, count, index, shape=(len(self.spans),))
-        return self.sigmas[drawn.repeat_interleave(torch.tensor([len(s) for s in self.spans]), 1)]
+        sigma = self.sigmas[drawn.repeat_interleave(torch.tensor([len(s) for s in self.spans]), 1)]
+        if self.first is not None:
+            own = source.at("first").integers_batch(0, len(self.first), index, shape=(1,))
+            sigma[:, : len(self.spans[0])] = self.first[own]
+        return sigma
 
 
 class OdePairs(Source):
-    """Trajectories with their prompts; fills trajectory, condition and spans."""
+    """Trajectories with their prompts; fills trajectory, condition and spans.
+
+    They hold the states at `steps`, which serve a video's first chunk, too: what lies between them at `first_steps`
+    was not recorded.
+    """
 
     def __init__(self, config: OdePairsConfig, generation: GenerationConfig):
         self.config, self.pairs = config, open_pairs(config.path, config.on_bad)

@@ -231,3 +231,14 @@ def test_pairs_of_other_levels_end_a_run_before_a_model_is_built(pairs, tmp_path
     path.write_text(ODE.format(model=model, pairs=pairs))
     status = train.main(["--config_path", str(path), "--logdir", str(tmp_path / "run"), "generation.steps.shift=5.0"])
     assert status == 2 and "make pairs for these steps" in capsys.readouterr().err
+
+
+def test_noised_data_of_a_first_chunk_has_its_levels(clips):
+    """A chunk at a video's start is noised as `first_steps` say; the others draw what they drew."""
+    first, config = (1000.0, 800.0, 600.0), NoisedDataConfig(clips=str(clips), batch=64, frames=4)
+    plain = NoisedData(config, GenerationConfig(2, steps=StepsConfig(STEPS, SHIFT)))
+    own = NoisedData(config, GenerationConfig(2, steps=StepsConfig(STEPS, SHIFT, first_steps=first)))
+    before, after = (source.draw_sigma(1, RNG, range(64)) for source in (plain, own))
+    assert torch.equal(before[:, 2:], after[:, 2:]) and torch.equal(after[:, 0], after[:, 1])
+    assert set(after[:, 0].tolist()) == set(torch.tensor(step_sigmas(first, SHIFT)).tolist())
+    assert set(before[:, 0].tolist()) == set(torch.tensor(SIGMAS[:-1]).tolist())
