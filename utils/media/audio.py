@@ -124,6 +124,43 @@ class MixedSound:
         return sum(sound.read(start, stop) for sound in self.sounds)
 
 
+@dataclass(frozen=True)
+class SoundFrom:
+    """Another sound from one of its samples on (negative: silence before it)."""
+
+    sound: FileSound
+    begin: int
+
+    @property
+    def rate(self) -> int:
+        """Samples a second."""
+        return self.sound.rate
+
+    @property
+    def channels(self) -> int:
+        """How many there are."""
+        return self.sound.channels
+
+    @property
+    def length(self) -> int:
+        """In samples."""
+        return self.sound.length - self.begin
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Returns float32 samples [stop - start, channels]; zeros before the start and behind the end."""
+        found = self.sound.read(start + self.begin, stop + self.begin)
+        found[: max(-start, 0)] = 0
+        return found
+
+
+def sound_of_video(path: str | Path, rate: int = 16_000) -> SoundFrom:
+    """Returns the sound of a video, in one channel, from the time of its first picture on.
+
+    Errors: ValueError for a file that is not a video, or as `FileSound`.
+    """
+    return SoundFrom(FileSound(path, rate), round(-video.sound_begins(path) * rate))
+
+
 def decode_sound(path: Path, rate: int, channels: int = 1) -> Iterator[np.ndarray]:
     """Yields a file's sound [N, channels] at `rate`, piece by piece.
 

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,apng,mpegts,mpeg,mpegvideo,flv,live_flv,ogg,asf,ivf,nut"
 CONTAINERS += ",mxf,h264,hevc,av1,obu,m4v,yuv4mpegpipe,dv,rm,wtv,webp_pipe,webp"
 SAFE = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
+UNTIMED = ("avi",)  # sound and pictures are counted from the file's start, and nothing else is told
 HDR = {16: "PQ (SMPTE ST 2084)", 18: "HLG (ARIB STD-B67)"}  # numbers of ITU-T H.273
 WITH_ALPHA = ("rgba", "bgra", "argb", "abgr", "yuva", "ya", "gbrap", "pal8")  # pixel formats; a palette may have some
 WIDEST = 8.0  # of a pixel's aspect; more is damage
@@ -117,6 +118,21 @@ def open_timed(path: str | Path) -> Iterator[tuple[Iterator[TimedFrame], Clock]]
         if (first := next(frames, None)) is None:
             raise ValueError(f"{path} holds a video stream without a frame")
         yield itertools.chain([first], frames), Clock(Fraction(rate))
+
+
+def sound_begins(path: str | Path) -> float:
+    """Returns by how many seconds the first sample of a video's sound is heard behind its first frame; may be negative.
+
+    0 where the container keeps no such times. Errors: ValueError naming a file that is not a video, or has no sound.
+    """
+    times = []
+    for kind in ("video", "audio"):
+        with _opened(path) as container, _explain_damage(Path(path)):
+            if not (streams := [stream for stream in container.streams if stream.type == kind]):
+                raise ValueError(f"{path} holds no {'sound track' if kind == 'audio' else 'video stream'}")
+            first = next(container.decode(streams[0]), None)
+            times.append(None if first is None or container.format.name in UNTIMED else first.time)
+    return 0.0 if None in times else float(times[1] - times[0])
 
 
 @contextlib.contextmanager

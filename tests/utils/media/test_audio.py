@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import av
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.media.audio import ArraySound, FileSound, MixedSound
+from utils.media.audio import ArraySound, FileSound, MixedSound, sound_of_video
 from utils.media.mp4 import VideoWriter
 
 KINDS = {"wav": "pcm_s16le", "flac": "flac", "mp3": "libmp3lame", "m4a": "aac", "ogg": "flac", "mp4": "aac"}
@@ -120,3 +122,69 @@ def test_bad_sounds_are_named(tmp_path):
     samples[0, 100] = np.nan
     with pytest.raises(ValueError, match="samples that are not finite"):
         FileSound(save(tmp_path / "nan.wav", codec="pcm_f32le", samples=samples))
+
+
+VIDEOS = {
+    "mp4": ("libx264", "aac"),
+    "mov": ("libx264", "aac"),
+    "mkv": ("libx264", "aac"),
+    "webm": ("libvpx", "libopus"),
+}
+
+
+def late_sound(path, seconds: float, kind: str):
+    """Writes a white frame and a click at 1 s; the sound's first sample lies at `seconds`, or the pictures' first."""
+    coders, rate = VIDEOS[kind], 48_000
+    click = np.zeros(2 * rate, np.float32)
+    click[rate : rate + 480] = 0.9
+    with av.open(str(path), "w") as file:
+        pictures, sound = file.add_stream(coders[0], rate=8), file.add_stream(coders[1], rate=rate)
+        pictures.width, pictures.height, pictures.pix_fmt, sound.layout = 64, 64, "yuv420p", "mono"
+        convert = av.AudioResampler(format=sound.codec_context.codec.audio_formats[0].name, layout="mono", rate=rate)
+        for number in range(max(0, round(-seconds * 8)), 16):
+            frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 255 * (number == 8), np.uint8), format="rgb24")
+            frame.pts = number
+            file.mux(pictures.encode(frame))
+        for start in range(max(0, round(seconds * rate)), len(click), 960):
+            frame = av.AudioFrame.from_ndarray(click[None, start : start + 960], format="flt", layout="mono")
+            frame.sample_rate, frame.pts, frame.time_base = rate, start, Fraction(1, rate)
+            for part in convert.resample(frame):
+                file.mux(sound.encode(part))
+        file.mux(pictures.encode(None))
+        file.mux(sound.encode(None))
+    return path
+
+
+def heard_at(sound) -> float:
+    """Returns the seconds at which a click begins."""
+    return float(np.flatnonzero(np.abs(sound.read(0, sound.length)[:, 0]) > 0.3)[0] / sound.rate)
+
+
+@pytest.mark.parametrize("kind", VIDEOS)
+@pytest.mark.parametrize("late", [0.0, 0.3, -0.5])
+def test_a_videos_sound_counts_from_its_first_picture(tmp_path, kind, late):
+    """Also where one of the two tracks begins later; samples counted from the track's own start would not."""
+    path = late_sound(tmp_path / f"a.{kind}", late, kind)
+    flash = 1.0 - max(-late, 0)
+    sound = sound_of_video(path)
+    assert heard_at(sound) == pytest.approx(flash, abs=0.005)
+    assert (late == 0) == (abs(heard_at(FileSound(path)) - flash) < 0.025)
+    assert (sound.read(-400, -100) == 0).all() and sound.read(-400, 400).shape == (800, 1)
+    assert (sound.read(-400, 400)[400:] == sound.read(0, 400)).all()
+
+
+def test_a_written_videos_sound_is_in_step(tmp_path):
+    click = np.zeros(96_000, np.float32)
+    click[48_000:48_480] = 0.9
+    with VideoWriter(tmp_path / "a.mp4", 8, sound=ArraySound(click, 48_000)) as video:
+        video.write(np.zeros((16, 64, 64, 3), np.uint8))
+    assert heard_at(sound_of_video(tmp_path / "a.mp4")) == pytest.approx(1.0, abs=0.002)
+
+
+def test_a_video_without_sound_is_named(tmp_path):
+    with VideoWriter(tmp_path / "a.mp4", 8) as video:
+        video.write(np.zeros((16, 64, 64, 3), np.uint8))
+    with pytest.raises(ValueError, match="a.mp4 has no sound track"):
+        sound_of_video(tmp_path / "a.mp4")
+    with pytest.raises(ValueError, match="a.wav cannot be read as a video"):
+        sound_of_video(save(tmp_path / "a.wav"))
