@@ -69,6 +69,16 @@ CALLS = {
         f"folder {V} --input nowhere --height 32 --width 32 --output o",
         "nowhere",
     ),
+    "encode talks nowhere": (
+        "scripts/encode_latents.py",
+        f"talking {V} --ear assets/digits_s2v/audio_encoder --input nowhere --height 64 --width 64 --output o",
+        "nowhere",
+    ),
+    "encode talks without a video": (
+        "scripts/encode_latents.py",
+        f"talking {V} --ear assets/digits_s2v/audio_encoder --input assets --height 64 --width 64 --output o",
+        "assets",
+    ),
     "encode shards of none": ("scripts/encode_latents.py", f"digits {V} --shard_clips 0 --output o", "shard_clips"),
     "a transformer as VAE": (
         "scripts/encode_latents.py",

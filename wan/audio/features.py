@@ -175,6 +175,10 @@ class FeatureStream:
         early = max(0, (stop - start) - len(found))
         return torch.cat((found[:1].expand(early, -1, -1), found)) if early else found
 
+    def clip(self, stop: int, chunk: int) -> torch.Tensor:
+        """Returns the features [stop, L, C] of a recorded clip, heard as a generation in chunks of so many frames."""
+        return torch.cat([self.frames(start, min(start + chunk, stop)) for start in range(0, stop, chunk)])
+
     def _window(self, first: int, last: int) -> torch.Tensor:
         begin = max(0, min(first, last - round(self.config.left * self.fps)))
         ahead = round(self.config.look_ahead * RATE)
