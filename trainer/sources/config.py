@@ -61,8 +61,8 @@ class TalkingConfig(SourceConfig):
     """Encoded talking clips (`scripts/encode_latents.py talking`), a window of `frames` latent frames of each.
 
     starts: share of windows that begin where the clip does, behind its still; the others begin at a chunk within it.
-    motion: `still` = before every window stands the portrait, as a stream runs (of a window from the middle only the
-    last chunk counts then, for it alone has a past); `past` = the latents before it, as clips follow one another.
+    motion: `still` = before every window stands the portrait, as a stream runs (the first chunk of a window from
+    the middle has no past and does not count then); `past` = the latents before it, as clips follow one another.
     dropout: share of samples that see the empty prompt; silence: share that hear nothing (published: .15).
     """
 

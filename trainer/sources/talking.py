@@ -60,9 +60,9 @@ class Talking(Source):
         return 0 if at_start or not choices else self.generation.chunk * (1 + int(float(place) * choices))
 
     def counted(self, starts: list[int]) -> torch.Tensor:
-        """Returns [B, F]: behind a still, a window from a clip's middle has no past but in its last chunk."""
+        """Returns [B, F]: behind a still, the first chunk of a window from a clip's middle has no past to continue."""
         frames = torch.arange(self.config.frames)
-        late = frames >= self.spans[-1].start
+        late = frames >= self.spans[0].stop
         return torch.stack([late if start else torch.ones_like(late) for start in starts])
 
 
