@@ -198,7 +198,7 @@ class AudioDrivenConfig(CausalConfig):
         """Yields other starts than a portrait, and a size that is none."""
         data = config.data
         if self.size:
-            yield from collect_error(parse_area, self.size)
+            yield from (f"pipeline.{problem}" for problem in collect_error(parse_area, self.size))
             if config.height or config.width:
                 yield "pipeline.size tells an area and height or width a size; write one of them"
         if data.scheduled or data.i2v or data.initial_latents or data.start_video or data.start_image:
