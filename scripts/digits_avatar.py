@@ -88,12 +88,17 @@ def add_training(row: str, jobs: dict[str, Job]) -> tuple[str, ...]:
         return ()
     before = tuple(name for need in model.needs for name in add_training(need, jobs))
     if len(list((ROOT / LATENTS).glob("shard_*.safetensors"))) < SHARDS:
-        words = ("scripts/encode_latents.py", "speaking_digits", "--vae", "assets/digits/vae", "--output", LATENTS)
-        jobs.setdefault("latents", Job("latents", lambda: [Command((*words, "--clips", str(32 * SHARDS)))]))
+        jobs.setdefault("latents", Job("latents", encode))
         before = (*before, "latents")
     words = ("train.py", "--config_path", talking.RECIPES.format(model.train), "--logdir", str(run(row)))
     jobs[job] = Job(job, lambda: [Command(words)], needs=before, finish=lambda: check_trained(row))
     return (job,)
+
+
+def encode() -> list[Command]:
+    """Returns the call that encodes the clips of all trainings."""
+    words = ("scripts/encode_latents.py", "speaking_digits", "--vae", "assets/digits/vae", "--output", LATENTS)
+    return [Command((*words, "--clips", str(32 * SHARDS)))]
 
 
 def commands(row: str, sound: str) -> list[Command]:
