@@ -45,6 +45,7 @@ from utils.claims import claimed
 from utils.data.prompts import warn_cut
 from utils.digest import known_hash
 from utils.log import VideoProgress
+from utils.media.image import image_size
 from utils.parallel import ranks
 from utils.rng import Rng
 from wan.checkpoint import tensor_file
@@ -102,6 +103,7 @@ def check_avatars(requests: Requests) -> None:
         if avatar is None:
             raise ValueError("a talking video needs a portrait and a sound: write --image FILE --audio FILE")
         avatar.open()
+        image_size(avatar.image)
 
 
 class Run:

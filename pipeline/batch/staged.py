@@ -89,7 +89,7 @@ class StagedRun(Run):
         with self._claims:
             try:
                 paths = self.writer(groups, found)
-            except ValueError:
+            except (OSError, ValueError):
                 if self.stopped is not None:
                     self._finish()
                 raise

@@ -79,7 +79,7 @@ class Controls:
             fixed_steps=isinstance(sampler, FewStepConfig),
             guidance=sampler.guidance,
             window=max(window, 0) * FEATURES_PER_FRAME,
-            window_step=generation.chunk * FEATURES_PER_FRAME,
+            window_step=(1 if clip else generation.chunk) * FEATURES_PER_FRAME,
             sizes=tuple(dict.fromkeys((size, *SIZES))) if size else (OWN_SIZE,),
             seed=config.seed,
             solvers=solvers,
@@ -134,7 +134,7 @@ class Controls:
         if self.window and choice.infer_frames != self.window:
             if choice.infer_frames % self.window_step:
                 step = self.window_step
-                raise ValueError(f"the window is {choice.infer_frames} frames; write a multiple of a chunk's {step}")
+                raise ValueError(f"the window is {choice.infer_frames} frames; write a multiple of {step}")
             changed.append(f"{self.window_key}={choice.infer_frames // FEATURES_PER_FRAME}")
         if choice.size not in (self.sizes[0], OWN_SIZE):
             changed.append(f"pipeline.size={format_value(choice.size)}")

@@ -30,7 +30,7 @@ class Job:
     owner: str
     overrides: Sequence[str]
     loads_only: bool = False
-    id: str = field(default_factory=lambda: secrets.token_urlsafe(12))
+    id: str = field(default_factory=lambda: secrets.token_hex(12))
     state: str = WAITING
     error: str = ""
     path: Path | None = None
@@ -41,7 +41,7 @@ class Job:
     seconds: float = 0.0  # that it took, once it is over
     stop_requested: bool = False
     shown: bool = False  # the page has its video element
-    seen: float = field(default_factory=time.monotonic)
+    seen: float = 0.0  # when its owner last asked for it
 
     @property
     def is_over(self) -> bool:
@@ -78,6 +78,7 @@ class Jobs:
                 raise ValueError("this page's last video is still being made; stop it first")
             if len(self._waiting) >= MOST_WAITING:
                 raise ValueError(f"{MOST_WAITING} videos are waiting already; try again later")
+            job.seen = time.monotonic()
             self._known[job.id] = self._latest[job.owner] = job
             self._waiting.append(job)
             self._forget()

@@ -26,12 +26,15 @@ from pipeline.memory import advised, check_memory
 from pipeline.service.controls import Controls
 from pipeline.service.jobs import Job, Jobs
 from pipeline.tpp import Stages
+from pipeline.trained import fetch
+from utils import hub
 from utils.config.text import format_value
 from utils.door import explain
 from utils.log import VideoProgress
 from utils.parallel import ranks
 from utils.parallel.pipe import Message, Pipe, pipe_group
 from wan.checkpoint import tensor_file
+from wan.checkpoint.lora import lora_file
 
 logger = logging.getLogger(__name__)
 ALWAYS = ("output.sheet=false", "output.save_every_seconds=0", "output.resume=false", "num_samples=1", "batch=1")
@@ -126,9 +129,10 @@ class Worker:
         wanted = (config.model, config.vae, config.text, config.decoder)
         if self.bundle is not None and wanted == self._loaded:
             return
+        check_files(config)
+        check_memory(config)
         self.bundle, self._loaded = None, ()
         free()
-        check_memory(config)
         with advised(config):
             self.bundle = self._load(config)
         self._loaded = wanted
@@ -199,7 +203,7 @@ class StagedWorker(Worker):
 
     def survives(self, error: BaseException | None) -> bool:
         """True for what the other ranks have not heard of, or have ended too."""
-        return not self.told or isinstance(error, ValueError)
+        return not self.told or isinstance(error, OSError | ValueError)
 
     def follow(self) -> None:
         """Does what the first rank asks for, until it ends."""
@@ -226,6 +230,14 @@ class StagedWorker(Worker):
 
     def _load(self, config: InferConfig) -> ModelBundle:
         return load_stage(config, self._stages(config))
+
+
+def check_files(config: InferConfig) -> None:
+    """Raises ValueError for a model or a LoRA that is not there, while the one that is loaded is still in use."""
+    paths = [entry.path for entry in config.model.loras]
+    fetch([config.model.path, config.model.checkpoint, *paths])
+    for path in paths:
+        lora_file(hub.resolve(path))
 
 
 def free() -> None:
