@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from pipeline.batch.listing import Batches
-from pipeline.batch.request import read_requests
+from pipeline.batch.request import check_words, read_requests
 from pipeline.batch.run import Run, check_avatars
 from pipeline.batch.staged import StagedRun, load_stage
 from pipeline.batch.writer import video_path
@@ -81,6 +81,7 @@ class Worker:
         if not isinstance(self.config.pipeline, AudioDrivenConfig):
             raise ValueError(f"{recipe} makes no talking videos; take one with pipeline.name=audio_driven")
         self.bundle: ModelBundle | None = None
+        self.model_name = ""
         self._loaded: tuple = ()
         tensor_file.verify_archives.set(self.config.verify_archives)
         if self.config.threads:
@@ -111,8 +112,9 @@ class Worker:
         job.overrides = [*job.overrides, f"output.folder={format_value(str(folder))}"]
         config = self.read(job.overrides)
         if not job.loads_only:
-            groups = self.groups(config)
-            job.path = video_path(groups.at(0)[0], folder)
+            request = self.groups(config).at(0)[0]
+            check_words(request.prompt, self.model_name)
+            job.path = video_path(request, folder)
 
     def groups(self, config: InferConfig) -> Batches:
         """Returns the one batch of a job. Errors: ValueError for a portrait or a sound that cannot be used."""
@@ -135,7 +137,7 @@ class Worker:
         free()
         with advised(config):
             self.bundle = self._load(config)
-        self._loaded = wanted
+        self._loaded, self.model_name = wanted, self.bundle.spec.name
 
     def serve(self, jobs: Jobs) -> None:
         """Makes jobs as they come, until an interrupt."""
