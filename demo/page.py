@@ -1,7 +1,8 @@
 """The page itself: Gradio's components, the routes that send videos, and the server's thread.
 
 A video plays while it is made: the page holds a plain video element whose source is a route that sends the growing
-file. What is shown of a job is asked for once a second while there is one, so that a page at rest holds no connection.
+file. What is shown of a job is asked for once a second while there is one, so that a page at rest holds no connection:
+browsers open six to one server, all tabs together.
 """
 
 import contextlib
@@ -23,6 +24,12 @@ PATIENCE = 60.0  # seconds in which the server must answer at its start
 UPLOADS_KEPT = 7 * 24 * 3600  # seconds
 NO_CACHE = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 TITLE = "Talking videos"
+# Gradio's timer rests in a tab that is hidden; this says that the tab is still there, and when it is closed.
+HEAD = """<script>
+const tell = what => document.querySelectorAll('[data-job]').forEach(e => navigator.sendBeacon(what + e.dataset.job));
+setInterval(() => tell('alive/'), 20000);
+addEventListener('pagehide', () => tell('gone/'));
+</script>"""
 FONTS = ("system-ui", "sans-serif")  # of this machine: the page asks no other one for anything
 
 
@@ -48,6 +55,8 @@ class Page:
     def __init__(self, worker: Worker, jobs: Jobs, talks=()):
         os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when Gradio is imported
         self.worker, self.jobs, self.talks, self.controls = worker, jobs, list(talks), worker.controls()
+        self.ending = False
+        self.notes: dict[str, str] = {}  # what was refused while a job is made, by its id
 
     @contextlib.contextmanager
     def served(self, listening: socket.socket) -> Iterator[str]:
@@ -66,6 +75,7 @@ class Page:
         try:
             yield f"http://{f'[{host}]' if ':' in host else host}:{port}"
         finally:
+            self.ending = True  # videos that are being sent end now
             server.should_exit = True
             thread.join(timeout=5)
 
@@ -87,7 +97,7 @@ class Page:
         async def watch(name: str):
             job = find(name)
             return StreamingResponse(
-                follow(job.files, lambda: job.is_over), media_type="video/mp4", headers=dict(NO_CACHE)
+                follow(job.files, lambda: job.is_over or self.ending), media_type="video/mp4", headers=dict(NO_CACHE)
             )
 
         @app.get("/video/{name}")
@@ -97,9 +107,19 @@ class Page:
                 raise HTTPException(404, "this video is not finished")
             return FileResponse(job.path, media_type="video/mp4", filename=file_name(job.path), headers=dict(NO_CACHE))
 
+        @app.post("/alive/{name}")
+        async def alive(name: str):
+            self.jobs.of(find(name).owner)
+
+        @app.post("/gone/{name}")
+        async def gone(name: str):
+            self.jobs.stop(find(name))
+
         blocks = self.blocks(gr)
         theme = gr.themes.Default(font=FONTS, font_mono=("monospace",))
-        return gr.mount_gradio_app(app, blocks, "/", theme=theme, footer_links=[], run_history=False, ssr_mode=False)
+        return gr.mount_gradio_app(
+            app, blocks, "/", theme=theme, head=HEAD, footer_links=[], run_history=False, ssr_mode=False
+        )
 
     def blocks(self, gr):
         """Returns Gradio's blocks."""
@@ -152,7 +172,7 @@ class Page:
     def advanced(self, gr) -> list:
         """Returns the controls of `Choice`, from num_clip to solver."""
         c, (least, most) = self.controls, self.controls.windows
-        with gr.Accordion("More", open=False):
+        with gr.Accordion("More", open=False, elem_id="more"):
             clips = f"a clip of this window lasts {c.clip_seconds:.3g} s; {MOST_CLIPS}: as long as the voice"
             return [
                 gr.Slider(1, MOST_CLIPS, MOST_CLIPS, step=1, label="Clips at most", info=clips),
@@ -171,7 +191,7 @@ class Page:
 
     def lora(self, gr) -> tuple:
         """Returns the controls of the LoRA: in use or not, its files, and the button that loads it now."""
-        with gr.Accordion("LoRA", open=False):
+        with gr.Accordion("LoRA", open=False, elem_id="lora_box"):
             use = gr.Checkbox(bool(self.controls.lora), label="Use it", elem_id="use_lora")
             files = gr.Textbox(
                 "\n".join(self.controls.lora),
@@ -196,7 +216,7 @@ class Page:
                 self.worker.check(job)
                 self.jobs.submit(job)
             except (ValueError, OSError) as error:
-                return self.refused(gr, error)
+                return self.refused(gr, error, request.session_hash)
             return self.show(job), "", gr.Timer(active=True)
 
         return run
@@ -211,14 +231,18 @@ class Page:
                 self.worker.check(job)
                 self.jobs.submit(job)
             except (ValueError, OSError) as error:
-                return self.refused(gr, error)
+                return self.refused(gr, error, request.session_hash)
             return self.show(job), gr.skip(), gr.Timer(active=True)
 
         return run
 
-    def refused(self, gr, error: Exception) -> tuple:
-        """Returns what the page shows instead of a job; one that is being made stays where it is."""
-        return f"<p role='alert'><b>{html.escape(str(error))}</b></p>", gr.skip(), gr.skip()
+    def refused(self, gr, error: Exception, owner: str) -> tuple:
+        """Returns what the page shows instead of a job, or beside the one that is being made."""
+        text, job = f"<p role='alert'><b>{html.escape(str(error))}</b></p>", self.jobs.of(owner)
+        if job is not None and not job.is_over:
+            self.notes[job.id] = text
+            text = self.show(job)
+        return text, gr.skip(), gr.skip()
 
     def look(self, gr):
         """Returns the handler that asks once a second how far the page's job is."""
@@ -228,10 +252,10 @@ class Page:
             if job is None:
                 return gr.skip(), gr.skip(), gr.Timer(active=False)
             player = gr.skip()
-            if job.begun and job.path and not job.shown:
+            if job.chunks and job.path and not job.shown:
                 job.shown = True  # once: the element goes on by itself
                 player = f'<video src="watch/{job.id}" controls autoplay playsinline style="width: 100%"></video>'
-            return self.show(job), player, gr.Timer(active=not job.is_over)
+            return self.show(job), player, gr.Timer(active=False) if job.is_over else gr.skip()
 
         return run
 
@@ -240,8 +264,12 @@ class Page:
         line = html.escape(self.jobs.describe(job))
         if job.is_over and job.path and job.path.is_file():
             line += f' &middot; <a href="video/{job.id}" download>download</a>'
+        if job.is_over:
+            self.notes.pop(job.id, None)
+            return f"<p>{line}</p>"
         bar = f'<progress max="{job.num_chunks}" value="{job.chunks}" style="width: 100%"></progress>'
-        return f"<p>{line}</p>{bar if job.num_chunks and not job.is_over else ''}"
+        bar = bar if job.num_chunks else ""
+        return f'<div data-job="{job.id}"><p>{line}</p>{bar}{self.notes.get(job.id, "")}</div>'
 
     def stop(self, gr):
         """Returns the handler of the button: ends the page's job."""

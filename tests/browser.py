@@ -23,9 +23,11 @@ def find_chromium() -> str | None:
 class Browser:
     """A browser process: `with Browser(path, folder) as browser: page = browser.open(url)`."""
 
-    def __init__(self, path: str, folder: Path):
+    def __init__(self, path: str, folder: Path, microphone: Path | None = None):
+        """folder: of its profile. microphone: a WAV file that it hears there, over and over."""
         flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--mute-audio"]
         flags += ["--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream", "--window-size=1200,900"]
+        flags += [f"--use-file-for-fake-audio-capture={microphone}"] if microphone else []
         flags += ["--remote-debugging-pipe", f"--user-data-dir={folder}", "--no-first-run", "about:blank"]
         out, inn = os.pipe(), os.pipe()
         log = open(folder / "browser.log", "wb")  # noqa: SIM115
