@@ -10,6 +10,7 @@ Videos are made one after another; each page waits for its place. Every knob of 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -108,6 +109,8 @@ def serve(flags: argparse.Namespace) -> None:
         worker.load()
         worker.follow()
         return
+    if importlib.util.find_spec("gradio") is None:
+        raise ValueError("the page needs gradio, which is not installed: pip install -e .[demo]")
     from demo.page import Page, listen
     from pipeline.service.jobs import Jobs
     from utils.data.talk_list import read_talk_list
