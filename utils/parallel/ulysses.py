@@ -89,9 +89,9 @@ class SharedSequence:
         parts = _Gather.apply(rearrange(x_BLD, "b (u t) d -> b u t d", u=layout.num_units), self.group)
         return self._inner.join(rearrange(parts, "r b u t d -> b (u r t) d"), layout)
 
-    def view(self, view, layout) -> SharedView:
-        """Returns the view through which the blocks of one forward attend."""
-        return SharedView(self._inner.view(view, layout), self, layout.num_units)
+    def view(self, view, layout, level: float | None = None) -> SharedView:
+        """Returns the view through which the blocks of one forward attend. level: its sigma, if the host knows it."""
+        return SharedView(self._inner.view(view, layout, level), self, layout.num_units)
 
 
 class SharedView:

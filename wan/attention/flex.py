@@ -42,9 +42,11 @@ class Flex:
             from torch.nn.attention.flex_attention import create_block_mask
 
             frames, (query_frame, key_frame) = mask.frames.to(device), (_frame_lookup(x, device) for x in shape)
+            real = torch.tensor(call.keys.real, device=device) if call.keys.padded else None
 
             def visible(batch, head, query, key_index):
-                return frames[query_frame(query), key_frame(key_index)]
+                seen = frames[query_frame(query), key_frame(key_index)]
+                return seen if real is None else seen & real[key_index]
 
             sizes = (call.q.shape[1], call.k.shape[1])
             self._block_masks[key] = create_block_mask(visible, None, None, *sizes, device=str(device))
@@ -54,7 +56,7 @@ class Flex:
 def _frame_lookup(layout: TokenLayout, device):
     """Returns a function from the number of a token to that of its frame: a division where frames are alike."""
     if layout.is_even and not layout.mixes_frames:
-        per_frame = layout.runs[0].frame_tokens
+        per_frame = layout.num_tokens // layout.num_frames
         return lambda token: token // per_frame
     frames = torch.tensor(layout.frame_of_token, device=device)
     return lambda token: frames[token]
