@@ -166,11 +166,9 @@ def test_storages_select_the_same(share, rope, float64):
     """The ring has frames in slot order, the training's cache in time order; evictions and a short chunk included."""
     config = replace(RING, rope=rope)
     model = denoiser(threshold=1.0, min=share, max=share, dense=LOOSE)
-    made = []
+    made, noisy = [], tiny.latents(FRAMES, seed=1)
     for cache in (tiny.ring(model, config, 2), tiny.kept_chunks(model, config, 2)):
-        made.append(
-            tiny.walk(model, cache, BORDERS, tiny.latents(FRAMES), tiny.condition(), tiny.latents(FRAMES, seed=1))[1]
-        )
+        made.append(tiny.walk(model, cache, BORDERS, tiny.latents(FRAMES), tiny.condition(), noisy)[1])
     assert tiny.error(*made) < tiny.rounding(len(BORDERS), torch.float64)
     plain = tiny.denoiser()
     cache = tiny.ring(plain, config, 2)
