@@ -62,10 +62,11 @@ class Score:
     def x0(self, network, noised: Noised, condition: Condition, w: float = 1.0) -> torch.Tensor:
         """Returns the network's x0 at the noised latents, guided by w."""
         x, sigma = noised.x, noised.sigma
-        conditional = self.score_clock.velocity_to_x0(x, network(x, sigma, condition, Full()), sigma)
+        level = sigma[:, :1]  # one for a sample: a curve through the whole clip takes no sigma per frame
+        conditional = self.score_clock.velocity_to_x0(x, network(x, level, condition, Full()), sigma)
         if w == 1:
             return conditional
-        null = self.score_clock.velocity_to_x0(x, network(x, sigma, condition.null(), Full()), sigma)
+        null = self.score_clock.velocity_to_x0(x, network(x, level, condition.null(), Full()), sigma)
         return null + w * (conditional - null)
 
 

@@ -21,7 +21,7 @@ from utils.config.renamed import OldKeys
 from utils.data.schedules import LARGEST_SEED
 from utils.digits.world import DigitsConfig
 from utils.parallel.layout import LayoutConfig
-from wan.attention.config import AttentionConfig
+from wan.attention.config import SPARSE, AsaConfig, AttentionConfig
 from wan.config import BATCH, DTYPES, LONGEST, PRECISIONS, Buildable, TextConfig, VAEConfig
 from wan.family import published_specs
 from wan.generation import GenerationConfig
@@ -138,6 +138,7 @@ class RoleConfig(Buildable):
     offload: bool = False
     lora: LoraConfig = field(default_factory=LoraConfig)
     attention: AttentionConfig = field(default_factory=AttentionConfig)
+    sparse: Any = one_of(SPARSE, default="none")  # which keys self-attention reads: none = all | asa
 
     def problems(self) -> Iterator[str]:
         if bool(self.spec) == bool(self.weights):
@@ -177,8 +178,10 @@ class TrainerConfig(Buildable):
     """What the configurations of trainers share."""
 
     def problems_with(self, generation: GenerationConfig) -> Iterator[str]:
-        """Yields what of source and loss, if there are any, does not go together with how the model will generate."""
+        """Yields what of source, loss and networks does not go together with how the model will run."""
         knobs = values(self)
+        if "generator" in knobs and isinstance(knobs["generator"].sparse, AsaConfig) and not self.loss.bidirectional:
+            yield from (f"trainer.generator.{problem}" for problem in knobs["generator"].sparse.causal_problems())
         for name in [name for name in ("source", "loss") if name in knobs]:
             yield from (f"trainer.{name}: {text}" for text in knobs[name].problems_with(generation))
 

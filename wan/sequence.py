@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -18,6 +19,7 @@ class WholeSequence:
     """Every token is worked on here. order: see `TokenLayout`; the result does not depend on it."""
 
     size = 1  # into how many parts the tokens of a frame, and the heads of a cache, are split
+    statistics: Any = None  # of what sparse attention read (`wan.attention.selector`)
 
     def __init__(self, order: Order | None = None):
         self.order = order

@@ -62,6 +62,16 @@ class SharedSequence:
     def __init__(self, group, rank: int, size: int, inner):
         self.group, self.rank, self.size, self._inner = group, rank, size, inner
 
+    @property
+    def order(self):
+        """How the tokens of a run are ordered, or None."""
+        return self._inner.order
+
+    @property
+    def statistics(self):
+        """What sparse attention counted on this rank's heads, or None."""
+        return self._inner.statistics
+
     def arrange(self, layout):
         """Returns the layout of all tokens in the order in which they are processed."""
         return self._inner.arrange(layout)
