@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -16,6 +17,7 @@ from wan.attention import selector, sparse
 from wan.attention.call import AttentionCall
 from wan.attention.config import AsaConfig, AttentionConfig, DensePartsConfig
 from wan.attention.dispatch import attend
+from wan.attention.flex import Flex
 from wan.attention.masks import causal
 from wan.context import Full, Masked
 from wan.denoiser import Denoiser
@@ -75,9 +77,9 @@ def test_a_frame_mask_hides_the_same(float64):
         assert tiny.error(whole(denoiser(**knobs), Masked(mask)), wanted) < tiny.rounding(dtype=torch.float64)
 
 
-def call(seed=0, pool=0, kept=0.4, pads=True, grad=False, blocks=(5, 7), width=8) -> AttentionCall:
-    """Returns a call with a drawn selection of blocks of 4; each row keeps at least one block."""
-    queries, keys = (4 * count - (0 if pads else 3) for count in blocks)
+def call(seed=0, pool=0, kept=0.4, pads=True, grad=False, blocks=(5, 7), width=8, block=4) -> AttentionCall:
+    """Returns a call with a drawn selection of blocks; each row keeps at least one block."""
+    queries, keys = (block * count - (0 if pads else 3) for count in blocks)
     q, k, v = (tiny.draw(seed, name, shape=(2, n, 3, width)) for name, n in (("q", queries), ("k", keys), ("v", keys)))
     scores = tiny.draw(seed, "kept", shape=(2, 3, *blocks))
     drawn = (scores > functional.threshold(torch.tensor(1 - kept), 0, 0)) | (scores == scores.amax(-1, keepdim=True))
@@ -85,10 +87,10 @@ def call(seed=0, pool=0, kept=0.4, pads=True, grad=False, blocks=(5, 7), width=8
     real = None
     if pads:
         real = torch.ones(keys, dtype=torch.bool)
-        real[3::8] = False
+        real[block - 1 :: 2 * block] = False
     for tensor in (q, k, v):
         tensor.requires_grad_(grad)
-    return AttentionCall(q, k, v, 0, selection=sparse.Selection(drawn, 4, limits, False, real, pool))
+    return AttentionCall(q, k, v, 0, selection=sparse.Selection(drawn, block, limits, False, real, pool))
 
 
 def by_definition(call: AttentionCall) -> torch.Tensor:
@@ -137,6 +139,16 @@ def test_kernels_have_the_same_gradient(pool, float64, monkeypatch):
         grads.append([x.grad for x in (given.q, given.k, given.v)])
     for a, b in zip(*grads, strict=True):
         assert tiny.error(a, b) < 1e-12 and a.abs().max() > 1e-3
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="FlexAttention on a CPU is compiled by a C++ compiler")
+@pytest.mark.parametrize(("pool", "pads"), [(0, False), (3, True)])
+def test_compiled_lists_are_the_selection(pool, pads):
+    """Its lists are run, not its mask alone: what `flex` does on a GPU, compiled for the CPU."""
+    given = call(pool=pool, pads=pads, width=16, block=16)
+    with torch.no_grad():
+        made = Flex().run(given)
+    assert tiny.error(made, attend(given, AttentionConfig("sdpa"))) < tolerance.rounding(112, 5)
 
 
 def test_rows_that_keep_equally_much_need_no_mask(float64):
