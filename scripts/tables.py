@@ -22,7 +22,7 @@ from utils.door import door
 from utils.json_reader import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "docs/results.md", "docs/training.md", "docs/migrate.md", "docs/avatar.md")
+PAGES = ("README.md", "docs/results.md", "docs/training.md", "docs/migrate.md", "docs/avatar.md", "docs/sparse.md")
 BLOCK = re.compile(r"(<!-- table:([\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 SHOWN = ("digit", "colour", "direction", "speed", "consistency", "identity", "area")
 
@@ -189,6 +189,7 @@ def memory(name: str) -> str:
 
 
 COMMANDS = {
+    "benchmark_attention_blocks": "python scripts/benchmark.py attention",
     "benchmark_endless_digits": "python scripts/benchmark.py endless --config_path configs/infer/digits_few_step.yaml "
     "--name digits generation.cache.window_frames=12 generation.cache.sink_frames=3"
 }
