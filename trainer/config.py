@@ -160,9 +160,10 @@ class RoleConfig(Buildable):
 NEEDED = {  # what a loss may need: its name for a reader, and how to get it
     "real": ("real clips", "set trainer.source.clips (encoded clips; source rollout or noised_data)"),
     "trajectory": ("recorded trajectories", "set trainer.source.name=ode_pairs"),
+    "interval": ("the steps of a path", "set trainer.source.name=trajectory"),
     "latents": ("latents", "set another trainer.source.name than ode_pairs"),
     "teacher": ("a teacher", "set trainer.teacher.weights"),
-    "null": ("a negative prompt's condition", "set trainer.source.name=rollout, stream or noised_data"),
+    "null": ("a negative prompt's condition", "set trainer.source.name=rollout, trajectory, stream or noised_data"),
 }
 
 
@@ -309,7 +310,8 @@ class PreviewConfig:
         trainer = training.trainer
         config = InferConfig(generation=training.generation, sampler=self.sampler, seed=training.seed)
         config.num_output_frames = self.num_frames or trainer.source.frames
-        config.pipeline = self.pipeline or (BidirectionalConfig() if trainer.loss.bidirectional else CausalConfig())
+        whole = trainer.loss.bidirectional or trainer.source.bidirectional
+        config.pipeline = self.pipeline or (BidirectionalConfig() if whole else CausalConfig())
         config.height, config.width, config.batch = self.height, self.width, self.batch
         config.vae = values(trainer).get("vae") or self.vae
         check(config)

@@ -40,10 +40,10 @@ NOISES = 30  # fp32: how many times the original's own noise, seen on one CPU, i
 def limit(name: str, case) -> float:
     """Returns the least tolerance by what the quantity is: gradient, loss, or forward and latents.
 
-    In float64 only the last place of an fp32 sigma is left, where there are sigmas: not in B to E, K and M.
+    In float64 only the last place of an fp32 sigma is left, where there are sigmas: not in B to E and K to M.
     Solvers and encoders compute in fp32 in places, in the original or in ours: they have the limits of fp32.
     """
-    if case.dtype == torch.float64 and case.kind in "BCDEKM":
+    if case.dtype == torch.float64 and case.kind in "BCDEKLM":
         return tolerance.EXACT
     if case.dtype == torch.float64 and case.kind in "GHIQ" and "sampling_steps" not in case.config["config"]:
         return torch.finfo(torch.float32).eps

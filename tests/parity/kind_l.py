@@ -1,4 +1,4 @@
-"""Kind L: Video-BLADE's token order and its adaptive block-sparse attention, gradients included.
+"""Kind L: Video-BLADE's token order, its adaptive block-sparse attention with gradients, and its TDM (`kind_l_tdm`).
 
 Not targets: the two branches and their merge, whose backward drops the gradient of the log-sum-exp; ours is one softmax
 over kept and pooled keys, compared with the exact gradient.
@@ -10,14 +10,15 @@ from dataclasses import replace
 
 import torch
 
-from tests.parity.case import Case, NotBuilt
+from tests.parity import kind_l_tdm
+from tests.parity.case import Case
 from wan.attention import sparse
 from wan.attention.call import AttentionCall
 from wan.attention.config import AsaConfig, AttentionConfig
 from wan.attention.dispatch import attend
 from wan.attention.token_order import curve_order
 
-NOT_TARGETS = ("grad_", "sparse_branch_", "pooled_branch_", "lse_")
+NOT_TARGETS = ("newer_flow_", "grad_q", "grad_k", "grad_v", "sparse_branch_", "pooled_branch_", "lse_")
 
 
 def run(case: Case) -> dict[str, torch.Tensor]:
@@ -27,7 +28,7 @@ def run(case: Case) -> dict[str, torch.Tensor]:
         return {f"order_{w}x{h}x{d}": torch.tensor(curve_order(w, h, d)) for w, h, d in grids}
     if "rand_q" in case.inputs:
         return attention(case)
-    raise NotBuilt("trajectory distribution matching")
+    return kind_l_tdm.run(case)
 
 
 def attention(case: Case) -> dict[str, torch.Tensor]:
