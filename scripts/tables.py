@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.experiments import long_results, objectives_results, talking_results
+from scripts.experiments import long_results, objectives_results, sparse_results, talking_results
 from scripts.experiments.records import pool_seeds
 from scripts.measure.markdown import mean_and_half, table_head, table_row
 from scripts.measure.report import looks_cell
@@ -191,7 +191,7 @@ def memory(name: str) -> str:
 COMMANDS = {
     "benchmark_attention_blocks": "python scripts/benchmark.py attention",
     "benchmark_endless_digits": "python scripts/benchmark.py endless --config_path configs/infer/digits_few_step.yaml "
-    "--name digits generation.cache.window_frames=12 generation.cache.sink_frames=3"
+    "--name digits generation.cache.window_frames=12 generation.cache.sink_frames=3",
 }
 
 
@@ -212,7 +212,12 @@ def avatar_memory(name: str) -> str:
     return "\n".join(lines)
 
 
-EXPERIMENTS = {**objectives_results.TABLES, **long_results.TABLES, **talking_results.TABLES}
+EXPERIMENTS = {
+    **objectives_results.TABLES,
+    **long_results.TABLES,
+    **talking_results.TABLES,
+    **sparse_results.TABLES,
+}
 MAKERS = {
     "digits": digits,
     "first": first,
