@@ -42,14 +42,16 @@ class Budget:
 
 
 _ALL = VideoSet("prompts/digits_all.txt", 256, second=16)
+_CPU = {"1x": VideoSet("prompts/digits_128.txt", 128), "10x": VideoSet("prompts/digits_32.txt", 32)}
 BUDGETS = {
     "cpu": Budget(
         "cpu",
         1,
         600,
         300,
-        {"1x": VideoSet("prompts/digits_128.txt", 128), "10x": VideoSet("prompts/digits_32.txt", 32)},
+        _CPU,
     ),
+    "short": Budget("short", 1, 300, 150, _CPU),
     "gpu": Budget("gpu", 3, 2000, 1000, {"1x": _ALL, "10x": _ALL}),
 }
 
