@@ -178,11 +178,16 @@ def needs_problems(trainer) -> Iterator[str]:
 class TrainerConfig(Buildable):
     """What the configurations of trainers share."""
 
+    @property
+    def whole(self) -> bool:
+        """True if the generator makes whole clips, without a cache."""
+        return self.loss.bidirectional or self.source.bidirectional
+
     def problems_with(self, generation: GenerationConfig) -> Iterator[str]:
         """Yields what of source, loss and networks does not go together with how the model will run."""
         knobs = values(self)
-        if "generator" in knobs and isinstance(knobs["generator"].sparse, AsaConfig) and not self.loss.bidirectional:
-            yield from (f"trainer.generator.{problem}" for problem in knobs["generator"].sparse.causal_problems())
+        if "generator" in knobs and isinstance(sparse := knobs["generator"].sparse, AsaConfig) and not self.whole:
+            yield from (f"trainer.generator.{problem}" for problem in sparse.causal_problems())
         for name in [name for name in ("source", "loss") if name in knobs]:
             yield from (f"trainer.{name}: {text}" for text in knobs[name].problems_with(generation))
 
@@ -310,8 +315,7 @@ class PreviewConfig:
         trainer = training.trainer
         config = InferConfig(generation=training.generation, sampler=self.sampler, seed=training.seed)
         config.num_output_frames = self.num_frames or trainer.source.frames
-        whole = trainer.loss.bidirectional or trainer.source.bidirectional
-        config.pipeline = self.pipeline or (BidirectionalConfig() if whole else CausalConfig())
+        config.pipeline = self.pipeline or (BidirectionalConfig() if trainer.whole else CausalConfig())
         config.height, config.width, config.batch = self.height, self.width, self.batch
         config.vae = values(trainer).get("vae") or self.vae
         check(config)

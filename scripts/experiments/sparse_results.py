@@ -21,7 +21,8 @@ def read_rows(root: Path) -> dict[str, list[dict]]:
 
 def value(rows: dict[str, list[dict]], row: str, metric: str, length: str = "1x") -> dict:
     """Returns one interval {mean, low, high} over the seeds; all None where it was not measured."""
-    return over_seeds([record[length] for record in rows[row] if length in record], "metrics", metric)
+    found = [record[length] for record in rows[row] if length in record]
+    return over_seeds(found, "metrics", metric) if found else {"mean": None, "low": None, "high": None}
 
 
 def quality(root: Path) -> str:
