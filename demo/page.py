@@ -237,7 +237,7 @@ class Page:
         return run
 
     def refused(self, gr, error: Exception, owner: str) -> tuple:
-        """Returns what the page shows instead of a job, or beside the one that is being made."""
+        """Returns what the page shows instead of a job, or next to the one that is being made."""
         text, job = f"<p role='alert'><b>{html.escape(str(error))}</b></p>", self.jobs.of(owner)
         if job is not None and not job.is_over:
             self.notes[job.id] = text

@@ -25,6 +25,7 @@ from pipeline.batch.provenance import (
 from pipeline.batch.request import (
     KeyedNoise,
     Request,
+    check_avatars,
     check_grammar,
     check_words,
     prompt_places,
@@ -45,7 +46,6 @@ from utils.claims import claimed
 from utils.data.prompts import warn_cut
 from utils.digest import known_hash
 from utils.log import VideoProgress
-from utils.media.image import image_size
 from utils.parallel import ranks
 from utils.rng import Rng
 from wan.checkpoint import tensor_file
@@ -95,15 +95,6 @@ def tell_refused(refused: list[str] | None, count: int, folder: str) -> None:
     if refused:
         lines = "\n".join(refused)
         raise ValueError(f"{count} videos are in {folder}; these lines of the script were left out:\n{lines}")
-
-
-def check_avatars(requests: Requests) -> None:
-    """Raises ValueError for talking videos without a portrait or a sound, or with one that cannot be used."""
-    for avatar in {request.avatar for request in ([requests[0]] if requests.uniform else requests.each_line())}:
-        if avatar is None:
-            raise ValueError("a talking video needs a portrait and a sound: write --image FILE --audio FILE")
-        avatar.open()
-        image_size(avatar.image)
 
 
 class Run:
@@ -315,7 +306,7 @@ class Run:
         with contextlib.closing(chunks):
             for chunk in chunks:
                 yield chunk
-                if self.stopped is not None and self.stopped():
+                if self.stopped and self.stopped():
                     return
 
     def draws(self, group: list[Request], plan: VideoPlan) -> KeyedNoise:

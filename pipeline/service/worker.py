@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 
 from pipeline.batch.listing import Batches
-from pipeline.batch.request import check_words, read_requests
-from pipeline.batch.run import Run, check_avatars
+from pipeline.batch.request import check_avatars, check_words, read_requests
+from pipeline.batch.run import Run
 from pipeline.batch.staged import StagedRun, load_stage
 from pipeline.batch.writer import video_path
 from pipeline.bundle import ModelBundle, load_bundle
