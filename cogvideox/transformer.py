@@ -9,9 +9,8 @@ from __future__ import annotations
 import functools
 
 import torch
-from diffusers import CogVideoXTransformer3DModel
-from diffusers.models.embeddings import get_3d_rotary_pos_embed
 from einops import rearrange
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from cogvideox.attention import JointAttention
@@ -22,31 +21,27 @@ from wan.context import View
 from wan.sequence import WholeSequence, index
 from wan.tokens import Run, TokenLayout
 
+INTERPOLATION = (1.875, 1.0)  # by which the positions of 2B are divided: in space, in time
 
-class CogVideoXTransformer(CogVideoXTransformer3DModel):
+
+class CogVideoXTransformer(nn.Module):
     """Predicts v of the variance-preserving latents. The face is that of `WanTransformer`; it has no cache."""
 
     def __init__(self, spec: CogVideoXSpec):
-        super().__init__(
-            num_attention_heads=spec.num_heads,
-            attention_head_dim=spec.head_dim,
-            in_channels=spec.in_dim,
-            out_channels=spec.out_dim,
-            time_embed_dim=spec.time_dim,
-            text_embed_dim=spec.text_dim,
-            num_layers=spec.num_layers,
-            sample_width=spec.sample_columns,
-            sample_height=spec.sample_rows,
-            sample_frames=spec.sample_frames,
-            patch_size=spec.patch_size[1],
-            max_text_seq_length=spec.text_len,
-            norm_eps=spec.eps,
-            use_rotary_positional_embeddings=spec.rotary,
-        )
+        super().__init__()
+        for name, module in _library_modules(spec).items():
+            self.add_module(name, module)
         self.spec, self.precision, self.checkpointing = spec, "weights", False
         self.weights_version, self.adapters = 0, ()
         self.sequence = WholeSequence()
-        self.set_attn_processor(JointAttention())
+        for block in self.blocks:
+            block.attn1.set_processor(JointAttention())
+        self.patch_embed.use_positional_embeddings = False  # its table is not in the weights, and added here
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the weights."""
+        return self.proj_out.weight.dtype
 
     @property
     def blocks(self):
@@ -66,7 +61,11 @@ class CogVideoXTransformer(CogVideoXTransformer3DModel):
         layout = self.sequence.arrange(self.lay_out(x, text))
         local = self.sequence.local(layout)
         tokens = self.patch_embed(text.to(self.dtype), x.to(self.dtype))  # [B, T + L, D], text first
-        tokens = torch.cat((tokens[:, text.shape[1] :], tokens[:, : text.shape[1]]), 1)
+        video = tokens[:, text.shape[1] :]
+        if not self.spec.rotary:
+            table = position_table(self.spec.dim, x.shape[1], layout.runs[0].grid)
+            video = video + table.to(video.device, video.dtype)
+        tokens = torch.cat((video, tokens[:, : text.shape[1]]), 1)
         tokens = self.sequence.split(tokens, layout)
         time = self.time_embedding(self.time_proj(times).to(self.dtype))
         view = self.sequence.view(View(layout, self._angles(layout, x), TextKVCache()), layout, level)
@@ -121,6 +120,29 @@ class CogVideoXTransformer(CogVideoXTransformer3DModel):
         return rearrange(x_BLD, "b (f h w) (c p q) -> b f c (h p) (w q)", **sizes)
 
 
+def _library_modules(spec: CogVideoXSpec) -> dict[str, nn.Module]:
+    """Returns diffusers' modules of these sizes, by their names."""
+    from diffusers import CogVideoXTransformer3DModel
+
+    whole = CogVideoXTransformer3DModel(
+        num_attention_heads=spec.num_heads,
+        attention_head_dim=spec.head_dim,
+        in_channels=spec.in_dim,
+        out_channels=spec.out_dim,
+        time_embed_dim=spec.time_dim,
+        text_embed_dim=spec.text_dim,
+        num_layers=spec.num_layers,
+        sample_width=spec.sample_columns,
+        sample_height=spec.sample_rows,
+        sample_frames=spec.sample_frames,
+        patch_size=spec.patch_size[1],
+        max_text_seq_length=spec.text_len,
+        norm_eps=spec.eps,
+        use_rotary_positional_embeddings=spec.rotary,
+    )
+    return dict(whole.named_children())
+
+
 def _run_block(block, layer: int, video: torch.Tensor, text: torch.Tensor, time: torch.Tensor, view):
     """Returns (video, text) after one block; what a recompute in backward repeats."""
     return block(video, text, time, attention_kwargs={"view": view, "layer": layer})
@@ -132,8 +154,20 @@ def rotary_table(frames: int, grid: tuple[int, int], head_dim: int, patch: int, 
 
     Rows and columns of another size or shape are spread over what `fit` leaves of the sample's own grid.
     """
+    from diffusers.models.embeddings import get_3d_rotary_pos_embed
+
     corners = fit(grid, (rows // patch, columns // patch))
     return get_3d_rotary_pos_embed(head_dim, corners, grid, frames)
+
+
+@functools.lru_cache(maxsize=16)
+def position_table(dim: int, frames: int, grid: tuple[int, int]) -> torch.Tensor:
+    """Returns [1, tokens, dim] in fp32: what a model without rotation adds to the tokens of the video (2B)."""
+    from diffusers.models.embeddings import get_3d_sincos_pos_embed
+
+    with torch.device("cpu"):
+        table = get_3d_sincos_pos_embed(dim, (grid[1], grid[0]), frames, *INTERPOLATION, output_type="pt")
+    return table.flatten(0, 1)[None]
 
 
 def fit(grid: tuple[int, int], sample: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:

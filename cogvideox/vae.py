@@ -18,6 +18,7 @@ from wan.checkpoint.library import DIFFUSERS_NOTES, check_config, of_library
 from wan.checkpoint.scales import check_types
 from wan.checkpoint.weights import load_strict
 from wan.codec.base import DecoderState, resolve_device
+from wan.codec.vae import check_pixel_frames
 from wan.config import VAEConfig
 from wan.encoders.text import DTYPES
 
@@ -75,8 +76,7 @@ class CogVideoXVAE(nn.Module):
 
         Errors: ValueError for another number of frames.
         """
-        if pixels_BPCHW.shape[1] % self.strides[0] != 1:
-            raise ValueError(f"{pixels_BPCHW.shape[1]} pixel frames given; a clip has {self.strides[0]} n + 1")
+        check_pixel_frames(pixels_BPCHW.shape[1])
         x = pixels_BPCHW.transpose(1, 2).to(self.device, self.dtype)
         latents = self.model.encode(x).latent_dist.mode() * self.model.config.scaling_factor
         return latents.to(_wide(latents)).transpose(1, 2).to(pixels_BPCHW.device)
