@@ -83,10 +83,10 @@ def test_the_path_is_that_of_generation(method, monkeypatch):
 def test_the_gradient_is_one_call_and_the_critic_walks_no_path(method, mode, monkeypatch):
     calls = watched(method, monkeypatch)
     made = method.source.next(4, method.roles, RNG)
-    graded = [call for call in calls if call[1]]
+    grad_step = [call for call in calls if call[1]]
     if mode == "bidirectional":
         assert [call[1] for call in calls] == [False] * 3 + [True] and all(whole for *_, whole in calls)
-        assert torch.equal(graded[0][0], made.interval.start)
+        assert torch.equal(grad_step[0][0], made.interval.start)
     else:
         step = method.source.draw_steps(4, RNG, made.index)[0]
         one = [k == step for k in range(3)] + [False]  # the steps of a chunk, then its context pass
