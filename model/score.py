@@ -67,11 +67,15 @@ class Score:
 def guided_x0(
     clock: Schedule, network, x: torch.Tensor, sigma: torch.Tensor, condition: Condition, w: float = 1.0
 ) -> torch.Tensor:
-    """Returns the x0 of a network that sees the whole clip x at sigma ([B] or [B, F]), guided by w."""
-    conditional = clock.velocity_to_x0(x, network(x, sigma, condition, Full()), sigma)
+    """Returns the x0 of a network that sees the whole clip x at sigma, guided by w.
+
+    sigma: [B], or [B, F] with equal columns: the network is told one for a sample, as an order over the clip needs it.
+    """
+    level = sigma[:, :1] if sigma.ndim == 2 else sigma
+    conditional = clock.velocity_to_x0(x, network(x, level, condition, Full()), sigma)
     if w == 1:
         return conditional
-    null = clock.velocity_to_x0(x, network(x, sigma, condition.null(), Full()), sigma)
+    null = clock.velocity_to_x0(x, network(x, level, condition.null(), Full()), sigma)
     return null + w * (conditional - null)
 
 

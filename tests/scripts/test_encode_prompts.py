@@ -192,7 +192,9 @@ def distill_of(tmp_path):
         (lambda store, record: shard_path(store, 2).write_bytes(b"x"), "damaged or no shard"),
     ],
 )
-def test_unfit_stores_end_a_run_before_a_network_is_built(encode, distill_of, capsys, monkeypatch, change, why):
+def test_unfit_stores_end_a_run_before_a_network_is_built(
+    encode, distill_of, tmp_path, capsys, monkeypatch, change, why
+):
     assert encode() == 0
     recipe = distill_of(encode.prompts)
     path = encode.folder / "prompts.json"
@@ -202,14 +204,21 @@ def test_unfit_stores_end_a_run_before_a_network_is_built(encode, distill_of, ca
         path.write_text(json.dumps(record))
     monkeypatch.setattr("trainer.roles.build_network", lambda *a, **k: pytest.fail("a network was built"))
     given = f"trainer.text={{name: encoded, path: {encode.folder}}}"
-    status = digits_fixture.exit_status(train.main, ["--config_path", str(recipe), given])
+    status = digits_fixture.exit_status(
+        train.main, ["--config_path", str(recipe), "--logdir", str(tmp_path / "run"), given]
+    )
     said = capsys.readouterr().err
     assert status == 2 and "trainer.text.path" in said and why in said, said
 
 
-def test_prompts_that_were_not_encoded_are_named(encode, distill_of, capsys):
+def test_prompts_that_were_not_encoded_are_named(encode, distill_of, tmp_path, capsys):
     assert encode() == 0
     recipe = distill_of(encode.prompts)
     given = [f"trainer.text={{name: encoded, path: {encode.folder}}}", "trainer.negative_prompt=ugly"]
-    assert digits_fixture.exit_status(train.main, ["--config_path", str(recipe), *given]) == 2
+    assert (
+        digits_fixture.exit_status(
+            train.main, ["--config_path", str(recipe), "--logdir", str(tmp_path / "run"), *given]
+        )
+        == 2
+    )
     assert "1 prompts of this training are not in" in (said := capsys.readouterr().err) and "'ugly'" in said
