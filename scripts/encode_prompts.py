@@ -22,7 +22,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from utils import hub, log  # noqa: E402
 from utils.door import check_folder, door  # noqa: E402
+from utils.flags import read_flags  # noqa: E402
 from utils.parallel import ranks  # noqa: E402
+
+RENAMED = {  # of Video-BLADE
+    "--input_file": "--prompts",
+    "--output_dir": "--output",
+    "--model_path": "--model",
+    "--batch_size": "--batch",
+    "--device": "nothing: the GPU where there is one; CUDA_VISIBLE_DEVICES chooses among several",
+    "--save_separate": "nothing: shards are written",
+}
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -41,7 +51,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--shard_prompts", type=int, default=128, help="prompts in a shard")
     parser.add_argument("--batch", type=int, default=8, help="prompts encoded together")
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="bf16", help="of encoder and embeddings")
-    return parser.parse_args(arguments)
+    return read_flags(parser, sys.argv[1:] if arguments is None else arguments, RENAMED, "write --help")
 
 
 @door("encode_prompts.py", "run again to go on with the next shard")

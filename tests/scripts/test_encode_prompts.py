@@ -92,6 +92,7 @@ def test_a_stopped_run_goes_on(encode, capsys):
         ({"negative_recipe": "x.yaml"}, "--negative_prompt or --negative_recipe"),
         ({"from_pt": "nowhere", "prompts": None}, "holds none of shuffled_prompts.pt"),
         ({"model": "nowhere"}, "nowhere"),
+        ({"input_file": "prompts.txt"}, "--input_file is not a flag here; use --prompts"),
     ],
 )
 def test_wrong_flags(encode, capsys, more, why):
