@@ -122,17 +122,17 @@ class FewStep(Sampler):
 class KeptSteps(FewStep):
     """Few steps to the end, chunk by chunk, of which all x and predicted x0 are kept.
 
-    graded: the step whose x0 has gradient in every chunk, or None; what follows goes on from it without.
+    grad_step: the step whose x0 has gradient in every chunk, or None; what follows goes on from it without.
     """
 
-    def __init__(self, few: FewStep, graded: int | None = None):
+    def __init__(self, few: FewStep, grad_step: int | None = None):
         super().__init__(few.sigmas, few.schedule, few.guidance, eta=few.eta)
-        self.graded = graded
+        self.grad_step = grad_step
         self._kept: list[list[tuple[torch.Tensor, torch.Tensor]]] = [[] for _ in self.sigmas]
 
     def x0(self, k: int, x_BFCHW: torch.Tensor, predict) -> torch.Tensor:
         """Returns the x0 predicted at step k, without gradient, and keeps it with x."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and k == self.graded):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and k == self.grad_step):
             x0 = super().x0(k, x_BFCHW, predict)
         self._kept[k].append((x_BFCHW, x0))
         return x0.detach()

@@ -94,7 +94,7 @@ class Schedule:
         return ((x.to(wide) - x0.to(wide)) / s).to(x0.dtype)
 
     def noise_of(self, x: torch.Tensor, x0: torch.Tensor, sigma: torch.Tensor, eta: float, fresh) -> torch.Tensor:
-        """Returns noise of unit variance: eta of what x holds at `sigma` beside x0, the rest of `fresh()`.
+        """Returns noise of unit variance: eta of the noise in x at `sigma`, the rest of `fresh()`.
 
         eta 0 = all fresh, 1 = none, and nothing is drawn. sigma must not be 0; in the dtype of x0.
         """
