@@ -18,6 +18,7 @@ class CogVideoXSpec(TransformerSpec):
     """
 
     family: ClassVar[str] = "cogvideox"
+    causal_ok: ClassVar[bool] = False
     unmeasured: ClassVar[tuple[str, ...]] = (
         *TransformerSpec.unmeasured,
         "rotary",
