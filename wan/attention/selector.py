@@ -62,8 +62,8 @@ class SparseSequence(WholeSequence):
             kinds, clip = [run.kind for run in layout.runs], layout.runs[0]
             if clip.cached or len(set(clip.sigma)) > 1 or any(kind != "text" for kind in kinds[1:]):
                 raise ValueError(
-                    f"sparse.order=clip takes one run of frames of one sigma, without a cache: runs {kinds} were given; write "
-                    "sparse.order=frame"
+                    f"sparse.order=clip takes one run of frames of one sigma, without a cache: runs {kinds} were "
+                    "given; write sparse.order=frame"
                 )
         return super().arrange(layout)
 
