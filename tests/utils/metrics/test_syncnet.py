@@ -95,12 +95,14 @@ def test_the_score_is_that_of_its_definition():
     assert found.confidence == pytest.approx(sorted(means)[SHIFTS] - min(means), abs=1e-6)
 
 
-def test_a_score_needs_a_second_and_hears_the_sound_of_its_frames(net):
+def test_a_score_needs_a_second_and_hears_the_sound_of_its_frames(net, monkeypatch):
     faces = np.random.default_rng(1).integers(0, 256, (26, FACE, FACE, 3), dtype=np.uint8)
     sound = tiny.draw("sound", shape=(16_640,)).numpy().clip(-1, 1)
     assert sync_score(net, faces[:24], sound) is None and sync_score(net, faces, sound[:15_999]) is None
     levels = np.clip(np.rint(sound.astype(np.float64) * 32768), -32768, 32767)
-    expected = compare_looks(net.see(faces)[:21], net.hear(mfcc(levels), 21))
+    looks = net.see(faces)
+    monkeypatch.setattr(net, "see", lambda given: looks[: len(given) - 4])
+    expected = compare_looks(looks[:21], net.hear(mfcc(levels), 21))
     assert sync_score(net, faces, sound) == expected
 
 
