@@ -4,4 +4,5 @@ LOSSES = {
     "dmd": "model.config:DmdConfig",
     "sid": "model.config:SidConfig",
     "gan": "model.config:GanConfig",
+    "tdm": "model.config:TdmConfig",
 }

@@ -13,6 +13,18 @@ from wan.geometry import Span
 
 
 @dataclass
+class Interval:
+    """One step of each sample's path: it begins with x [B, F, C, h, w] at sigma `start` [B] and leads to `end` [B].
+
+    `end` is the start of the next step, 0 of the last.
+    """
+
+    x: torch.Tensor
+    start: torch.Tensor
+    end: torch.Tensor
+
+
+@dataclass
 class Sample:
     """One batch of one optimiser step, made by a source.
 
@@ -23,6 +35,7 @@ class Sample:
     trajectory: states [B, T, F, C, h, w] of a teacher's ODE, noisiest first, clean last (ODE pairs).
     real: real latents like `latents` (GAN).
     exit_range: (from, to) on the 1000-grid: the step at which a rollout stopped and the next one.
+    interval: the step at which `latents` was predicted, where a whole path was walked (TDM).
     """
 
     step: int
@@ -36,6 +49,7 @@ class Sample:
     whole: Sequence[int] = ()
     trajectory: torch.Tensor | None = None
     real: torch.Tensor | None = None
+    interval: Interval | None = None
 
 
 class Draws(Protocol):

@@ -113,6 +113,50 @@ class GanConfig(LossConfig):
 
 
 @dataclass
+class TdmConfig(LossConfig):
+    """Knobs of trajectory distribution matching; the student's grid and its eta are those of `generation.steps`.
+
+    guidance: the teacher's w, uncond + w (cond - uncond). A score's sigma is drawn from the end of the student's step,
+    or `low`, to `high`, uniformly before `shift`. critic_weight: `flow` weighs the error of the critic's velocity, `vp`
+    that of v-prediction (CogVideoX). regulariser: weight of the critic's distance to the teacher. huber: the loss is
+    quadratic below huber sqrt(elements of a sample) and absolute above. normalise: the loss of each sample is divided
+    by its distance to the teacher (CogVideoX as published).
+    """
+
+    consumer = "model.tdm:TdmLoss"
+    needs = frozenset({"latents", "interval", "condition", "null", "teacher", "critic"})
+
+    guidance: float = bounded(5.0, -1000, 1000)
+    shift: float = bounded(1.0, 1e-3, 1000)
+    low: float = bounded(0.02, 1e-4, 1)
+    high: float = bounded(0.98, 1e-4, 1)
+    critic_weight: str = "flow"  # flow | vp
+    regulariser: float = bounded(0.0, 0, 1e6)
+    huber: float = bounded(1e-3 / 128, 1e-15, 1e6)
+    normalise: bool = False
+
+    def problems(self) -> Iterator[str]:
+        if self.low >= self.high or self.high == 1:
+            yield f"low {self.low} and high {self.high} must rise within 0..1, 1 excluded; write e.g. 0.02 and 0.98"
+        if self.critic_weight not in ("flow", "vp"):
+            yield f"critic_weight is {self.critic_weight!r}; write flow or vp"
+
+    def problems_with(self, generation: GenerationConfig) -> Iterator[str]:
+        steps = generation.steps
+        if len(steps.steps) < 2:
+            given = f"generation.steps.steps is {list(steps.steps)}"
+            yield f"TDM matches a path of 2 or more steps, and {given}; write e.g. [1000, 875, ..., 125]"
+            return
+        if steps.rounding != "none":
+            yield f"TDM has one exact clock and generation.steps.rounding is {steps.rounding}; write rounding: none"
+        largest = steps.steps[1] / TOP
+        largest = steps.shift * largest / (1 + (steps.shift - 1) * largest) if steps.warp else largest
+        if largest >= self.high:
+            text = f"the first step ends at sigma {largest:.3f} and scores are drawn from there to high {self.high}"
+            yield f"{text}; write a larger high, fewer steps or a smaller generation.steps.shift"
+
+
+@dataclass
 class FlowConfig(LossConfig):
     """Knobs of the flow objective. Shift and rounding of the drawn sigma, and the cache, are those of `generation`."""
 

@@ -61,12 +61,22 @@ class Score:
 
     def x0(self, network, noised: Noised, condition: Condition, w: float = 1.0) -> torch.Tensor:
         """Returns the network's x0 at the noised latents, guided by w."""
-        x, sigma = noised.x, noised.sigma
-        conditional = self.score_clock.velocity_to_x0(x, network(x, sigma, condition, Full()), sigma)
-        if w == 1:
-            return conditional
-        null = self.score_clock.velocity_to_x0(x, network(x, sigma, condition.null(), Full()), sigma)
-        return null + w * (conditional - null)
+        return guided_x0(self.score_clock, network, noised.x, noised.sigma, condition, w)
+
+
+def guided_x0(
+    clock: Schedule, network, x: torch.Tensor, sigma: torch.Tensor, condition: Condition, w: float = 1.0
+) -> torch.Tensor:
+    """Returns the x0 of a network that sees the whole clip x at sigma, guided by w.
+
+    sigma: [B], or [B, F] with equal columns: the network is told one for a sample, as an order over the clip needs it.
+    """
+    level = sigma[:, :1] if sigma.ndim == 2 else sigma
+    conditional = clock.velocity_to_x0(x, network(x, level, condition, Full()), sigma)
+    if w == 1:
+        return conditional
+    null = clock.velocity_to_x0(x, network(x, level, condition.null(), Full()), sigma)
+    return null + w * (conditional - null)
 
 
 def per_sample_scale(difference: torch.Tensor) -> torch.Tensor:

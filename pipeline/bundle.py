@@ -17,7 +17,7 @@ from utils import hub, offload
 from utils.lora import inject_pairs
 from utils.parallel import ranks
 from utils.precision import check_float8, to_float8
-from wan.attention import dispatch
+from wan.attention import dispatch, selector
 from wan.audio.features import HiddenStates, load_hidden_states
 from wan.checkpoint.lora import LoraUpdate, add_tensors, combine, lora_file, merge_lora, read_lora
 from wan.checkpoint.parts import Parts, find_parts, weight_files
@@ -201,6 +201,7 @@ def set_knobs(network: torch.nn.Module, config: ModelConfig) -> torch.nn.Module:
     """Returns the network frozen, in evaluation mode, with the precision and attention that `config` names."""
     network.precision = config.precision
     dispatch.apply(network, config.attention)
+    selector.apply(network, config.sparse)
     return network.requires_grad_(False).eval()
 
 

@@ -18,7 +18,7 @@ from utils.config.layer import parse_overrides, read_defaults, read_recipe
 from utils.config.load import load
 from utils.config.renamed import OldKeys
 from utils.data.schedules import LARGEST, LARGEST_SEED, is_schedule, parse_switch_frames
-from wan.attention.config import AttentionConfig
+from wan.attention.config import SPARSE, AsaConfig, AttentionConfig
 from wan.audio.config import AudioConfig
 from wan.codec import DECODERS
 from wan.codec.config import VAEDecoderConfig
@@ -115,6 +115,7 @@ class ModelConfig:
     linears: str = "weights"  # weights (as they are) | fp8 (e4m3, a scale per tensor, as published) | fp8_rows
     offload: OffloadConfig = field(default_factory=OffloadConfig)
     attention: AttentionConfig = field(default_factory=AttentionConfig)
+    sparse: Any = one_of(SPARSE, default="none")  # which keys self-attention reads: none = all | asa
 
     def __post_init__(self):
         with suppress(ValueError):  # `problems` names what is wrong
@@ -357,6 +358,8 @@ class InferConfig:
             )
         if (self.data.image or self.data.audio) and not isinstance(self.pipeline, AudioDrivenConfig):
             yield "data.image and data.audio make a talking video; write pipeline.name=audio_driven, or leave them out"
+        if isinstance(self.model.sparse, AsaConfig) and isinstance(self.pipeline, CausalConfig):
+            yield from (f"model.{problem}" for problem in self.model.sparse.causal_problems())
         yield from self.pipeline.problems_with(self)
         yield from self.executor.problems_with(self)
 
@@ -391,5 +394,5 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()):
     layers = [*defaults, *([trained.layer] if trained else []), *given]
     config, origins = load(InferConfig, layers, ancestors.extend(OLD_KEYS, "infer"))
     if trained:
-        trained.warn(config.generation, origins)
+        trained.warn(config, origins)
     return config, origins

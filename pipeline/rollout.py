@@ -242,8 +242,10 @@ class Rollout:
     def _cache(self, batch: int, chunk_frames: int, max_frames: int | None) -> KVCache:
         """Returns an empty cache."""
         spec, heads = self.denoiser.spec, self.denoiser.cache_heads
-        shape = CacheShape(spec.num_layers, batch, heads, spec.head_dim, self.geometry.frame_tokens)
-        ledger = Ledger(self.cache, chunk_frames, max_frames, self.denoiser.pinned_runs(self.geometry.grid))
+        grid, denoiser = self.geometry.grid, self.denoiser
+        shape = CacheShape(spec.num_layers, batch, heads, spec.head_dim, denoiser.frame_tokens(grid))
+        pinned = (denoiser.pinned_runs(grid), denoiser.pinned_tokens(grid))
+        ledger = Ledger(self.cache, chunk_frames, max_frames, *pinned)
         if self.training:
             return Chunks(ledger, shape)
         dtype = self.dtype or next(self.denoiser.parameters()).dtype

@@ -107,19 +107,39 @@ class FewStep(Sampler):
         x0 = self.x0(k, x_BFCHW, predict)
         if k + 1 == self.num_steps:
             return x0
-        if not self.eta:
-            return self.diffuse(k + 1, x0, noise)
-        sigma = _tensor(self.sigmas[k], x_BFCHW)[:, None, None, None, None].to(x_BFCHW.dtype)
-        kept = (x_BFCHW - (1 - sigma) * x0) / sigma
-        if self.eta < 1:
-            kept = self.eta * kept + (1 - self.eta**2) ** 0.5 * noise(k + 1)
-        return self.schedule.diffuse(x0, kept, _tensor(self.sigmas[k + 1], x_BFCHW))
+        sigma = _tensor(self.sigmas[k], x_BFCHW)
+        mixed = self.schedule.noise_of(x_BFCHW, x0, sigma, self.eta, lambda: noise(k + 1))
+        return self.schedule.diffuse(x0, mixed, _tensor(self.sigmas[k + 1], x_BFCHW))
 
     def x0(self, k: int, x_BFCHW: torch.Tensor, predict) -> torch.Tensor:
         """Returns the x0 predicted at step k, in the dtype of x."""
         sigma = self.sigmas[k]
         velocity = predict(x_BFCHW, sigma)
         return self.schedule.velocity_to_x0(x_BFCHW, velocity, _tensor(sigma, x_BFCHW)).to(x_BFCHW.dtype)
+
+
+class KeptSteps(FewStep):
+    """Few steps to the end, chunk by chunk, of which all x and predicted x0 are kept.
+
+    graded: the step whose x0 has gradient in every chunk, or None; what follows goes on from it without.
+    """
+
+    def __init__(self, few: FewStep, graded: int | None = None):
+        super().__init__(few.sigmas, few.schedule, few.guidance, eta=few.eta)
+        self.graded = graded
+        self._kept: list[list[tuple[torch.Tensor, torch.Tensor]]] = [[] for _ in self.sigmas]
+
+    def x0(self, k: int, x_BFCHW: torch.Tensor, predict) -> torch.Tensor:
+        """Returns the x0 predicted at step k, without gradient, and keeps it with x."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and k == self.graded):
+            x0 = super().x0(k, x_BFCHW, predict)
+        self._kept[k].append((x_BFCHW, x0))
+        return x0.detach()
+
+    def kept(self, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns x before step k and the x0 predicted there, of all chunks so far: [B, F, C, h, w] each."""
+        x, x0 = (torch.cat(parts, 1) for parts in zip(*self._kept[k], strict=True))
+        return x, x0
 
 
 class RandomExit(Sampler):

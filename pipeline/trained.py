@@ -22,6 +22,7 @@ from utils.parallel import ranks
 from wan.generation import FILE, GenerationConfig
 
 logger = logging.getLogger(__name__)
+SPARSE_KEY = "sparse"  # of `model`, and of the file where the weights were trained with sparse attention
 LORA, CHECKPOINT, MODEL = "model.lora", "model.checkpoint", "model.path"  # what was trained last comes first
 
 
@@ -32,16 +33,20 @@ class Trained:
     layer: Layer
     is_own: bool
 
-    def warn(self, generation: GenerationConfig, origins: dict[str, str]) -> None:
-        """Logs one warning with each value that differs from that of the training, and where it was written."""
-        given = self.layer.tree["generation"]
+    def warn(self, config: Any, origins: dict[str, str]) -> None:
+        """Logs one warning with each value of an `InferConfig` that differs from the training's, and who wrote it."""
+        given, lines = self.layer.tree["generation"], []
         trained = to_dict(load(GenerationConfig, [Layer(self.layer.source, given)])[0])
-        used, lines = dict(leaves(to_dict(generation))), []
-        for path, value in leaves(trained):
-            if used[path] != value and _holds(given, path):
-                key = dotted(("generation", *path))
+        used = dict(leaves(to_dict(config.generation)))
+        found = [(("generation", *path), used[path], value) for path, value in leaves(trained) if _holds(given, path)]
+        sparse = self.layer.tree.get("model", {}).get(SPARSE_KEY, {})
+        used = dict(leaves(to_dict(config.model)[SPARSE_KEY]))
+        found += [(("model", SPARSE_KEY, *path), used.get(path), value) for path, value in leaves(sparse) if path]
+        for path, used_value, value in found:
+            if used_value != value:
+                key = dotted(path)
                 place = origins.get(key, DEFAULT_ORIGIN)
-                lines.append(f"{key} is {format_value(used[path])} ({place}), trained with {format_value(value)}")
+                lines.append(f"{key} is {format_value(used_value)} ({place}), trained with {format_value(value)}")
         if lines and self.is_own and ranks.rank() == 0:
             logger.warning("not as the weights were trained (%s): %s", self.layer.source, "; ".join(lines))
 
@@ -64,7 +69,10 @@ def find_trained(layers: list[Layer]) -> Trained | None:
             tree, others = _read(files[0]), [str(file) for file in files[1:] if _read(file) != _read(files[0])]
             if others and ranks.rank() == 0:
                 logger.warning("the LoRAs were trained otherwise (%s); %s counts", ", ".join(others), files[0])
-            return Trained(Layer(str(files[0]), {"generation": tree}), is_own=number == 0)
+            layer = {"generation": tree}
+            if sparse := tree.pop(SPARSE_KEY, None):
+                layer["model"] = {SPARSE_KEY: sparse}
+            return Trained(Layer(str(files[0]), layer), is_own=number == 0)
     return None
 
 

@@ -9,6 +9,7 @@
         generation.cache.window_frames=12 generation.cache.sink_frames=3          # does chunk 2,000 cost what 100 did?
     python scripts/benchmark.py train --config_path configs/train/digits_self_forcing_dmd.yaml
     python scripts/benchmark.py train --config_path configs/train/benchmark_wan_1.3B.yaml --random_weights
+    python scripts/benchmark.py attention            # selected blocks of keys against all of them, for each kernel
 
 Times are those of the steady state: the window is full and warm-up chunks have run. MFU is counted operations
 (wan/flops.py) per second over the device's peak: the dense bf16 rate of a known GPU, or on a CPU the best of
@@ -24,7 +25,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.bench.device import device_facts, peak_rate
+from scripts.bench.device import peak_rate  # noqa: E402
+from scripts.bench.record import begin_record, pairs, save  # noqa: E402
 from utils.door import check_folder, door  # noqa: E402
 
 CPU_LIMIT = 2e12  # operations of a chunk, decode not counted; minutes on a CPU
@@ -119,16 +121,6 @@ def endless(args) -> int:
     result |= {"date": time.strftime("%Y-%m-%d"), "seconds": round(time.time() - begin, 1)}
     save(args, result, benchmark_endless.table(result))
     return int(args.check and not benchmark_endless.passed(result))
-
-
-def begin_record(args, threads: int):
-    """Returns (the device, the head of a record), torch set to so many threads if they are given."""
-    import torch
-
-    if threads:
-        torch.set_num_threads(threads)
-    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    return device, {"command": args.command, "status": "measured", "device": device_facts(device)}
 
 
 def read_config(args):
@@ -260,30 +252,6 @@ def megabytes(count: int) -> str:
     return f"{count / 1e6:,.1f} MB"
 
 
-def pairs(facts: dict) -> str:
-    """Returns `name value, ...` on one line."""
-    return ", ".join(f"{name} {value}" for name, value in facts.items())
-
-
-def save(args, result: dict, lines: list[str]) -> int:
-    """Prints the table and writes it as markdown next to the JSON; what was measured is not replaced by "not run"."""
-    from utils.atomic import atomic_write, write_json
-    from utils.json_reader import read_json
-
-    stem = args.name or args.config_path.stem.removeprefix("benchmark_") + ("_copies" if args.windows else "")
-    path = args.output_folder / f"benchmark_{args.kind}_{stem}.json"
-    facts = [pairs(result[key]) for key in ("device", "model") if key in result]
-    text = "\n\n".join([f"`{args.command}`", *facts, "\n".join(lines)]) + "\n"
-    print(text)
-    if result["status"] == "not run" and path.exists() and read_json(path).get("status") != "not run":
-        print(f"kept {path}, which holds a measurement")
-        return 0
-    write_json(path, result)
-    atomic_write(path.with_suffix(".md"), text.encode())
-    print(f"saved {path} and {path.with_suffix('.md')}")
-    return 0
-
-
 def train_arguments(parser):
     parser.add_argument("--config_path", type=Path, required=True, help="a recipe of configs/train/ that distils")
     parser.add_argument("--random_weights", action="store_true", help="networks by `spec`, no file needed")
@@ -319,7 +287,27 @@ def train(args) -> int:
     return save(args, result | {"time": round(time.time() - begin, 1)}, benchmark_train.table(result))
 
 
+def attention_arguments(parser):
+    parser.add_argument("--tries", type=int, default=5, help="of each row, taken in turn; the best counts (default 5)")
+    parser.add_argument("--threads", type=int, default=1, help="of torch on a CPU (default 1)")
+    parser.add_argument("--peak_tflops", type=float, help="the device's peak, where it is not to be looked up")
+    output_arguments(parser)
+    parser.set_defaults(windows=None, name="blocks")
+
+
+def attention(args) -> int:
+    """Milliseconds and MFU of block-sparse attention against dense, forward and backward, for each usable kernel."""
+    from scripts.bench import attention as benchmark_attention
+
+    device, result = begin_record(args, args.threads)
+    peak = peak_rate(device, args.peak_tflops)
+    result["peak"] = {"tera-operations per second": peak[0] / 1e12, "from": peak[1]}
+    result["rows"] = benchmark_attention.measure(device, peak[0], args.tries)
+    return save(args, result, benchmark_attention.table(result["rows"], args.command))
+
+
 COMMANDS = {
+    "attention": (attention_arguments, attention),
     "infer": (infer_arguments, infer),
     "endless": (endless_arguments, endless),
     "train": (train_arguments, train),

@@ -84,6 +84,9 @@ def write_generation(recipe: dict, output: Path) -> None:
     from wan.generation import FILE, GenerationConfig
 
     path, tree = output.with_name(FILE), fill(recipe.get("generation", {}), to_dict(GenerationConfig()))
+    sparse = recipe.get("trainer", {}).get("generator", {}).get("sparse", {})
+    if sparse.get("name", "none") != "none":
+        tree["sparse"] = sparse
     if path.exists() and read_json(path) != tree:
         raise ValueError(f"{path} is of weights that generate otherwise; write into a folder of their own")
     write_json(path, tree)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.experiments import long_results, objectives_results, talking_results
+from scripts.experiments import long_results, objectives_results, sparse_results, talking_results
 from scripts.experiments.records import pool_seeds
 from scripts.measure.markdown import mean_and_half, table_head, table_row
 from scripts.measure.report import looks_cell
@@ -22,7 +22,7 @@ from utils.door import door
 from utils.json_reader import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "docs/results.md", "docs/training.md", "docs/migrate.md", "docs/avatar.md")
+PAGES = ("README.md", "docs/results.md", "docs/training.md", "docs/migrate.md", "docs/avatar.md", "docs/sparse.md")
 BLOCK = re.compile(r"(<!-- table:([\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 SHOWN = ("digit", "colour", "direction", "speed", "consistency", "identity", "area")
 
@@ -189,8 +189,9 @@ def memory(name: str) -> str:
 
 
 COMMANDS = {
+    "benchmark_attention_blocks": "python scripts/benchmark.py attention",
     "benchmark_endless_digits": "python scripts/benchmark.py endless --config_path configs/infer/digits_few_step.yaml "
-    "--name digits generation.cache.window_frames=12 generation.cache.sink_frames=3"
+    "--name digits generation.cache.window_frames=12 generation.cache.sink_frames=3",
 }
 
 
@@ -211,7 +212,12 @@ def avatar_memory(name: str) -> str:
     return "\n".join(lines)
 
 
-EXPERIMENTS = {**objectives_results.TABLES, **long_results.TABLES, **talking_results.TABLES}
+EXPERIMENTS = {
+    **objectives_results.TABLES,
+    **long_results.TABLES,
+    **talking_results.TABLES,
+    **sparse_results.TABLES,
+}
 MAKERS = {
     "digits": digits,
     "first": first,

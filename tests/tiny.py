@@ -133,12 +133,12 @@ def spans(*lengths: int) -> list[Span]:
 def ring(model: Denoiser, config: CacheConfig, chunk_frames: int, max_frames=None, batch: int = 1, geometry=GEOMETRY):
     """Returns an empty inference cache for the model, in the dtype of its weights."""
     ledger = Ledger(config, chunk_frames, max_frames)
-    return Ring(ledger, _cache_shape(model.spec, batch, geometry), dtype=model.transformer.dtype)
+    return Ring(ledger, _cache_shape(model, batch, geometry), dtype=model.transformer.dtype)
 
 
 def kept_chunks(model: Denoiser, config: CacheConfig, chunk_frames: int, max_frames=None, batch: int = 1) -> Chunks:
     """Returns an empty training cache for the model."""
-    return Chunks(Ledger(config, chunk_frames, max_frames), _cache_shape(model.spec, batch, GEOMETRY))
+    return Chunks(Ledger(config, chunk_frames, max_frames), _cache_shape(model, batch, GEOMETRY))
 
 
 def rollout(model: Denoiser, cache: CacheConfig, sigmas=SIGMAS, guidance: float = 1.0, **fields) -> Rollout:
@@ -212,5 +212,6 @@ def healthy(x: torch.Tensor) -> torch.Tensor:
     return x
 
 
-def _cache_shape(spec: TransformerSpec, batch: int, geometry: Geometry) -> CacheShape:
-    return CacheShape(spec.num_layers, batch, spec.num_heads, spec.head_dim, geometry.frame_tokens)
+def _cache_shape(model: Denoiser, batch: int, geometry: Geometry) -> CacheShape:
+    spec, tokens = model.spec, model.frame_tokens(geometry.grid)
+    return CacheShape(spec.num_layers, batch, spec.num_heads, spec.head_dim, tokens)

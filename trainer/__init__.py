@@ -8,6 +8,7 @@ SOURCES = {
     "talking": "trainer.sources.config:TalkingConfig",
     "rollout": "trainer.sources.config:RolloutConfig",
     "talking_rollout": "trainer.sources.config:TalkingRolloutConfig",
+    "trajectory": "trainer.sources.config:TrajectoryConfig",
     "stream": "trainer.sources.config:StreamConfig",
     "noised_data": "trainer.sources.config:NoisedDataConfig",
     "ode_pairs": "trainer.sources.config:OdePairsConfig",

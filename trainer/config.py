@@ -21,7 +21,7 @@ from utils.config.renamed import OldKeys
 from utils.data.schedules import LARGEST_SEED
 from utils.digits.world import DigitsConfig
 from utils.parallel.layout import LayoutConfig
-from wan.attention.config import AttentionConfig
+from wan.attention.config import SPARSE, AsaConfig, AttentionConfig
 from wan.config import BATCH, DTYPES, LONGEST, PRECISIONS, Buildable, TextConfig, VAEConfig
 from wan.family import published_specs
 from wan.generation import GenerationConfig
@@ -138,6 +138,7 @@ class RoleConfig(Buildable):
     offload: bool = False
     lora: LoraConfig = field(default_factory=LoraConfig)
     attention: AttentionConfig = field(default_factory=AttentionConfig)
+    sparse: Any = one_of(SPARSE, default="none")  # which keys self-attention reads: none = all | asa
 
     def problems(self) -> Iterator[str]:
         if bool(self.spec) == bool(self.weights):
@@ -159,9 +160,10 @@ class RoleConfig(Buildable):
 NEEDED = {  # what a loss may need: its name for a reader, and how to get it
     "real": ("real clips", "set trainer.source.clips (encoded clips; source rollout or noised_data)"),
     "trajectory": ("recorded trajectories", "set trainer.source.name=ode_pairs"),
+    "interval": ("the steps of a path", "set trainer.source.name=trajectory"),
     "latents": ("latents", "set another trainer.source.name than ode_pairs"),
     "teacher": ("a teacher", "set trainer.teacher.weights"),
-    "null": ("a negative prompt's condition", "set trainer.source.name=rollout, stream or noised_data"),
+    "null": ("a negative prompt's condition", "set trainer.source.name=rollout, trajectory, stream or noised_data"),
 }
 
 
@@ -176,9 +178,16 @@ def needs_problems(trainer) -> Iterator[str]:
 class TrainerConfig(Buildable):
     """What the configurations of trainers share."""
 
+    @property
+    def whole(self) -> bool:
+        """True if the generator makes whole clips, without a cache."""
+        return self.loss.bidirectional or self.source.bidirectional
+
     def problems_with(self, generation: GenerationConfig) -> Iterator[str]:
-        """Yields what of source and loss, if there are any, does not go together with how the model will generate."""
+        """Yields what of source, loss and networks does not go together with how the model will run."""
         knobs = values(self)
+        if "generator" in knobs and isinstance(sparse := knobs["generator"].sparse, AsaConfig) and not self.whole:
+            yield from (f"trainer.generator.{problem}" for problem in sparse.causal_problems())
         for name in [name for name in ("source", "loss") if name in knobs]:
             yield from (f"trainer.{name}: {text}" for text in knobs[name].problems_with(generation))
 
@@ -306,7 +315,7 @@ class PreviewConfig:
         trainer = training.trainer
         config = InferConfig(generation=training.generation, sampler=self.sampler, seed=training.seed)
         config.num_output_frames = self.num_frames or trainer.source.frames
-        config.pipeline = self.pipeline or (BidirectionalConfig() if trainer.loss.bidirectional else CausalConfig())
+        config.pipeline = self.pipeline or (BidirectionalConfig() if trainer.whole else CausalConfig())
         config.height, config.width, config.batch = self.height, self.width, self.batch
         config.vae = values(trainer).get("vae") or self.vae
         check(config)

@@ -57,7 +57,7 @@ class Distill:
         metrics, prompts = backward(self.source, self.loss, self.roles, self.rng, 2 * step, parts)
         self.last_prompts["generator_"] = prompts
         self.critic_modules.zero_grad(set_to_none=True)  # SiD and GAN differentiate through them
-        metrics["grad_norm"] = self.optim.step(step)
+        metrics |= {"grad_norm": self.optim.step(step), **self.roles.measured()}
         self.roles.generator.transformer.weights_version += 1
         self.ema.update(step)
         return {f"generator_{name}": value for name, value in metrics.items()}
@@ -67,7 +67,7 @@ class Distill:
         parts, loss = self.config.accumulate, self.loss.critic
         metrics, prompts = backward(self.source, loss, self.roles, self.rng, 2 * step + 1, parts, with_grad=False)
         self.last_prompts[""] = prompts
-        metrics["critic_grad_norm"] = self.critic_optim.step(step)
+        metrics |= {"critic_grad_norm": self.critic_optim.step(step), **self.roles.measured()}
         self.roles.critic.transformer.weights_version += 1
         return metrics
 
@@ -96,5 +96,5 @@ class Distill:
 
     def export(self, folder) -> None:
         """Writes the generator (its average where there is one) in the layout that inference reads."""
-        spec, lora = self.roles.generator.spec, self.config.generator.lora
-        export_generator(folder, spec, self.ema.weights(), lora, self.generation)
+        spec, role = self.roles.generator.spec, self.config.generator
+        export_generator(folder, spec, self.ema.weights(), role, self.generation)

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import torch
 
-from trainer.config import LoraConfig
+from trainer.config import RoleConfig
 from trainer.lora import export_lora
 from utils.atomic import write_json
 from utils.config.text import to_dict
 from utils.parallel import fsdp, ranks
+from wan.attention.config import NoSparsity
 from wan.checkpoint.tensor_file import write_safetensors
 from wan.family import write_config
 from wan.generation import FILE, GenerationConfig
@@ -20,13 +21,14 @@ EXPORTED = torch.bfloat16  # what weights are exported in
 
 
 def export_generator(
-    folder: str | Path, spec: TransformerSpec, state: dict, config: LoraConfig, generation: GenerationConfig
+    folder: str | Path, spec: TransformerSpec, state: dict, role: RoleConfig, generation: GenerationConfig
 ) -> None:
     """Writes weights, or their average, in bf16, and how they generate; all ranks call this together, the first writes.
 
     state: of the network, possibly sharded. With LoRA: the merged model if asked for, else the adapters alone
     in `lora.safetensors`, under peft's names, with their alpha.
     """
+    config = role.lora
     state = {name: fsdp.whole(tensor.detach()).cpu() for name, tensor in state.items()}
     if ranks.rank():
         return
@@ -35,7 +37,8 @@ def export_generator(
         write_tensors(Path(folder) / "lora.safetensors", state, notes=notes)
     else:
         folder = write_transformer(folder, spec, state)
-    write_json(Path(folder) / FILE, to_dict(generation))
+    sparse = {} if isinstance(role.sparse, NoSparsity) else {"sparse": to_dict(role)["sparse"]}
+    write_json(Path(folder) / FILE, {**to_dict(generation), **sparse})
 
 
 def write_transformer(folder: str | Path, spec: TransformerSpec, state: dict, dtype=EXPORTED) -> Path:

@@ -42,7 +42,7 @@ class Regress:
         """Performs one update; returns metrics as tensors."""
         parts = self.config.accumulate
         metrics, self.last_prompts[""] = backward(self.source, self.loss, self.roles, self.rng, step, parts)
-        metrics["grad_norm"] = self.optim.step(step)
+        metrics |= {"grad_norm": self.optim.step(step), **self.roles.measured()}
         self.roles.generator.transformer.weights_version += 1
         self.ema.update(step)
         return metrics
@@ -66,5 +66,5 @@ class Regress:
 
     def export(self, folder) -> None:
         """Writes the weights (the average where there is one) in the layout that inference reads."""
-        spec, lora = self.roles.generator.spec, self.config.generator.lora
-        export_generator(folder, spec, self.ema.weights(), lora, self.generation)
+        spec, role = self.roles.generator.spec, self.config.generator
+        export_generator(folder, spec, self.ema.weights(), role, self.generation)

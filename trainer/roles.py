@@ -14,7 +14,7 @@ from trainer.lora import apply_lora
 from utils.parallel import fsdp
 from utils.parallel.layout import ParallelLayout
 from utils.rng import Rng, seed_libraries
-from wan.attention import dispatch
+from wan.attention import dispatch, selector
 from wan.checkpoint.parts import find_parts
 from wan.checkpoint.weights import read_weights
 from wan.condition import Condition
@@ -36,6 +36,7 @@ def build_network(
         apply_lora(config.lora, transformer, rng.at("init", "lora"), trained)
     transformer.precision, transformer.checkpointing = config.precision, config.checkpointing
     dispatch.apply(transformer, config.attention)
+    selector.apply(transformer, config.sparse)
     _place(config, transformer, device, layout, trained)
     return get_family(transformer.spec).denoiser(transformer)
 
@@ -100,6 +101,14 @@ class Roles:
         """Returns the text condition of a batch; null: whether with that of the unconditional branch, for guidance."""
         negative = self.text([self.negative_prompt]).expand(len(prompts), -1, -1) if null else None
         return Condition(self.text(prompts), negative).to(self.device)
+
+    def measured(self) -> dict[str, torch.Tensor]:
+        """Returns what sparse attention counted since it was asked last: the shares of blocks not read, and forced."""
+        found = {}
+        for name, network in (("", self.generator), ("critic_", self.critic)):
+            counted = None if network is None else network.transformer.sequence.statistics
+            found |= {f"{name}{key}": value for key, value in counted.take().items()} if counted else {}
+        return found
 
     @classmethod
     def build(cls, model: str, config, rng: Rng, device: torch.device, layout: ParallelLayout) -> Roles:

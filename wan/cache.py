@@ -68,6 +68,11 @@ class KVCache:
         """Returns the runs of what `write` returns, in their physical order."""
         raise NotImplementedError
 
+    def key_frames(self, plan: Plan) -> tuple[int | None, ...]:
+        """Returns the video's frame of each frame of what `write` returns, in their physical order; None: pinned."""
+        scratch, slots = ring_frames(plan)
+        return *scratch, *(None for run in plan.pinned for _ in range(run.num_frames)), *slots
+
     def frozen_view(self, plan: Plan) -> KVCache:
         """Returns what a pass may close over: nothing that is committed later shows in it."""
         raise NotImplementedError
@@ -299,6 +304,10 @@ class Chunks(KVCache):
         """Returns the token runs of what `write` returns, in its order; own: the run of the pass."""
         return *plan.pinned, replace(own, times=(*plan.read_positions, *plan.positions))
 
+    def key_frames(self, plan: Plan) -> tuple[int | None, ...]:
+        """Returns the video's frame of each frame of what `write` returns, in its order; None: pinned."""
+        return *(None for run in plan.pinned for _ in range(run.num_frames)), *plan.read, *plan.frames
+
     def pin(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
         """Keeps the keys, not rotated, and values [B, P, N, E] of the pinned runs."""
         self._pinned[layer] = (k.clone(), v.clone())
@@ -352,13 +361,18 @@ class Chunks(KVCache):
         return other
 
 
+def ring_frames(plan: Plan) -> tuple[list[int], list[int]]:
+    """Returns the frames in the scratch and those in the slots, in their physical order."""
+    by_slot = list(zip(plan.slots, plan.read, strict=True))
+    if plan.recache:
+        by_slot += [(slot, plan.frames[index]) for index, slot in plan.writes]
+    return [plan.frames[i] for i in plan.scratch], [frame for _, frame in sorted(by_slot)]
+
+
 def ring_runs(plan: Plan, own: Run) -> tuple[Run, ...]:
     """Returns the token runs of scratch, pinned runs and slots, in their physical order; own: the run of the pass."""
-    by_slot = list(zip(plan.slots, plan.read_positions, strict=True))
-    if plan.recache:
-        by_slot += [(slot, plan.positions[index]) for index, slot in plan.writes]
-    scratch = replace(own, times=tuple(plan.positions[i] for i in plan.scratch))
-    slots = replace(own, times=tuple(position for _, position in sorted(by_slot)))
+    places = dict(zip((*plan.read, *plan.frames), (*plan.read_positions, *plan.positions), strict=True))
+    scratch, slots = (replace(own, times=tuple(places[frame] for frame in frames)) for frames in ring_frames(plan))
     return tuple(run for run in (scratch, *plan.pinned, slots) if run.num_frames)
 
 

@@ -8,6 +8,7 @@ nowhere else.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,24 +17,46 @@ from wan.attention.call import AttentionCall
 from wan.attention.config import AttentionConfig
 from wan.attention.dispatch import attend
 from wan.attention.masks import FrameMask
+from wan.attention.selector import cached_classes, clip_classes
 from wan.cache import KVCache, TextKVCache
 from wan.geometry import Span
 from wan.ledger import Plan
 from wan.rope import RotaryTable, rotate
+from wan.sequence import index
 from wan.tokens import Run, TokenLayout
 
 
 class View:
-    """Self-attention of one forward: rotates q and k, extends k and v by the cache, then calls the kernel."""
+    """Self-attention of one forward: rotates q and k, extends k and v by the cache, then calls the kernel.
+
+    selector: makes it sparse (`wan.attention.selector`), or None. selections: where a selector may keep what holds for
+    all passes over a chunk, or None.
+    """
+
+    selections: dict | None = None
 
     def __init__(self, queries: TokenLayout, query_angles, text: TextKVCache, mask: FrameMask | None = None):
         self._queries, self._query_angles = queries, query_angles
         self._mask, self.text = mask, text
+        self.selector: Any = None
 
     def attend(self, layer: int, q, k, v, config: AttentionConfig) -> torch.Tensor:
         """[B, L, N, E] of the layer's own tokens in; returns the attention output [B, L, N, E]."""
         q, k = rotate(q, *self._query_angles), rotate(k, *self._query_angles)
-        return attend(AttentionCall(q, k, v, layer, self._queries, self._queries, self._mask), config)
+        return self._read(AttentionCall(q, k, v, layer, self._queries, self._queries, self._mask), config)
+
+    def classes(self, config):
+        """Returns what each key frame is to each query frame (`wan.attention.selector`)."""
+        return clip_classes(self._queries, config, self._mask)
+
+    def _read(self, call: AttentionCall, config: AttentionConfig) -> torch.Tensor:
+        """Returns the attention output; of keys in padded blocks only the real ones are read."""
+        if self.selector is not None:
+            call = self.selector(call, self.classes(self.selector.config))
+        if call.selection is None and call.mask is None and call.keys.padded:
+            places = index(call.keys, "real_places", call.k.device)
+            call = replace(call, k=call.k.index_select(1, places), v=call.v.index_select(1, places))
+        return attend(call, config)
 
 
 class Full:
@@ -68,8 +91,9 @@ class Masked(Full):
 class CachedView(View):
     """A view over a cache: keys are rotated when they are written (`key_angles` None), or all of them when read."""
 
-    def __init__(self, queries, keys, query_angles, key_angles, pinned_angles, cache: KVCache, plan):
+    def __init__(self, queries, keys, query_angles, key_angles, pinned_angles, cache: KVCache, plan, kept: _Kept):
         super().__init__(queries, query_angles, cache.text)
+        self._kept, self.selections = kept, kept.selections
         self._keys, self._key_angles = keys, key_angles
         self._pinned = () if pinned_angles is None else (pinned_angles,)
         self._cache, self._plan = cache, plan
@@ -82,7 +106,23 @@ class CachedView(View):
         k, v = self._cache.write(layer, self._plan, k, v, *self._pinned)
         if self._key_angles is not None:  # rotated when read: one fused copy of the keys in view
             k = rotate(k, *self._key_angles)
-        return attend(AttentionCall(q, k, v, layer, self._queries, self._keys), config)
+        return self._read(AttentionCall(q, k, v, layer, self._queries, self._keys), config)
+
+    def classes(self, config):
+        """Returns what each key frame is to each query frame (`wan.attention.selector`); made once for a chunk."""
+        if self._kept.classes is None:
+            cache, plan = self._cache, self._plan
+            sink = (cache.ledger.first_frame, cache.ledger.sink_frames)
+            self._kept.classes = cached_classes(plan, cache.key_frames(plan), *sink, config)
+        return self._kept.classes
+
+
+@dataclass
+class _Kept:
+    """What holds for every pass over one chunk. selections: layer -> selection."""
+
+    classes: Any = None
+    selections: dict = field(default_factory=dict)
 
 
 class Cached:
@@ -101,6 +141,7 @@ class Cached:
     def _start(self, cache: KVCache, plan: Plan, pinned: Sequence[Run] | None) -> None:
         self.cache = cache
         self.plan = plan if pinned is None else cache.ledger.with_pinned(plan, pinned)
+        self._kept = _Kept()
         self._opened: Any = None  # layouts and angles: the plan is the same for every pass of the chunk
 
     def times(self, num_frames: int) -> Sequence[float]:
@@ -120,7 +161,7 @@ class Cached:
             self._opened = self._layouts_and_angles(layout, table, device, dtype)
         keys, query_angles, key_angles, pinned_angles = self._opened
         frozen = self.cache.frozen_view(self.plan)
-        return CachedView(layout, keys, query_angles, key_angles, pinned_angles, frozen, self.plan)
+        return CachedView(layout, keys, query_angles, key_angles, pinned_angles, frozen, self.plan, self._kept)
 
     def _layouts_and_angles(self, layout: TokenLayout, table: RotaryTable, device, dtype):
         """Returns the keys' layout, and the angles of queries, of all keys (or None), of pinned keys (or None)."""

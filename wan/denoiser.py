@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
 from wan.condition import Condition
-from wan.tokens import Run
+from wan.tokens import Run, TokenLayout
 from wan.transformer import RunInput, WanTransformer
 
 
@@ -27,13 +29,26 @@ class Denoiser(nn.Module):
         """How many heads a cache of this denoiser holds; fewer than it has where its sequence is split."""
         return self.spec.num_heads // self.transformer.sequence.size
 
+    def frame_tokens(self, grid: tuple[int, int]) -> int:
+        """Returns how many tokens a cache keeps of a frame of (rows, columns): more where blocks are filled up."""
+        return self._arranged((Run("video", range(1), range(grid[0]), range(grid[1]), cached=True),)).num_tokens
+
+    def pinned_tokens(self, grid: tuple[int, int]) -> int:
+        """Returns how many tokens a cache keeps of all pinned runs."""
+        runs = tuple(replace(run, cached=True) for run in self.pinned_runs(grid))
+        return self._arranged(runs).num_tokens if runs else 0
+
+    def _arranged(self, runs: tuple[Run, ...]) -> TokenLayout:
+        return self.transformer.sequence.arrange(TokenLayout(runs))
+
     def forward(self, x_BFCHW, sigma, condition: Condition, context, clean: RunInput | None = None) -> torch.Tensor:
         """Returns the velocity [B, F, C, H, W].
 
         sigma: a float (one for all, no device is asked), or a tensor [B] or [B, F].
         clean: the clean run of teacher forcing, placed before x. A portrait follows, unless the cache holds it.
         """
-        video = RunInput(x_BFCHW, sigma_rows(sigma, x_BFCHW))
+        level = sigma if isinstance(sigma, float) else None
+        video = RunInput(x_BFCHW, sigma_rows(sigma, x_BFCHW), level=level)
         portrait = () if context.cached else self.transformer.portrait(condition)
         return self.transformer((video, *portrait) if clean is None else (clean, video, *portrait), condition, context)
 

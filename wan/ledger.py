@@ -119,11 +119,17 @@ class Ledger:
     """
 
     def __init__(
-        self, config: CacheConfig, chunk_frames: int, max_frames: int | None = None, pinned: Sequence[Run] = ()
+        self,
+        config: CacheConfig,
+        chunk_frames: int,
+        max_frames: int | None = None,
+        pinned: Sequence[Run] = (),
+        pinned_tokens: int | None = None,
     ):
         """`chunk_frames`: the rollout's largest chunk. `max_frames`: the video's length, if known.
 
-        pinned: the runs that a prefill pass will write; their sizes are fixed, their positions are not.
+        pinned: the runs that a prefill pass will write; their sizes are fixed, their positions are not. pinned_tokens:
+        how many a cache keeps of them, where that is more than they have (`Denoiser.pinned_tokens`).
 
         Errors: ValueError for a window smaller than sink + chunk, or neither window nor length.
         """
@@ -143,16 +149,12 @@ class Ledger:
             replace(run, cached=True) for run in pinned
         )  # at their default positions: those of the prefill pass
         self.prefilled = not pinned
+        self.pinned_tokens = sum(run.num_tokens for run in self.pinned) if pinned_tokens is None else pinned_tokens
 
     @property
     def num_slots(self) -> int:
         """Slots for committed frames: sink + history."""
         return self.sink_frames + self.history_frames
-
-    @property
-    def pinned_tokens(self) -> int:
-        """Tokens of all pinned runs."""
-        return sum(run.num_tokens for run in self.pinned)
 
     def begin_prefill(self, runs: Sequence[Run]) -> None:
         """Notes the positions of a prefill pass; until `prefilled` is set again nothing can be read.

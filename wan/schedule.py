@@ -92,6 +92,30 @@ class Schedule:
         s = _expand(self.rounded(sigma), x)
         return ((x.to(wide) - x0.to(wide)) / s).to(x0.dtype)
 
+    def noise_of(self, x: torch.Tensor, x0: torch.Tensor, sigma: torch.Tensor, eta: float, fresh) -> torch.Tensor:
+        """Returns noise of unit variance: eta of what x holds at `sigma` beside x0, the rest of `fresh()`.
+
+        eta 0 = all fresh, 1 = none, and nothing is drawn. sigma must not be 0; in the dtype of x0.
+        """
+        if not eta:
+            return fresh()
+        wide = _wide(x)
+        s = _expand(sigma, x).to(wide)
+        noise = (x.to(wide) - (1 - s) * x0.to(wide)) / s
+        if eta < 1:
+            noise = eta * noise + (1 - eta**2) ** 0.5 * fresh().to(wide)
+        return noise.to(x0.dtype)
+
+    def diffuse_on(self, x: torch.Tensor, sigma: torch.Tensor, after: torch.Tensor, noise, floor=0.0) -> torch.Tensor:
+        """Returns x, which is at `sigma`, at the higher noise level `after`; fp32 inside, dtype of x.
+
+        With r = (1 - after) / (1 - sigma): r x + sqrt(after^2 - (r sigma)^2) noise. floor: least radicand.
+        """
+        wide = _wide(x)
+        s, t = _expand(sigma, x).to(wide), _expand(after, x).to(wide)
+        r = (1 - t) / (1 - s)
+        return (r * x.to(wide) + (t**2 - (r * s) ** 2).clamp(min=floor).sqrt() * noise.to(wide)).to(x.dtype)
+
     def weight(self, sigma: torch.Tensor) -> torch.Tensor:
         """Returns the training weight of the nearest table entry, shape of `sigma`."""
         return weight_table(self.shift).to(sigma.device)[nearest_index(sigma, self.shift)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -18,13 +19,14 @@ class WholeSequence:
     """Every token is worked on here. order: see `TokenLayout`; the result does not depend on it."""
 
     size = 1  # into how many parts the tokens of a frame, and the heads of a cache, are split
+    statistics: Any = None  # of what sparse attention read (`wan.attention.selector`)
 
     def __init__(self, order: Order | None = None):
         self.order = order
 
     def arrange(self, layout: TokenLayout) -> TokenLayout:
         """Returns the layout of all tokens in the order in which they are processed."""
-        return layout if self.order is None else replace(layout, order=self.order)
+        return layout if self.order is None else replace(layout, order=self.order, unit=0)
 
     def local(self, layout: TokenLayout) -> TokenLayout:
         """Returns the layout of the tokens that this process works on."""
@@ -38,8 +40,8 @@ class WholeSequence:
         """Returns all tokens [B, L, D] of those that `split` returned; of one run with `layout.only(run)`."""
         return x_BLD if layout.order is None else x_BLD.index_select(1, index(layout, "inverse", x_BLD.device))
 
-    def view(self, view, layout: TokenLayout):
-        """Returns the view through which the blocks of one forward attend."""
+    def view(self, view, layout: TokenLayout, level: float | None = None):
+        """Returns the view through which the blocks of one forward attend. level: its sigma, if the host knows it."""
         return view
 
 

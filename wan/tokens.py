@@ -7,6 +7,7 @@ modulation, rotary table, masks, sequence parallelism, caches, adapters, the hea
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -76,9 +77,10 @@ class TokenLayout:
     """The runs of a sequence, in order; immutable and hashable.
 
     order: `order(frames, rows, columns)` lists a run's tokens in the order in which they are processed, or None
-    as they are. Cached runs are ordered frame by frame, because a cache keeps and drops frames.
+    as they are. A token that it names again right behind itself is a pad: processed like any other, seen by none,
+    and left out of the result. Cached runs are ordered frame by frame, because a cache keeps and drops frames.
     share: (rank, number of ranks): each rank works on an equal part of every `unit` tokens.
-    unit: tokens that always have one sigma: the greatest common divisor of the runs' tokens per frame.
+    unit: processed tokens that always have one sigma: the greatest common divisor of the runs' tokens per frame.
     """
 
     runs: tuple[Run, ...]
@@ -88,7 +90,7 @@ class TokenLayout:
 
     def __post_init__(self):
         if not self.unit:
-            object.__setattr__(self, "unit", math.gcd(*(run.frame_tokens for run in self.runs)))
+            object.__setattr__(self, "unit", math.gcd(*(self._unit(run) for run in self.runs)))
 
     @property
     def num_frames(self) -> int:
@@ -97,8 +99,18 @@ class TokenLayout:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of all runs, on all ranks."""
-        return sum(run.num_tokens for run in self.runs)
+        """Processed tokens of all runs, on all ranks."""
+        return sum(self.lengths)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Processed tokens of each run, pads included."""
+        return tuple(map(self._length, self.runs))
+
+    @property
+    def padded(self) -> bool:
+        """True if some processed tokens are pads."""
+        return self.order is not None and self.num_tokens > sum(run.num_tokens for run in self.runs)
 
     @property
     def num_units(self) -> int:
@@ -126,8 +138,8 @@ class TokenLayout:
 
     def tokens(self, number: int) -> slice:
         """Returns where a run's tokens lie among this rank's."""
-        start = sum(run.num_tokens for run in self.runs[:number])
-        return slice(start // self.share[1], (start + self.runs[number].num_tokens) // self.share[1])
+        start = sum(self.lengths[:number])
+        return slice(start // self.share[1], (start + self.lengths[number]) // self.share[1])
 
     def same_grids(self) -> Iterator[tuple[list[float], Sequence[float], Sequence[float]]]:
         """Yields (times, rows, columns) of neighbouring runs, joined where rows and columns are the same."""
@@ -146,9 +158,20 @@ class TokenLayout:
 
     @property
     def inverse(self) -> tuple[int, ...]:
-        """At which place each token is processed."""
-        places = sorted(range(self.num_tokens), key=self.permutation.__getitem__)
-        return tuple(places)
+        """At which place each token is processed: of one that is repeated, the first."""
+        places = [place for place, real in enumerate(self.real) if real]
+        return tuple(sorted(places, key=self.permutation.__getitem__))
+
+    @property
+    def real(self) -> tuple[bool, ...]:
+        """Of each place, on all ranks, whether it is no pad."""
+        found = self.permutation or range(self.num_tokens)
+        return tuple(not place or token != found[place - 1] for place, token in enumerate(found))
+
+    @property
+    def real_places(self) -> tuple[int, ...]:
+        """The places that are no pads, in order."""
+        return tuple(place for place, real in enumerate(self.real) if real)
 
     @property
     def frame_of_token(self) -> tuple[int, ...]:
@@ -171,7 +194,19 @@ class TokenLayout:
             return None
         if self.mixes_frames:
             return tuple(rows[frame] for frame in self.frame_of_token)
-        return tuple(row for run in self.runs for row in run.sigma for _ in range(run.frame_tokens // self.unit))
+        stretches = [self._unit(run) // self.unit for run in self.runs]
+        return tuple(
+            row for run, count in zip(self.runs, stretches, strict=True) for row in run.sigma for _ in range(count)
+        )
+
+    def _length(self, run: Run) -> int:
+        """Processed tokens of one run."""
+        return run.num_tokens if self.order is None else len(_ordered(self.order, *run.size[1:], run.cached))
+
+    def _unit(self, run: Run) -> int:
+        """Processed tokens of one of its frames; of the whole run, where pads follow its mixed frames."""
+        length = self._length(run)
+        return length if length % run.num_frames else length // run.num_frames
 
 
 def spread(count: int, over: int, start: int = 0) -> tuple[int, ...]:
@@ -183,17 +218,27 @@ def spread(count: int, over: int, start: int = 0) -> tuple[int, ...]:
     return tuple(start + int(i * step) for i in range(count))
 
 
+@functools.lru_cache(maxsize=256)
+def _ordered(order: Order, frames: int, grid: tuple[int, int], by_frame: bool) -> tuple[int, ...]:
+    """Returns the tokens of one run in the order in which they are processed, pads included."""
+    pieces, inner = (frames, 1) if by_frame else (1, frames)
+    found = list(order(inner, *grid))
+    size = inner * grid[0] * grid[1]
+    once = [token for place, token in enumerate(found) if not place or token != found[place - 1]]
+    if sorted(once) != list(range(size)):
+        raise ValueError(
+            f"the order of {inner} x {grid} tokens must name each of them once, pads right behind what they repeat"
+        )
+    return tuple(piece * size + token for piece in range(pieces) for token in found)
+
+
 @functools.lru_cache(maxsize=64)
 def _permutation(plain: TokenLayout) -> tuple[int, ...]:
     found: list[int] = []
+    start = 0
     for run in plain.runs:
-        pieces, frames = (run.num_frames, 1) if run.cached else (1, run.num_frames)
-        order = list(plain.order(frames, *run.grid))
-        if sorted(order) != list(range(frames * run.frame_tokens)):
-            raise ValueError(f"the order of {frames} x {run.grid} tokens must name each of them once")
-        for _ in range(pieces):
-            start = len(found)
-            found += [start + token for token in order]
+        found += [start + token for token in _ordered(plain.order, *run.size[1:], run.cached)]
+        start += run.num_tokens
     return tuple(found)
 
 
@@ -211,5 +256,5 @@ def _frame_of_token(plain: TokenLayout) -> tuple[int, ...]:
 
 @functools.lru_cache(maxsize=64)
 def _mixes_frames(plain: TokenLayout) -> bool:
-    whole = replace(plain, share=(0, 1))
-    return whole.frame_of_token != replace(whole, order=None).frame_of_token
+    frames = replace(plain, share=(0, 1)).frame_of_token
+    return any(after < before for before, after in itertools.pairwise(frames))

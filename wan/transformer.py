@@ -33,7 +33,8 @@ class RunInput:
     """What enters one run of tokens: latents x [B, F, C, H, W], and sigma [B, F] or [B, 1] for all its frames.
 
     kind: see `wan.tokens.Run`. positions: rotary positions (times, rows, columns) of the patches; by default the
-    context's times, and rows and columns 0, 1, 2 ... patch: their size, by default the model's.
+    context's times, and rows and columns 0, 1, 2 ... patch: their size, by default the model's. level: sigma, where
+    all frames have one that the host knows.
     """
 
     x: torch.Tensor
@@ -41,6 +42,7 @@ class RunInput:
     kind: str = "video"
     positions: tuple[Sequence[float], Sequence[float], Sequence[float]] | None = None
     patch: tuple[int, int, int] | None = None
+    level: float | None = None
 
 
 class _LazyText:
@@ -115,7 +117,8 @@ class WanTransformer(nn.Module):
         time, rows = self.embed_time(_joined_sigma(runs, layout))  # [B, R, D], [B, R, 6, D]
         x, rows = x.to(time.dtype), _rows_of_tokens(rows, local)
         angle_dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        view = self.sequence.view(context.open(layout, self.rotary, x.device, angle_dtype), layout)
+        view = context.open(layout, self.rotary, x.device, angle_dtype)
+        view = self.sequence.view(view, layout, next((run.level for run in runs if run.level is not None), None))
         text, sound = _LazyText(self, condition), self.embed_sound(condition, layout)
         if torch.is_grad_enabled():
             text()  # outside the first checkpointed block, whose recompute would not see it

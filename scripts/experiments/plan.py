@@ -16,7 +16,8 @@ class Training:
     """Says where weights come from: trained here by a recipe, or given (`shipped`).
 
     updates: of the generator; None: those of the recipe. needs: names of data sets that have to be made first.
-    overrides: key=value words of train.py. start: the weights that the generator starts from, if not the recipe's.
+    overrides: key=value words of train.py. start: the weights that the generator starts from, if not the recipe's;
+    after: those of another training of the plan.
     record: docs/results/<record>.json says how shipped weights were trained; without it, records of videos name the
     weights and nothing else. hint: what to do if the weights of `shipped` or `start` are missing.
     """
@@ -26,6 +27,7 @@ class Training:
     needs: tuple[str, ...] = ()
     overrides: tuple[str, ...] = ()
     start: str = ""
+    after: str = ""
     shipped: str = ""
     record: str = ""
     hint: str = ""

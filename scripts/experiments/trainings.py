@@ -56,6 +56,7 @@ class Trainings:
         if not why_unfinished(run, steps) and not self.difference(name, seed):
             return ()
         needs = tuple(f"data/{need}" for need in training.needs if self.add_data(need, jobs))
+        needs += self.add(training.after, seed, jobs) if training.after else ()
         jobs[job] = Job(
             job,
             lambda: [self.train_command(name, seed)],
@@ -77,8 +78,16 @@ class Trainings:
         """Returns one call of train.py; it goes on from its last checkpoint by itself."""
         training, run = self.plan[name], self.folders.named(self.run(name, seed))
         words = ["--config_path", training.recipe, "--logdir", run, f"steps={self.steps[name]}", f"seed={seed}"]
-        words += [f"trainer.generator.weights={training.start}"] if training.start else []
+        if start := self.start(name, seed):
+            words.append(f"trainer.generator.weights={self.folders.named(start)}")
         return Command(("train.py", *words, *training.overrides))
+
+    def start(self, name: str, seed: int) -> Path | None:
+        """Returns the weights that the generator starts from, or None for those of the recipe."""
+        training = self.plan[name]
+        if training.after:
+            return self.weights(training.after, seed)
+        return self.root / training.start if training.start else None
 
     def is_adopted(self, name: str, seed: int) -> bool:
         """True if a run folder was named to serve as this training."""
@@ -107,8 +116,8 @@ class Trainings:
         facts = {"recipe": training.recipe, "hash": self.hashes[name], "steps": self.steps[name], "seed": seed}
         if training.overrides:
             facts["overrides"] = list(training.overrides)
-        if training.start:
-            facts["start"] = hash_if_there(self.root / training.start)
+        if start := self.start(name, seed):
+            facts["start"] = hash_if_there(start)
         return facts
 
     def check(self, name: str) -> None:

@@ -39,8 +39,12 @@ def warnings(caplog) -> list[str]:
 def trained(folder, kind: str):
     """Trains two steps with a preview; returns (the run, a recipe that says nothing of how the model runs)."""
     rope = "read" if kind == "distill" else "write"
-    path = digits_fixture.distill_recipe(folder)[0] if kind == "distill" else digits_fixture.flow_recipe(folder)
+    path = digits_fixture.flow_recipe(folder) if kind == "flow" else digits_fixture.distill_recipe(folder)[0]
     run, knobs = folder / "run", [knob.replace("ROPE", rope) for knob in KNOBS]
+    if kind == "sparse":
+        knobs.append(
+            "trainer.generator.sparse={name: asa, block: 8, max: 0.4, dense: {own: false, sink: false, newest: 0}}"
+        )
     assert train.main(["--config_path", str(path), "--logdir", str(run), *knobs]) == 0
     silent = folder / "silent.yaml"
     silent.write_text(SILENT.format(model=digits_fixture.link_parts(folder / "parts"), run=run))
@@ -48,7 +52,7 @@ def trained(folder, kind: str):
     return run, silent
 
 
-@pytest.mark.parametrize("kind", ["distill", "flow"])
+@pytest.mark.parametrize("kind", ["distill", "flow", "sparse"])
 def test_the_export_generates_what_the_preview_showed(tmp_path, caplog, kind):
     run, silent = trained(tmp_path, kind)
     arguments = ["--config_path", str(silent), "--data_path", str(tmp_path / "two.txt"), "--seed", "5"]
@@ -58,13 +62,21 @@ def test_the_export_generates_what_the_preview_showed(tmp_path, caplog, kind):
     assert inference.main([*arguments, "--output_folder", str(tmp_path / "other"), *more]) == 0
     shown = videos(run / "previews/step_0000002")
     assert len(shown) == 2 and videos(tmp_path / "same") == shown
+    if kind == "sparse":
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        assert any(0 < row.get("sparsity", 0) < 1 for row in rows), "no key was left out"
+        dense = [*arguments, "--output_folder", str(tmp_path / "dense"), "model.sparse.name=none"]
+        assert inference.main(dense) == 0 and videos(tmp_path / "dense") != shown
+        assert "model.sparse.name is none" in warnings(caplog)[-1]
     assert videos(tmp_path / "other").keys() == shown.keys() and videos(tmp_path / "other") != shown
-    (message,) = warnings(caplog)
+    message = warnings(caplog)[0]
     for words in ("generation.chunk is 1 (command line), trained with 2", "sink_frames is 0 (command line)", FILE):
         assert words in message
     facts = json.loads(next((tmp_path / "same").glob("*.json")).read_text())["asked"]["config"]
-    assert facts["generation"] == json.loads((run / "export/transformer" / FILE).read_text())
-    assert facts["sampler"]["name"] == ("few_step" if kind == "distill" else "multi_step")
+    exported = json.loads((run / "export/transformer" / FILE).read_text())
+    assert ("sparse" in exported) == (kind == "sparse")
+    assert {**facts["generation"], **({"sparse": facts["model"]["sparse"]} if "sparse" in exported else {})} == exported
+    assert facts["sampler"]["name"] == ("multi_step" if kind == "flow" else "few_step")
 
 
 def test_a_lora_carries_how_it_was_trained(tmp_path, caplog):

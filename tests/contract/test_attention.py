@@ -117,7 +117,7 @@ def test_auto_takes_the_first_usable_and_logs_it_once(monkeypatch, caplog):
         for _ in range(3):
             attend(*inputs(), mask=MASKS["causal"])
         assert [r.getMessage() for r in caplog.records if "sdpa" in r.getMessage()] == [
-            "attention on cpu torch.float32, mask True, gradient True: sdpa"
+            "attention on cpu torch.float32, hidden frames, gradient True: sdpa"
         ]
         attend(*inputs(grad=False))
     assert len(caplog.records) == 2

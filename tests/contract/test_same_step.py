@@ -156,7 +156,11 @@ class Noted:
 
     def __init__(self):
         self.spec, self.cache_heads, self.calls = FP64.spec, FP64.cache_heads, []
-        self.pinned_runs = FP64.pinned_runs
+        self.pinned_runs, self.pinned_tokens, self.frame_tokens = (
+            FP64.pinned_runs,
+            FP64.pinned_tokens,
+            FP64.frame_tokens,
+        )
 
     def __call__(self, x, sigma, condition, context):
         self.calls.append((context.plan.span.start, sigma))

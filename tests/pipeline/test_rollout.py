@@ -35,7 +35,8 @@ class Recorded:
 
     def __init__(self):
         self.spec, self.cache_heads, self.calls = MODEL.spec, MODEL.cache_heads, []
-        self.pinned_runs = MODEL.pinned_runs
+        self.pinned_runs, self.pinned_tokens = MODEL.pinned_runs, MODEL.pinned_tokens
+        self.frame_tokens = MODEL.frame_tokens
 
     def __call__(self, x, sigma, condition, context):
         self.calls.append((context.plan.span.start, sigma, condition.key, torch.is_grad_enabled(), x))

@@ -68,7 +68,8 @@ def watch(session, during):
         during(calls[-1])
         return inner(*arguments)
 
-    forward.spec, forward.cache_heads, forward.pinned_runs = inner.spec, inner.cache_heads, inner.pinned_runs
+    for name in ("spec", "cache_heads", "pinned_runs", "pinned_tokens", "frame_tokens"):
+        setattr(forward, name, getattr(inner, name))
     forward.parameters = inner.parameters
     session._executor = replace(session._executor, rollout=replace(rollout, denoiser=forward))
     return calls

@@ -23,6 +23,11 @@ class SourceConfig(Buildable):
 
     generates = False
 
+    @property
+    def bidirectional(self) -> bool:
+        """Whether it generates whole clips, every frame of which attends to every other."""
+        return False
+
     def problems_with(self, generation: GenerationConfig) -> Iterator[str]:
         """Yields what does not go together with how the model will generate."""
         return iter(())
@@ -170,6 +175,45 @@ class TalkingRolloutConfig(RolloutConfig):
         yield from super().problems()
         if self.prompts or self.given or not self.clips:
             yield "a talking rollout takes all from clips (encode_latents.py talking); leave prompts and given out"
+
+
+@dataclass
+class TrajectoryConfig(SourceConfig):
+    """The generator's whole path of few steps on prompts, without gradient, and one step of it with (TDM).
+
+    prompts: a text file, one per line. frames: length in latent frames. mode: `bidirectional` = whole clips, and a step
+    for each sample, which the generator takes once more with gradient; `causal` = chunk by chunk through the cache, and
+    one step for all samples of an update, taken with gradient in every chunk on the way. One path serves the updates
+    of generator and critic in a step.
+    """
+
+    consumer = "trainer.sources.trajectory:TrajectorySource"
+    fills = frozenset({"latents", "interval", "condition", "null", "spans"})
+    generates = True
+
+    prompts: str = file_path()
+    batch: int = bounded(8, 1, BATCH)
+    frames: int = bounded(21, 1, LONGEST)
+    height: int = bounded(0, 0, LARGEST_SIDE)
+    width: int = bounded(0, 0, LARGEST_SIDE)
+    mode: str = "bidirectional"  # bidirectional | causal
+
+    @property
+    def bidirectional(self) -> bool:
+        return self.mode == "bidirectional"
+
+    def problems(self) -> Iterator[str]:
+        if not self.prompts:
+            yield "prompts is empty; write a text file with one prompt per line"
+        if self.mode not in ("bidirectional", "causal"):
+            yield f"mode is {self.mode!r}; write bidirectional or causal"
+
+    def problems_with(self, generation: GenerationConfig) -> Iterator[str]:
+        yield from generation.steps.problems_if_none("a trajectory")
+        if generation.steps.first_steps:
+            yield "a trajectory has the same steps in all chunks; write generation.steps.first_steps=[]"
+        if self.mode == "causal":
+            yield from collect_error(generation.check_length, self.frames)
 
 
 @dataclass

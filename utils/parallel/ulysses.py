@@ -62,6 +62,16 @@ class SharedSequence:
     def __init__(self, group, rank: int, size: int, inner):
         self.group, self.rank, self.size, self._inner = group, rank, size, inner
 
+    @property
+    def order(self):
+        """How the tokens of a run are ordered, or None."""
+        return self._inner.order
+
+    @property
+    def statistics(self):
+        """What sparse attention counted on this rank's heads, or None."""
+        return self._inner.statistics
+
     def arrange(self, layout):
         """Returns the layout of all tokens in the order in which they are processed."""
         return self._inner.arrange(layout)
@@ -89,9 +99,9 @@ class SharedSequence:
         parts = _Gather.apply(rearrange(x_BLD, "b (u t) d -> b u t d", u=layout.num_units), self.group)
         return self._inner.join(rearrange(parts, "r b u t d -> b (u r t) d"), layout)
 
-    def view(self, view, layout) -> SharedView:
-        """Returns the view through which the blocks of one forward attend."""
-        return SharedView(self._inner.view(view, layout), self, layout.num_units)
+    def view(self, view, layout, level: float | None = None) -> SharedView:
+        """Returns the view through which the blocks of one forward attend. level: its sigma, if the host knows it."""
+        return SharedView(self._inner.view(view, layout, level), self, layout.num_units)
 
 
 class SharedView:

@@ -19,8 +19,14 @@ class Sdpa:
 
     def run(self, call: AttentionCall) -> torch.Tensor:
         """[B, L, N, E] in and out."""
+        k, v, selection = call.k, call.v, call.selection
         dense = None if call.mask is None else call.mask.dense(call.queries, call.keys, call.q.device)
-        q, k, v = (x.transpose(1, 2) for x in (call.q, call.k, call.v))
+        if selection is not None:
+            sizes = (call.q.shape[1], k.shape[1])
+            dense = selection.bias(*sizes, call.q.dtype) if selection.pool else selection.visible(*sizes)
+            if selection.pool:
+                k, v = (torch.cat((x, selection.pooled(x)), 1) for x in (k, v))
+        q, k, v = (x.transpose(1, 2) for x in (call.q, k, v))
         return functional.scaled_dot_product_attention(q, k, v, attn_mask=dense).transpose(1, 2)
 
 
@@ -36,8 +42,8 @@ class Flash2:
             return "it needs a CUDA device"
         if q.dtype not in (torch.float16, torch.bfloat16):
             return f"it needs fp16 or bf16, not {q.dtype}"
-        if call.mask is not None:
-            return "it takes no frame mask"
+        if call.mask is not None or call.selection is not None:
+            return "it takes no frame mask and no selection of blocks"
         if torch.cuda.get_device_capability(q.device) < self.capability:
             return f"it needs compute capability {self.capability}"
         if importlib.util.find_spec(self.package) is None:

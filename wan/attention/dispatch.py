@@ -53,10 +53,13 @@ _chosen: dict = {}
 def _choose(call: AttentionCall) -> str:
     """Returns the first usable backend for this kind of call; remembers it."""
     q = call.q
-    kind = (q.device.type, q.dtype, q.shape[-1], call.mask is None, call.needs_grad)
+    hidden = "blocks" if call.selection is not None else "frames" if call.mask is not None else "nothing"
+    kind = (q.device.type, q.dtype, q.shape[-1], hidden, call.needs_grad)
+    if call.selection is not None:
+        kind = (*kind, call.selection.block)
     if kind not in _chosen:
         _chosen[kind] = chosen(call)
-        logger.info("attention on %s %s, mask %s, gradient %s: %s", *kind[:2], not kind[3], kind[4], _chosen[kind])
+        logger.info("attention on %s %s, hidden %s, gradient %s: %s", *kind[:2], *kind[3:5], _chosen[kind])
     return _chosen[kind]
 
 

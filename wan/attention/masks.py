@@ -9,10 +9,13 @@ from wan.tokens import TokenLayout
 
 
 class FrameMask:
-    """A boolean matrix [query frames, key frames] (True = may see) and its expansions."""
+    """A boolean matrix [query frames, key frames] (True = may see) and its expansions.
 
-    def __init__(self, frames: torch.Tensor):
-        self.frames = frames.bool()
+    sink: how many of the first frames are a sink: seen from any distance.
+    """
+
+    def __init__(self, frames: torch.Tensor, sink: int = 0):
+        self.frames, self.sink = frames.bool(), sink
         self._expanded: dict = {}
 
     def dense(self, queries: TokenLayout, keys: TokenLayout, device) -> torch.Tensor:
@@ -26,7 +29,10 @@ class FrameMask:
             if given != tuple(self.frames.shape):
                 raise ValueError(f"a mask of {tuple(self.frames.shape)} frames was given for {given} frames")
             rows, columns = (torch.tensor(layout.frame_of_token) for layout in (queries, keys))
-            self._expanded[key] = self.frames[rows][:, columns].to(device)
+            visible = self.frames[rows][:, columns]
+            if keys.padded:
+                visible &= torch.tensor(keys.real)
+            self._expanded[key] = visible.to(device)
         return self._expanded[key]
 
     def __str__(self) -> str:
@@ -42,7 +48,7 @@ def with_portrait(mask: FrameMask, frames: int) -> FrameMask:
     visible = torch.zeros(total, total, dtype=torch.bool)
     visible[:-frames, :-frames] = mask.frames
     visible[:, -frames:] = True
-    return FrameMask(visible)
+    return FrameMask(visible, mask.sink)
 
 
 def causal(spans: list[Span], window_frames: int = -1, sink_frames: int = 0) -> FrameMask:
@@ -60,7 +66,7 @@ def causal(spans: list[Span], window_frames: int = -1, sink_frames: int = 0) -> 
             first = max(0, span.start - (window_frames - sink_frames - largest))
         visible[span.start : span.stop, first : span.stop] = True
         visible[span.start : span.stop, : min(sink_frames, span.start)] = True
-    return FrameMask(visible)
+    return FrameMask(visible, sink_frames)
 
 
 def teacher_forcing(spans: list[Span], window_frames: int = -1, sink_frames: int = 0) -> FrameMask:
@@ -76,4 +82,4 @@ def teacher_forcing(spans: list[Span], window_frames: int = -1, sink_frames: int
         own[span.start : span.stop, span.start : span.stop] = True
     top = torch.cat((clean, torch.zeros_like(clean)), 1)
     bottom = torch.cat((clean & ~own, own), 1)
-    return FrameMask(torch.cat((top, bottom), 0))
+    return FrameMask(torch.cat((top, bottom), 0), sink_frames)

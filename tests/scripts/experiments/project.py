@@ -6,7 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
-from scripts import digits_long, digits_table
+from scripts import digits_long, digits_sparse, digits_table
 from scripts.experiments import long_videos, objectives
 from tests.architecture.source import ROOT
 
@@ -111,6 +111,7 @@ class Project:
                 self.write(f"docs/results/{training.record}.json", json.dumps(record))
                 self.write(f"{training.shipped}/diffusion_pytorch_model.safetensors", training.shipped)
 
+        self.write("assets/digits/student/diffusion_pytorch_model.safetensors", "the shipped student")
         tuning = "steps: 200\ntrainer: {name: distill, critic_updates_per_generator_update: 5}\n"
         self.write(long_videos.TUNING, tuning)
         self.write(f"{STUDENT}/diffusion_pytorch_model.safetensors", "a student")
@@ -129,6 +130,10 @@ class Project:
     def long(self, *flags: str) -> int:
         """Runs scripts/digits_long.py, likewise."""
         return digits_long.main(["--jobs", "4", *flags], self.root)
+
+    def sparse(self, *flags: str) -> int:
+        """Runs scripts/digits_sparse.py, likewise."""
+        return digits_sparse.main(["--jobs", "4", *flags], self.root)
 
     def calls(self) -> list[list[str]]:
         """Returns the command lines since the last call of this method."""

@@ -12,7 +12,9 @@ import pytest
 from tests.architecture.source import ROOT
 from tests.utils.parallel import tokens_worker
 
-BOUNDS = {"sharded_weights": 1e-6}  # gradients are added up in fp32, whose rounding is 6e-8 of the largest
+BOUNDS = dict.fromkeys(
+    ("sharded_weights", "sparse_sharded_weights"), 1e-6
+)  # gradients are added up in fp32, whose rounding is 6e-8 of the largest
 TWINS = {"twin_of_the_order", "twin_of_the_adapter"}
 
 

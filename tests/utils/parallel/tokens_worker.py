@@ -22,9 +22,11 @@ from utils.parallel import fsdp, ranks, ulysses
 from utils.parallel.compiled import compile_blocks
 from utils.parallel.layout import LayoutConfig
 from wan import sequence
+from wan.attention import selector
+from wan.attention.config import AsaConfig, DensePartsConfig
 from wan.attention.masks import FrameMask, causal
 from wan.cache import CacheShape, Ring
-from wan.context import Masked
+from wan.context import Full, Masked
 from wan.geometry import Geometry
 from wan.ledger import CacheConfig, Ledger
 from wan.sequence import WholeSequence
@@ -34,6 +36,7 @@ from wan.transformer import RunInput
 GEOMETRY = Geometry(32, 64, latent_channels=4)  # 2 x 4 tokens a frame
 BORDERS = tiny.spans(1, 3, 2)
 WIDTH = 3
+LOOSE = DensePartsConfig(own=False, sink=False, newest=0)
 CHECKS = {}
 PINNED = replace(PAST, columns=(0, 3))  # 1 x 2 tokens a frame, as many as a unit of all runs
 
@@ -52,13 +55,15 @@ def clip(seed: int = 0) -> torch.Tensor:
     return tiny.latents(6, 2, seed, dtype=torch.float64, geometry=GEOMETRY)
 
 
-def network(group=None, checkpointing: bool = False, order=None):
+def network(group=None, checkpointing: bool = False, order=None, sparse: AsaConfig | None = None):
     """Returns the tiny denoiser with an adapter, shared by the ranks of a group if there is one."""
     model = tiny.denoiser(dtype=torch.float64).requires_grad_(True)
     adapter = attach(model.transformer, SignalAdapter((0, 1), WIDTH, tiny.SPEC.dim).double())
     adapter.project.weight.data.copy_(float64("project", shape=(tiny.SPEC.dim, WIDTH)))
     model.transformer.checkpointing = checkpointing
     model.transformer.sequence = WholeSequence(order)
+    if sparse is not None:
+        selector.apply(model.transformer, sparse)
     if group is not None:
         ulysses.apply(model.transformer, group)
     return model
@@ -69,10 +74,10 @@ def condition() -> SignalCondition:
     return SignalCondition(text.text, text.null_text, signal=float64("signal", shape=(2, 6, WIDTH)))
 
 
-def compare(run, **fields) -> dict[str, float]:
+def compare(run, sparse: AsaConfig | None = None, **fields) -> dict[str, float]:
     """run(model) -> (output, inputs), alone and shared; returns the errors of output and gradients."""
-    group = dist.group.WORLD
-    alone, inputs = run(model := network())
+    group, fields["sparse"] = dist.group.WORLD, sparse
+    alone, inputs = run(model := network(sparse=sparse))
     wanted = gradients(alone, inputs, {"model": model})
     shared, inputs = run(model := network(group, **fields))
     given = gradients(shared, inputs, {"model": model}, group)
@@ -105,6 +110,23 @@ def adapter() -> dict:
 @check
 def runs_of_unequal_frames() -> dict:
     return compare(uneven, checkpointing=True)
+
+
+def whole(model):
+    """A whole clip with one sigma for each sample."""
+    x = clip().requires_grad_()
+    return model(x, float64("sigma", shape=(2,)).sigmoid(), condition(), Full()), {"x": x}
+
+
+@check
+def sparse_frames() -> dict:
+    """Blocks within the frames, half of each frame pads; selected again in the recompute it would be another result."""
+    return compare(masked, AsaConfig(block=16, max=0.4, dense=LOOSE), checkpointing=True)
+
+
+@check
+def sparse_clip() -> dict:
+    return compare(whole, AsaConfig(block=8, order="clip", probe="drawn", samples=3, max=0.4, pool=3))
 
 
 def backwards(frames: int, rows: int, columns: int) -> range:
@@ -147,15 +169,16 @@ def twin_of_the_adapter() -> dict:
 
 
 @check
-def pinned_run() -> dict:
+def pinned_run(sparse: AsaConfig | None = None) -> dict:
     """A walk over a ring that holds this rank's heads; the pinned run has units of its own."""
     walks = []
     for group in (None, dist.group.WORLD):
-        model, text = network(group), condition()
+        model, text = network(group, sparse=sparse), condition()
         heads = model.cache_heads
         assert heads == (2 if group is None else 1)
-        shape = CacheShape(2, 2, heads, model.spec.head_dim, GEOMETRY.frame_tokens)
-        cache = Ring(Ledger(CacheConfig(5, 1), 3, 6, (PINNED,)), shape, dtype=torch.float64)
+        shape = CacheShape(2, 2, heads, model.spec.head_dim, model.frame_tokens(GEOMETRY.grid))
+        pinned = PINNED.num_tokens if sparse is None else sparse.block * PINNED.num_frames
+        cache = Ring(Ledger(CacheConfig(5, 1), 3, 6, (PINNED,), pinned), shape, dtype=torch.float64)
         prefill(model, cache, past_input(float64("past", shape=(2, 2, 4, 2, 4)), PINNED), text)
         parts = [tiny.walk(model, cache, [span], clip(), text.cut(span), clip(3)) for span in BORDERS]
         walks.append([torch.cat([part[i] for part in parts], 1) for i in (0, 1)])
@@ -163,19 +186,29 @@ def pinned_run() -> dict:
 
 
 @check
-def sharded_weights() -> dict:
+def sparse_pinned_run() -> dict:
+    return pinned_run(AsaConfig(block=4, max=0.4, dense=LOOSE))
+
+
+@check
+def sparse_sharded_weights() -> dict:
+    return sharded_weights(AsaConfig(block=4, max=0.4, dense=LOOSE))
+
+
+@check
+def sharded_weights(sparse: AsaConfig | None = None) -> dict:
     """Each rank its own sample; weights, the adapter's among them, sharded, recomputed and compiled."""
     wanted, sample = {}, dist.get_rank()
     outputs = []
     for each in (0, 1):
-        model = network()
+        model = network(sparse=sparse)
         out, _ = masked(model)
         outputs.append(out.detach()[each])
         (out[each] * float64("loss", shape=out[each].shape)).sum().backward()
         for name, weight in model.named_parameters():
             wanted[name] = wanted.get(name, 0) + weight.grad / 2
     layout = LayoutConfig().build(torch.device("cpu"))
-    model = network(checkpointing=True)
+    model = network(checkpointing=True, sparse=sparse)
     compile_blocks(model.transformer, backend="eager")
     with mock.patch.object(fsdp, "cast", lambda module, compute: None):  # float64 weights stay what they are
         fsdp.shard(model.transformer, model.transformer.blocks, layout, torch.float64)
