@@ -36,6 +36,10 @@ class Subject:
     truth: Path | None = None
     face: Box | None = None
 
+    def heard(self) -> str:
+        """Returns which sound that is, in words."""
+        return "its own track" if has_sound(self.video) else ", ".join(map(str, self.sounds))
+
     def open_sound(self) -> SoundFrom | MixedSound:
         """Returns what is heard with its pictures, one channel at 16 kHz. Errors: ValueError for none."""
         if has_sound(self.video):

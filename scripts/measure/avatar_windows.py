@@ -33,11 +33,12 @@ class Plan:
 
 
 def measure(subject: Subject, models: Models, plan: Plan) -> dict:
-    """Returns {seconds, fps, reference, truth_frames, first, mean, drift, windows, identity}, decoded frame by frame.
+    """Returns {seconds, fps, sound, reference, truth_frames, first, mean, drift, windows, identity}.
 
-    windows: a row {begin, end, frames, ...METRICS} each; a rest shorter than half a window is left out. first, mean,
-    drift: of the first window, over all, of the last minus the first. identity: [seconds, cosine] of each picture that
-    was compared. What was not measured is None. Errors: ValueError for a damaged video.
+    The video is decoded frame by frame. windows: a row {begin, end, frames, ...METRICS} each; a rest shorter than half
+    a window is left out. first, mean, drift: of the first window, over all, of the last minus the first. identity:
+    [seconds, cosine] of each picture that was compared. What was not measured is None. Errors: ValueError for a damaged
+    video.
     """
     with contextlib.ExitStack() as stack:
         frames, clock = stack.enter_context(open_timed(subject.video))
@@ -50,6 +51,7 @@ def measure(subject: Subject, models: Models, plan: Plan) -> dict:
             end = time + clock.step
         rows = meter.finish(end)
     facts = {"seconds": round(end, 3), "fps": float(clock.rate), "truth_frames": meter.compared}
+    facts["sound"] = subject.heard() if models.sync else None
     facts["reference"] = str(subject.reference or "its first frame") if models.likeness else None
     return facts | summarise(rows) | {"windows": rows, "identity": meter.points}
 
@@ -112,7 +114,7 @@ class _Meter:
             self.compared += 1
             window.values["mse"].append(mean_square(frame, truth))
             window.values["ssim"].append(ssim(frame, truth))
-        if self.models.sync:
+        if self.models.sync and moments:
             window.faces.append((crop_face(frame, self.subject.face), moments))
         if self.models.likeness and time >= len(self.points) * self.plan.every - 1e-6:
             self._compare(time, frame)
@@ -150,7 +152,7 @@ class _Meter:
         self.rows.append(row)
 
     def _sync(self) -> Row:
-        if self.models.sync is None:
+        if self.models.sync is None or not self._window.faces:
             return dict.fromkeys(SYNC)
         faces = np.concatenate([np.repeat(face[None], moments, 0) for face, moments in self._window.faces])
         start, per_frame = self._window.first, RATE // FPS
