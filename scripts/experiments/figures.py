@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from scripts.measure.markdown import table_head, table_row
+from utils.atomic import atomic_write
 
 
 def fill(
@@ -55,6 +56,5 @@ def draw(panels: dict, path: Path, label: str, columns: int, styles: dict | None
         axis.axis("off")
     figure.tight_layout(rect=(0, 0.08, 1, 1))
     figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=5 if columns > 2 else 3, fontsize="small")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=80)
+    atomic_write(path, lambda file: figure.savefig(file, format="png", dpi=80))
     plt.close(figure)
