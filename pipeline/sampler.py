@@ -22,15 +22,16 @@ FIRST = Span(0, 1)  # begins as a video's first chunk does
 
 def few_step(config: FewStepConfig, steps: StepsConfig) -> FewStep:
     """Returns the sampler of a `FewStepConfig` at these steps."""
-    sigmas = step_sigmas(steps.steps, steps.shift, steps.warp)
-    first = step_sigmas(steps.first_steps, steps.shift, steps.warp) if steps.first_steps else ()
+    sigmas = step_sigmas(steps.steps, steps.shift, steps.warp, steps.clock)
+    first = step_sigmas(steps.first_steps, steps.shift, steps.warp, steps.clock) if steps.first_steps else ()
     return FewStep(sigmas, Schedule(steps.shift, steps.rounding), config.guidance, first, steps.eta)
 
 
 def multi_step(config: MultiStepConfig, steps: StepsConfig) -> MultiStep:
     """Returns the sampler of a `MultiStepConfig`; two experts have a weight each."""
     w = (config.guidance, config.guidance_high) if config.guidance_high else config.guidance
-    return MultiStep(Solver(config.solver, config.num_steps, config.shift or steps.shift, config.grid), w)
+    grid = "trailing" if steps.clock == "vp" else config.grid
+    return MultiStep(Solver(config.solver, config.num_steps, config.shift or steps.shift, grid), w)
 
 
 class Sampler:
@@ -210,7 +211,8 @@ class MultiStep(Sampler):
 
     def step(self, k: int, x_BFCHW: torch.Tensor, predict, noise, state: SolverState):
         """Returns x after step k of the trajectory; steps must come in order, in any process."""
-        return state.step(predict(x_BFCHW, state.model_sigmas[k]), k, x_BFCHW).to(x_BFCHW.dtype)
+        velocity = predict(x_BFCHW, state.model_sigmas[k])
+        return state.step(velocity, k, x_BFCHW, lambda: noise(k + 1)).to(x_BFCHW.dtype)
 
 
 def sample(sampler, x_BFCHW: torch.Tensor, predict, noise) -> torch.Tensor:
