@@ -251,7 +251,7 @@ def critic(case: Case, family: Family, loss: RecordedTdm, taken: Sample, draws, 
     value.backward()
     clock, step = loss.clock, taken.interval
     noise = clock.noise_of(step.x, taken.latents, step.start, 1.0, None)
-    mixed = clock.noise_of(step.x, taken.latents, step.start, loss.eta, lambda: draws[0])
+    mixed = clock.noise_of(step.x, taken.latents, step.start, loss.steps.eta, lambda: draws[0])
     found = {
         "fake_student_x0": family.recorded(taken.latents),
         "fake_student_eps": family.recorded(noise),
