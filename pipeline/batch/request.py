@@ -25,6 +25,7 @@ from utils.data.talk_list import is_talk_list, parse_files, read_talk_list
 from utils.digits.speaking import parse_talk
 from utils.digits.world import parse_prompt
 from utils.media.audio import FileSound, MixedSound
+from utils.media.image import image_size
 from utils.media.sound_track import RATE
 from utils.rng import Rng
 from wan.geometry import Span
@@ -153,6 +154,15 @@ def _requests(lines, data, output, num_samples: int, suffix: str, scripts=(), av
 
     file_stem(0, 0, "", suffix)  # a wrong suffix is told now
     return Requests(lines, num_samples, build, not (scripts or avatars or any(line.video for line in lines)))
+
+
+def check_avatars(requests: Requests) -> None:
+    """Raises ValueError for talking videos without a portrait or a sound, or with one that cannot be used."""
+    for avatar in {request.avatar for request in ([requests[0]] if requests.uniform else requests.each_line())}:
+        if avatar is None:
+            raise ValueError("a talking video needs a portrait and a sound: write --image FILE --audio FILE")
+        avatar.open()
+        image_size(avatar.image)
 
 
 def check_grammar(requests: Sequence[Request], spec_name: str) -> None:

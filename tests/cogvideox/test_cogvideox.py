@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import inference
 from cogvideox.spec import SPECS
 from cogvideox.transformer import fit
 from cogvideox.vae import build_vae
 from tests import tiny, tolerance
+from tests.architecture.source import ROOT
 from tests.cogvideox import folder as cog
 from tests.parity import __main__ as parity
 from wan.attention import selector
@@ -24,6 +29,7 @@ from wan.family import get_family, spec_for
 from wan.ledger import CacheConfig
 from wan.schedule import vp_sigmas, vp_time
 
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone")
 MANIFESTS = parity.__file__.replace("__main__.py", "manifests")
 RECIPE = """
 model: {{path: {model}, dtype: fp32}}
@@ -143,3 +149,58 @@ def test_a_folder_generates(tmp_path, solver):
     assert inference.main([*words, "--output_folder", str(tmp_path / "no"), "pipeline.name=causal"]) == 2
     assert inference.main([*words, "--output_folder", str(tmp_path / "no"), "sampler.solver=unipc"]) == 2
     assert not (tmp_path / "no").exists() or not list((tmp_path / "no").glob("*.mp4"))
+
+
+TRAIN = """
+model: {model}
+steps: 2
+checkpoint: {{every: 2}}
+generation: {{steps: {{clock: vp, shift: 1.0, steps: [1000, 500], eta: 0.9}}}}
+preview: {{every: 2, count: 1, num_frames: 3, height: 32, width: 48}}
+trainer:
+  name: distill
+  generator:
+    weights: {model}
+    checkpointing: true
+    sparse: {{name: asa, block: 8, order: clip, max: 0.4}}
+    lora: {lora}
+  teacher: {{weights: {model}}}
+  critic: {{weights: {model}, lora: {lora}}}
+  source: {{name: trajectory, prompts: {prompts}, batch: 2, frames: 3, height: 32, width: 48}}
+  loss: {{name: tdm, guidance: 3.5, critic_weight: vp, normalise: true, regulariser: 0.5}}
+  critic_updates_per_generator_update: 1
+  text: {{dtype: fp32}}
+"""
+LORA = r"{rank: 2, alpha: 2, targets: 'transformer_blocks\.\d+\.attn1\.(to_[qkv]|to_out\.0)$'}"
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_sparse_lora_student_trains_exports_and_generates(tmp_path, ranks):
+    model = cog.write(tmp_path / "model")
+    (tmp_path / "prompts.txt").write_text("a red three moves right\na blue two moves left\n")
+    recipe = tmp_path / "train.yaml"
+    recipe.write_text(TRAIN.format(model=model, prompts=tmp_path / "prompts.txt", lora=LORA))
+    run = tmp_path / "run"
+    start = [sys.executable] if ranks == 1 else [*TORCHRUN, f"--nproc_per_node={ranks}"]
+    done = subprocess.run(
+        [*start, "train.py", "--config_path", str(recipe), "--logdir", str(run)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert any(0 < row.get("generator_sparsity", row.get("sparsity", 0)) < 1 for row in rows)
+    lora = run / "export/lora.safetensors"
+    names = list(load_file(lora))
+    assert any("transformer_blocks.1.attn1.to_out.0.lora_A" in name for name in names), names[:4]
+    infer = tmp_path / "infer.yaml"
+    text = RECIPE.format(model=model, solver="euler").splitlines()
+    infer.write_text("\n".join(line for line in text if not line.startswith(("sampler", "generation"))))
+    words = ["--config_path", str(infer), "--prompt", "a red three moves right", "--lora_path", str(lora)]
+    assert inference.main([*words, "--output_folder", str(tmp_path / "out")]) == 0
+    (video,) = (tmp_path / "out").glob("*.mp4")
+    facts = json.loads(video.with_suffix(".json").read_text())["asked"]["config"]
+    assert facts["model"]["sparse"]["max"] == 0.4 and facts["generation"]["steps"]["steps"] == [1000, 500]
