@@ -76,6 +76,9 @@ def find_problems(config) -> Iterator[Problem]:
     yield from find_misfits(sizes, replace(parts, text_encoder=None) if store and parts else parts)
     if store:
         yield from find_unfit_prompts(config, sizes.get("generator"), parts)
+    if "generator" in sizes and not sizes["generator"].causal_ok and not config.trainer.whole:
+        text = "these weights see whole clips, without a cache, and this training goes chunk by chunk"
+        yield "trainer.generator", f"{text}; write trainer.source.name=trajectory, trainer.source.mode=bidirectional"
     for name, spec in sizes.items():
         if spec.num_heads % config.layout.sequence:
             text = f"{config.layout.sequence} ranks cannot share the {spec.num_heads} heads of trainer.{name}"

@@ -13,6 +13,7 @@ from tests.model.stand_in import BOUND, DIFFERENT, Affine, gradients, normal, sa
 from utils.config.field import find_problems
 from utils.rng import Recording
 from wan.generation import GenerationConfig, StepsConfig
+from wan.schedule import vp_sigmas, vp_time
 
 TEACHER, CRITIC = (0.7, -1.3), (-0.4, 0.9)  # slope and push
 STARTS, ENDS, DRAWN = (0.75, 0.5), (0.5, 0.0), (0.25, 0.5)  # of the two rows; of their times, in [end or low, high)
@@ -121,14 +122,27 @@ def test_a_student_that_is_its_teacher_has_no_gradient():
     assert batch.latents.grad.abs().max() < BOUND
 
 
+def test_times_of_the_vp_clock_are_those_of_its_table():
+    """Integers from the step's end to the last below 980, all of them, at the table's own sigma."""
+    steps = StepsConfig((1000.0, 875.0, 750.0), clock="vp", shift=1.0)
+    loss, table = TdmConfig().build(GenerationConfig(steps=steps)), vp_sigmas(1.0)
+    seen = set()
+    for place, u in enumerate(torch.linspace(0, 1 - 1e-6, 700, dtype=torch.float64)):
+        batch = sample(batch=1, interval=Interval(normal("x", batch=1), table[[999]], table[[749]]))
+        (sigma,) = loss.draw_sigma(batch, Recording([u[None]]), "generator")
+        seen.add(round(vp_time(sigma[None], 1.0).item(), 9))
+        assert sigma in table, place
+    assert seen == set(range(749, 980))
+
+
 @pytest.mark.parametrize(
     ("steps", "knobs", "why"),
     [
         ((1000,), {}, "2 or more steps, and .*1000.* write e.g."),
         ((), {}, "2 or more steps"),
         ((1000, 500), {"rounding": "table"}, "write rounding: none"),
-        ((1000, 990), {"shift": 1.0}, "ends at sigma 0.990 .* high 0.98"),
-        ((1000, 950), {"shift": 5.0}, "ends at sigma 0.990"),
+        ((1000, 990), {"shift": 1.0}, "ends at 0.990 .* high 0.98"),
+        ((1000, 950), {"shift": 5.0}, "ends at 0.990"),
     ],
 )
 def test_grids_that_no_path_is(steps, knobs, why):

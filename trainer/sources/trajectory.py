@@ -62,7 +62,7 @@ class TrajectorySource(Generating):
         if with_grad:
             self._paths = {key: kept for key, kept in self._paths.items() if key[0] == number} | {(number, index): path}
         x, x0 = (torch.stack([path[k][part][row] for row, k in enumerate(drawn)]) for part in (0, 1))
-        sigmas = torch.tensor([[self.borders[k], self.borders[k + 1]] for k in drawn], dtype=_exact(x)).to(x.device)
+        sigmas = torch.tensor([[self.borders[k], self.borders[k + 1]] for k in drawn], dtype=torch.float64).to(x.device)
         interval = Interval(x, sigmas[:, 0], sigmas[:, 1])
         if with_grad and self.config.bidirectional:
             velocity = roles.generator(x, interval.start, condition, Full())
@@ -107,7 +107,3 @@ class TrajectorySource(Generating):
             portrait=knobs.portrait,
             distance=draw_distance(knobs.portrait, rng),
         )
-
-
-def _exact(like: torch.Tensor) -> torch.dtype:
-    return torch.float64 if like.dtype == torch.float64 else torch.float32

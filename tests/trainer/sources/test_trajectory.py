@@ -13,6 +13,7 @@ from pipeline.track import Fixed
 from tests import tiny, tolerance
 from tests.float64 import fp32_is_float64
 from tests.trainer import stream_fixture
+from trainer.build import build
 from trainer.config import load_recipe
 from utils.rng import Rng
 from wan.context import Full
@@ -182,3 +183,19 @@ def test_a_path_of_whole_clips_needs_no_chunks(distill_recipe):
     assert isinstance(config.preview.requested(config).pipeline, BidirectionalConfig)
     causal, _ = load_recipe(recipe, [*overrides(recipe, "causal"), "preview.every=1"])
     assert isinstance(causal.preview.requested(causal).pipeline, CausalConfig)
+
+
+def test_a_run_goes_on_to_the_bit(distill_recipe, mode, tmp_path):
+    """No path outlives a step, so a checkpoint holds none."""
+    given = [*overrides(distill_recipe[0], mode), "checkpoint.every=2", "log_every=1"]
+    whole, first, second = (
+        build(load_recipe(distill_recipe[0], [*given, f"steps={steps}"])[0], tmp_path / name)
+        for name, steps in (("whole", 4), ("parts", 2), ("parts", 4))
+    )
+    whole.fit()
+    first.fit()
+    assert second.resume() == 2
+    second.fit()
+    a, b = (dict(loop.method.roles.generator.named_parameters()) for loop in (whole, second))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert whole.method.source.cursor() == second.method.source.cursor() == {"step": 8, "sample": 12}
