@@ -8,8 +8,9 @@ import itertools
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -303,7 +304,7 @@ class Run:
 
     def until_stopped(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
         """Yields the chunks, at least one, and leaves the video there when it is stopped."""
-        with contextlib.closing(chunks):
+        with contextlib.closing(cast(Generator[Chunk, None, None], chunks)):
             for chunk in chunks:
                 yield chunk
                 if self.stopped and self.stopped():
