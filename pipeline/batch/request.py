@@ -35,11 +35,16 @@ GRAMMARS = {"digits": parse_prompt, "digits-s2v": parse_talk}  # models that kno
 
 @dataclass(frozen=True)
 class Avatar:
-    """What a talking video is made of: a portrait, a sound for each speaker, and which part of the picture each is."""
+    """What a talking video is made of: a portrait, a sound for each speaker, and which part of the picture each is.
+
+    pose: a video of skeletons that it follows. num_clip: clips at most, 0 = as the configuration says.
+    """
 
     image: Path
     sounds: tuple[Path, ...]
     masks: tuple[Path, ...] = ()
+    pose: Path | None = None
+    num_clip: int = 0
 
     def open(self) -> list[FileSound]:
         """Returns the sounds as they are heard. Errors: ValueError naming a file that cannot be used."""
@@ -119,7 +124,8 @@ def _talks(data, output, num_samples: int, suffix: str) -> Requests:
     """Returns the requests of a list of talking videos; what a line's samples share is all but their noise."""
     talks = read_talk_list(data.path)
     lines = [PromptLine(talk.name or talk.prompt, talk.line, extended=talk.prompt) for talk in talks]
-    avatars = [Avatar(talk.image, talk.audio, talk.masks) for talk in talks]
+    pose = Path(data.pose_video) if data.pose_video else None
+    avatars = [Avatar(talk.image, talk.audio, talk.masks, talk.pose_video or pose, talk.num_clip) for talk in talks]
     return _requests(lines, data, output, num_samples, suffix, avatars=avatars)
 
 
@@ -135,7 +141,8 @@ def _requests(lines, data, output, num_samples: int, suffix: str, scripts=(), av
     """Returns the requests of the lines. scripts, avatars: one of each line, or none."""
     twice = set() if output.save_with_index else repeated(lines)
     sounds = parse_files(data.audio)
-    alike = Avatar(Path(data.image), sounds, parse_files(data.masks)) if data.image and sounds else None
+    pose = Path(data.pose_video) if data.pose_video else None
+    alike = Avatar(Path(data.image), sounds, parse_files(data.masks), pose) if data.image and sounds else None
 
     def build(row: int, sample: int) -> Request:
         line, script = lines[row], scripts[row] if scripts else None

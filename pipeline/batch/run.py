@@ -39,6 +39,7 @@ from pipeline.batch.writer import VideoBatchWriter, finished, noted, sidecar, vi
 from pipeline.bundle import ModelBundle, load_bundle
 from pipeline.config import AudioDrivenConfig, InferConfig, TPPConfig
 from pipeline.memory import advised, check_memory
+from pipeline.pose import check_pose
 from pipeline.track import PromptSchedule
 from utils.claims import claimed
 from utils.data.prompts import warn_cut
@@ -101,6 +102,8 @@ def check_avatars(requests: Requests) -> None:
         if avatar is None:
             raise ValueError("a talking video needs a portrait and a sound: write --image FILE --audio FILE")
         avatar.open()
+        if avatar.pose:
+            check_pose(avatar.pose)
 
 
 class Run:
@@ -356,7 +359,8 @@ class Run:
         portraits = self.portraits(group, plan)
         masks = speaker_masks(group[0].avatar, plan.geometry)
         masks = None if masks is None else masks.expand(len(group), -1, -1, -1)
-        return plan.pipeline.voice(track, portraits, [r.avatar.open() for r in group], plan.fps, masks)
+        sounds, pose = [r.avatar.open() for r in group], group[0].avatar.pose
+        return plan.pipeline.voice(track, portraits, sounds, plan.fps, masks, pose)
 
     def given(self, group: list[Request], images: torch.Tensor | None, plan: VideoPlan) -> torch.Tensor | None:
         """Returns the conditioning latents [B, F, C, h, w], given or encoded from the starts, or None."""

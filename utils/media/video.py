@@ -65,17 +65,27 @@ def read_at(path: str | Path, count: int, fps: float) -> tuple[np.ndarray, float
     """
     picked: list[np.ndarray] = []
     with open_timed(path) as (frames, clock):
-        before: TimedFrame | None = None
-        for time, frame in frames:
-            while before is not None and len(picked) < count and _is_nearer(before[0], time, len(picked) / fps):
-                picked.append(before[1])
+        for time, frame, moments in at_rate(frames, clock, fps):
+            picked += [frame] * min(moments, count - len(picked))
+            end = time + clock.step
             if len(picked) == count:
                 break
-            before = time, frame
-        end = before[0] + clock.step
-        while len(picked) < count and len(picked) / fps < end - 1e-6:
-            picked.append(before[1])
     return np.stack(picked), end
+
+
+def at_rate(frames: Iterator[TimedFrame], clock: Clock, fps: float) -> Iterator[tuple[float, np.ndarray, int]]:
+    """Yields (seconds, frame, to how many of the moments 0, 1 / fps, 2 / fps ... it is the nearest) of each frame.
+
+    Of two frames as near, the earlier one.
+    """
+    before, moments = next(frames), 0
+    for after in itertools.chain(frames, (None,)):
+        first = moments
+        end = before[0] + clock.step - 1e-6
+        while _is_nearer(before[0], after[0], moments / fps) if after else moments / fps < end:
+            moments += 1
+        yield *before, moments - first
+        before = after
 
 
 def _is_nearer(first: float, second: float, moment: float) -> bool:
