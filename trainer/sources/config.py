@@ -69,6 +69,8 @@ class TalkingConfig(SourceConfig):
     motion: `still` = before every window stands the portrait, as a stream runs (the first chunk of a window from
     the middle has no past and does not count then); `past` = the latents before it, as clips follow one another.
     dropout: share of samples that see the empty prompt; silence: share that hear nothing (published: .15).
+    corruption: largest noise level of the motion latents, the history that is seen as latents; each sample draws its
+    own from 0 on (history corruption; Live-Avatar publishes that it is done, not how).
     """
 
     consumer = "trainer.sources.talking:Talking"
@@ -81,6 +83,7 @@ class TalkingConfig(SourceConfig):
     motion: str = "still"  # still | past
     dropout: float = bounded(0.1, 0, 1)
     silence: float = bounded(0.15, 0, 1)
+    corruption: float = bounded(0.0, 0, 1)
     on_bad: str = "stop"  # stop | skip a record that cannot be used
 
     def problems(self) -> Iterator[str]:
@@ -166,10 +169,13 @@ class RolloutConfig(SourceConfig):
 @dataclass
 class TalkingRolloutConfig(RolloutConfig):
     """Rollouts on talking clips: `clips` gives texts, portraits and sounds. Of a longer rollout the last `loss_frames`
-    are scored, with the latents before them as their motion.
+    are scored, with the latents before them as their motion. corruption: as in `TalkingConfig`, of what the generator
+    sees; teacher and critic see the motion as it is.
     """
 
     consumer = "trainer.sources.talking:TalkingRollout"
+
+    corruption: float = bounded(0.0, 0, 1)
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
