@@ -25,6 +25,7 @@ class Talking(Source):
     def __init__(self, config: TalkingConfig, generation: GenerationConfig):
         self.config, self.generation = config, generation
         self.clips = TalkingFolder(config.path, config.on_bad)
+        self.clips.check_heard(vars(config.audio), generation.chunk)
         self.spans = generation.spans(config.frames)
         check_length(config.path, self.clips.shortest, config.frames)
 
@@ -75,6 +76,7 @@ class TalkingRollout(RolloutSource):
     def __init__(self, config: TalkingRolloutConfig, generation: GenerationConfig):
         self.config, self.generation = config, generation
         self.clips, self.prompts = TalkingFolder(config.clips, config.on_bad), []
+        self.clips.check_heard(vars(config.audio), generation.chunk)
         check_length(config.clips, self.clips.shortest, config.frames_max or config.frames)
 
     def condition(self, roles, prompts: list[str], index, rng) -> Condition:
