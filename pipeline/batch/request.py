@@ -24,7 +24,7 @@ from utils.data.schedules import ScheduleLine, parse_switch_frames, read_schedul
 from utils.data.talk_list import is_talk_list, parse_files, read_talk_list
 from utils.digits.speaking import parse_talk
 from utils.digits.world import parse_prompt
-from utils.media.audio import FileSound, MixedSound
+from utils.media.audio import FileSound, MixedSound, SoundFrom, open_sound
 from utils.media.sound_track import RATE
 from utils.rng import Rng
 from wan.geometry import Span
@@ -46,13 +46,13 @@ class Avatar:
     pose: Path | None = None
     num_clip: int = 0
 
-    def open(self) -> list[FileSound]:
+    def open(self) -> list[FileSound | SoundFrom]:
         """Returns the sounds as they are heard. Errors: ValueError naming a file that cannot be used."""
-        return [FileSound(path) for path in self.sounds]
+        return [open_sound(path) for path in self.sounds]
 
     def play(self) -> MixedSound:
         """Returns all of them together, as the video plays them."""
-        return MixedSound(tuple(FileSound(path, RATE, channels=2) for path in self.sounds))
+        return MixedSound(tuple(open_sound(path, RATE, channels=2) for path in self.sounds))
 
 
 @dataclass(frozen=True)
