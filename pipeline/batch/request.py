@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from pipeline.batch.listing import Requests
+from pipeline.pose import check_pose
 from utils.data.prompts import (
     PromptLine,
     check_prompt,
@@ -25,6 +26,7 @@ from utils.data.talk_list import is_talk_list, parse_files, read_talk_list
 from utils.digits.speaking import parse_talk
 from utils.digits.world import parse_prompt
 from utils.media.audio import FileSound, MixedSound, SoundFrom, open_sound
+from utils.media.image import image_size
 from utils.media.sound_track import RATE
 from utils.rng import Rng
 from wan.geometry import Span
@@ -49,6 +51,20 @@ class Avatar:
     def open(self) -> list[FileSound | SoundFrom]:
         """Returns the sounds as they are heard. Errors: ValueError naming a file that cannot be used."""
         return [open_sound(path) for path in self.sounds]
+
+    def check(self) -> None:
+        """Raises ValueError naming a portrait, sound, mask or pose video that cannot be used, or too few masks."""
+        self.open()
+        for picture in (self.image, *self.masks):
+            image_size(picture)
+        if self.masks and len(self.masks) != len(self.sounds):
+            given = ", ".join(map(str, self.masks))
+            raise ValueError(
+                f"{len(self.masks)} masks ({given}) for {len(self.sounds)} sounds; give one picture for each, or none "
+                "(strips, left to right)"
+            )
+        if self.pose:
+            check_pose(self.pose)
 
     def play(self) -> MixedSound:
         """Returns all of them together, as the video plays them."""

@@ -39,12 +39,13 @@ from pipeline.batch.writer import VideoBatchWriter, finished, noted, sidecar, vi
 from pipeline.bundle import ModelBundle, load_bundle
 from pipeline.config import AudioDrivenConfig, InferConfig, TPPConfig
 from pipeline.memory import advised, check_memory
-from pipeline.pose import check_pose
+from pipeline.portrait import fit_size, parse_area
 from pipeline.track import PromptSchedule
 from utils.claims import claimed
 from utils.data.prompts import warn_cut
 from utils.digest import known_hash
 from utils.log import VideoProgress
+from utils.media.image import image_size
 from utils.parallel import ranks
 from utils.rng import Rng
 from wan.checkpoint import tensor_file
@@ -71,7 +72,7 @@ def run(config: InferConfig) -> list[Path]:
     for line in refused or ():
         logger.warning("left out: %s", line)
     if isinstance(config.pipeline, AudioDrivenConfig):
-        check_avatars(requests)
+        check_avatars(requests, config.pipeline.size)
     warn_unused_negatives(requests, config.negative_prompt, config.build_sampler().guidance)
     groups = Batches.cut(requests, config.batch)
     if isinstance(config.executor, TPPConfig) and ranks.world_size() > 1:
@@ -96,14 +97,17 @@ def tell_refused(refused: list[str] | None, count: int, folder: str) -> None:
         raise ValueError(f"{count} videos are in {folder}; these lines of the script were left out:\n{lines}")
 
 
-def check_avatars(requests: Requests) -> None:
-    """Raises ValueError for talking videos without a portrait or a sound, or with one that cannot be used."""
+def check_avatars(requests: Requests, size: str = "") -> None:
+    """Raises ValueError for talking videos without a portrait or a sound, with one that cannot be used, or of no size.
+
+    size: the area, where one is given.
+    """
     for avatar in {request.avatar for request in ([requests[0]] if requests.uniform else requests.each_line())}:
         if avatar is None:
             raise ValueError("a talking video needs a portrait and a sound: write --image FILE --audio FILE")
-        avatar.open()
-        if avatar.pose:
-            check_pose(avatar.pose)
+        avatar.check()
+        if size:
+            fit_size(*image_size(avatar.image), parse_area(size))
 
 
 class Run:
