@@ -23,7 +23,7 @@ ifneq ($(shell cat $(STAMP) 2>/dev/null),$(TORCH_INDEX))
 endif
 endif
 
-.PHONY: help demo digits-table digits-long digits-avatar test test-cpus faults check lint types format clean
+.PHONY: help demo digits-table digits-long digits-avatar digits-sparse test test-cpus faults check lint types format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -31,6 +31,7 @@ help:
 	@echo "make digits-table   train and measure every objective on digits videos; resumes (ARGS=--help)"
 	@echo "make digits-avatar  digits that speak: train, and measure whether they follow the sound; resumes (ARGS=--help)"
 	@echo "make digits-long    long videos and prompt switches, before and after long tuning; resumes (ARGS=--help)"
+	@echo "make digits-sparse  sparse attention on digits: what a mask costs, what training wins back; resumes (ARGS=--help)"
 	@echo "make test           lint and run the whole test suite"
 	@echo "make test-cpus      run the numeric tests once for each way in which CPUs sum: instruction sets, kernels, threads"
 	@echo "make faults         try hundreds of bad inputs on every command and print figures (ARGS=--help)"
@@ -60,6 +61,10 @@ digits-long: $(STAMP)
 # Some two hours on two cores. ARGS="--rows sft --jobs 1", ARGS=--dry_run
 digits-avatar: $(STAMP)
 	$(BIN)/python scripts/digits_avatar.py $(ARGS)
+
+# Hours of one core. ARGS="--rows causal_history --jobs 1", ARGS="--budget short", ARGS=--dry_run
+digits-sparse: $(STAMP)
+	$(BIN)/python scripts/digits_sparse.py $(ARGS)
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile

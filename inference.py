@@ -76,6 +76,7 @@ RENAMED = {
     "--keep_going": "--keep-going",
     "--inference_iter": "a shorter prompt file",
     "--local_rank": "torchrun, which sets the rank itself",
+    "--gpu": "the environment: CUDA_VISIBLE_DEVICES=N",
     # of Live-Avatar and Wan2.2's S2V
     "--ckpt_dir": "--model",
     "--base_seed": "--seed",

@@ -31,7 +31,7 @@ EXTRAS = {
     "flash": ["flash-attn>=2.7"],  # builds against the installed torch; needs a CUDA device
     "flash4": ["flash-attn-4>=4.0.0b36"],  # pure Python, no build; block-sparse attention on Hopper
     "track": ["wandb>=0.18", "tensorboard>=2.17"],
-    "demo": ["scikit-learn>=1.4"],  # digits clips are drawn from its handwritten digits
+    "demo": ["gradio>=6", "scikit-learn>=1.4"],  # the web page; digits clips are drawn from its handwritten digits
     "metrics": ["scikit-learn>=1.4", "matplotlib>=3.8"],
     "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.8", "mypy>=1.11"],
 }

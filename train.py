@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 try:
+    from trainer import blade_flags
     from utils import log
     from utils.door import door
     from utils.flags import read_flags
@@ -28,7 +29,7 @@ SWITCHES = {
 }
 RECIPES = Path(__file__).parent / "configs" / "train"
 ADVICE = "--help lists all flags; knobs of the recipe are key=value"
-RENAMED = {
+RENAMED = blade_flags.RENAMED | {
     "--no-one-logger": "no flag: there is no OneLogger here",
     "--local_rank": "torchrun, which sets the rank itself",
     "--local-rank": "torchrun, which sets the rank itself",

@@ -117,10 +117,11 @@ class TdmConfig(LossConfig):
     """Knobs of trajectory distribution matching; the student's grid and its eta are those of `generation.steps`.
 
     guidance: the teacher's w, uncond + w (cond - uncond). A score's sigma is drawn from the end of the student's step,
-    or `low`, to `high`, uniformly before `shift`. critic_weight: `flow` weighs the error of the critic's velocity, `vp`
-    that of v-prediction (CogVideoX). regulariser: weight of the critic's distance to the teacher. huber: the loss is
-    quadratic below huber sqrt(elements of a sample) and absolute above. normalise: the loss of each sample is divided
-    by its distance to the teacher (CogVideoX as published).
+    or `low`, to `high`, uniformly before `shift`; on the clock `vp` it is that of a time below 1000 `high`.
+    critic_weight: `flow` weighs the error of the critic's velocity, `vp` that of v-prediction (CogVideoX). regulariser:
+    weight of the critic's distance to the teacher. huber: the loss is quadratic below huber sqrt(elements of a sample)
+    and absolute above. normalise: the loss of each sample is divided by its distance to the teacher (CogVideoX as
+    published).
     """
 
     consumer = "model.tdm:TdmLoss"
@@ -150,9 +151,14 @@ class TdmConfig(LossConfig):
         if steps.rounding != "none":
             yield f"TDM has one exact clock and generation.steps.rounding is {steps.rounding}; write rounding: none"
         largest = steps.steps[1] / TOP
-        largest = steps.shift * largest / (1 + (steps.shift - 1) * largest) if steps.warp else largest
+        if steps.clock == "vp":
+            largest -= 1 / TOP
+            if self.shift != 1:
+                yield f"shift {self.shift} is of the clock flow and generation.steps.clock is vp; write shift: 1.0"
+        elif steps.warp:
+            largest = steps.shift * largest / (1 + (steps.shift - 1) * largest)
         if largest >= self.high:
-            text = f"the first step ends at sigma {largest:.3f} and scores are drawn from there to high {self.high}"
+            text = f"the first step ends at {largest:.3f} and scores are drawn from there to high {self.high}"
             yield f"{text}; write a larger high, fewer steps or a smaller generation.steps.shift"
 
 

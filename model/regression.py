@@ -28,7 +28,7 @@ class OdeLoss:
     def __init__(self, config: OdeConfig, generation: GenerationConfig):
         steps, self.cache = generation.steps, generation.cache
         self.schedule = Schedule(steps.shift, steps.rounding)
-        self.sigmas = torch.tensor([*step_sigmas(steps.steps, steps.shift, steps.warp), 0.0])
+        self.sigmas = torch.tensor([*step_sigmas(steps.steps, steps.shift, steps.warp, steps.clock), 0.0])
 
     def check_trajectory(self, count: int, sigmas: Sequence[float] | None) -> None:
         """Raises ValueError for pairs of another number of states, or at other noise levels than `steps` names."""

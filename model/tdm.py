@@ -23,7 +23,7 @@ from model.base import Sample, draw_noise, wide
 from model.config import TdmConfig
 from model.score import guided_x0, per_sample_scale
 from wan.generation import GenerationConfig
-from wan.schedule import Schedule, shift_sigma, unshift_sigma
+from wan.schedule import Schedule, shift_sigma, unshift_sigma, vp_sigmas, vp_time
 
 LARGEST_SCALE = 5.0  # of `normalise`, as published
 
@@ -34,7 +34,7 @@ class TdmLoss:
     floor = 0.0  # least radicand of the diffusion
 
     def __init__(self, config: TdmConfig, generation: GenerationConfig):
-        self.config, self.eta, self.clock = config, generation.steps.eta, Schedule()
+        self.config, self.steps, self.clock = config, generation.steps, Schedule()
 
     def __call__(self, sample: Sample, roles, rng):
         config, x0 = self.config, sample.latents
@@ -68,15 +68,17 @@ class TdmLoss:
     def noised(self, sample: Sample, rng, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns (x_t, t): the end of the sample's step, diffused on to a drawn t [B]."""
         x0, step, clock = sample.latents.detach(), sample.interval, self.clock
-        noise = clock.noise_of(step.x, x0, step.start, self.eta, lambda: draw_noise(sample, rng, f"{name} mix"))
+        noise = clock.noise_of(step.x, x0, step.start, self.steps.eta, lambda: draw_noise(sample, rng, f"{name} mix"))
         x_m = clock.diffuse(x0, noise, step.end)
         t = self.draw_sigma(sample, rng, name)
         return clock.diffuse_on(x_m, step.end, t, draw_noise(sample, rng, f"{name} noise"), self.floor), t
 
     def draw_sigma(self, sample: Sample, rng, name: str) -> torch.Tensor:
-        """Returns t [B], drawn for each sample between its step's end (or `low`) and `high` on the shifted clock."""
-        config, end = self.config, sample.interval.end
-        least = unshift_sigma(end.clamp(min=config.low), config.shift)
-        most = unshift_sigma(config.high, config.shift)
+        """Returns t [B], drawn for each sample from its step's end (or `low`) to `high`, uniformly in time."""
+        config, end = self.config, sample.interval.end.clamp(min=self.config.low)
         drawn = rng.at("sample", sample.step, f"{name} time").uniform_batch((), sample.index).to(end)
+        if self.steps.clock == "vp":  # integer times
+            table, least = vp_sigmas(self.steps.shift).to(end), vp_time(end, self.steps.shift).ceil()
+            return table[(least + drawn * (config.high * len(table) - least)).long()]
+        least, most = unshift_sigma(end, config.shift), unshift_sigma(config.high, config.shift)
         return shift_sigma(least + drawn * (most - least), config.shift)

@@ -27,8 +27,9 @@ from wan.family import published_specs
 from wan.generation import GenerationConfig
 
 DEFAULTS = Path(__file__).parent.parent / "configs" / "default_config.yaml"
-SOLVERS = ("unipc", "dpm++", "euler")
-GRIDS = ("open", "table")
+SOLVERS = ("unipc", "dpm++", "euler", "dpm_sde")
+TRAILING = ("euler", "dpm_sde")
+GRIDS = ("open", "table", "trailing")
 CACHE_PLACES = ("device", "staged", "cpu")
 DECODER_RANKS = ("auto", "own", "shared")
 MOST_THREADS = 1024
@@ -63,17 +64,18 @@ class MultiStepConfig(Buildable):
     """A solver of the probability flow with classifier-free guidance (undistilled models).
 
     grid: `open` = the steps end at sigma 0; `table` = they end one step above it, at the least sigma of a shifted
-    table of 1000, and the last goes to 0 from there (diffusers' flow-matching Euler, as Live-Avatar was distilled).
+    table of 1000, and the last goes to 0 from there (diffusers' flow-matching Euler, as Live-Avatar was distilled);
+    `trailing` = the times of a variance-preserving schedule (CogVideoX), taken where generation.steps.clock is vp.
     """
 
     consumer = "pipeline.sampler:multi_step"
 
-    solver: str = "unipc"  # unipc | dpm++ | euler
+    solver: str = "unipc"  # unipc | dpm++ | euler | dpm_sde (of second order, with fresh noise in each step)
     num_steps: int = bounded(50, 1, 10_000)
     shift: float = bounded(0.0, 1e-3, 1000, or_zero=True)  # 0 = generation.steps.shift
     guidance: float = bounded(5.0, -1000, 1000)  # w of uncond + w (cond - uncond)
     guidance_high: float = bounded(0.0, -1000, 1000)  # w of the high-noise expert of a model that has two; 0 = the same
-    grid: str = "open"  # open | table; of euler
+    grid: str = "open"  # open | table | trailing; of euler, trailing of dpm_sde too
 
     def problems(self) -> Iterator[str]:
         yield from solver_problems(self.solver, self.num_steps, self.shift or 1.0, self.grid)
@@ -271,8 +273,9 @@ def solver_problems(name: str, num_steps: int, shift: float, grid: str = "open")
         yield f"solver {name!r} is unknown; write one of {SOLVERS}"
     if grid not in GRIDS:
         yield f"grid {grid!r} is unknown; write one of {GRIDS}"
-    elif grid != "open" and name != "euler":
-        yield f"grid {grid} is one of solver euler, and solver is {name}; leave it out"
+    elif grid == "table" and name != "euler" or grid == "trailing" and name not in TRAILING:
+        known = "euler" if grid == "table" else " or ".join(TRAILING)
+        yield f"grid {grid} is one of solver {known}, and solver is {name}; write solver={known}, or leave it out"
     if num_steps < 1 or shift <= 0:
         yield f"num_steps {num_steps} must be at least 1 and shift {shift} positive"
 
@@ -378,6 +381,16 @@ class InferConfig:
             )
         if isinstance(self.model.sparse, AsaConfig) and isinstance(self.pipeline, CausalConfig):
             yield from (f"model.{problem}" for problem in self.model.sparse.causal_problems())
+        chosen = self.chosen_sampler
+        if (
+            self.generation.steps.clock == "vp"
+            and isinstance(chosen, MultiStepConfig)
+            and chosen.solver not in TRAILING
+        ):
+            yield (
+                f"sampler.solver is {chosen.solver} and generation.steps.clock vp, whose times it does not take; write "
+                f"sampler.solver={' or '.join(TRAILING)}"
+            )
         yield from self.pipeline.problems_with(self)
         yield from self.executor.problems_with(self)
 

@@ -22,15 +22,16 @@ FIRST = Span(0, 1)  # begins as a video's first chunk does
 
 def few_step(config: FewStepConfig, steps: StepsConfig) -> FewStep:
     """Returns the sampler of a `FewStepConfig` at these steps."""
-    sigmas = step_sigmas(steps.steps, steps.shift, steps.warp)
-    first = step_sigmas(steps.first_steps, steps.shift, steps.warp) if steps.first_steps else ()
+    sigmas = step_sigmas(steps.steps, steps.shift, steps.warp, steps.clock)
+    first = step_sigmas(steps.first_steps, steps.shift, steps.warp, steps.clock) if steps.first_steps else ()
     return FewStep(sigmas, Schedule(steps.shift, steps.rounding), config.guidance, first, steps.eta)
 
 
 def multi_step(config: MultiStepConfig, steps: StepsConfig) -> MultiStep:
     """Returns the sampler of a `MultiStepConfig`; two experts have a weight each."""
     w = (config.guidance, config.guidance_high) if config.guidance_high else config.guidance
-    return MultiStep(Solver(config.solver, config.num_steps, config.shift or steps.shift, config.grid), w)
+    grid = "trailing" if steps.clock == "vp" else config.grid
+    return MultiStep(Solver(config.solver, config.num_steps, config.shift or steps.shift, grid), w)
 
 
 class Sampler:
@@ -121,17 +122,17 @@ class FewStep(Sampler):
 class KeptSteps(FewStep):
     """Few steps to the end, chunk by chunk, of which all x and predicted x0 are kept.
 
-    graded: the step whose x0 has gradient in every chunk, or None; what follows goes on from it without.
+    grad_step: the step whose x0 has gradient in every chunk, or None; what follows goes on from it without.
     """
 
-    def __init__(self, few: FewStep, graded: int | None = None):
+    def __init__(self, few: FewStep, grad_step: int | None = None):
         super().__init__(few.sigmas, few.schedule, few.guidance, eta=few.eta)
-        self.graded = graded
+        self.grad_step = grad_step
         self._kept: list[list[tuple[torch.Tensor, torch.Tensor]]] = [[] for _ in self.sigmas]
 
     def x0(self, k: int, x_BFCHW: torch.Tensor, predict) -> torch.Tensor:
         """Returns the x0 predicted at step k, without gradient, and keeps it with x."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and k == self.graded):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and k == self.grad_step):
             x0 = super().x0(k, x_BFCHW, predict)
         self._kept[k].append((x_BFCHW, x0))
         return x0.detach()
@@ -210,7 +211,8 @@ class MultiStep(Sampler):
 
     def step(self, k: int, x_BFCHW: torch.Tensor, predict, noise, state: SolverState):
         """Returns x after step k of the trajectory; steps must come in order, in any process."""
-        return state.step(predict(x_BFCHW, state.model_sigmas[k]), k, x_BFCHW).to(x_BFCHW.dtype)
+        velocity = predict(x_BFCHW, state.model_sigmas[k])
+        return state.step(velocity, k, x_BFCHW, lambda: noise(k + 1)).to(x_BFCHW.dtype)
 
 
 def sample(sampler, x_BFCHW: torch.Tensor, predict, noise) -> torch.Tensor:

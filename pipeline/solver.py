@@ -7,13 +7,15 @@ goes from process to process as tensors and numbers (`state_dict`).
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import dataclass
 
 import torch
 
-from pipeline.config import solver_problems
+from pipeline.config import TRAILING, solver_problems
 from wan.config import raise_first
-from wan.schedule import NUM_TRAIN_TIMESTEPS, shift_sigma
+from wan.schedule import NUM_TRAIN_TIMESTEPS, shift_sigma, vp_sigmas, vp_trailing
 
 FIRST_SIGMA = 0.999  # UniPC's grid starts at the second entry of a 1000-step schedule
 REMEMBERED = ("_step_index", "lower_order_nums", "this_order", "last_sample")  # fields of diffusers' schedulers (0.42)
@@ -39,7 +41,10 @@ class Solver:
         """Returns the state at the start of a chunk."""
         if self.grid == "table":
             return _euler_table(self.num_steps, self.shift)
-        return {"unipc": _unipc, "dpm++": _dpm, "euler": _euler}[self.name](self.num_steps, self.shift)
+        if self.name in TRAILING:
+            sigmas = (_trailing if self.grid == "trailing" else _open)(self.num_steps, self.shift)
+            return (SdeState if self.name == "dpm_sde" else SolverState)(sigmas, sigmas[:-1].tolist())
+        return {"unipc": _unipc, "dpm++": _dpm}[self.name](self.num_steps, self.shift)
 
 
 class StepState:
@@ -63,8 +68,8 @@ class SolverState(StepState):
     def __len__(self) -> int:
         return len(self.model_sigmas)
 
-    def step(self, velocity: torch.Tensor, k: int, x: torch.Tensor) -> torch.Tensor:
-        """Returns x at sigma k+1; steps must come in order."""
+    def step(self, velocity: torch.Tensor, k: int, x: torch.Tensor, noise=None) -> torch.Tensor:
+        """Returns x at sigma k+1; steps must come in order. noise() -> fresh noise, for a method that takes some."""
         if self._scheduler is None:
             return x + velocity * self.widths[k]
         return self._scheduler.step(velocity, self._scheduler.timesteps[k], x, return_dict=False)[0]
@@ -88,9 +93,61 @@ class SolverState(StepState):
                 held[stem] = value
 
 
-def _euler(num_steps: int, shift: float) -> SolverState:
-    sigmas = shift_sigma(torch.linspace(1, 0, num_steps + 1), shift)
-    return SolverState(sigmas, sigmas[:-1].tolist())
+class SdeState(SolverState):
+    """DPM-Solver++ SDE of second order: each step adds the noise that keeps the variance.
+
+    In h = the change of ln(A / S), A and S the shares of signal and noise, and D = x0 + (x0 - its predecessor) / 2r, r
+    the last h by this one: x' = (S'/S) e^-h x + A' (1 - e^-2h) D + S' sqrt(1 - e^-2h) noise, all of variance-preserving
+    latents. First and last step, and the one behind a start without any signal, take D = x0.
+    Source: diffusers, CogVideoXDPMScheduler; DPM-Solver++ (arXiv 2211.01095).
+    """
+
+    def __init__(self, sigmas: torch.Tensor, model_sigmas: list[float]):
+        super().__init__(sigmas, model_sigmas)
+        self._before: torch.Tensor | None = None  # x0 of the last step
+        odds = [math.inf if s == 0 else math.log((1 - s) / s) if s < 1 else -math.inf for s in sigmas.tolist()]
+        self._gaps = [after - before for before, after in itertools.pairwise(odds)]
+
+    def step(self, velocity: torch.Tensor, k: int, x: torch.Tensor, noise=None) -> torch.Tensor:
+        """Returns x at sigma k+1; steps must come in order."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        sigma, after, h = float(self.sigmas[k]), float(self.sigmas[k + 1]), self._gaps[k]
+        x0 = x.to(wide) - sigma * velocity.to(wide)
+        target, last = x0, k + 1 == len(self)
+        if k and not last and math.isfinite(self._gaps[k - 1]):
+            part = h / (2 * self._gaps[k - 1])
+            target = (1 + part) * x0 - part * self._before.to(wide)
+        self._before = x0
+        size_after = _size(after)
+        kept = math.exp(-h)
+        made = after * size_after * kept / sigma * x.to(wide)  # x on the line, S = sigma size
+        made = made + (1 - after) * size_after * (1 - kept**2) * target
+        if not last:
+            made = made + after * size_after * math.sqrt(1 - kept**2) * noise().to(wide)
+        return (made / size_after).to(x.dtype)
+
+    def state_dict(self) -> dict[str, torch.Tensor | int]:
+        """Returns the last step's x0."""
+        return {} if self._before is None else {"x0": self._before}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor | int]) -> None:
+        """Takes back what `state_dict` returned after some step."""
+        self._before = state.get("x0")
+
+
+def _size(sigma: float) -> float:
+    """Returns A + S of variance-preserving latents: by how much they are larger than those on the straight line."""
+    return ((1 - sigma) ** 2 + sigma**2) ** -0.5
+
+
+def _open(num_steps: int, shift: float) -> torch.Tensor:
+    return shift_sigma(torch.linspace(1, 0, num_steps + 1), shift)
+
+
+def _trailing(num_steps: int, snr_shift: float) -> torch.Tensor:
+    """Returns the sigmas of CogVideoX's times, 0 behind them, in float64."""
+    sigmas = vp_sigmas(snr_shift)[list(vp_trailing(num_steps))]
+    return torch.cat((sigmas, sigmas.new_zeros(1)))
 
 
 def _euler_table(num_steps: int, shift: float) -> SolverState:

@@ -146,7 +146,7 @@ class TPPExecutor(PlainExecutor):
         try:
             yield from super().run(state, track, spans, noise, given)
             whole = True
-        except (GeneratorExit, ValueError):
+        except (GeneratorExit, OSError, ValueError):
             raise
         except BaseException:
             whole = None  # this rank ends, and with it the others

@@ -21,7 +21,8 @@ EOF
 
 self-forcing, ode-init and longlive are transformers only; they need t2v-1.3B for the rest. Trainings by
 self_forcing_dmd.yaml and longlive_init.yaml need t2v-1.3B t2v-14B ode-init vidprom; by longlive_stream.yaml
-t2v-1.3B t2v-14B longlive vidprom. s2v-14B, live-avatar, cogvideox-5b and blade: no recipe reads them yet.
+t2v-1.3B t2v-14B longlive vidprom. tdm_wan.yaml and blade_wan.yaml need
+t2v-1.3B vidprom; tdm_cogvideox.yaml and blade_cogvideox.yaml need cogvideox-5b vidprom.
 EOF
 }
 

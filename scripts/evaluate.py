@@ -7,6 +7,7 @@
     python scripts/evaluate.py compare outputs/a outputs/b                # PSNR, SSIM, sharpness, flicker
     python scripts/evaluate.py lengths --videos outputs/x --ends 33 357   # windows along long videos
     python scripts/evaluate.py switches --videos outputs/x --scripts prompts/digits_switch_32.jsonl
+    python scripts/evaluate.py avatar --videos outputs/talks --sample_list talks.yaml --syncnet syncnet_v2.model
 
 `digits` asks for a video of each of the 240 prompts, or of each line of `--prompts` (`--partial` measures what there
 is), so that nobody can pick the good ones. A video is an mp4 with a JSON of the same stem next to it that has
@@ -22,6 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from scripts.measure.avatar import avatar, avatar_arguments  # noqa: E402
 from scripts.measure.compare import compare, compare_arguments  # noqa: E402
 from scripts.measure.long import lengths, lengths_arguments, switches, switches_arguments  # noqa: E402
 from scripts.measure.report import (  # noqa: E402
@@ -217,6 +219,7 @@ def roundtrip(codec, clip):
 
 
 COMMANDS = {
+    "avatar": (avatar_arguments, avatar),
     "digits": (digits_arguments, digits),
     "codec": (codec_arguments, codec),
     "compare": (compare_arguments, compare),

@@ -93,7 +93,7 @@ def read_student(path: str):
     if method.name != "regress" or method.loss.name != "ode" or method.source.name != "ode_pairs":
         raise ValueError(f"{path} does not train by the loss ode from ode_pairs; give a recipe like ode_init.yaml")
     steps = config.generation.steps
-    return method.source, step_sigmas(steps.steps, steps.shift, steps.warp)
+    return method.source, step_sigmas(steps.steps, steps.shift, steps.warp, steps.clock)
 
 
 def made_from(flags, teacher, source, sigmas, prompts: list[str]) -> dict:

@@ -44,12 +44,12 @@ def bundle() -> ModelBundle:
     return ModelBundle(spec, Denoiser(network), vae, text, None, device, torch.float32, "random")
 
 
-def pipeline(generation: GenerationConfig = GENERATION, steps: int = 2, **knobs) -> AudioDriven:
-    """Returns a pipeline of the tiny model; knobs: of `AudioDrivenConfig`."""
+def pipeline(generation: GenerationConfig = GENERATION, steps: int = 2, made=None, **knobs) -> AudioDriven:
+    """Returns a pipeline of the tiny model, or of the bundle `made`; knobs: of `AudioDrivenConfig`."""
     knobs = {"audio": AudioConfig(left=2.0), "encoder": str(EAR)} | knobs
     sampler = MultiStepConfig("euler", steps, guidance=1.0, grid="table").build(generation.steps)
     size = Geometry(64, 64)
-    return AudioDrivenConfig(**knobs).build(generation, bundle(), sampler, size, 0)
+    return AudioDrivenConfig(**knobs).build(generation, made or bundle(), sampler, size, 0)
 
 
 def portrait(talk=TALK) -> torch.Tensor:

@@ -13,3 +13,7 @@ SOURCES = {
     "noised_data": "trainer.sources.config:NoisedDataConfig",
     "ode_pairs": "trainer.sources.config:OdePairsConfig",
 }
+TEXTS = {
+    "encoder": "wan.config:TextConfig",
+    "encoded": "trainer.sources.config:EncodedTextConfig",
+}

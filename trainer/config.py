@@ -10,7 +10,7 @@ from typing import Any
 from model import LOSSES
 from pipeline import PIPELINES, SAMPLERS, ancestors
 from pipeline.config import LARGEST_SIDE, MOST_THREADS, BidirectionalConfig, CausalConfig, InferConfig
-from trainer import SOURCES, TRAINERS
+from trainer import SOURCES, TEXTS, TRAINERS
 from trainer.checkpoint.folder import CheckpointConfig
 from trainer.trackers import TrackConfig
 from utils.bounds import bounded
@@ -22,7 +22,7 @@ from utils.data.schedules import LARGEST_SEED
 from utils.digits.world import DigitsConfig
 from utils.parallel.layout import LayoutConfig
 from wan.attention.config import SPARSE, AsaConfig, AttentionConfig
-from wan.config import BATCH, DTYPES, LONGEST, PRECISIONS, Buildable, TextConfig, VAEConfig
+from wan.config import BATCH, DTYPES, LONGEST, PRECISIONS, Buildable, VAEConfig
 from wan.family import published_specs
 from wan.generation import GenerationConfig
 
@@ -87,12 +87,15 @@ class OptimConfig:
     matrices: str = "blocks."
     rates: list[RateConfig] = field(default_factory=list)
     warmup: int = bounded(0, 0, COUNT)
-    decay: float = bounded(0.0, 0, 1)  # share of the training over which the rate falls linearly to 0
+    decay: float = bounded(0.0, 0, 1)  # share of the training over which the rate falls to 0
+    decay_form: str = "linear"  # linear | cosine
     clip: float = bounded(10.0, 1e-9, 1e9)  # largest gradient norm
 
     def problems(self) -> Iterator[str]:
         if self.name not in ("adamw", "muon"):
             yield f"name is {self.name!r}; write adamw or muon"
+        if self.decay_form not in ("linear", "cosine"):
+            yield f"decay_form is {self.decay_form!r}; write linear or cosine"
         if 1 in self.betas:
             yield f"betas is {list(self.betas)}; write two numbers below 1, e.g. [0.9, 0.999]"
 
@@ -218,7 +221,7 @@ class RegressConfig(TrainerConfig):
     optim: OptimConfig = field(default_factory=OptimConfig)
     accumulate: int = bounded(1, 1, BATCH)  # parts that a rank's share of the batch is cut into
     ema: EmaConfig = field(default_factory=EmaConfig)
-    text: TextConfig = field(default_factory=TextConfig)
+    text: Any = one_of(TEXTS, default="encoder")
 
     def problems(self) -> Iterator[str]:
         if "critic" in self.loss.needs:
@@ -247,7 +250,7 @@ class DistillConfig(TrainerConfig):
     critic_updates_per_generator_update: int = bounded(5, 1, BATCH)
     accumulate: int = bounded(1, 1, BATCH)  # parts that a rank's share of the batch is cut into
     ema: EmaConfig = field(default_factory=EmaConfig)
-    text: TextConfig = field(default_factory=TextConfig)
+    text: Any = one_of(TEXTS, default="encoder")
     vae: VAEConfig = field(default_factory=VAEConfig)
     negative_prompt: str = ""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from trainer.preflight import DATA, ROLES
+from trainer.sources.config import EncodedTextConfig
 from utils import hub
 from utils.config.field import values
 from utils.data.prompts import read_prompts, warn_cut
@@ -25,8 +26,12 @@ def find_inputs(config) -> dict[str, dict[str, Path]]:
         found |= {f"trainer.source.{key}": {"": path} for key, path in _local(named)}
         for key, path in _local({"model": config.model}):
             parts = vars(find_parts(path))
-            read = {name: parts[name] for name in ("vae", "text_encoder", "tokenizer") if parts[name] is not None}
+            store = isinstance(knobs["text"], EncodedTextConfig)
+            names = ["vae"] if store else ["vae", "text_encoder", "tokenizer"]
+            read = {name: parts[name] for name in names if parts[name] is not None}
             found[key] = read
+        if isinstance(knobs["text"], EncodedTextConfig):
+            found |= {f"trainer.text.{key}": {"": path} for key, path in _local({"path": knobs["text"].path})}
     return found
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from trainer.config import OptimConfig
@@ -55,7 +57,7 @@ class Optim:
     def step(self, step: int) -> torch.Tensor:
         """Clips, updates and clears the gradients; returns the gradient norm before clipping."""
         norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip))
-        factor = learning_rate_factor(step, self.total, self.config.warmup, self.config.decay)
+        factor = learning_rate_factor(step, self.total, self.config)
         groups = [g for part in self.parts for g in part.param_groups]
         for group, rate in zip(groups, self.rates, strict=True):
             group["lr"] = rate * factor
@@ -144,8 +146,8 @@ def orthogonalise(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
     return (x.mT if tall else x).to(matrices.dtype)
 
 
-def learning_rate_factor(step: int, total: int, warmup: int, decay: float) -> float:
-    """Returns the factor in [0, 1] at `step`: linear warm-up, constant, linear decay over the last part."""
-    rising = min(1.0, (step + 1) / max(1, warmup))
-    falling = min(1.0, (total - step) / max(1.0, decay * total)) if decay else 1.0
-    return rising * falling
+def learning_rate_factor(step: int, total: int, config: OptimConfig) -> float:
+    """Returns the factor in [0, 1] at `step`: linear warm-up, constant, linear or cosine decay over the last part."""
+    rising = min(1.0, (step + 1) / max(1, config.warmup))
+    falling = min(1.0, (total - step) / max(1.0, config.decay * total)) if config.decay else 1.0
+    return rising * (falling if config.decay_form == "linear" else (1 - math.cos(math.pi * falling)) / 2)

@@ -7,17 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from trainer.lora import load_start
+from trainer.sources.config import EncodedTextConfig
 from trainer.sources.latents import read_pairs
 from utils import hub, memory
 from utils.config.field import collect_error, values
 from utils.config.text import DEFAULT_ORIGIN
+from utils.data.encoded_prompts import LIST, EncodedPrompts
+from utils.data.prompts import read_prompts
 from utils.data.store import open_clips, open_pairs
 from utils.data.talking import TalkingFolder
+from utils.digest import content_hash
 from utils.lora import BLOCK_LINEARS, match_linears
 from utils.parallel import ranks
 from wan.checkpoint import tensor_file
@@ -67,9 +72,15 @@ def find_problems(config) -> Iterator[Problem]:
             found, problems = read_sizes(f"trainer.{name}", knobs[name])
             sizes |= {name: found} if found else {}
             lost += problems
-    parts, problems = read_parts(config, needs_vae="teacher" in knobs or config.preview.every > 0)
+    store = isinstance(knobs["text"], EncodedTextConfig)
+    parts, problems = read_parts(config, needs_vae="teacher" in knobs or config.preview.every > 0, needs_text=not store)
     yield from (*lost, *problems)
-    yield from find_misfits(sizes, parts)
+    yield from find_misfits(sizes, replace(parts, text_encoder=None) if store and parts else parts)
+    if store:
+        yield from find_unfit_prompts(config, sizes.get("generator"), parts)
+    if "generator" in sizes and not sizes["generator"].causal_ok and not config.trainer.whole:
+        text = "these weights see whole clips, without a cache, and this training goes chunk by chunk"
+        yield "trainer.generator", f"{text}; write trainer.source.name=trajectory, trainer.source.mode=bidirectional"
     for name, spec in sizes.items():
         if spec.num_heads % config.layout.sequence:
             text = f"{config.layout.sequence} ranks cannot share the {spec.num_heads} heads of trainer.{name}"
@@ -147,14 +158,40 @@ def fetch(path: str, what: str) -> str:
     return (None if Path(path).exists() else hub.advise(path)) or f"write {what}"
 
 
-def read_parts(config, needs_vae: bool) -> tuple[Parts | None, list[Problem]]:
+def find_unfit_prompts(config, sizes: TransformerSpec | None, parts: Parts | None) -> Iterator[Problem]:
+    """Yields encoded prompts that are not there, lack a prompt of the training, or are another encoder's."""
+    knobs = values(config.trainer)
+    try:
+        store = EncodedPrompts(knobs["text"].path)
+    except ValueError as error:
+        yield "trainer.text.path", str(error)
+        return
+    if sizes and (store.text_len, store.width) != (sizes.text_len, sizes.text_dim):
+        made, wanted = f"{store.text_len} x {store.width}", f"{sizes.text_len} x {sizes.text_dim}"
+        text = f"{store.folder} holds embeddings of {made}, the generator reads {wanted}"
+        yield "trainer.text.path", f"{text}; encode the prompts by the text encoder of this model"
+    if parts and parts.text_encoder and parts.tokenizer and store.encoder:
+        if content_hash({"text_encoder": parts.text_encoder, "tokenizer": parts.tokenizer}) != store.encoder:
+            text = f"{store.folder} was encoded by another text encoder or tokenizer than those of {config.model}"
+            yield "trainer.text.path", f"{text}; encode the prompts again, or name their model"
+    files = [values(knobs["source"]).get(name) for name in ("prompts", "switch_prompts")]
+    files = [path for path in [*files, config.preview.prompts] if path and Path(path).exists()]
+    asked = [line.prompt for path in files for line in read_prompts(path)]
+    if "null" in knobs["loss"].needs:
+        asked.append(knobs["negative_prompt"])
+    if lost := list(store.missing(asked)):
+        text = f"{len(lost)} prompts of this training are not in {store.folder}, the first of them {lost[0]!r:.200}"
+        yield "trainer.text.path", f"{text}; encode them, or train on {store.folder / LIST}"
+
+
+def read_parts(config, needs_vae: bool, needs_text: bool = True) -> tuple[Parts | None, list[Problem]]:
     """Returns the parts of the model folder, or what of them is missing."""
     problems = []
     try:
         parts = find_parts(config.model)
     except ValueError as error:
         return None, [("model", f"{error}; {fetch(config.model, 'a folder with text encoder and VAE')}")]
-    for part in ("text_encoder", "tokenizer", *(["vae"] if needs_vae else [])):
+    for part in [*["text_encoder", "tokenizer"] * needs_text, *["vae"] * needs_vae]:
         try:
             parts.need(part)
         except ValueError as error:

@@ -11,6 +11,8 @@ import torch
 from model.discriminator import Discriminator
 from trainer.config import RoleConfig
 from trainer.lora import apply_lora
+from trainer.sources.config import EncodedTextConfig
+from utils.data.encoded_prompts import EncodedPrompts
 from utils.parallel import fsdp
 from utils.parallel.layout import ParallelLayout
 from utils.rng import Rng, seed_libraries
@@ -83,6 +85,18 @@ def _place(config: RoleConfig, transformer, device: torch.device, layout: Parall
         transformer.to(device)
 
 
+def open_text(model: str, config, spec, device: torch.device, layout: ParallelLayout):
+    """Returns (what makes embeddings of prompts, how many of them to keep): an encoder, or what was encoded before."""
+    if isinstance(config, EncodedTextConfig):
+        return EncodedPrompts(config.path), CACHED_PROMPTS
+    encoder = get_family(spec).open_text(find_parts(model), spec, config, device)
+    if layout.world == 1 or not layout.config.shard_text:
+        return encoder, CACHED_PROMPTS
+    dtype = next(encoder.parameters()).dtype
+    fsdp.shard(encoder.model.requires_grad_(False), encoder.model.encoder.block, layout, dtype)
+    return encoder, 0  # ranks that share the encoder run it together: each call encodes all its prompts
+
+
 @dataclass
 class Roles:
     """The networks that losses and sources ask for by name."""
@@ -114,13 +128,8 @@ class Roles:
     def build(cls, model: str, config, rng: Rng, device: torch.device, layout: ParallelLayout) -> Roles:
         """Returns the generator and text encoder of a `RegressConfig`; `model` is the encoder's directory."""
         network = config.generator.build(rng, device, layout, trained=True)
-        sharded = layout.world > 1 and layout.config.shard_text
-        encoder = get_family(network.spec).open_text(find_parts(model), network.spec, config.text, device)
-        if sharded:
-            dtype = next(encoder.parameters()).dtype
-            fsdp.shard(encoder.model.requires_grad_(False), encoder.model.encoder.block, layout, dtype)
-        # Ranks that share the encoder run it together: each call encodes all its prompts.
-        return cls(network, PromptCache(encoder, 0 if sharded else CACHED_PROMPTS), device, layout)
+        encoder, size = open_text(model, config.text, network.spec, device, layout)
+        return cls(network, PromptCache(encoder, size), device, layout)
 
     @classmethod
     def for_distillation(cls, model: str, config, rng: Rng, device: torch.device, layout: ParallelLayout) -> Roles:

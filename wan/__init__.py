@@ -6,4 +6,5 @@ They are asked from the last to the first whether a file is theirs: one that ext
 FAMILIES = {
     "wan": "wan.backbone:Wan",
     "s2v": "wan.audio.family:S2V",
+    "cogvideox": "cogvideox.family:CogVideoX",
 }

@@ -42,7 +42,8 @@ class View:
 
     def attend(self, layer: int, q, k, v, config: AttentionConfig) -> torch.Tensor:
         """[B, L, N, E] of the layer's own tokens in; returns the attention output [B, L, N, E]."""
-        q, k = rotate(q, *self._query_angles), rotate(k, *self._query_angles)
+        if self._query_angles is not None:  # else positions are in the tokens
+            q, k = rotate(q, *self._query_angles), rotate(k, *self._query_angles)
         return self._read(AttentionCall(q, k, v, layer, self._queries, self._queries, self._mask), config)
 
     def classes(self, config):

@@ -154,4 +154,4 @@ def spec_for(transformer: TransformerSpec, strides: tuple[int, int, int], num_ex
     for spec in published_specs().values():
         if spec.transformer.same_shapes(transformer) and len(spec.experts) == num_experts:
             return replace(spec, transformer=transformer)
-    return ModelSpec("custom", transformer, strides=strides)
+    return ModelSpec("custom", transformer, strides=strides, causal_ok=transformer.causal_ok)

@@ -16,6 +16,7 @@ from wan.ledger import CacheConfig, Plan
 from wan.tokens import Run
 
 FILE = "generation_config.json"  # next to the weights
+CLOCKS = ("flow", "vp")
 FOLLOWS = ("reference", "all")
 AUDIO_CONTEXTS = ("video", "block")
 
@@ -38,9 +39,12 @@ class StepsConfig:
     rounding: str = "none"  # none | integer | table
     first_steps: tuple[float, ...] = bounded((), 1e-3, TOP)
     eta: float = bounded(0.0, 0, 1)
+    clock: str = "flow"  # flow | vp (CogVideoX: `shift` is that of signal to noise; steps and solvers take its times)
 
     def problems(self) -> Iterator[str]:
         yield from clock_problems(self.shift, self.rounding)
+        if self.clock not in CLOCKS:
+            yield f"steps.clock is {self.clock!r}; write one of {', '.join(CLOCKS)}"
         if self.steps:
             yield from step_problems(self.steps)
         if self.first_steps:

@@ -19,6 +19,7 @@ import torch
 from wan.config import clock_problems, raise_first, step_problems
 
 NUM_TRAIN_TIMESTEPS = 1000
+VP_BETAS = (0.00085, 0.012)  # of the variance-preserving schedule, first and last
 
 
 def shift_sigma(sigma, shift: float):
@@ -93,7 +94,7 @@ class Schedule:
         return ((x.to(wide) - x0.to(wide)) / s).to(x0.dtype)
 
     def noise_of(self, x: torch.Tensor, x0: torch.Tensor, sigma: torch.Tensor, eta: float, fresh) -> torch.Tensor:
-        """Returns noise of unit variance: eta of what x holds at `sigma` beside x0, the rest of `fresh()`.
+        """Returns noise of unit variance: eta of the noise in x at `sigma`, the rest of `fresh()`.
 
         eta 0 = all fresh, 1 = none, and nothing is drawn. sigma must not be 0; in the dtype of x0.
         """
@@ -121,19 +122,56 @@ class Schedule:
         return weight_table(self.shift).to(sigma.device)[nearest_index(sigma, self.shift)]
 
 
-def step_sigmas(steps, shift: float, warp: bool = True) -> tuple[float, ...]:
+def step_sigmas(steps, shift: float, warp: bool = True, clock: str = "flow") -> tuple[float, ...]:
     """Turns a published step list on the 1000-scale ([1000, 750, 500, 250]) into sigmas.
 
-    `warp` reads the steps as indices into the shifted table, as the distilled models were trained.
+    `warp` reads the steps as indices into the shifted table, as the distilled models were trained. clock `vp`: step s
+    is time s - 1 of a variance-preserving schedule, whose shift is that of its signal to noise.
     Errors: ValueError for an empty list, values outside (0, 1000], or steps that do not descend.
     """
     steps = list(steps)
     top = NUM_TRAIN_TIMESTEPS
     raise_first(step_problems(steps))
+    if clock == "vp":
+        return tuple(float(vp_sigmas(shift)[max(0, round(s) - 1)]) for s in steps)
     if warp:
         table = sigma_table(shift)
         return tuple(float(table[top - int(s)]) for s in steps)
     return tuple(s / top for s in steps)
+
+
+@functools.lru_cache(maxsize=8)
+def vp_sigmas(snr_shift: float) -> torch.Tensor:
+    """Returns the sigma of each of the times 0 to 999 of a variance-preserving schedule, float64, ascending to 1.
+
+    With A^2 the share of signal in the variance, sigma = S / (A + S): the same latents, divided by A + S, lie on the
+    straight line. Scaled-linear betas, A^2 / (k + (1 - k) A^2) for the shift k, no signal left at time 999.
+    Source: CogVideoX (arXiv 2408.06072), as diffusers computes it.
+    """
+    first, last = VP_BETAS
+    betas = torch.linspace(first**0.5, last**0.5, NUM_TRAIN_TIMESTEPS, dtype=torch.float64) ** 2
+    share = (1 - betas).cumprod(0)
+    signal = (share / (snr_shift + (1 - snr_shift) * share)).sqrt()
+    signal = (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
+    spread = (1 - signal.square()).sqrt()
+    return spread / (signal + spread)
+
+
+def vp_time(sigma: torch.Tensor, snr_shift: float) -> torch.Tensor:
+    """Returns the time in [0, 999] of each sigma, float64: exact at the table's entries, between them linear in the
+    logarithm of signal to noise, below and above them the first and the last."""
+    table = vp_sigmas(snr_shift).to(sigma.device)
+    sigma = sigma.double().clamp(table[0], 1.0)
+    upper = torch.searchsorted(table, sigma.contiguous()).clamp(1, NUM_TRAIN_TIMESTEPS - 1)
+    low, high, given = (((1 - s) / s).log() for s in (table[upper - 1], table[upper], sigma))
+    part = (low - given) / (low - high)  # the last entry has no signal at all: what lies before it is its neighbour
+    exact = torch.where(sigma == table[upper], 1.0, torch.where(high.isinf(), 0.0, part))
+    return upper - 1 + exact
+
+
+def vp_trailing(num_steps: int) -> tuple[int, ...]:
+    """Returns the times of a generation of so many steps, noisiest first, as the published model takes them."""
+    return tuple(round(NUM_TRAIN_TIMESTEPS - i * NUM_TRAIN_TIMESTEPS / num_steps) - 1 for i in range(num_steps))
 
 
 def _wide(x: torch.Tensor) -> torch.dtype:

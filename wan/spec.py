@@ -24,6 +24,7 @@ class TransformerSpec:
     """
 
     family: ClassVar[str] = "wan"
+    causal_ok: ClassVar[bool] = True  # False: it sees whole clips, without a cache
     unmeasured: ClassVar[tuple[str, ...]] = ("model_type", "num_heads", "text_len", "eps", "rope_theta")
 
     model_type: str = "t2v"  # t2v | i2v | ti2v

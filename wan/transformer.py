@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from wan.attention.config import AttentionConfig
 from wan.blocks import Block, Head, ImageEmbedding
 from wan.condition import Condition
 from wan.layers import sinusoid
@@ -99,6 +100,11 @@ class WanTransformer(nn.Module):
         for module in (*self.blocks, self.head):
             nn.init.normal_(module.modulation, std=self.spec.dim**-0.5)
         nn.init.zeros_(self.head.head.weight)
+
+    def use_attention(self, config: AttentionConfig) -> None:
+        """Lets the blocks' attention run as `config` says."""
+        for block in self.blocks:
+            block.self_attn.config = block.cross_attn.config = config
 
     @property
     def dtype(self) -> torch.dtype:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from pipeline.batch.listing import Requests
+from pipeline.portrait import fit_size, parse_area
 from pipeline.pose import check_pose
 from utils.data.prompts import (
     PromptLine,
@@ -176,6 +177,19 @@ def _requests(lines, data, output, num_samples: int, suffix: str, scripts=(), av
 
     file_stem(0, 0, "", suffix)  # a wrong suffix is told now
     return Requests(lines, num_samples, build, not (scripts or avatars or any(line.video for line in lines)))
+
+
+def check_avatars(requests: Requests, size: str = "") -> None:
+    """Raises ValueError for talking videos without a portrait or a sound, with one that cannot be used, or of no size.
+
+    size: the area, where one is given.
+    """
+    for avatar in {request.avatar for request in ([requests[0]] if requests.uniform else requests.each_line())}:
+        if avatar is None:
+            raise ValueError("a talking video needs a portrait and a sound: write --image FILE --audio FILE")
+        avatar.check()
+        if size:
+            fit_size(*image_size(avatar.image), parse_area(size))
 
 
 def check_grammar(requests: Sequence[Request], spec_name: str) -> None:

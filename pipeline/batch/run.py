@@ -8,7 +8,7 @@ import itertools
 import logging
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -25,6 +25,7 @@ from pipeline.batch.provenance import (
 from pipeline.batch.request import (
     KeyedNoise,
     Request,
+    check_avatars,
     check_grammar,
     check_words,
     prompt_places,
@@ -39,13 +40,12 @@ from pipeline.batch.writer import VideoBatchWriter, finished, noted, sidecar, vi
 from pipeline.bundle import ModelBundle, load_bundle
 from pipeline.config import AudioDrivenConfig, InferConfig, TPPConfig
 from pipeline.memory import advised, check_memory
-from pipeline.portrait import fit_size, parse_area
+from pipeline.rollout import Chunk
 from pipeline.track import PromptSchedule
 from utils.claims import claimed
 from utils.data.prompts import warn_cut
 from utils.digest import known_hash
 from utils.log import VideoProgress
-from utils.media.image import image_size
 from utils.parallel import ranks
 from utils.rng import Rng
 from wan.checkpoint import tensor_file
@@ -97,24 +97,12 @@ def tell_refused(refused: list[str] | None, count: int, folder: str) -> None:
         raise ValueError(f"{count} videos are in {folder}; these lines of the script were left out:\n{lines}")
 
 
-def check_avatars(requests: Requests, size: str = "") -> None:
-    """Raises ValueError for talking videos without a portrait or a sound, with one that cannot be used, or of no size.
-
-    size: the area, where one is given.
-    """
-    for avatar in {request.avatar for request in ([requests[0]] if requests.uniform else requests.each_line())}:
-        if avatar is None:
-            raise ValueError("a talking video needs a portrait and a sound: write --image FILE --audio FILE")
-        avatar.check()
-        if size:
-            fit_size(*image_size(avatar.image), parse_area(size))
-
-
 class Run:
     """Turns batches of requests into files with one loaded model."""
 
-    def __init__(self, config: InferConfig, bundle: ModelBundle):
-        self.config, self.bundle = config, bundle
+    def __init__(self, config: InferConfig, bundle: ModelBundle, progress=VideoProgress, stopped=None):
+        """progress: makes what counts chunks. stopped: asked after each chunk if the video ends there; None: no."""
+        self.config, self.bundle, self.progress, self.stopped = config, bundle, progress, stopped
         self.sampler = config.build_sampler()
         self.rng = Rng(config.seed)
         self._plans: dict[tuple, VideoPlan] = {}
@@ -176,7 +164,7 @@ class Run:
         before = {r.stem: _stamp(sidecar(r, folder)) for r in groups.videos()} if replaces else {}
         self._before, found = before, found or Survey()
         chunks = sum(self.plan(first).num_chunks * count for first, count in groups.schedules())
-        with VideoProgress(groups.num_videos, chunks) as bar:
+        with self.progress(groups.num_videos, chunks) as bar:
             left = [group.number for group in found.order(groups) if not self.share(group, bar, found)]
             left = [number for number in left if not self.share(groups.at(number), bar)]  # meanwhile they may be free
         busy = set(left)
@@ -288,7 +276,8 @@ class Run:
         else:
             given = self.given(group, images, plan)
         noise, output, fps = self.draws(group, plan), self.config.output, self.bundle.spec.fps
-        writer = VideoBatchWriter(decoder, group, wanted, output, fps, plan.geometry, plan.total, sounds)
+        may_end = self.stopped is not None
+        writer = VideoBatchWriter(decoder, group, wanted, output, fps, plan.geometry, plan.total, sounds, may_end)
         needed = writer.may_save or (output.resume and snapshot_path(group, output.folder).is_file())
         resume_state = ResumeState(group, output.folder, self.facts(group, plan) if needed else {})
         resumed = resume_state.resume(writer, plan, track) if output.resume else None
@@ -305,12 +294,20 @@ class Run:
             spent = {"seconds": time.perf_counter() - begin, "recaches": recaches}
             resume_state.write(state, writer, spent)
 
-        chunks = plan.pipeline.generate(track, noise, len(group), plan.total, given, state)
+        chunks = self.until_stopped(plan.pipeline.generate(track, noise, len(group), plan.total, given, state))
         with resume_state:
             writer.write(noted(chunks, recaches), bar.chunk, save)
         self.report(writer, plan, time.perf_counter() - begin, track, recaches)
         resume_state.remove()
         return writer
+
+    def until_stopped(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+        """Yields the chunks, at least one, and leaves the video there when it is stopped."""
+        with contextlib.closing(chunks):
+            for chunk in chunks:
+                yield chunk
+                if self.stopped and self.stopped():
+                    return
 
     def draws(self, group: list[Request], plan: VideoPlan) -> KeyedNoise:
         """Returns the noise of a batch."""

@@ -21,7 +21,7 @@ from pipeline.batch.run import SHEET_CLIPS, Run, tell_refused
 from pipeline.batch.schedule import dry_schedule
 from pipeline.batch.survey import Survey, survey
 from pipeline.batch.writer import VideoBatchWriter, noted, video_path
-from pipeline.bundle import load_bundle
+from pipeline.bundle import ModelBundle, load_bundle
 from pipeline.config import InferConfig, TPPConfig
 from pipeline.memory import check_memory
 from pipeline.rollout import Chunk
@@ -43,10 +43,7 @@ def run_staged(executor: TPPConfig, config: InferConfig, groups: Batches, refuse
     found = survey(config, groups) if here == 0 else Survey()
     if ranks.first_text(None if here else str(found.wanted)) == "True":
         check_memory(config)
-        roles = {"denoise"} if stages.steps(here) else set()
-        roles |= {"text"} if here == 0 else set()
-        roles |= {"decode"} if here == world - 1 else set()
-        bundle = load_bundle(config.model, config.vae, config.text, config.decoder, roles)
+        bundle = load_stage(config, stages)
         bundle.weights_hash = ranks.first_text(bundle.weights_hash if here == 0 else None)
         made = StagedRun(config, bundle, stages, Pipe(range(world), bundle.device, group))
         usable = made.usable(groups, groups.numbers, refused)
@@ -58,12 +55,22 @@ def run_staged(executor: TPPConfig, config: InferConfig, groups: Batches, refuse
     return paths
 
 
-class StagedRun(Run):
-    """One rank's part of the batches."""
+def load_stage(config: InferConfig, stages: Stages) -> ModelBundle:
+    """Returns what this rank needs of the model. `weights_hash` is the first rank's alone."""
+    here = ranks.rank()
+    roles = {"denoise"} if stages.steps(here) else set()
+    roles |= {"text"} if here == 0 else set()
+    roles |= {"decode"} if here == stages.world - 1 else set()
+    return load_bundle(config.model, config.vae, config.text, config.decoder, roles)
 
-    def __init__(self, config: InferConfig, bundle, stages: Stages, pipe: Pipe):
-        super().__init__(config, bundle)
-        self.stages, self.pipe = stages, pipe
+
+class StagedRun(Run):
+    """One rank's part of the batches. With `stopped` a video may end early, and one that the last rank cannot write
+    (a full disk) is told by the first one, and ends no rank."""
+
+    def __init__(self, config: InferConfig, bundle, stages: Stages, pipe: Pipe, progress=VideoProgress, stopped=None):
+        super().__init__(config, bundle, progress, stopped)
+        self.stages, self.pipe, self._failure = stages, pipe, ""
         self._claims = contextlib.ExitStack()
 
     def plan(self, request: Request) -> VideoPlan:
@@ -74,14 +81,29 @@ class StagedRun(Run):
             plan.pipeline.rollout = plan.pipeline.executor.rollout
         return plan
 
-    def lead(self, groups: Batches, found: Survey) -> list[Path]:
-        """Makes all batches as the first rank, and waits until they are written; returns the videos' paths."""
+    def lead(self, groups: Batches, found: Survey | None = None) -> list[Path]:
+        """Makes all batches as the first rank, and waits until they are written; returns the videos' paths.
+
+        Errors: ValueError for videos that the last rank could not write, where ranks outlive that.
+        """
         with self._claims:
-            paths = self.writer(groups, found)
-            self.pipe.send(Message("stop"))
-            self.pipe.receive(self.pipe.last)  # the last rank has written everything
-            self.pipe.flush()
+            try:
+                paths = self.writer(groups, found)
+            except (OSError, ValueError):
+                if self.stopped is not None:
+                    self._finish()
+                raise
+            if failure := self._finish():
+                raise ValueError(failure)
         return paths
+
+    def _finish(self) -> str:
+        """Ends a run as the first rank; returns what the last one could not do, once it has written everything."""
+        self.pipe.send(Message("stop"))
+        while (message := self.pipe.receive(self.pipe.last)).kind != "written":
+            pass  # the first latent of a video that ended before it was asked for
+        self.pipe.flush()
+        return message.facts["failure"]
 
     def claims(self, group: list[Request]) -> contextlib.AbstractContextManager[bool]:
         """As `Run.claims`; held until everything is written, for the batch is when this rank is done with it."""
@@ -103,7 +125,7 @@ class StagedRun(Run):
         self.pipe.send(Message("batch", {"number": group.number, "wanted": wanted}))
         state = plan.pipeline.start(len(group), plan.total, plan.given)
         made = plan.pipeline.generate(track, self.draws(group, plan), len(group), plan.total, given, state)
-        for chunk in made:
+        for chunk in self.until_stopped(made):
             if not chunk.given:
                 bar.chunk(plan.geometry.pixel_frames(chunk.span.stop) - plan.geometry.pixel_frames(chunk.span.start))
 
@@ -122,7 +144,7 @@ class StagedRun(Run):
         else:
             if self.config.output.sheet and done:
                 self.sheet(list(itertools.islice(groups.videos(), SHEET_CLIPS)))
-            self.pipe.send(Message("written"), 0)
+            self.pipe.send(Message("written", {"failure": self._failure}), 0)
         self.pipe.flush()
         return []
 
@@ -140,9 +162,17 @@ class StagedRun(Run):
         if group[0].avatar:
             decoder = PrimedDecoder(decoder, plan.pipeline.still(self.portraits(group, plan)))
             sounds, chunks = [r.avatar.play() for r in group], self.send_first(chunks, plan)
-        output, geometry = self.config.output, plan.geometry
-        writer = VideoBatchWriter(decoder, group, wanted, output, spec.fps, geometry, plan.total, sounds)
-        writer.write(noted(chunks, recaches))
+        output, geometry, may_end = self.config.output, plan.geometry, self.stopped is not None
+        writer = VideoBatchWriter(decoder, group, wanted, output, spec.fps, geometry, plan.total, sounds, may_end)
+        try:
+            writer.write(noted(chunks, recaches))
+        except (OSError, ValueError) as error:
+            if not may_end:
+                raise
+            self._failure = str(error)
+            for _ in chunks:  # what is under way still comes
+                pass
+            return
         self.report(writer, plan, time.perf_counter() - begin, dry_schedule(plan.requested, plan.spans), recaches)
 
     def send_first(self, chunks: Iterable[Chunk], plan: VideoPlan) -> Iterator[Chunk]:

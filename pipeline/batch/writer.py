@@ -115,9 +115,10 @@ class VideoBatchWriter:
         geometry: Geometry,
         total: int,
         sounds: Sequence | None = None,
+        may_end: bool = False,
     ):
         """fps: of the model, used if `output.fps` is 0. geometry, total: size and latent frames of the videos.
-        sounds: of each video, if they have any.
+        sounds: of each video, if they have any. may_end: the chunks may end before `total`, and the videos with them.
         """
         self.decoder = Decoder(model, model.own_device)
         self.requests, self.wanted, self.output = list(requests), list(wanted), output
@@ -125,7 +126,7 @@ class VideoBatchWriter:
         self.rows = [row for row, wanted in enumerate(self.wanted) if wanted]
         self._write_seconds, self.num_frames, self.next_frame = 0.0, 0, 0
         self._files: dict[int, VideoFiles] = {}
-        self._sounds = list(sounds) if sounds else [None] * len(self.requests)
+        self._sounds, self._may_end = list(sounds) if sounds else [None] * len(self.requests), may_end
 
     @property
     def may_save(self) -> bool:
@@ -156,7 +157,8 @@ class VideoBatchWriter:
                     if save is not None and self._due(chunk):
                         self.decoder.drain()
                         save()
-            assert self.next_frame == self.total, f"{self.total} latent frames were announced, {self.next_frame} came"
+            whole = self.next_frame == self.total or self._may_end
+            assert whole, f"{self.total} latent frames were announced, {self.next_frame} came"
             for row in self.rows:  # a video that is replaced counts as unfinished until its own JSON is there
                 sidecar(self.requests[row], self.output.folder).unlink(missing_ok=True)
             for row in self.rows:

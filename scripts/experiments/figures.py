@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from scripts.measure.markdown import table_head, table_row
+from utils.atomic import atomic_write
 
 
 def fill(
@@ -38,7 +39,7 @@ def draw(panels: dict, path: Path, label: str, columns: int, styles: dict | None
     import matplotlib.pyplot as plt
 
     rows = -(-len(panels) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(4 * columns, 3 * rows + 1), squeeze=False)
+    figure, axes = plt.subplots(rows, columns, figsize=(max(8, 4 * columns), 3 * rows + 1), squeeze=False)
     names = list(dict.fromkeys(name for panel in panels.values() for name in panel))
     styles, handles = styles or {name: (f"C{i}", "-") for i, name in enumerate(names)}, {}
     for axis, (title, panel) in zip(axes.flat, panels.items(), strict=False):
@@ -54,7 +55,6 @@ def draw(panels: dict, path: Path, label: str, columns: int, styles: dict | None
     for axis in axes.flat[len(panels) :]:
         axis.axis("off")
     figure.tight_layout(rect=(0, 0.08, 1, 1))
-    figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=5, fontsize="small")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=80)
+    figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=5 if columns > 2 else 3, fontsize="small")
+    atomic_write(path, lambda file: figure.savefig(file, format="png", dpi=80))
     plt.close(figure)

@@ -42,7 +42,7 @@ def compare(args) -> int:
     for side, path in zip(SIDES, (args.a, args.b), strict=True):
         if unmatched[side]:
             lines += ["", f"only in {path}: {', '.join(unmatched[side])}"]
-    save(args, _spelled(result), [*lines, "", f"![per frame]({picture.name})"], begin)
+    save(args, spelled(result), [*lines, "", f"![per frame]({picture.name})"], begin)
     return 0
 
 
@@ -59,7 +59,7 @@ def match(a: Path, b: Path) -> tuple[dict, dict]:
     if a.is_file():
         name = a.name if a.name == b.name else f"{a.name} / {b.name}"
         return {name: (a, b)}, {"a": [], "b": []}
-    names_a, names_b = _names(a), _names(b)
+    names_a, names_b = video_names(a), video_names(b)
     common = sorted(names_a & names_b)
     if not common:
         raise ValueError(
@@ -69,7 +69,8 @@ def match(a: Path, b: Path) -> tuple[dict, dict]:
     return {n: (a / n, b / n) for n in common}, {"a": sorted(names_a - names_b), "b": sorted(names_b - names_a)}
 
 
-def _names(folder: Path) -> set[str]:
+def video_names(folder: Path) -> set[str]:
+    """Returns the names of the finished videos of a folder."""
     files = {path.name for path in folder.iterdir() if path.suffix.lower() in SUFFIXES}
     return {name for name in files if not name.endswith(".partial.mp4")}
 
@@ -163,12 +164,12 @@ def table(rows: dict, total: dict) -> list[str]:
     return ["", *lines]
 
 
-def _spelled(value):
+def spelled(value):
     """Returns the result with infinite numbers as the text "inf", which JSON has no number for."""
     if isinstance(value, dict):
-        return {key: _spelled(inner) for key, inner in value.items()}
+        return {key: spelled(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_spelled(inner) for inner in value]
+        return [spelled(inner) for inner in value]
     if isinstance(value, float):
         return "inf" if math.isinf(value) else round(value, 5)
     return value

@@ -9,7 +9,7 @@ import pytest
 
 from tests.architecture.source import Source, dotted, get_docstring, imports, python_sources, text_files
 
-GEOMETRY_HOMES = {"wan/geometry.py", "wan/spec.py", "wan/codec/vae.py"}
+GEOMETRY_HOMES = {"wan/geometry.py", "wan/spec.py", "wan/codec/vae.py", "cogvideox/spec.py"}
 GEOMETRY_INTEGERS = {1560, 32760, 480, 832}
 GEOMETRY_WORDS = ("1560", "32760", "30x52", "60x104")
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}

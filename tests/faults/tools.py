@@ -53,6 +53,12 @@ CALLS = {
     "measure nothing": ("scripts/evaluate.py", "digits --videos nowhere", "nowhere"),
     "codec nowhere": ("scripts/evaluate.py", "codec --vae nowhere/at/all --clips 1", "nowhere"),
     "codec of no clips": ("scripts/evaluate.py", f"codec {V} --clips 0", "clips"),
+    "avatars nowhere": ("scripts/evaluate.py", "avatar --videos nowhere --syncnet random", "nowhere"),
+    "an avatar's weights nowhere": (
+        "scripts/evaluate.py",
+        "avatar --videos . --syncnet nowhere.model",
+        "nowhere.model",
+    ),
     "no student": ("scripts/estimate_memory.py", "--student wan", "wan"),
     "no ranks": ("scripts/estimate_memory.py", "--student t2v-1.3B --teacher t2v-1.3B --ranks 0", "ranks"),
     "plot nothing": ("scripts/plot_training.py", "nowhere configs/train/digits_teacher.yaml", "nowhere"),

@@ -30,6 +30,7 @@ KINDS = {
     "K": "tests.parity.kind_k",
     "L": "tests.parity.kind_l",
     "M": "tests.parity.kind_m",
+    "O": "tests.parity.kind_o",
     "Q": "tests.parity.kind_q",
 }
 

@@ -227,13 +227,18 @@ def walk(family: Family, config: dict, starts, condition: Condition, draws) -> t
     few = FewStep(family.sigma[starts].flip(0).tolist(), Schedule(), eta=config["eta"])
     kept, times = KeptSteps(few), iter(starts.flip(0))
 
-    def predict(x, sigma):
-        told = family.networks.generator.at(next(times).expand(len(x)))
-        return told(x, torch.full((len(x),), sigma, dtype=x.dtype), condition, Full())
+    dtype = draws[0].dtype
 
-    with torch.no_grad():
-        final = sample(kept, draws[0], predict, lambda k: draws[k])
-    return [kept.kept(k) for k in reversed(range(config["K"]))], final
+    def predict(x, sigma):
+        told, narrow = family.networks.generator.at(next(times).expand(len(x))), x.to(dtype)
+        return told(narrow, torch.full((len(x),), sigma, dtype=dtype), condition, Full()).double()
+
+    with (
+        torch.no_grad()
+    ):  # steps in float64: at the sigma of an absent time, .003, noise of x0 is 300 times its rounding
+        final = sample(kept, draws[0].double(), predict, lambda k: draws[k].double())
+    path = [kept.kept(k) for k in reversed(range(config["K"]))]
+    return [(x.to(dtype), x0.to(dtype)) for x, x0 in path], final.to(dtype)
 
 
 def critic(case: Case, family: Family, loss: RecordedTdm, taken: Sample, draws, start, end) -> dict[str, torch.Tensor]:
@@ -246,7 +251,7 @@ def critic(case: Case, family: Family, loss: RecordedTdm, taken: Sample, draws, 
     value.backward()
     clock, step = loss.clock, taken.interval
     noise = clock.noise_of(step.x, taken.latents, step.start, 1.0, None)
-    mixed = clock.noise_of(step.x, taken.latents, step.start, loss.eta, lambda: draws[0])
+    mixed = clock.noise_of(step.x, taken.latents, step.start, loss.steps.eta, lambda: draws[0])
     found = {
         "fake_student_x0": family.recorded(taken.latents),
         "fake_student_eps": family.recorded(noise),

@@ -12,7 +12,11 @@ from tests.architecture.source import ROOT
 CALLS = {
     "build_digits.sh": (),
     "evaluate_digits.sh": (),
+    "gradio_multi_gpu.sh": (),
+    "gradio_single_gpu.sh": (),
     "inference.sh": ("--prompt", "x"),
+    "infinite_inference_multi_gpu.sh": ("--prompt", "x"),
+    "infinite_inference_single_gpu.sh": ("--prompt", "x"),
     "interactive_inference.sh": ("--prompt", "x"),
     "launch_node.sh": ("--config_path", "x.yaml"),
     "launch_nodes.sh": ("1", "localhost:0", "--config_path", "x.yaml"),
@@ -52,7 +56,8 @@ def test_scripts_take_the_python_that_is_there(script, tmp_path):
 
 def test_every_script_that_runs_python_is_tried():
     texts = {path.name: path.read_text() for path in (ROOT / "scripts").glob("*.sh")}
-    assert {name for name, text in texts.items() if "scripts/python.sh" in text} <= set(CALLS)
+    called = {name for name, text in texts.items() if "scripts/python.sh" in text or "scripts/avatar.sh" in text}
+    assert called - {"avatar.sh"} <= set(CALLS)
     assert not [name for name, text in texts.items() if ".venv/bin/python}" in text and name != "python.sh"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -136,9 +137,12 @@ def test_the_clipped_gradient_is_what_counts():
 
 
 def test_the_schedule():
-    rates = [learning_rate_factor(step, 10, 4, 0.4) for step in range(10)]
+    falls = OptimConfig(warmup=4, decay=0.4)
+    rates = [learning_rate_factor(step, 10, falls) for step in range(10)]
     assert rates == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 1, 0.75, 0.5, 0.25])
-    assert learning_rate_factor(0, 10, 0, 0.0) == 1 == learning_rate_factor(9, 10, 0, 0.0)
+    assert learning_rate_factor(0, 10, OptimConfig()) == 1 == learning_rate_factor(9, 10, OptimConfig())
+    cosine = [learning_rate_factor(step, 10, replace(falls, decay_form="cosine")) for step in range(6, 10)]
+    assert cosine == pytest.approx([1, 0.5 + 0.5**1.5, 0.5, 0.5 - 0.5**1.5])
     model = network()
     optim = Optim(model, OptimConfig("muon", lr=1.0, lr_rest=0.1, warmup=4, decay=0.4), 10)
     for step, rate in enumerate(rates):
@@ -169,6 +173,7 @@ def test_state_comes_back():
         ({"name": "sgd"}, "write adamw or muon"),
         ({"lr": 0}, "lr is 0; write"),
         ({"clip": 0}, "clip is 0; write"),
+        ({"decay_form": "sine"}, "decay_form is 'sine'; write linear or cosine"),
         ({"decay": 2}, "decay is 2; write 0 to 1"),
     ],
 )

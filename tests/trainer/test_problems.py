@@ -19,6 +19,7 @@ from utils.config.text import to_dict
 SOURCES = {
     "latents": sources.LatentsConfig,
     "rollout": sources.RolloutConfig,
+    "trajectory": sources.TrajectoryConfig,
     "stream": sources.StreamConfig,
     "noised_data": sources.NoisedDataConfig,
     "ode_pairs": sources.OdePairsConfig,
@@ -50,9 +51,8 @@ def roots() -> dict:
     found = {"infer": InferConfig(), "codec": TrainConfig(trainer=CodecConfig())}
     found["codec"].trainer.name = "codec"
     for name, source in SOURCES.items():
-        data = (
-            {"path": "clips"} if "path" in values(source()) else {"prompts" if name == "stream" else "clips": "clips"}
-        )
+        key = next(key for key in ("path", "clips", "prompts") if key in values(source()))
+        data = {key: "clips"}
         for kind in (RegressConfig, DistillConfig):
             trainer = kind(source=source(**data), generator=RoleConfig(spec="digits"))
             trainer.source.name = name  # as the loader names arms

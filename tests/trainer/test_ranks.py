@@ -21,6 +21,9 @@ LORA = ["trainer.generator.lora.rank=4", "trainer.generator.lora.merged=true"]
 ODE = ["trainer.loss.name=ode", "generation.steps.steps=[1000, 500]"]
 PAIRS = "trainer.source={{name: ode_pairs, path: {}, batch: 4, frames: 4}}"
 NOISED = "trainer.source={{name: noised_data, clips: {}, batch: 4, frames: 4}}"
+TDM = "trainer.loss={name: tdm, low: 0.1, regulariser: 0.5}"
+TDM_STEPS = "generation={chunk: 2, steps: {steps: [1000, 500], shift: 3.0, eta: 0.6}}"
+PATHS = "trainer.source={{name: trajectory, mode: {}, prompts: {}, batch: 4, frames: 4, height: 32, width: 32}}"
 GAN = "trainer.loss={name: gan, discriminator: {layers: [0], ffn_dim: 32}, r1_weight: 1.0, r2_weight: 1.0}"
 FLOW = {
     "flow": [],
@@ -46,7 +49,7 @@ NARROW = {  # in fp32
     "bf16": ["trainer.generator.dtype=bf16"],
     "bf16 lora": ["trainer.generator.dtype=bf16", *LORA],
 }
-TOGETHER = {"offloaded", "clean chunks, parts", "ode, parts", "stream parts"}  # no run alone
+TOGETHER = {"offloaded", "clean chunks, parts", "ode, parts", "stream parts", "tdm parts"}  # no run alone
 TOGETHER |= NARROW.keys() - {"flow fp32"}
 # A clip's loss: 1024 numbers, means over up to 4 clips of it; before them one block and its embeddings, and back.
 ROUNDED = tolerance.rounding(terms=4096, sums=2 * 25)
@@ -78,6 +81,9 @@ def jobs(recipe, distill_recipe, tmp_path_factory):
         [*jobs["stream"][2], "trainer.source.batch=4", "trainer.accumulate=2"],
     ]
     jobs["stream"][2].append("trainer.source.batch=4")
+    for name, mode in (("tdm", "bidirectional"), ("tdm causal", "causal")):
+        jobs[name] = [str(distill), STEPS, [TDM, TDM_STEPS, PATHS.format(mode, distill.parent / "prompts.txt")]]
+    jobs["tdm parts"] = [*jobs["tdm"][:2], [*jobs["tdm"][2], "trainer.accumulate=2"]]
     jobs["gan"][2] += [f"trainer.source.clips={clips}", "trainer.source.prompts="]
     jobs = {name: [*job, True] for name, job in jobs.items()}
     return jobs | {n: [str(flow), STEPS, ["trainer.source.batch=4", *more], False] for n, more in NARROW.items()}
@@ -146,6 +152,8 @@ def test_what_must_not_change_the_numbers(results):
         assert apart(together[whole]["weights"], together["flow"]["weights"]) > 1e-4
     assert apart(together["stream"]["weights"], together["stream parts"]["weights"]) < tolerance.EXACT
     assert apart(together["stream"]["weights"], together["dmd"]["weights"]) > 1e-4
+    assert apart(together["tdm"]["weights"], together["tdm parts"]["weights"]) < tolerance.EXACT
+    assert apart(together["tdm"]["weights"], together["tdm causal"]["weights"]) > 1e-4
     assert apart(together["dmd"]["weights"], together["offloaded"]["weights"]) < tolerance.EXACT
 
 

@@ -30,5 +30,5 @@ def test_each_network_attends_as_it_is_configured(backend):
 
 def test_an_unknown_backend_is_a_problem_of_the_role():
     assert list(AttentionConfig("flash9").problems()) == [
-        "attention.backend is 'flash9'; write auto or one of flash3, flash2, flex, sdpa"
+        "attention.backend is 'flash9'; write auto or one of flash3, flash2, flash4, flex, gather, sdpa"
     ]

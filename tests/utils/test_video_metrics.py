@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from utils.metrics.video import decibels, flicker, mean_square, sharpness, ssim
+from utils.metrics.video import brightness, decibels, flicker, mean_square, saturation, sharpness, ssim
 
 
 def picture(seed=0, size=(24, 30)):
@@ -68,3 +68,11 @@ def test_flicker_is_the_mean_absolute_change():
     after = before.copy()
     after[:2] = 240
     assert flicker(after, before) == flicker(before, after) == 120
+
+
+def test_brightness_is_the_luma_and_grey_has_no_colour():
+    grey = np.full((8, 8, 3), 100, np.uint8)
+    assert brightness(grey) == pytest.approx(100) and saturation(grey) == 0
+    half = np.zeros((8, 8, 3), np.uint8)
+    half[:4, :, 1] = 200
+    assert brightness(half) == pytest.approx(0.7152 * 100) and saturation(half) == 100

@@ -35,6 +35,17 @@ class SourceConfig(Buildable):
 
 
 @dataclass
+class EncodedTextConfig:
+    """Prompts that were encoded before (`scripts/encode_prompts.py`): no text encoder is loaded."""
+
+    path: str = file_path()
+
+    def problems(self) -> Iterator[str]:
+        if not self.path:
+            yield "text.path is empty; write the folder that scripts/encode_prompts.py filled"
+
+
+@dataclass
 class LatentsConfig(SourceConfig):
     """Encoded clips from a folder (`scripts/encode_latents.py`) or LMDB, cut to `frames` latent frames.
 

@@ -29,8 +29,8 @@ class NoisedData(Source):
         self.spans, self.cache = generation.spans(config.frames), generation.cache
         steps, clean = generation.steps, [0.0] if config.clean_step else []
         self.schedule = Schedule(steps.shift, steps.rounding)
-        self.sigmas = torch.tensor([*step_sigmas(steps.steps, steps.shift, steps.warp), *clean])
-        first = step_sigmas(steps.first_steps, steps.shift, steps.warp) if steps.first_steps else ()
+        self.sigmas = torch.tensor([*step_sigmas(steps.steps, steps.shift, steps.warp, steps.clock), *clean])
+        first = step_sigmas(steps.first_steps, steps.shift, steps.warp, steps.clock) if steps.first_steps else ()
         self.first = torch.tensor([*first, *clean]) if first else None
 
     def next(self, step: int, roles, rng, with_grad: bool = True, index: range | None = None) -> Sample:

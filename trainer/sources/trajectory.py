@@ -56,13 +56,13 @@ class TrajectorySource(Generating):
         drawn = self.draw_steps(step, rng, index)
         path, walk = self._paths.pop((number, index), None), None
         if with_grad or path is None:
-            graded = drawn[0] if with_grad and not self.config.bidirectional else None
-            walk = self.walk(number, roles, rng, index, condition, graded)
+            grad_step = drawn[0] if with_grad and not self.config.bidirectional else None
+            walk = self.walk(number, roles, rng, index, condition, grad_step)
             path = [tuple(states.detach() for states in walk.kept(k)) for k in range(self.few.num_steps)]
         if with_grad:
             self._paths = {key: kept for key, kept in self._paths.items() if key[0] == number} | {(number, index): path}
         x, x0 = (torch.stack([path[k][part][row] for row, k in enumerate(drawn)]) for part in (0, 1))
-        sigmas = torch.tensor([[self.borders[k], self.borders[k + 1]] for k in drawn], dtype=_exact(x)).to(x.device)
+        sigmas = torch.tensor([[self.borders[k], self.borders[k + 1]] for k in drawn], dtype=torch.float64).to(x.device)
         interval = Interval(x, sigmas[:, 0], sigmas[:, 1])
         if with_grad and self.config.bidirectional:
             velocity = roles.generator(x, interval.start, condition, Full())
@@ -77,11 +77,11 @@ class TrajectorySource(Generating):
             return rng.at("sample", step, "interval").integers_batch(0, self.few.num_steps, index).tolist()
         return [int(rng.shared(step, "interval").integers(0, self.few.num_steps))] * len(index)
 
-    def walk(self, number: int, roles, rng, index: range, condition: Condition, graded: int | None) -> KeptSteps:
-        """Returns the sampler that walked a step's path; graded: the step that is taken with gradient (causal)."""
-        geometry, walk = self.geometry(roles), KeptSteps(self.few, graded)
+    def walk(self, number: int, roles, rng, index: range, condition: Condition, grad_step: int | None) -> KeptSteps:
+        """Returns the sampler that walked a step's path; grad_step: the step that is taken with gradient (causal)."""
+        geometry, walk = self.geometry(roles), KeptSteps(self.few, grad_step)
         noise = self.noise(number, index, geometry, rng)
-        with torch.set_grad_enabled(graded is not None):
+        with torch.set_grad_enabled(grad_step is not None):
             if self.config.bidirectional:
                 (span,), predict = self.spans, guided(roles.generator, condition, [Full()], walk.guidance)
                 draw = lambda k: noise(span, k).to(roles.device)  # noqa: E731
@@ -107,7 +107,3 @@ class TrajectorySource(Generating):
             portrait=knobs.portrait,
             distance=draw_distance(knobs.portrait, rng),
         )
-
-
-def _exact(like: torch.Tensor) -> torch.dtype:
-    return torch.float64 if like.dtype == torch.float64 else torch.float32

@@ -130,6 +130,12 @@ def open_timed(path: str | Path) -> Iterator[tuple[Iterator[TimedFrame], Clock]]
         yield itertools.chain([first], frames), Clock(Fraction(rate))
 
 
+def has_sound(path: str | Path) -> bool:
+    """True if a video has a sound track. Errors: ValueError naming a file that cannot be read."""
+    with _opened(path) as container:
+        return bool(container.streams.audio)
+
+
 def sound_begins(path: str | Path) -> float:
     """Returns by how many seconds the first sample of a video's sound is heard behind its first frame; may be negative.
 

@@ -1,4 +1,4 @@
-"""Metrics of any video, alone (sharpness, flicker) and against another one (PSNR, SSIM), frame by frame."""
+"""Metrics of any video, alone (sharpness, flicker, colours) and against another one (PSNR, SSIM), frame by frame."""
 
 from __future__ import annotations
 
@@ -92,3 +92,13 @@ def flicker(frame: np.ndarray, before: np.ndarray) -> float:
     Source: VBench, arXiv 2311.17982, temporal flickering. Motion counts too, so compare videos of one motion.
     """
     return float(np.abs(frame.astype(np.int16) - before).mean())
+
+
+def brightness(frame: np.ndarray) -> float:
+    """Returns the mean luma of a uint8 frame [H, W, 3], in levels."""
+    return float((frame.mean((0, 1), dtype=np.float64) * LUMA).sum())
+
+
+def saturation(frame: np.ndarray) -> float:
+    """Returns the mean distance of a pixel's strongest from its weakest channel, in levels; 0 for grey."""
+    return float((frame.max(-1) - frame.min(-1)).mean(dtype=np.float64))

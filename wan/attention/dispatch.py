@@ -23,8 +23,7 @@ def apply(network: nn.Module, config: AttentionConfig) -> nn.Module:
     Errors: ValueError if the backend is unknown.
     """
     raise_first(config.problems())
-    for block in network.blocks:
-        block.self_attn.config = block.cross_attn.config = config
+    network.use_attention(config)
     return network
 
 

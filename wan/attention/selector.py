@@ -58,13 +58,13 @@ class SparseSequence(WholeSequence):
 
         Errors: ValueError for what a curve through a whole clip cannot order.
         """
-        if self.config.order == "clip" and (
-            len(layout.runs) > 1 or layout.runs[0].cached or len(set(layout.runs[0].sigma)) > 1
-        ):
-            raise ValueError(
-                "sparse.order=clip takes one run of frames of one sigma, without a cache: runs "
-                f"{[run.kind for run in layout.runs]} were given; write sparse.order=frame"
-            )
+        if self.config.order == "clip":
+            kinds, clip = [run.kind for run in layout.runs], layout.runs[0]
+            if clip.cached or len(set(clip.sigma)) > 1 or any(kind != "text" for kind in kinds[1:]):
+                raise ValueError(
+                    f"sparse.order=clip takes one run of frames of one sigma, without a cache: runs {kinds} were "
+                    "given; write sparse.order=frame"
+                )
         return super().arrange(layout)
 
     def view(self, view, layout: TokenLayout, level: float | None = None):
@@ -155,13 +155,17 @@ class _Key:
 def _rules(classes: Classes, queries: TokenLayout, keys: TokenLayout, key: _Key, device: str):
     """Returns (the rules, the visible pairs of blocks) of one forward; made once for each arrangement of frames."""
     block = key.config.block
-    if queries.mixes_frames:
-        frames = [[0] * (-(-layout.num_tokens // block)) for layout in (queries, keys)]
-    else:
-        frames = [list(layout.frame_of_token[::block]) for layout in (queries, keys)]
+    frames = [_parts_of_blocks(layout, block) for layout in (queries, keys)]
     table = [[classes[i][j] for j in frames[1]] for i in frames[0]]
     visible = sum(entry != HIDDEN for row in table for entry in row)
     return block_rules(table, key.config, device), visible
+
+
+def _parts_of_blocks(layout: TokenLayout, block: int) -> list[int]:
+    """Returns the row of the classes that each block belongs to: its frame, or its run where frames are mixed."""
+    if not layout.mixes_frames:
+        return list(layout.frame_of_token[::block])
+    return [number for number, length in enumerate(layout.lengths) for _ in range(-(-length // block))]
 
 
 def clip_classes(layout: TokenLayout, config: AsaConfig, mask=None) -> Classes:
@@ -169,9 +173,8 @@ def clip_classes(layout: TokenLayout, config: AsaConfig, mask=None) -> Classes:
 
     Under a frame mask, chunks read as over a cache: frames that see each other are a chunk, the sink is the mask's.
     """
-    if layout.mixes_frames:
-        return ((CHOSEN,),)
-    fixed = [run.kind not in ("video", "clean") for run in layout.runs for _ in range(run.num_frames)]
+    count = (lambda run: 1) if layout.mixes_frames else (lambda run: run.num_frames)
+    fixed = [run.kind not in ("video", "clean") for run in layout.runs for _ in range(count(run))]
     if mask is None:
         return tuple(tuple(ALWAYS if row or column else CHOSEN for column in fixed) for row in fixed)
     seen = mask.frames.tolist()

@@ -53,7 +53,7 @@ class Description:
     spec: TransformerSpec | None = None
     is_network: bool = False  # of a backbone family
     causal: bool | None = None
-    lora: dict[str, str] = field(default_factory=dict)  # rank, alpha and strength of a LoRA
+    lora: dict[str, str] = field(default_factory=dict)  # modules, rank, alpha and strength of a LoRA
     has_ema: bool = False
     dtype: str = ""
     num_tensors: int = 0
@@ -177,7 +177,7 @@ def _measure(found: Description, state: State, path: Path):
         blocks = {n[1] for name in lora.pairs if (n := re.search(r"(?:^|[._])blocks[._](\d+)[._]", name))}
         widths = sorted({a.shape[1] for name, (a, _) in lora.pairs.items() if re.search(r"(self_attn.q|to_q)$", name)})
         found.size = f"{len(lora.pairs)} pairs over {len(blocks)} blocks of width {', '.join(map(str, widths)) or '?'}"
-        found.lora = lora.describe()
+        found.lora = {"modules": lora.modules(), **lora.describe()}
         return
     if found.kind in HEARS:
         layers = {n[1] for name in state if (n := re.search(r"(?:^|\.)encoder\.layers\.(\d+)\.", name))}

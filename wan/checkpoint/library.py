@@ -200,12 +200,15 @@ def _check_vae(config: dict, where: str) -> None:
         raise JsonError(f"{where}: dropout is {shown(config['dropout'])}; it must be from 0 to 1")
 
 
+LIBRARY_CONFIGS = {"UMT5EncoderModel": "UMT5Config", "T5EncoderModel": "T5Config"}
+LIBRARY_CONFIGS |= {"CLIPVisionModelWithProjection": "CLIPVisionConfig"}
+
+
 def _from_config(kind: str, config: dict, where: str, device: str) -> nn.Module:
-    """Returns transformers' model of a foreign config.json; kind: `UMT5Encoder` or `CLIPVisionModelWithProjection`."""
+    """Returns transformers' model of a foreign config.json; kind: a name of `LIBRARY_CONFIGS`."""
     import transformers
 
-    text = kind == "UMT5EncoderModel"
-    build_config = transformers.UMT5Config if text else transformers.CLIPVisionConfig
+    build_config = getattr(transformers, LIBRARY_CONFIGS[kind])
     sizes = check_config(config, build_config().to_dict(), TRANSFORMERS_NOTES, where)
     with of_library(where), torch.device(device):
         made = build_config.from_dict(sizes)
@@ -249,10 +252,10 @@ def load_vae(path: str | Path, dtype: torch.dtype | None = torch.float32) -> nn.
     return _finished(model, path)
 
 
-def load_text_model(path: str | Path, dtype: torch.dtype | None = None) -> nn.Module:
-    """Returns a `UMT5EncoderModel` in eval mode from models_t5_*.pth or a transformers folder.
+def load_text_model(path: str | Path, dtype: torch.dtype | None = None, network="UMT5EncoderModel") -> nn.Module:
+    """Returns a `UMT5EncoderModel` in eval mode from models_t5_*.pth or a transformers folder, or a T5 from a folder.
 
-    dtype None keeps the file's. Errors: ValueError if it is not an umT5 encoder or does not fit.
+    dtype None keeps the file's. Errors: ValueError if it is not such an encoder or does not fit.
     """
     path = Path(path)
     state = clean_names(tensor_file.read(path))
@@ -263,7 +266,9 @@ def load_text_model(path: str | Path, dtype: torch.dtype | None = None) -> nn.Mo
         raise ValueError(f"{path} holds {kind} weights, no umT5 encoder: {', '.join(list(state)[:5])}")
     state = apply_scales(state, str(path))
     if kind == "umt5, transformers" and config and "d_model" in config:
-        model = _from_config("UMT5EncoderModel", config, f"{folder}/config.json", "meta")
+        model = _from_config(network, config, f"{folder}/config.json", "meta")
+    elif network != "UMT5EncoderModel":
+        raise ValueError(f"{folder} holds no config.json, which tells the encoder's sizes; take the whole folder")
     else:
         model = build_text_model(TEXT_CONFIG, "meta")
     state = _cast(text_to_transformers(state) if kind == "umt5" else state, dtype)

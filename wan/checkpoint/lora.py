@@ -8,6 +8,7 @@ Other kinds of adapters are refused by their name.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from wan.spec import TransformerSpec
 FILES = ("adapter_model.safetensors", "adapter_model.bin", "pytorch_lora_weights.safetensors", "lora.safetensors")
 MERGE = "merge it into its base with the program that made it, and give the result as model.checkpoint"
 TEXT_ENCODER = re.compile(r"(lora_te\d*_|lora_prior_te_|text_encoders?(_\d+)?\.|conditioner\.)")
+NUMBERED = re.compile(r"[._]\d+([._]|$)")  # in a module's name: which block, or layer
+IN_BLOCK = re.compile(r"self_attn|cross_attn|ffn|attn\d|[^._]+")
 FOREIGN = {  # what a module's name holds -> of which model it is
     r"(k_img|v_img|img_emb|add_[kv]_proj|image_embedder)": "an image-to-video Wan",
     r"vace_": "a Wan with VACE layers",
@@ -80,6 +83,21 @@ class Lora:
         strength = f"{_span(sorted(set(scales.values())))} (alpha / rank; from {self.scales.origin})"
         rows = {"rank": _span(self.ranks), "alpha": _span(alphas), "strength": strength} if self.pairs else {}
         return rows | ({"added": f"{len(self.added)} tensors that no alpha scales"} if self.added else {})
+
+    def modules(self) -> str:
+        """Returns how many modules of which kind it changes: "448 = 400 blocks (160 cross_attn, ...) + 48 head"."""
+        kinds: dict[str, Counter[str]] = {}
+        for name in dict.fromkeys([*self.pairs, *(module for module, _ in self.added)]):
+            *_, bare = module_names(name)
+            kind, _, rest = NUMBERED.sub("\n", bare, count=1).partition("\n")
+            part = IN_BLOCK.match(rest) if kind.endswith("blocks") else None
+            kinds.setdefault(kind, Counter())[part[0] if part else ""] += 1
+        texts = []
+        for kind, parts in sorted(kinds.items(), key=lambda item: (-item[1].total(), item[0])):
+            counts = sorted(parts.items(), key=lambda item: (-item[1], item[0]))
+            inner = ", ".join(f"{count} {part}" for part, count in counts if part)
+            texts.append(f"{parts.total()} {kind}" + (f" ({inner})" if inner else ""))
+        return f"{sum(parts.total() for parts in kinds.values())} = {' + '.join(texts)}"
 
     def summary(self) -> str:
         """Returns the same in one line, with the user's factor."""

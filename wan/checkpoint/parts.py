@@ -72,6 +72,8 @@ def weight_files(path: Path) -> dict[str, Path]:
     Other parts of a model may lie next to them. Errors: ValueError listing what the folder holds.
     """
     if path.is_dir():
+        if (path / "transformer").is_dir():  # a model's folder, in which its transformer is meant
+            path = path / "transformer"
         return {file.name: file for file in (*tensor_file.files(path), *path.glob("*.json"))}
     shards = tensor_file.files(path) if tensor_file.find_index(path) else []
     told = [file for name in CONFIGURATIONS if (file := path.with_name(name)).is_file()]

@@ -42,7 +42,7 @@ class TextEncoder(nn.Module):
     def tokenize(self, prompts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns (ids, mask), both int64 [B, text_len], of the cleaned prompts."""
         out = self.tokenizer(
-            [clean_text(p) for p in prompts],
+            [self.clean(p) for p in prompts],
             padding="max_length",
             truncation=True,
             max_length=self.text_len,
@@ -52,12 +52,16 @@ class TextEncoder(nn.Module):
         )
         return out.input_ids.to(self.device), out.attention_mask.to(self.device)
 
+    def clean(self, prompt: str) -> str:
+        """Returns what the tokenizer is given."""
+        return clean_text(prompt)
+
     def find_cut(self, prompt: str) -> tuple[int, str] | None:
         """Returns (tokens of a prompt, the text behind those that are read), or None if all of it is read."""
         plain = prompt if prompt.isascii() else unicodedata.normalize("NFKC", prompt)
         if "&" not in plain and len(plain.encode("utf-8", "replace")) + 2 < self.text_len:
             return None  # a token takes a byte or more; most of a long list ends here
-        text = clean_text(prompt)
+        text = self.clean(prompt)
         ids = self.tokenizer(text, add_special_tokens=True, verbose=False).input_ids
         if len(ids) <= self.text_len:
             return None
@@ -72,8 +76,8 @@ class TextEncoder(nn.Module):
         return hidden * mask_BT.unsqueeze(-1).to(hidden.dtype)
 
     @torch.no_grad()
-    def hidden(self, ids_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
-        """Returns the encoder's output at all positions, padding included."""
+    def hidden(self, ids_BT: torch.Tensor, mask_BT: torch.Tensor | None) -> torch.Tensor:
+        """Returns the encoder's output at all positions, padding included; mask None: it sees all tokens."""
         return self.model(input_ids=ids_BT, attention_mask=mask_BT).last_hidden_state
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from safetensors.torch import load_file
+import torch
+from safetensors.torch import load_file, save_file
 
 from scripts.convert_weights import main
 from tests.architecture.source import ROOT
@@ -60,3 +61,30 @@ def test_a_model_folder_tells_its_audio_encoder(capsys):
     assert main(["inspect", str(ROOT / "assets/digits_s2v")]) == 0
     told = capsys.readouterr().out.split("[audio_encoder]")[1]
     assert "wav2vec2" in told and "4 hidden states of width 64" in told
+
+
+@pytest.mark.parametrize(("prefix", "adapter"), [("", ".default"), ("base_model.model.", ""), ("diffusion_model.", "")])
+def test_a_loras_modules_are_told_by_kind(tmp_path, capsys, prefix, adapter):
+    """Live-Avatar's: the published targets, in the blocks and in the audio injector, of every name of the model."""
+    shapes = manifest("wan2.2_s2v_14B")[1]
+    ends = tuple(f".{end}.weight" for end in ("q", "k", "v", "o", "ffn.0", "ffn.2"))
+    modules = [name.removesuffix(".weight") for name in shapes if name.endswith(ends)]
+    state = {
+        f"{prefix}{module}.lora_{half}{adapter}.weight": torch.zeros(shape)
+        for module in modules
+        for half, shape in (("A", (2, 4)), ("B", (4, 2)))
+    }
+    save_file(state, tmp_path / "liveavatar.safetensors")
+    assert main(["inspect", str(tmp_path / "liveavatar.safetensors")]) == 0
+    told = capsys.readouterr().out
+    kinds = "448 = 400 blocks (160 cross_attn, 160 self_attn, 80 ffn) + 48 audio_injector.injector"
+    assert f"modules:    {kinds}\n" in told and "rank:       2\n" in told
+
+
+def test_modules_of_other_makers_names(tmp_path):
+    names = ["lora_unet_blocks_11_self_attn_q", "lora_unet_blocks_3_ffn_0", "lora_unet_text_embedding_2"]
+    state = {f"{n}.{end}": torch.zeros(2, 2) for n in names for end in ("lora_up.weight", "lora_down.weight")}
+    state |= {"lora_unet_head_head.diff": torch.zeros(2, 2)}
+    save_file(state, tmp_path / "l.safetensors")
+    said = identify(tmp_path / "l.safetensors").lora["modules"]
+    assert said == "4 = 2 blocks (1 ffn, 1 self_attn) + 1 head_head + 1 text_embedding"
