@@ -120,7 +120,7 @@ class Worker:
     def groups(self, config: InferConfig) -> Batches:
         """Returns the one batch of a job. Errors: ValueError for a portrait or a sound that cannot be used."""
         requests = read_requests(config.data, config.output, 1)
-        check_avatars(requests)
+        check_avatars(requests, config.pipeline.size)
         return Batches.cut(requests, 1)
 
     def load(self, config: InferConfig | None = None) -> None:
