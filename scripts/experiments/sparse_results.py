@@ -78,7 +78,7 @@ def judge(rows: dict[str, list[dict]]):
 
 def _at_least(what: str, got, other, less: float):
     if got is None or other is None:
-        return what, f"- {less}", got, None
+        return what, f"at most {less} less than without", got, None
     return what, f">= {other - less:.3f}", got, got >= other - less
 
 
