@@ -9,6 +9,8 @@
         generation.cache.window_frames=12 generation.cache.sink_frames=3          # does chunk 2,000 cost what 100 did?
     python scripts/benchmark.py train --config_path configs/train/digits_self_forcing_dmd.yaml
     python scripts/benchmark.py train --config_path configs/train/benchmark_wan_1.3B.yaml --random_weights
+    torchrun --standalone --nproc_per_node=3 scripts/benchmark.py tpp \\
+        --config_path configs/infer/digits_avatar_tpp.yaml data.image=P.png data.audio=S.wav data.prompt=...
     python scripts/benchmark.py attention            # selected blocks of keys against all of them, for each kernel
 
 Times are those of the steady state: the window is full and warm-up chunks have run. MFU is counted operations
@@ -306,10 +308,32 @@ def attention(args) -> int:
     return save(args, result, benchmark_attention.table(result["rows"], args.command))
 
 
+def tpp_arguments(parser):
+    parser.add_argument("--config_path", type=Path, required=True, help="a recipe with executor.name=tpp")
+    parser.add_argument("--warmup", type=int, default=4, help="chunks that do not count (default 4)")
+    output_arguments(parser)
+    parser.set_defaults(windows=None)
+
+
+def tpp(args) -> int:
+    """Stages, bubble, frames a second and latency of a talking video that ranks make together; under torchrun."""
+    from pipeline.config import load_recipe
+    from scripts.bench import tpp as benchmark_tpp
+    from utils.parallel import ranks
+
+    config, _ = load_recipe(args.config_path, args.overrides)
+    benchmark_tpp.check(config)
+    _, result = begin_record(args, config.threads or 1)
+    args.command = args.command.replace("python", f"torchrun --standalone --nproc_per_node={ranks.world_size()}", 1)
+    result |= {"command": args.command, **benchmark_tpp.measure(config, args.warmup)}
+    return 0 if ranks.rank() else save(args, result, benchmark_tpp.table(result))
+
+
 COMMANDS = {
     "attention": (attention_arguments, attention),
     "infer": (infer_arguments, infer),
     "endless": (endless_arguments, endless),
+    "tpp": (tpp_arguments, tpp),
     "train": (train_arguments, train),
 }
 

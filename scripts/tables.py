@@ -189,6 +189,8 @@ def memory(name: str) -> str:
 
 
 COMMANDS = {
+    "benchmark_tpp_digits_avatar_tpp": "torchrun --standalone --nproc_per_node=3 scripts/benchmark.py tpp "
+    "--config_path configs/infer/digits_avatar_tpp.yaml data.image=P.png data.audio=S.wav data.prompt=...",
     "benchmark_attention_blocks": "python scripts/benchmark.py attention",
     "benchmark_endless_digits": "python scripts/benchmark.py endless --config_path configs/infer/digits_few_step.yaml "
     "--name digits generation.cache.window_frames=12 generation.cache.sink_frames=3",

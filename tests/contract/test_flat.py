@@ -221,7 +221,7 @@ def count_in_here() -> dict:
 
 @pytest.fixture(scope="module")
 def fresh():
-    """What is counted in a fresh process: threads and caches that other tests left here would be counted too."""
+    """What is counted in a fresh process: what the threads of other tests keep would be counted too."""
     return in_fresh_process(count_in_here)
 
 
