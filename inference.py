@@ -42,12 +42,22 @@ VALUES = {
     "--audio": ("data.audio", "its sound; several speakers: a.wav+b.wav"),
     "--size": ("pipeline.size", 'of a talking video: an area, "704*384"; height and width follow the portrait'),
     "--masks": ("data.masks", "pictures that are white where each speaker is: a.png+b.png (default: strips)"),
+    "--pose_video": ("data.pose_video", "a video of skeletons that the talking video follows"),
+    "--num_clip": ("pipeline.num_clip", "its length in clips at most: of the window, or of pipeline.clip_frames"),
     "--switch_frames": ("data.switch_frames", "latent frames at which scripts without ends switch: '40, 80, 120'"),
     "--noise": ("data.noise", "a safetensors file with the start noise [N, F, C, h, w]"),
 }
 LORA = "--lora_path"  # takes several values
 LORA_HELP = "LoRA files, folders or hub names, each with a strength after a colon if it is not 1: A.safetensors:0.8 B"
-NUMBERS = {"--num_samples", "--num_output_frames", "--seconds", "--seed", "--start_seconds"}  # the others are text
+NUMBERS = {
+    "--num_samples",
+    "--num_output_frames",
+    "--seconds",
+    "--seed",
+    "--start_seconds",
+    "--num_clip",
+}  # the others are text
+TRAINING_CONFIG, INFER_FRAMES = "--training_config", "--infer_frames"  # two of Live-Avatar's, which are computed with
 SWITCHES = {
     "--use_ema": ("model.use_ema", "the averaged weights of a training checkpoint"),
     "--i2v": ("data.i2v", "start from images"),
@@ -75,9 +85,6 @@ RENAMED = {
     "--sample_list": "--data_path, a JSONL list of {image, audio, prompt, name}",
     "--lora_path_dmd": "--lora_path",
     "--load_lora": "--lora_path alone, which loads it",
-    "--training_config": "model.lora_alpha=64, all that is read of it",
-    "--num_clip": "--seconds: a clip of Live-Avatar lasts 1.92 s",
-    "--infer_frames": "generation.cache.window_frames, in latent frames: 48 there are 12 here",
     "--frame_num": "--seconds; without it a talking video is as long as its sound",
     "--sample_steps": "sampler.num_steps=4",
     "--sample_solver": "sampler.solver=euler",
@@ -90,15 +97,19 @@ RENAMED = {
     "--convert_model_dtype": "model.dtype=bf16, the default",
     "--single_gpu": "nothing: one process is the default",
     "--num_gpus_dit": "torchrun --nproc_per_node=N and executor.name=tpp",
-    "--enable_vae_parallel": "executor.decoder_rank=own",
+    "--enable_vae_parallel": "executor.name=tpp executor.decoder_rank=own",
     "--enable_online_decode": "generation.portrait.refresh=4",
     "--ulysses_size": "torchrun and executor.name=tpp: ranks share the steps",
     "--dit_fsdp": "executor.name=tpp, or model.offload.blocks=true on one GPU",
     "--t5_fsdp": "text.device=cpu",
     "--task": "--config_path configs/infer/live_avatar.yaml or wan_s2v.yaml",
-    "--use_prompt_extend": "a prompt that is rewritten already",
-    "--start_from_ref": "nothing: it did nothing there",
-    "--drop_motion_noisy": "nothing: it did nothing there",
+    **dict.fromkeys(("--use_prompt_extend", "--prompt_extend_method"), "a prompt that is rewritten already"),
+    **dict.fromkeys(("--prompt_extend_model", "--prompt_extend_target_lang"), "a prompt that is rewritten already"),
+    **dict.fromkeys(("--enable_tts", "--tts_prompt_audio", "--tts_prompt_text", "--tts_text"), "--audio FILE, spoken"),
+    **dict.fromkeys(("--start_from_ref", "--drop_motion_noisy"), "nothing: it did nothing there"),
+    **dict.fromkeys(("--use_dataset", "--dataset_sample_idx"), "--data_path, a JSONL list"),
+    "--using_merged_ckpt": "--checkpoint_path with the merged weights alone",
+    **dict.fromkeys(("--server_name", "--server_port"), "demo/avatar.py, which is the page"),
 }
 
 
@@ -114,6 +125,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     for flag, (_, text) in VALUES.items():
         parser.add_argument(flag, help=text)
     parser.add_argument(LORA, nargs="+", action="extend", metavar="PATH[:STRENGTH]", help=LORA_HELP)
+    parser.add_argument(INFER_FRAMES, type=int, help="window in pixel frames, a multiple of 12: 48 is a window of 12")
+    parser.add_argument(TRAINING_CONFIG, help="Live-Avatar's YAML, which tells the strength of its LoRA (lora_alpha)")
     for flag, (_, text) in SWITCHES.items():
         parser.add_argument(flag, action="store_true", help=text)
     parser.add_argument("--print_config", action="store_true", help="show every value and where it comes from")
@@ -143,7 +156,21 @@ def overrides(flags: argparse.Namespace) -> list[str]:
             given.append(f"{key}={value if flag in NUMBERS else format_value(value)}")
     if flags.lora_path:
         given.append(f"model.lora={format_value(flags.lora_path)}")
+    if flags.training_config is not None:
+        from pipeline.ancestors import read_lora_alpha
+
+        given.append(f"model.lora_alpha={read_lora_alpha(flags.training_config)}")
+    if flags.infer_frames is not None:
+        given.append(f"generation.cache.window_frames={window(flags.infer_frames)}")
     return given + flags.overrides
+
+
+def window(infer_frames: int) -> int:
+    """Returns the latent frames of --infer_frames. Errors: ValueError for what is no multiple of a chunk of 12."""
+    if infer_frames < 12 or infer_frames % 12:
+        near = max(12, round(infer_frames / 12) * 12)
+        raise ValueError(f"{INFER_FRAMES} is {infer_frames}; write a multiple of 12 (chunks of 12 frames), e.g. {near}")
+    return infer_frames // 4
 
 
 def duration(text: str, flags: argparse.Namespace) -> float:
@@ -179,6 +206,12 @@ def generate(flags: argparse.Namespace) -> None:
     from utils.config.text import render
 
     config, origins = load_recipe(flags.config_path, overrides(flags))
+    if flags.infer_frames is not None and getattr(config.pipeline, "clip_frames", 0):
+        frames = window(flags.infer_frames)
+        raise ValueError(
+            f"{INFER_FRAMES} is the window of a stream and {flags.config_path} makes whole clips; write "
+            f"pipeline.clip_frames={frames} instead"
+        )
     if flags.print_config:
         print(render(replace(config, sampler=config.chosen_sampler), origins))
         return

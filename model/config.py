@@ -164,7 +164,12 @@ class TdmConfig(LossConfig):
 
 @dataclass
 class FlowConfig(LossConfig):
-    """Knobs of the flow objective. Shift and rounding of the drawn sigma, and the cache, are those of `generation`."""
+    """Knobs of the flow objective. Shift and rounding of the drawn sigma, and the cache, are those of `generation`.
+
+    distance: where a portrait's reference stands in a masked forward. `rest` = where it was pinned; `drawn` = ahead of
+    one chunk of the clip, drawn for each step, by a distance within `generation.portrait.distance`, as it stands for
+    that chunk of a stream; for the other chunks it is then as far as it is.
+    """
 
     consumer = "model.flow:FlowLoss"
     needs = frozenset({"latents", "condition", "spans"})
@@ -175,6 +180,7 @@ class FlowConfig(LossConfig):
     context_sigma: float = bounded(0.0, 0, 1)  # teacher forcing: noise level of the clean half
     # or [low, high], drawn per chunk, spread as the noise of the other half is
     context_range: tuple[float, ...] = bounded((), 0, 1)
+    distance: str = "rest"  # rest | drawn
 
     @property
     def bidirectional(self) -> bool:
@@ -187,6 +193,10 @@ class FlowConfig(LossConfig):
             yield f"weight is {self.weight!r}; write uniform or bell"
         if self.clean_chunks == 1:
             yield "clean_chunks is 1; write less, for a share of the chunks must have noise"
+        if self.distance not in ("rest", "drawn"):
+            yield f"distance is {self.distance!r}; write rest or drawn"
+        elif self.distance == "drawn" and self.bidirectional:
+            yield "distance is drawn for chunks of a stream and mode is bidirectional; write distance=rest"
         if not self.context_range:
             return
         low, high = (*self.context_range, -1.0)[:2]

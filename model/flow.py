@@ -42,6 +42,8 @@ class FlowLoss:
         x, clean = diffuse_noisy(self.schedule, x0, noise, sigma), self.clean_half(sample, rng, noise)
         has_portrait = sample.condition.reference is not None
         context = self.context(sample, roles.generator.portrait_frames(sample.condition) if has_portrait else 0)
+        if has_portrait and self.config.distance == "drawn":
+            context.reference = self.draw_reference(sample, rng)
         velocity = roles.generator(x, sigma, sample.condition, context, clean)
         error = (wide(velocity) - wide(noise - x0)).square().mean((2, 3, 4))
         weight = (sigma > 0).float()  # a clean frame has no velocity to learn
@@ -73,6 +75,12 @@ class FlowLoss:
             sigma = torch.where(coin < self.config.clean_chunks, torch.zeros_like(sigma), sigma)
         lengths = torch.tensor([len(s) for s in sample.spans])
         return sigma.repeat_interleave(lengths, 1).to(device)
+
+    def draw_reference(self, sample: Sample, rng) -> int:
+        """Returns the frame before which the reference does not stand, on all ranks: a chunk's start and a distance."""
+        source, (least, most) = rng.shared(sample.step, "reference"), self.generation.portrait.distance
+        chunk = sample.spans[int(source.integers(0, len(sample.spans), "chunk"))]
+        return chunk.start + int(source.integers(least, most + 1, "distance"))
 
     def context(self, sample: Sample, portrait_frames: int = 0):
         """Returns what a frame may see in this mode; portrait_frames: of the tokens behind the video's."""

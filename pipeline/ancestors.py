@@ -187,6 +187,20 @@ def extend(old: OldKeys, kind: str) -> OldKeys:
     return OldKeys(old.renamed, {**removed, **old.removed})
 
 
+def read_lora_alpha(path: str | Path) -> float:
+    """Returns the strength of a LoRA that Live-Avatar's training YAML tells: all that its generation needs of it.
+
+    Errors: ValueError for a file that is no YAML, or tells no positive `lora_alpha`.
+    """
+    from utils.config.layer import read_yaml
+
+    alpha = read_yaml(path).tree.get("lora_alpha")
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not alpha > 0:
+        said = "has no lora_alpha" if alpha is None else f"says lora_alpha {alpha!r}"
+        raise ValueError(f"{path} {said}; give Live-Avatar's s2v_causal_sft.yaml, or write model.lora_alpha=64")
+    return float(alpha)
+
+
 def check_recipe(path: str | Path, kind: str, folder: Path, own: set[str]) -> None:
     """Raises ValueError for a recipe of an ancestor, or for one that is not there under a name of theirs or ours.
 

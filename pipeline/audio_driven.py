@@ -20,6 +20,7 @@ import torch
 from pipeline.bundle import ModelBundle
 from pipeline.causal import Causal
 from pipeline.config import AudioDrivenConfig
+from pipeline.pose import PoseStream
 from pipeline.rollout import Chunk, guided
 from pipeline.sampler import sample
 from pipeline.state import Committed, RolloutState
@@ -50,16 +51,23 @@ class AudioTrack(Track):
     """Another track's condition with portrait and sound. streams: of each video, of each of its speakers.
 
     piece: latent frames whose sound is heard together, as the model was trained; what is longer is heard in pieces.
+    pose: the one pose video of all of them, or None.
     """
 
     def __init__(
-        self, inner: Track, streams: Sequence[Sequence[FeatureStream]], portrait: dict, generation, piece: int
+        self,
+        inner: Track,
+        streams: Sequence[Sequence[FeatureStream]],
+        portrait: dict,
+        generation,
+        piece: int,
+        pose: PoseStream | None = None,
     ):
         self.inner, self.streams, self.portrait, self.generation = inner, streams, portrait, generation
-        self.piece = piece
+        self.piece, self.pose = piece, pose
         self.ask_first: Callable[[], torch.Tensor] | None = None  # where another rank makes it
         self.first: torch.Tensor | None = None  # latent frame of the video, once it is made
-        self._features: dict[int, torch.Tensor] = {}  # of each chunk, by its start
+        self._made: dict[int, dict[str, torch.Tensor]] = {}  # sound and pose of each chunk, by its start
         window = generation.cache.window_frames
         self._reach = None if window == -1 else max(window, generation.cache.recache_frames) + BEFORE
 
@@ -67,12 +75,13 @@ class AudioTrack(Track):
         """Returns the condition of a chunk: text in force, portrait, and the sound from as far back as is asked for."""
         base = self.inner.at(span)
         seen = [*self._before(span.start), span]
-        made = {own.start: self._features.get(own.start) for own in seen}
-        self._features = {own.start: self._heard(own) if made[own.start] is None else made[own.start] for own in seen}
-        starts = [own.start for own in seen]
-        audio = torch.cat([self._features[start] for start in starts], 2).to(base.text)
-        chunk = self.generation.audio_chunk
-        parts = {**self.portrait, "audio": audio, "audio_start": starts[0], "audio_chunk": chunk}
+        self._made = {own.start: self._made.get(own.start) or self._make(own) for own in seen}
+        first, made = seen[0].start, list(self._made.values())
+        parts = {**self.portrait, "audio_start": first, "audio_chunk": self.generation.audio_chunk}
+        parts["audio"] = torch.cat([own["audio"] for own in made], 2).to(base.text)
+        if self.pose is not None:
+            pose = torch.cat([own["pose"] for own in made], 1).to(base.text)
+            parts |= {"pose": pose.expand(len(base.text), -1, -1, -1, -1), "frames_start": first}
         return replace(base, **(parts | self._refreshed(span)))
 
     def _before(self, start: int) -> list[Span]:
@@ -85,9 +94,10 @@ class AudioTrack(Track):
             start = begin
         return found[::-1]
 
-    def _heard(self, span: Span) -> torch.Tensor:
-        """Returns the features [B, A, P, L, C] of a chunk."""
-        return torch.cat([self._hear(own, span) for own in self.streams])
+    def _make(self, span: Span) -> dict[str, torch.Tensor]:
+        """Returns the features [B, A, P, L, C] of a chunk, and the latents [1, F, C, h, w] of its pose."""
+        made = {"audio": torch.cat([self._hear(own, span) for own in self.streams])}
+        return made if self.pose is None else made | {"pose": self.pose.latents(span)}
 
     def _hear(self, streams: Sequence[FeatureStream], span: Span) -> torch.Tensor:
         """Returns the features [1, A, P, L, C] of a span of one video."""
@@ -97,7 +107,7 @@ class AudioTrack(Track):
 
     def over(self, inner: Track) -> AudioTrack:
         """Returns a track with the same portrait and sound over another one's conditions."""
-        return AudioTrack(inner, self.streams, self.portrait, self.generation, self.piece)
+        return AudioTrack(inner, self.streams, self.portrait, self.generation, self.piece, self.pose)
 
     def note(self, chunk: Chunk) -> None:
         """Takes the video's first latent frame, which may become its reference."""
@@ -134,11 +144,12 @@ class AudioDriven(Causal):
 
     @torch.no_grad()
     def voice(
-        self, condition: Condition | Track, portraits_B3HW: torch.Tensor, sounds, fps: float, masks=None
+        self, condition: Condition | Track, portraits_B3HW: torch.Tensor, sounds, fps: float, masks=None, pose=None
     ) -> Voice:
         """Returns track and decoder of a batch. sounds: of each video, of each of its speakers, at 16 kHz.
 
         masks: [B, A, rows, columns] in [0, 1], how much of a speaker's part each token takes; needed for several.
+        pose: the file of a pose video, or None.
         """
         still = self.still(portraits_B3HW)
         reference = still.to(self.bundle.dtype)
@@ -148,7 +159,9 @@ class AudioDriven(Causal):
         hears = self.bundle.hear(self.config.encoder)
         streams = [[FeatureStream(hears, sound, self.config.audio, fps) for sound in own] for own in sounds]
         track = condition if isinstance(condition, Track) else Fixed(condition)
-        made = AudioTrack(track, streams, portrait, self.generation, self.piece)
+        if pose is not None:
+            pose = PoseStream(self.bundle.vae, pose, self.geometry, fps, self.config.audio.lead)
+        made = AudioTrack(track, streams, portrait, self.generation, self.piece, pose)
         return Voice(made, PrimedDecoder(self.bundle.decoder, still))
 
     @torch.no_grad()
@@ -157,7 +170,10 @@ class AudioDriven(Causal):
         return steady_latent(self.bundle.vae, portraits_B3HW.to(self.bundle.device))
 
     def length(self, avatar, fps: float, most: float = 0.0) -> int:
-        """Returns the latent frames, in whole chunks, that last as long as the longest sound, or `most` seconds."""
+        """Returns the latent frames, in whole chunks, that last as long as the longest sound, or `most` seconds.
+
+        Not more than the clips of `num_clip`, of the video or of all.
+        """
         seconds, least = (
             max(s.length / s.rate for s in avatar.open()),
             self.geometry.pixel_frames(self.round_up(1)) / fps,
@@ -165,7 +181,9 @@ class AudioDriven(Causal):
         if seconds < least:
             files = ", ".join(map(str, avatar.sounds))
             logger.warning("%s: %.3g s of sound, and a chunk lasts %.3g s; silence follows", files, seconds, least)
-        return self.round_up(self.geometry.latent_frames_for(min(seconds, most or seconds), fps))
+        total = self.round_up(self.geometry.latent_frames_for(min(seconds, most or seconds), fps))
+        clips = avatar.num_clip or self.config.num_clip
+        return min(total, self.round_up(clips * self.config.clip_length(self.generation))) if clips else total
 
     def generate(self, condition, noise, batch: int, total: int, given=None, state: RolloutState | None = None):
         """Yields the chunks; condition: the `track` of a `Voice`."""

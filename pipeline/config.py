@@ -188,6 +188,7 @@ class AudioDrivenConfig(CausalConfig):
 
     audio: how the sound is heard. encoder: a wav2vec2 folder, "" = the model's own. clip_frames: 0 = chunk by chunk
     over a cache; n = clips of n latent frames, each as a whole, the latents before it its motion (undistilled S2V).
+    num_clip: how many clips of clip_frames, or of the window, a video has at most; 0 = as long as its sound.
     """
 
     consumer = "pipeline.audio_driven:audio_driven"
@@ -196,6 +197,16 @@ class AudioDrivenConfig(CausalConfig):
     encoder: str = file_path()
     size: str = ""  # "704*384": an area; height and width follow the portrait's aspect. "" = the configuration's own
     clip_frames: int = bounded(0, 0, LONGEST)
+    num_clip: int = bounded(0, 0, LONGEST)
+
+    def clip_length(self, generation: GenerationConfig) -> int:
+        """Returns the latent frames of a clip. Errors: ValueError where neither clips nor a window tell it."""
+        if (length := self.clip_frames or generation.cache.window_frames) == -1:
+            raise ValueError(
+                "num_clip counts clips of the window's length, and generation.cache.window_frames is -1 (all frames); "
+                "write the window, or seconds instead of num_clip"
+            )
+        return length
 
     def problems_with(self, config) -> Iterator[str]:
         """Yields other starts than a portrait, and a size that is none."""
@@ -206,6 +217,8 @@ class AudioDrivenConfig(CausalConfig):
                 yield "pipeline.size tells an area and height or width a size; write one of them"
         if data.scheduled or data.i2v or data.initial_latents or data.start_video or data.start_image:
             yield "a talking video starts from its portrait (data.image); leave out the other starts and schedules"
+        if self.num_clip:
+            yield from (f"pipeline.{problem}" for problem in collect_error(self.clip_length, config.generation))
 
 
 @dataclass
@@ -283,6 +296,7 @@ class DataConfig:
     image: str = file_path()  # the portrait of a talking video
     audio: Any = file_path()  # its sound: a file, or several (a list, or "a.wav+b.wav"), one for each speaker
     masks: Any = file_path()  # which part of the picture each speaker is: pictures, white there; "" = strips
+    pose_video: str = file_path()  # of all talking videos: skeletons that they follow
     switch_frames: Any = ()  # latent frames at which scripts without ends change their prompt; [40, 80] or "40, 80"
     keep_going: bool = False  # make the other videos of a script that has bad lines, which are listed at the end
 
@@ -359,8 +373,12 @@ class InferConfig:
                 "sampler.name is few_step and generation.steps.steps is empty (the model was not distilled); write the "
                 "steps, e.g. [1000, 750, 500, 250], or sampler.name=multi_step"
             )
-        if (self.data.image or self.data.audio) and not isinstance(self.pipeline, AudioDrivenConfig):
-            yield "data.image and data.audio make a talking video; write pipeline.name=audio_driven, or leave them out"
+        talking = self.data.image or self.data.audio or self.data.masks or self.data.pose_video
+        if talking and not isinstance(self.pipeline, AudioDrivenConfig):
+            yield (
+                "data.image, data.audio, data.masks and data.pose_video make a talking video; write "
+                "pipeline.name=audio_driven, or leave them out"
+            )
         if isinstance(self.model.sparse, AsaConfig) and isinstance(self.pipeline, CausalConfig):
             yield from (f"model.{problem}" for problem in self.model.sparse.causal_problems())
         chosen = self.chosen_sampler

@@ -187,11 +187,13 @@ def run_speaking(flags: argparse.Namespace) -> None:
     import torch
 
     from utils.data.provenance import EncodedShards, missing_shards
+    from wan.audio.config import AudioConfig
     from wan.audio.features import load_hidden_states
 
     torch.set_num_threads(1)
     vae, ear = load(flags), load_hidden_states(flags.ear)
-    told = {"kind": "speaking digits", "ear": content_hash({"ear": flags.ear}), "left": flags.left}
+    heard = {**vars(AudioConfig(left=flags.left)), "chunk": flags.chunk}
+    told = {"kind": "speaking digits", "ear": content_hash({"ear": flags.ear}), **heard}
     shards = EncodedShards(flags.output, {**told, **settings(flags, "seed", "shard_clips")})
     for number in missing_shards(flags.output, ranks.split(range(-(-flags.clips // flags.shard_clips)))):
         latents, prompts, extra = encode_talks(vae, ear, number, flags)

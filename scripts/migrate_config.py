@@ -1,5 +1,7 @@
 """Turns a YAML of Self-Forcing or LongLive into a recipe of ours, and names all that it assumes and drops, and why.
 
+Live-Avatar's `s2v_causal_sft.yaml` too, which says what is published of its training.
+
     python scripts/migrate_config.py OLD.yaml                       # shows the recipe
     python scripts/migrate_config.py OLD.yaml NEW.yaml --gpus 8     # writes it; theirs ran on 8 GPUs
     python scripts/migrate_config.py --kind infer self_forcing_dmd.yaml configs/infer/mine.yaml
@@ -72,13 +74,19 @@ def migrate(
     """
     import yaml
 
+    from scripts.migrate.avatar import avatar_recipe, is_avatar
     from scripts.migrate.read import read_old
     from scripts.migrate.recipe import infer_recipe, train_recipe
 
     old = read_old(path, defaults)
     old.gpus = gpus
-    kind = kind or ("train" if any(key in old.tree for key in TRAINING_SIGNS) else "infer")
-    if kind == "train":
+    avatar = is_avatar(old)
+    kind = kind or ("train" if avatar or any(key in old.tree for key in TRAINING_SIGNS) else "infer")
+    if avatar and kind == "infer":
+        raise ValueError(f"{path} is Live-Avatar's training; its generation is inference.py --training_config {path}")
+    if avatar:
+        maker, others = avatar_recipe, {}
+    elif kind == "train":
         maker, others = train_recipe, dict.fromkeys(GENERATION_KEYS, GENERATION)
     else:
         maker, others = infer_recipe, dict.fromkeys(TRAINING_KEYS, TRAINING)

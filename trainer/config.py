@@ -62,9 +62,22 @@ OLD_KEYS = OldKeys(
 
 
 @dataclass
+class RateConfig:
+    """The weights whose names begin with `starts` (`audio_injector.`), and the rate that is theirs."""
+
+    starts: str = ""
+    lr: float = bounded(0.0, 0, 100)
+
+    def problems(self) -> Iterator[str]:
+        if not self.starts:
+            yield "starts is empty; write the start of weights' names, e.g. audio_injector."
+
+
+@dataclass
 class OptimConfig:
     """One optimiser and its schedule. With `muon`, weights of two or more axes whose names start with
-    `matrices` take `lr`, all others AdamW at `lr_rest`; with `adamw` all take `lr`."""
+    `matrices` take `lr`, all others AdamW at `lr_rest`; with `adamw` all take `lr`. rates: weights with a rate of
+    their own, whichever optimiser is theirs; the first entry that fits counts."""
 
     name: str = "adamw"  # adamw | muon
     lr: float = bounded(2e-6, 1e-15, 100)
@@ -72,6 +85,7 @@ class OptimConfig:
     betas: tuple[float, float] = bounded((0.9, 0.99), 0, 1)
     weight_decay: float = bounded(0.01, 0, 100)
     matrices: str = "blocks."
+    rates: list[RateConfig] = field(default_factory=list)
     warmup: int = bounded(0, 0, COUNT)
     decay: float = bounded(0.0, 0, 1)  # share of the training over which the rate falls to 0
     decay_form: str = "linear"  # linear | cosine

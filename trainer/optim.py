@@ -16,7 +16,10 @@ class Optim:
     def __init__(
         self, module: torch.nn.Module, config: OptimConfig, total: int, scales: dict[str, float] | None = None
     ):
-        """total: steps of the training. scales: start of a weight's name -> its rate as a multiple of AdamW's."""
+        """total: steps of the training. scales: start of a weight's name -> its rate as a multiple of AdamW's.
+
+        Errors: ValueError for an entry of `rates` that no trained weight's name begins with.
+        """
         self.module, self.config, self.total = module, config, total
         named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
         self.parameters = [p for _, p in named]
@@ -27,17 +30,29 @@ class Optim:
             if muon and n.startswith(config.matrices) and min(p.shape[0], p.numel() // p.shape[0]) > 1
         ]
         taken = {id(p) for p in matrices}
-        rate = config.lr_rest if muon else config.lr
-        rest: dict[float, list] = {}
+        self._check_rates([name for name, _ in named])
+        rest, first = dict[float, list](), dict[float, list]()
         for name, p in named:
+            usual = config.lr_rest if muon and id(p) not in taken else config.lr
             if id(p) not in taken:
-                scale = next((scale for start, scale in (scales or {}).items() if name.startswith(start)), 1.0)
-                rest.setdefault(rate * scale, []).append(p)
+                usual *= next((scale for start, scale in (scales or {}).items() if name.startswith(start)), 1.0)
+            own = next((rate.lr for rate in config.rates if name.startswith(rate.starts)), usual)
+            (first if id(p) in taken else rest).setdefault(own, []).append(p)
         groups = [{"params": weights, "lr": own} for own, weights in rest.items()]
         self.parts = [torch.optim.AdamW(groups, betas=config.betas, weight_decay=config.weight_decay)]
         if matrices:
-            self.parts.append(Muon(matrices, config.lr, weight_decay=config.weight_decay))
+            groups = [{"params": weights, "lr": own} for own, weights in first.items()]
+            self.parts.append(Muon(groups, config.lr, weight_decay=config.weight_decay))
         self.rates = [g["lr"] for part in self.parts for g in part.param_groups]
+
+    def _check_rates(self, names: list[str]) -> None:
+        lost = [rate.starts for rate in self.config.rates if not any(name.startswith(rate.starts) for name in names)]
+        if lost:
+            groups = ", ".join(sorted({f"{name.partition('.')[0]}." for name in names}))
+            raise ValueError(
+                f"optim.rates: no weight that is trained has a name that begins with {lost[0]!r}; trained are those of "
+                f"{groups}: correct it or leave it out"
+            )
 
     def step(self, step: int) -> torch.Tensor:
         """Clips, updates and clears the gradients; returns the gradient norm before clipping."""

@@ -6,6 +6,7 @@ Values that are wrong by themselves are refused when the configuration is read (
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from utils.config.text import DEFAULT_ORIGIN
 from utils.data.encoded_prompts import LIST, EncodedPrompts
 from utils.data.prompts import read_prompts
 from utils.data.store import open_clips, open_pairs
+from utils.data.talking import TalkingFolder
 from utils.digest import content_hash
 from utils.lora import BLOCK_LINEARS, match_linears
 from utils.parallel import ranks
@@ -90,6 +92,7 @@ def find_problems(config) -> Iterator[Problem]:
         made = knobs["source"], sizes["generator"]
         wrong = list(find_wrong_size("trainer.source", *made)) if "height" in values(knobs["source"]) else []
         yield from wrong or find_unfit_clips(*made)
+        yield from find_misheard(knobs["source"], config.generation)
     if "critic" in sizes and "discriminator" in values(knobs["loss"]):
         yield from find_lost_layers(knobs["loss"].discriminator.layers, sizes["critic"].num_layers)
 
@@ -253,6 +256,17 @@ def find_unfit_clips(source, sizes: TransformerSpec) -> Iterator[Problem]:
                 f"trainer.source.{name}",
                 f"{text}; encode clips of that size, or write height and width of the clips",
             )
+
+
+def find_misheard(source, generation) -> Iterator[Problem]:
+    """Yields talking clips whose sound was heard otherwise than the recipe says."""
+    name = "clips" if source.generates else "path"
+    path = values(source).get(name)
+    if "audio" in values(source) and path and Path(path).exists():
+        with suppress(ValueError):  # of the folder, which is told already
+            clips = TalkingFolder(path, source.on_bad)
+            found = collect_error(clips.check_heard, vars(source.audio), generation.chunk)
+            yield from ((f"trainer.source.{name}", text) for text in found)
 
 
 def find_lost_targets(where: str, lora, sizes: TransformerSpec) -> Iterator[Problem]:

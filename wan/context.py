@@ -61,13 +61,17 @@ class View:
 
 
 class Full:
-    """Every token sees every other. positions: of the frames (of each run that does not bring its own), 0.. if None."""
+    """Every token sees every other. positions: of the frames (of each run that does not bring its own), 0.. if None.
+
+    reference: the frame before which a portrait's reference does not stand; None = where it was pinned.
+    """
 
     cached = False  # are the run's keys written to a cache?
     mask: FrameMask | None = None
 
     def __init__(self, positions: Sequence[float] | None = None):
         self.positions, self.text = positions, TextKVCache()
+        self.reference: int | None = None
 
     def times(self, num_frames: int) -> Sequence[float]:
         """Returns the positions of the frames of a run."""
@@ -75,6 +79,17 @@ class Full:
         if len(positions) != num_frames:
             raise ValueError(f"{len(positions)} positions for {num_frames} frames")
         return positions
+
+    def place(self, portrait: Sequence) -> tuple:
+        """Returns the runs of a portrait (`RunInput`) where they stand in this forward."""
+        if self.reference is None:
+            return tuple(portrait)
+        return tuple(
+            replace(run, positions=(tuple(max(t, self.reference) for t in run.positions[0]), *run.positions[1:]))
+            if run.kind == "reference"
+            else run
+            for run in portrait
+        )
 
     def open(self, layout: TokenLayout, table: RotaryTable, device, dtype) -> View:
         """Returns the view of one forward."""

@@ -49,7 +49,7 @@ class Denoiser(nn.Module):
         """
         level = sigma if isinstance(sigma, float) else None
         video = RunInput(x_BFCHW, sigma_rows(sigma, x_BFCHW), level=level)
-        portrait = () if context.cached else self.transformer.portrait(condition)
+        portrait = () if context.cached else context.place(self.transformer.portrait(condition))
         return self.transformer((video, *portrait) if clean is None else (clean, video, *portrait), condition, context)
 
     def pinned_runs(self, grid: tuple[int, int]) -> tuple[Run, ...]:

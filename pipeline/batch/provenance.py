@@ -81,6 +81,7 @@ def requested_facts(request: Request, config: InferConfig) -> dict:
     knobs = {section: {name: tree[section][name] for name in names} for section, names in PIXEL_KNOBS.items()}
     return {
         "length": str(requested_length(script, config)[1]),
+        **({"num_clip": request.avatar.num_clip} if request.avatar else {}),
         "ends": [str(cue.end) for cue in script.cues[:-1]] if script else [],
         "negative_prompt": get_negative_prompt(request, config),
         "height": (script and script.height) or config.height,
@@ -133,9 +134,11 @@ def video_facts(
 
 
 def avatar_facts(request: Request) -> dict:
-    """Returns of which sounds and masks a talking video is made; of any other nothing."""
-    avatar = request.avatar
-    return {"sounds": [*map(str, avatar.sounds)], "masks": [*map(str, avatar.masks)]} if avatar else {}
+    """Returns of which sounds, masks and pose video a talking video is made; of any other nothing."""
+    if not (avatar := request.avatar):
+        return {}
+    pose = [str(avatar.pose)] if avatar.pose else []
+    return {"sounds": [*map(str, avatar.sounds)], "masks": [*map(str, avatar.masks)], "pose": pose}
 
 
 def sidecar_changes(path: Path, request: Request, config: InferConfig) -> dict[str, object]:

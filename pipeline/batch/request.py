@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 
 from pipeline.batch.listing import Requests
+from pipeline.portrait import fit_size, parse_area
+from pipeline.pose import check_pose
 from utils.data.prompts import (
     PromptLine,
     check_prompt,
@@ -24,7 +26,7 @@ from utils.data.schedules import ScheduleLine, parse_switch_frames, read_schedul
 from utils.data.talk_list import is_talk_list, parse_files, read_talk_list
 from utils.digits.speaking import parse_talk
 from utils.digits.world import parse_prompt
-from utils.media.audio import FileSound, MixedSound
+from utils.media.audio import FileSound, MixedSound, SoundFrom, open_sound
 from utils.media.image import image_size
 from utils.media.sound_track import RATE
 from utils.rng import Rng
@@ -36,19 +38,38 @@ GRAMMARS = {"digits": parse_prompt, "digits-s2v": parse_talk}  # models that kno
 
 @dataclass(frozen=True)
 class Avatar:
-    """What a talking video is made of: a portrait, a sound for each speaker, and which part of the picture each is."""
+    """What a talking video is made of: a portrait, a sound for each speaker, and which part of the picture each is.
+
+    pose: a video of skeletons that it follows. num_clip: clips at most, 0 = as the configuration says.
+    """
 
     image: Path
     sounds: tuple[Path, ...]
     masks: tuple[Path, ...] = ()
+    pose: Path | None = None
+    num_clip: int = 0
 
-    def open(self) -> list[FileSound]:
+    def open(self) -> list[FileSound | SoundFrom]:
         """Returns the sounds as they are heard. Errors: ValueError naming a file that cannot be used."""
-        return [FileSound(path) for path in self.sounds]
+        return [open_sound(path) for path in self.sounds]
+
+    def check(self) -> None:
+        """Raises ValueError naming a portrait, sound, mask or pose video that cannot be used, or too few masks."""
+        self.open()
+        for picture in (self.image, *self.masks):
+            image_size(picture)
+        if self.masks and len(self.masks) != len(self.sounds):
+            given = ", ".join(map(str, self.masks))
+            raise ValueError(
+                f"{len(self.masks)} masks ({given}) for {len(self.sounds)} sounds; give one picture for each, or none "
+                "(strips, left to right)"
+            )
+        if self.pose:
+            check_pose(self.pose)
 
     def play(self) -> MixedSound:
         """Returns all of them together, as the video plays them."""
-        return MixedSound(tuple(FileSound(path, RATE, channels=2) for path in self.sounds))
+        return MixedSound(tuple(open_sound(path, RATE, channels=2) for path in self.sounds))
 
 
 @dataclass(frozen=True)
@@ -120,7 +141,8 @@ def _talks(data, output, num_samples: int, suffix: str) -> Requests:
     """Returns the requests of a list of talking videos; what a line's samples share is all but their noise."""
     talks = read_talk_list(data.path)
     lines = [PromptLine(talk.name or talk.prompt, talk.line, extended=talk.prompt) for talk in talks]
-    avatars = [Avatar(talk.image, talk.audio, talk.masks) for talk in talks]
+    pose = Path(data.pose_video) if data.pose_video else None
+    avatars = [Avatar(talk.image, talk.audio, talk.masks, talk.pose_video or pose, talk.num_clip) for talk in talks]
     return _requests(lines, data, output, num_samples, suffix, avatars=avatars)
 
 
@@ -136,7 +158,8 @@ def _requests(lines, data, output, num_samples: int, suffix: str, scripts=(), av
     """Returns the requests of the lines. scripts, avatars: one of each line, or none."""
     twice = set() if output.save_with_index else repeated(lines)
     sounds = parse_files(data.audio)
-    alike = Avatar(Path(data.image), sounds, parse_files(data.masks)) if data.image and sounds else None
+    pose = Path(data.pose_video) if data.pose_video else None
+    alike = Avatar(Path(data.image), sounds, parse_files(data.masks), pose) if data.image and sounds else None
 
     def build(row: int, sample: int) -> Request:
         line, script = lines[row], scripts[row] if scripts else None
@@ -156,13 +179,17 @@ def _requests(lines, data, output, num_samples: int, suffix: str, scripts=(), av
     return Requests(lines, num_samples, build, not (scripts or avatars or any(line.video for line in lines)))
 
 
-def check_avatars(requests: Requests) -> None:
-    """Raises ValueError for talking videos without a portrait or a sound, or with one that cannot be used."""
+def check_avatars(requests: Requests, size: str = "") -> None:
+    """Raises ValueError for talking videos without a portrait or a sound, with one that cannot be used, or of no size.
+
+    size: the area, where one is given.
+    """
     for avatar in {request.avatar for request in ([requests[0]] if requests.uniform else requests.each_line())}:
         if avatar is None:
             raise ValueError("a talking video needs a portrait and a sound: write --image FILE --audio FILE")
-        avatar.open()
-        image_size(avatar.image)
+        avatar.check()
+        if size:
+            fit_size(*image_size(avatar.image), parse_area(size))
 
 
 def check_grammar(requests: Sequence[Request], spec_name: str) -> None:

@@ -8,8 +8,9 @@ import itertools
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -72,7 +73,7 @@ def run(config: InferConfig) -> list[Path]:
     for line in refused or ():
         logger.warning("left out: %s", line)
     if isinstance(config.pipeline, AudioDrivenConfig):
-        check_avatars(requests)
+        check_avatars(requests, config.pipeline.size)
     warn_unused_negatives(requests, config.negative_prompt, config.build_sampler().guidance)
     groups = Batches.cut(requests, config.batch)
     if isinstance(config.executor, TPPConfig) and ranks.world_size() > 1:
@@ -303,7 +304,7 @@ class Run:
 
     def until_stopped(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
         """Yields the chunks, at least one, and leaves the video there when it is stopped."""
-        with contextlib.closing(chunks):
+        with contextlib.closing(cast(Generator[Chunk, None, None], chunks)):
             for chunk in chunks:
                 yield chunk
                 if self.stopped and self.stopped():
@@ -360,7 +361,8 @@ class Run:
         portraits = self.portraits(group, plan)
         masks = speaker_masks(group[0].avatar, plan.geometry)
         masks = None if masks is None else masks.expand(len(group), -1, -1, -1)
-        return plan.pipeline.voice(track, portraits, [r.avatar.open() for r in group], plan.fps, masks)
+        sounds, pose = [r.avatar.open() for r in group], group[0].avatar.pose
+        return plan.pipeline.voice(track, portraits, sounds, plan.fps, masks, pose)
 
     def given(self, group: list[Request], images: torch.Tensor | None, plan: VideoPlan) -> torch.Tensor | None:
         """Returns the conditioning latents [B, F, C, h, w], given or encoded from the starts, or None."""

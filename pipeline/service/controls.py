@@ -69,7 +69,8 @@ class Controls:
         if not isinstance(config.pipeline, AudioDrivenConfig):
             raise ValueError("this recipe makes no talking videos; take one with pipeline.name=audio_driven")
         sampler, clip, generation = config.chosen_sampler, config.pipeline.clip_frames, config.generation
-        window, solvers = clip or generation.cache.window_frames, ("few_step",)
+        window = clip or generation.cache.window_frames
+        solvers: tuple[str, ...] = ("few_step",)
         if isinstance(sampler, MultiStepConfig):
             others = [solver for solver in SOLVERS if solver != sampler.solver and sampler.grid == "open"]
             solvers = (sampler.solver, *others)

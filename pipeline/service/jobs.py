@@ -139,8 +139,8 @@ class Jobs:
                 place, count = self.place(job)
                 return f"waiting: place {place} of {count} in the queue"
             case "running":
-                count = f"chunk {job.chunks} of {job.num_chunks}: {length}" if job.chunks else "beginning"
-                return "ends behind the chunk that is being made" if job.stop_requested else count
+                done = f"chunk {job.chunks} of {job.num_chunks}: {length}" if job.chunks else "beginning"
+                return "ends behind the chunk that is being made" if job.stop_requested else done
             case "failed":
                 return f"failed: {job.error}"
             case "stopped":

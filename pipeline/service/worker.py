@@ -11,6 +11,7 @@ import gc
 import logging
 from collections.abc import Callable, Iterator
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -119,7 +120,7 @@ class Worker:
     def groups(self, config: InferConfig) -> Batches:
         """Returns the one batch of a job. Errors: ValueError for a portrait or a sound that cannot be used."""
         requests = read_requests(config.data, config.output, 1)
-        check_avatars(requests)
+        check_avatars(requests, config.pipeline.size)
         return Batches.cut(requests, 1)
 
     def load(self, config: InferConfig | None = None) -> None:
@@ -146,7 +147,7 @@ class Worker:
                 continue
             try:
                 with told():
-                    self.make(job, lambda job=job: jobs.should_stop(job))
+                    self.make(job, partial(jobs.should_stop, job))
             except JobFailed as failed:
                 logger.warning("job %s failed: %s", job.id, failed, exc_info=failed.__cause__ if failed.fault else None)
                 jobs.finish(job, str(failed))
@@ -165,7 +166,7 @@ class Worker:
         config = self.read(job.overrides)
         self.load(config)
         if not job.loads_only:
-            run = Run(config, self.bundle, lambda *counts: JobProgress(job, *counts), stopped)
+            run = Run(config, self.bundle, partial(JobProgress, job), stopped)
             groups = self.groups(config)
             with advised(config):
                 run.writer(run.usable(groups, groups.numbers, None))
@@ -193,7 +194,7 @@ class StagedWorker(Worker):
         self.load(config)
         pipe, run, usable = self._pipe(), None, None
         if not job.loads_only:
-            run = StagedRun(config, self.bundle, stages, pipe, lambda *counts: JobProgress(job, *counts), stopped)
+            run = StagedRun(config, self.bundle, stages, pipe, partial(JobProgress, job), stopped)
             groups = self.groups(config)
             usable = run.usable(groups, groups.numbers, None)
         facts = {"overrides": list(job.overrides), "loads_only": job.loads_only, "hash": self.bundle.weights_hash}

@@ -42,9 +42,10 @@ def test_no_configuration_loads_torch(kind):
     assert loaded_packages(code, {"torch", "diffusers", "transformers", "peft", "av"}) == set()
 
 
-@pytest.mark.parametrize("door", ["inference.py", "train.py"])
+@pytest.mark.parametrize("door", ["inference.py", "train.py", "demo/avatar.py"])
 def test_help_loads_nothing_heavy(door):
-    assert loaded_packages(HELP.format(door=door), {"torch", "diffusers", "transformers", "sklearn"}) == set()
+    heavy = {"torch", "diffusers", "transformers", "sklearn", "gradio", "fastapi", "uvicorn"}
+    assert loaded_packages(HELP.format(door=door), heavy) == set()
 
 
 def test_loading_is_caught(tmp_path):

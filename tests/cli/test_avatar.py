@@ -151,3 +151,16 @@ def test_bad_sounds_and_portraits_are_refused(talk, door, tmp_path):
     assert "needs a portrait and a sound" in door.fails("--prompt", TALK.prompt, "--output_folder", tmp_path)
     assert "executor.name=tpp" in door.fails(*ask(talk, tmp_path), "--num_gpus_dit", "4")
     assert not files(tmp_path, "*.mp4")
+
+
+def test_a_pose_video_and_num_clip_on_the_command_line(talk, door, tmp_path):
+    with VideoWriter(tmp_path / "pose.mp4", 30) as out:
+        out.write(np.full((20, 48, 80, 3), 200, np.uint8))
+    short = ["--num_clip", 1, "generation.cache.window_frames=6", "sampler.name=multi_step", "sampler.num_steps=1"]
+    assert door(*ask(talk, tmp_path / "out", "--pose_video", tmp_path / "pose.mp4", *short)) == 0
+    (path,) = (tmp_path / "out").glob("*.mp4")
+    facts = json.loads(path.with_suffix(".json").read_text())
+    assert facts["frames"] == 21 and facts["pose"] == [str(tmp_path / "pose.mp4")]
+    (tmp_path / "no.mp4").write_bytes(b"no video")
+    said = door.fails(*ask(talk, tmp_path / "no", "--pose_video", tmp_path / "no.mp4"))
+    assert "no.mp4 cannot be read as a video" in said

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from model.base import draw_noise
+from model.base import Sample, draw_noise
 from model.config import FlowConfig
+from tests import tiny
 from tests.model.test_flow import MEAN, MODEL, RNG, build, roles, sample
-from wan.generation import GenerationConfig
+from wan.generation import GenerationConfig, PortraitConfig
 from wan.ledger import CacheConfig
 from wan.schedule import Schedule
 
@@ -44,3 +46,31 @@ def test_frames_that_do_not_count_carry_no_loss():
     frames = miss.square().mean((2, 3, 4))
     wanted = (frames[0].mean() + frames[1, 2:].mean()) / 2
     assert some == pytest.approx(wanted.item(), rel=MEAN) and some != pytest.approx(every, rel=1e-4)
+
+
+def test_the_reference_stands_ahead_of_a_drawn_chunk():
+    """Drawn by step, equal for every part of it; never before where it was pinned; the velocity follows."""
+    portrait = PortraitConfig(distance=(4, 40))
+    generation = GenerationConfig(cache=CacheConfig(9, content="same_step"), portrait=portrait)
+    spans = tiny.spans(3, 3, 3)
+    condition = tiny.avatar(2, 9)
+    geometry = tiny.S2V_GEOMETRY
+    model = tiny.s2v_denoiser()
+    batch = Sample(0, tiny.latents(9, 2, geometry=geometry), condition, range(2), spans, ["", ""])
+    networks = SimpleNamespace(generator=model)
+    rest, drawn = (FlowConfig(mode="same_step", distance=name).build(generation) for name in ("rest", "drawn"))
+    places = [drawn.draw_reference(replace(batch, step=step), RNG) for step in range(60)]
+    assert {p for p in places} <= set(range(4, 47)) and len(set(places)) > 15 and max(places) > 35
+    step = next(step for step, place in enumerate(places) if place > 30)
+    batch, seen = replace(batch, step=step), []
+    handle = model.transformer.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    with torch.no_grad():
+        still, moved = (loss(batch, networks, RNG)[0].item() for loss in (rest, drawn))
+    handle.remove()
+    times = [[run.positions[0] for run in runs if run.kind == "reference"] for runs in seen]
+    assert times == [[(30,)], [(places[step],)]] and still != moved
+    early = next(step for step, place in enumerate(places) if place < 30)
+    with torch.no_grad():
+        still, moved = (loss(replace(batch, step=early), networks, RNG)[0].item() for loss in (rest, drawn))
+    assert still == moved
+    assert "write distance=rest" in "".join(FlowConfig(distance="drawn").problems())

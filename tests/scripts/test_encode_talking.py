@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from PIL import Image
 
 from scripts import encode_latents
 from tests.architecture.source import ROOT
+from trainer.preflight import find_misheard
+from trainer.sources.config import TalkingConfig
 from utils.data.latents import read_facts, shard_path
 from utils.data.talking import TalkingFolder
 from utils.data.talking_media import find_portrait
@@ -18,6 +21,9 @@ from utils.digits.speaking import FPS, RATE, random_talk
 from utils.media.audio import ArraySound, LiveSound
 from utils.media.mp4 import VideoWriter
 from utils.rng import Rng
+from wan.audio.config import AudioConfig
+from wan.generation import GenerationConfig
+from wan.ledger import CacheConfig
 
 VAE, EAR = str(ROOT / "assets/digits/vae"), str(ROOT / "assets/digits_s2v/audio_encoder")
 FRAMES, SEED = 33, 3
@@ -217,3 +223,22 @@ def test_batches_need_not_fill_a_shard(tmp_path):
     for number in range(3):
         assert torch.equal(two.clip(number).audio, one.clip(number).audio)
         assert torch.allclose(two.clip(number).latents.float(), one.clip(number).latents.float(), atol=2e-3)
+
+
+def test_shards_that_were_heard_otherwise_are_refused(both):
+    """Both sides are named; files and drawn digits, both say how they were heard."""
+    generation = GenerationConfig(cache=CacheConfig(9, content="same_step"))
+    for folder in both:
+        config = TalkingConfig(path=str(folder.folder), frames=6, audio=AudioConfig(left=4.0))
+        assert config.build(generation).clips.prompts == folder.prompts
+        for audio, words in (
+            (AudioConfig(), "heard with --left 4.0 and the recipe says audio.left=8.0"),
+            (AudioConfig(left=4.0, lead=3), "--lead 0 and the recipe says audio.lead=3"),
+            (AudioConfig("file", 4.0), "--window chunk and the recipe says audio.window=file"),
+        ):
+            with pytest.raises(ValueError, match=words):
+                replace(config, audio=audio).build(generation)
+        with pytest.raises(ValueError, match="--chunk 3 and the recipe says generation.chunk=2"):
+            config.build(replace(generation, chunk=2))
+        found = list(find_misheard(replace(config, audio=AudioConfig()), generation))
+        assert [key for key, _ in found] == ["trainer.source.path"]

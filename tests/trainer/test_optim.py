@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tests import tiny, tolerance
-from trainer.config import OptimConfig
+from trainer.config import OptimConfig, RateConfig
 from trainer.optim import Muon, Optim, learning_rate_factor, orthogonalise
 from utils.config.field import check
 
@@ -89,6 +89,24 @@ def test_a_part_may_have_a_rate_of_its_own():
         p.grad = torch.ones_like(p)
     optim.step(5)  # half of the schedule is over
     assert [group["lr"] for group in optim.parts[0].param_groups] == [0.05, 0.025]
+
+
+def test_rates_by_name_for_both_optimisers():
+    model = network()
+    own = [RateConfig("head.", 0.01), RateConfig("blocks.0.w", 0.03)]
+    optim = Optim(model, OptimConfig("muon", lr=0.1, lr_rest=0.2, rates=own), 10)
+    adamw, muon = optim.parts
+    rates = {id(p): group["lr"] for part in (adamw, muon) for group in part.param_groups for p in group["params"]}
+    assert {name: rates[id(p)] for name, p in model.named_parameters()} == {
+        **dict.fromkeys(("head.weight", "head.bias"), 0.01),
+        **dict.fromkeys(("blocks.0.bias", "blocks.1.weight", "blocks.1.bias"), 0.2),
+        "blocks.0.weight": 0.03,
+    }
+    assert [p is model["blocks"][0].weight for group in muon.param_groups for p in group["params"]] == [True]
+    with pytest.raises(ValueError, match="begins with 'audio'; trained are those of blocks., head."):
+        Optim(model, OptimConfig("adamw", rates=[RateConfig("audio", 0.1)]), 10)
+    with pytest.raises(ValueError, match="starts is empty"):
+        check(OptimConfig(rates=[RateConfig()]))
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from model.config import mask_problems
@@ -14,6 +14,7 @@ from utils.bounds import bounded
 from utils.config.field import collect_error, file_path
 from utils.data.records import check_on_bad
 from utils.data.schedules import frame_list
+from wan.audio.config import AudioConfig
 from wan.config import BATCH, LARGEST_SIDE, LONGEST, Buildable
 from wan.generation import GenerationConfig
 
@@ -80,6 +81,9 @@ class TalkingConfig(SourceConfig):
     motion: `still` = before every window stands the portrait, as a stream runs (the first chunk of a window from
     the middle has no past and does not count then); `past` = the latents before it, as clips follow one another.
     dropout: share of samples that see the empty prompt; silence: share that hear nothing (published: .15).
+    corruption: largest noise level of the motion latents, the history that is seen as latents; each sample draws its
+    own from 0 on (history corruption; Live-Avatar publishes that it is done, not how).
+    audio: how the model will hear; shards that were heard otherwise, or by other chunks, are refused.
     """
 
     consumer = "trainer.sources.talking:Talking"
@@ -92,6 +96,8 @@ class TalkingConfig(SourceConfig):
     motion: str = "still"  # still | past
     dropout: float = bounded(0.1, 0, 1)
     silence: float = bounded(0.15, 0, 1)
+    corruption: float = bounded(0.0, 0, 1)
+    audio: AudioConfig = field(default_factory=AudioConfig)
     on_bad: str = "stop"  # stop | skip a record that cannot be used
 
     def problems(self) -> Iterator[str]:
@@ -177,10 +183,14 @@ class RolloutConfig(SourceConfig):
 @dataclass
 class TalkingRolloutConfig(RolloutConfig):
     """Rollouts on talking clips: `clips` gives texts, portraits and sounds. Of a longer rollout the last `loss_frames`
-    are scored, with the latents before them as their motion.
+    are scored, with the latents before them as their motion. corruption: as in `TalkingConfig`, of what the generator
+    sees; teacher and critic see the motion as it is. audio: as there.
     """
 
     consumer = "trainer.sources.talking:TalkingRollout"
+
+    corruption: float = bounded(0.0, 0, 1)
+    audio: AudioConfig = field(default_factory=AudioConfig)
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()

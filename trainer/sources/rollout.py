@@ -95,7 +95,8 @@ class RolloutSource(Generating):
         rollout = replace(rollout, distance=draw_distance(self.generation.portrait, rng.shared(step, "distance")))
         with torch.set_grad_enabled(with_grad):
             state = rollout.start(len(prompts), max(len(span) for span in spans), spans[-1].stop)
-            video = PlainExecutor(rollout).run(state, Fixed(condition), made_spans, noise, given)
+            seen = Fixed(self.seen(condition, step, index, rng))
+            video = PlainExecutor(rollout).run(state, seen, made_spans, noise, given)
             made = torch.cat([chunk.latents for chunk in video], 1)
         latents, mask, scored = self.window(made, condition, roles, len(spans[0]))
         if given and mask is None:
@@ -106,6 +107,10 @@ class RolloutSource(Generating):
     def condition(self, roles, prompts: list[str], index, rng) -> Condition:
         """Returns what the rollouts of these samples are conditioned on."""
         return roles.condition(prompts)
+
+    def seen(self, condition: Condition, step: int, index, rng) -> Condition:
+        """Returns what the generator sees of the condition; what is scored has all of it."""
+        return condition
 
     def window(self, made: torch.Tensor, condition: Condition, roles, head: int):
         """Returns (latents, mask or None, their condition) of what is scored of a rollout."""

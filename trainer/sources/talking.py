@@ -25,6 +25,7 @@ class Talking(Source):
     def __init__(self, config: TalkingConfig, generation: GenerationConfig):
         self.config, self.generation = config, generation
         self.clips = TalkingFolder(config.path, config.on_bad)
+        self.clips.check_heard(vars(config.audio), generation.chunk)
         self.spans = generation.spans(config.frames)
         check_length(config.path, self.clips.shortest, config.frames)
 
@@ -42,6 +43,7 @@ class Talking(Source):
         latents = torch.stack(cut).float().to(roles.device)
         text = roles.condition(prompts, null=False)
         condition = portrait_and_sound(text, clips, starts, config.frames, self.generation, config.motion == "past")
+        condition = corrupt_motion(condition, config.corruption, rng.at("sample", step, "motion"), index)
         audio = condition.audio * (draw[:, 4] >= config.silence).to(condition.audio)[:, None, None, None, None]
         mask = self.counted(starts) if config.motion == "still" and any(starts) else None
         return Sample(
@@ -74,6 +76,7 @@ class TalkingRollout(RolloutSource):
     def __init__(self, config: TalkingRolloutConfig, generation: GenerationConfig):
         self.config, self.generation = config, generation
         self.clips, self.prompts = TalkingFolder(config.clips, config.on_bad), []
+        self.clips.check_heard(vars(config.audio), generation.chunk)
         check_length(config.clips, self.clips.shortest, config.frames_max or config.frames)
 
     def condition(self, roles, prompts: list[str], index, rng) -> Condition:
@@ -84,12 +87,26 @@ class TalkingRollout(RolloutSource):
             roles.condition(prompts), clips, [0] * len(clips), frames, self.generation, past=False
         )
 
+    def seen(self, condition: Condition, step: int, index, rng) -> Condition:
+        """Returns the condition with the motion that the generator sees."""
+        return corrupt_motion(condition, self.config.corruption, rng.at("sample", step, "motion"), index)
+
     def window(self, made: torch.Tensor, condition: Condition, roles, head: int):
         """Returns what is scored: the last latents, with those before them as their motion; all of them count."""
         first = made.shape[1] - self.config.loss_frames
         scored = condition.cut(Span(first, made.shape[1]))
         motion = torch.cat((condition.motion, made[:, :first].detach()), 1)[:, -MOTION_FRAMES:]
         return made[:, first:], None, replace(scored, motion=motion)
+
+
+def corrupt_motion(condition: Condition, most: float, source, index) -> Condition:
+    """Returns the condition with motion latents mixed with noise, each sample's at a level drawn from 0 to `most`."""
+    if not most:
+        return condition
+    motion = condition.motion
+    level = most * source.uniform_batch((1, 1, 1, 1), index, "level").to(motion)
+    noise = source.normal_batch(motion.shape[1:], index, "noise").to(motion)
+    return replace(condition, motion=(1 - level) * motion + level * noise)
 
 
 def portrait_and_sound(

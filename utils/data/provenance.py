@@ -64,6 +64,12 @@ def missing_shards(folder: str | Path, numbers: Sequence[int]) -> Iterator[int]:
         logger.warning("%d shards of %s are left to another run that is making them", busy, folder)
 
 
+def made_with(path: Path) -> dict[str, Any]:
+    """Returns the settings that a shard was made with; {} where it does not say. Errors: ValueError for damage."""
+    facts, where = read_facts(path), f"{path}, its {KEY}"
+    return get(parse_json(facts[KEY], where), "settings", dict, where) if KEY in facts else {}
+
+
 def compare(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raises ValueError naming each setting that differs from the recorded one; new ones are not compared."""
     changes = differences(before, json.loads(json.dumps(now)))

@@ -4,7 +4,8 @@
     {"image": "two.png", "audio": ["left.wav", "right.wav"], "masks": ["l.png", "r.png"], "prompt": "...", "name": "x"}
 
 `audio` may join several files by +; without `masks` they are strips of the picture, left to right. `name` (or `id`)
-names the file. Paths start at the list's folder.
+names the file, `pose_video` a video of skeletons, `num_clip` how many clips it has at most. Paths start at the list's
+folder.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from utils.data.text_file import check_decoded, check_prompt, raw_lines
 from utils.json_reader import get, parse_json
 
-KEYS = ("image", "audio", "masks", "prompt", "name", "id")
+KEYS = ("image", "audio", "masks", "prompt", "name", "id", "pose_video", "num_clip")
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class TalkLine:
     audio: tuple[Path, ...]
     masks: tuple[Path, ...] = ()
     name: str = ""
+    pose_video: Path | None = None
+    num_clip: int = 0  # 0 = as long as its sound
 
 
 def is_talk_list(path: str | Path) -> bool:
@@ -81,4 +84,8 @@ def _parse(line: dict, where: str, number: int, folder: Path) -> TalkLine:
         raise ValueError(f"{where}: prompt is empty; write what the video shows")
     image = folder / Path(get(line, "image", str, where)).expanduser()
     name = get(line, "name", str, where, "") or get(line, "id", str, where, "")
-    return TalkLine(number, prompt, image, files["audio"], files["masks"], name)
+    pose = get(line, "pose_video", str, where, "")
+    if (clips := get(line, "num_clip", int, where, 0)) < 0:
+        raise ValueError(f"{where}: num_clip is {clips}; write 1 or more, or leave it out (as long as the sound)")
+    pose = folder / Path(pose).expanduser() if pose else None
+    return TalkLine(number, prompt, image, files["audio"], files["masks"], name, pose, clips)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from utils.data.latents import LatentFolder, read_head, read_row
+from utils.data.provenance import made_with
 from utils.data.records import BadRecord, check_finite
 
 FEATURES_PER_FRAME = 4  # of the sound for each latent frame
@@ -24,7 +26,27 @@ class TalkingClip:
 
 
 class TalkingFolder(LatentFolder):
-    """The clips of a folder of talking shards; also what it says of them as `LatentFolder` does."""
+    """The clips of a folder of talking shards; also what it says of them as `LatentFolder` does.
+
+    made_with: the settings that its shards were made with, each once, with a shard; nothing of shards that do not say.
+    """
+
+    def __init__(self, folder: str | Path, on_bad: str = "stop"):
+        self.made_with: list[tuple[Path, dict]] = []
+        super().__init__(folder, on_bad)
+
+    def check_heard(self, audio: Mapping[str, object], chunk: int) -> None:
+        """Raises ValueError naming how the shards were heard and what a recipe says (`AudioConfig`, its chunk)."""
+        wanted = {**audio, "chunk": chunk}
+        for path, made in self.made_with:
+            wrong = [name for name, value in wanted.items() if name in made and made[name] != value]
+            if wrong:
+                here = ", ".join(f"{'generation.' if n == 'chunk' else 'audio.'}{n}={wanted[n]}" for n in wrong)
+                there = ", ".join(f"--{name} {made[name]}" for name in wrong)
+                raise ValueError(
+                    f"{path} was heard with {there} and the recipe says {here}; write what the shards say into the "
+                    "recipe, and into the one that will run the model, or encode them again with its values"
+                )
 
     def clip(self, index: int) -> TalkingClip:
         """Returns one clip. Errors: BadRecord naming a shard that cannot be read, or what does not fit."""
@@ -32,6 +54,9 @@ class TalkingFolder(LatentFolder):
 
     def _enter(self, path: Path) -> None:
         super()._enter(path)
+        made = made_with(path)
+        if made and made not in [other for _, other in self.made_with]:
+            self.made_with.append((path, made))
         for name, axes in (("audio", 5), ("reference", 5)):
             shape = read_head(path, name)[1]
             if len(shape) != axes:

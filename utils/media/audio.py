@@ -153,12 +153,29 @@ class SoundFrom:
         return found
 
 
-def sound_of_video(path: str | Path, rate: int = 16_000) -> SoundFrom:
-    """Returns the sound of a video, in one channel, from the time of its first picture on.
+def sound_of_video(path: str | Path, rate: int = 16_000, channels: int = 1) -> SoundFrom:
+    """Returns the sound of a video from the time of its first picture on.
 
-    Errors: ValueError for a file that is not a video, or as `FileSound`.
+    Errors: ValueError for a file that is not a video, whose sound ends before its first picture, or as `FileSound`.
     """
-    return SoundFrom(FileSound(path, rate), round(-video.sound_begins(path) * rate))
+    sound = SoundFrom(FileSound(path, rate, channels), round(-video.sound_begins(path) * rate))
+    if sound.length < LEAST_SECONDS * rate:
+        raise ValueError(f"the sound of {path} ends before its first picture; give one with sound behind it")
+    return sound
+
+
+def open_sound(path: str | Path, rate: int = 16_000, channels: int = 1) -> FileSound | SoundFrom:
+    """Returns the sound of a file: of a video from its first picture on, of any other from its first sample on.
+
+    Errors: ValueError as `FileSound` and `sound_of_video`.
+    """
+    import av
+
+    sound = FileSound(path, rate, channels)
+    with av.open(f"file:{sound.path}", container_options=SAFE, metadata_errors="replace") as container:
+        cover = av.stream.Disposition.attached_pic  # of an album, no picture of a video
+        pictures = [stream for stream in container.streams.video if not stream.disposition & cover]
+    return sound_of_video(path, rate, channels) if pictures else sound
 
 
 def decode_sound(path: Path, rate: int, channels: int = 1) -> Iterator[np.ndarray]:

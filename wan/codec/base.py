@@ -42,6 +42,11 @@ class Codec(StreamingDecoder, Protocol):
     def encode(self, pixels_BPCHW: torch.Tensor) -> torch.Tensor:
         """Returns normalised latents, fp32 [B, F, C, h, w]."""
 
+    def encode_stream(
+        self, pixels_BPCHW: torch.Tensor, state: DecoderState | None = None
+    ) -> tuple[torch.Tensor, DecoderState]:
+        """Encodes the next frames of a stream; `state` None starts one. Returns (latents, the state to go on with)."""
+
     def decode(self, latents_BFCHW: torch.Tensor) -> torch.Tensor:
         """Returns the pixels of a whole clip."""
 

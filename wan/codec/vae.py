@@ -86,8 +86,20 @@ class StreamingVAE(nn.Module):
             latents = self.model.encode(x).latent_dist.mode()
         else:
             rows = x.split(1) if self.config.slicing else (x,)
-            latents = torch.cat([encode_features(self.model, row) for row in rows])
+            latents = torch.cat([encode_features(self.model, row)[0] for row in rows])
         return self.normalise(latents).to(pixels_BPCHW.device)
+
+    def encode_stream(
+        self, pixels_BPCHW: torch.Tensor, state: DecoderState | None = None
+    ) -> tuple[torch.Tensor, DecoderState]:
+        """Encodes the next 4n pixel frames of a stream, or its first 4n+1 (`state` None), as `encode` does all.
+
+        Returns (latents, fp32 [B, F, C, h, w]; the state to go on with). Errors: ValueError for another number.
+        """
+        check_pixel_frames(pixels_BPCHW.shape[1] + (state is not None))
+        x = pixels_BPCHW.transpose(1, 2).to(self.device, self.dtype)
+        latents, state = encode_features(self.model, x, state)
+        return self.normalise(latents).to(pixels_BPCHW.device), state
 
     def normalise(self, latents_BCFHW: torch.Tensor) -> torch.Tensor:
         """Raw VAE latents [B, C, F, h, w] -> unit-scale latents [B, F, C, h, w]."""
@@ -133,8 +145,8 @@ class StreamingVAE(nn.Module):
         return pixels.clamp(-1, 1).float().transpose(1, 2).to(latents_BFCHW.device), state
 
 
-def encode_features(model, x_BCPHW) -> torch.Tensor:
-    """Returns the raw mean latents [B, C, F, h, w] of 4n+1 pixel frames.
+def encode_features(model, x_BCPHW, state: DecoderState | None = None) -> tuple[torch.Tensor, DecoderState]:
+    """Returns (raw mean latents [B, C, F, h, w] of 4n+1 pixel frames, or of 4n behind others; a stream's state).
 
     Differs from the library's `encode` by a cache of its own: that of the model would mix two threads.
     """
@@ -142,10 +154,11 @@ def encode_features(model, x_BCPHW) -> torch.Tensor:
 
     if model.config.patch_size is not None:
         x_BCPHW = patchify(x_BCPHW, patch_size=model.config.patch_size)
-    cache = [None] * sum(isinstance(m, WanCausalConv3d) for m in model.encoder.modules())
-    parts = [x_BCPHW[:, :, :1], *x_BCPHW[:, :, 1:].split(TEMPORAL_STRIDE, 2)]
+    first = 0 if state else 1  # frames of a first latent frame
+    cache = list(state or [None] * sum(isinstance(m, WanCausalConv3d) for m in model.encoder.modules()))
+    parts = [x_BCPHW[:, :, :first], *x_BCPHW[:, :, first:].split(TEMPORAL_STRIDE, 2)]
     parts = [model.encoder(part, feat_cache=cache, feat_idx=[0]) for part in parts if part.shape[2]]
-    return model.quant_conv(torch.cat(parts, 2)).chunk(2, 1)[0]
+    return model.quant_conv(torch.cat(parts, 2)).chunk(2, 1)[0], tuple(cache)
 
 
 def decode_features(model, x_BCFHW, state: DecoderState | None = None, frames_per_pass: int = 1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -69,10 +70,10 @@ def test_at_the_start_the_first_feature_is_repeated(folder):
     assert made.frame_mask is None
 
 
-def test_behind_a_still_the_middle_counts_by_its_last_chunk(folder):
+def test_behind_a_still_a_window_of_the_middle_counts_from_its_second_chunk_on(folder):
     made = source(folder, starts=0.5).next(1, ROLES, RNG)
     rows = {tuple(row) for row in made.frame_mask.tolist()}
-    assert rows == {(True,) * 9, (False,) * 6 + (True,) * 3}
+    assert rows == {(True,) * 9, (False,) * 3 + (True,) * 6}
     past = source(folder, starts=0.0, motion="past").next(1, ROLES, RNG)
     assert past.frame_mask is None
     clip = past.latents[0].mean().round()  # every clip's latents lie around its number
@@ -102,6 +103,26 @@ def test_a_rollout_is_scored_on_its_last_frames(folder):
     assert torch.equal(sample.condition.motion[:, 0], sample.condition.reference[:, 0])
     again = roller.next(0, ROLES, RNG, with_grad=False)
     assert torch.equal(again.latents, sample.latents.detach()) and not again.latents.requires_grad
+
+
+def test_the_history_is_corrupted_by_sample(folder):
+    """A level of its own for each sample, the same whoever holds it; the generator's motion alone in a rollout."""
+    clean, made = (source(folder, corruption=most).next(0, ROLES, RNG) for most in (0.0, 0.5))
+    assert torch.equal(clean.latents, made.latents) and torch.equal(clean.condition.audio, made.condition.audio)
+    still, moved = clean.condition.motion, made.condition.motion
+    levels = (still - moved).flatten(1).std(1) / (still.flatten(1).std(1) ** 2 + 1).sqrt()  # of s (noise - motion)
+    assert ((levels > 0) & (levels < 0.6)).all() and levels.max() - levels.min() > 0.05
+    part = source(folder, corruption=0.5).next(0, ROLES, RNG, index=made.index[2:4])
+    assert torch.equal(part.condition.motion, moved[2:4])
+
+
+def test_a_rollout_sees_another_history_than_its_score(folder):
+    config = TalkingRolloutConfig(clips=str(folder), batch=2, frames=9, loss_frames=9, height=64, width=64)
+    with torch.no_grad():
+        made = replace(config, corruption=0.5).build(GENERATION).next(0, ROLES, RNG, with_grad=False)
+        other = config.build(GENERATION).next(0, ROLES, RNG, with_grad=False)
+    assert torch.equal(made.condition.motion, other.condition.motion)
+    assert not torch.equal(made.latents[:, :3], other.latents[:, :3])
 
 
 def test_wrong_knobs_and_shards_are_named(folder, tmp_path):

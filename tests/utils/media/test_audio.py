@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.media.audio import ArraySound, FileSound, MixedSound, sound_of_video
+from utils.media.audio import ArraySound, FileSound, MixedSound, SoundFrom, open_sound, sound_of_video
 from utils.media.mp4 import VideoWriter
 
 KINDS = {"wav": "pcm_s16le", "flac": "flac", "mp3": "libmp3lame", "m4a": "aac", "ogg": "flac", "mp4": "aac"}
@@ -168,6 +168,9 @@ def test_a_videos_sound_counts_from_its_first_picture(tmp_path, kind, late):
     flash = 1.0 - max(-late, 0)
     sound = sound_of_video(path)
     assert heard_at(sound) == pytest.approx(flash, abs=0.005)
+    assert heard_at(open_sound(path)) == heard_at(sound)
+    played = open_sound(path, 48_000, channels=2)
+    assert (played.rate, played.channels) == (48_000, 2) and heard_at(played) == pytest.approx(flash, abs=0.005)
     assert (late == 0) == (abs(heard_at(FileSound(path)) - flash) < 0.025)
     assert (sound.read(-400, -100) == 0).all() and sound.read(-400, 400).shape == (800, 1)
     assert (sound.read(-400, 400)[400:] == sound.read(0, 400)).all()
@@ -188,3 +191,26 @@ def test_a_video_without_sound_is_named(tmp_path):
         sound_of_video(tmp_path / "a.mp4")
     with pytest.raises(ValueError, match="a.wav cannot be read as a video"):
         sound_of_video(save(tmp_path / "a.wav"))
+
+
+def test_a_sound_without_pictures_is_heard_from_its_start(tmp_path):
+    """A cover is no picture of a video; a video's sound that ends before its first picture is named."""
+    path = save(tmp_path / "a.mp3", codec="libmp3lame")
+    with av.open(str(path)) as source, av.open(str(tmp_path / "cover.mp3"), "w") as file:
+        track = file.add_stream_from_template(source.streams.audio[0])
+        cover = file.add_stream("mjpeg", rate=1)
+        cover.width = cover.height = 16
+        cover.pix_fmt = "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        for packet in cover.encode(av.VideoFrame.from_ndarray(np.zeros((16, 16, 3), np.uint8))):
+            file.mux(packet)
+        for packet in source.demux(source.streams.audio[0]):
+            if packet.size:
+                packet.stream = track
+                file.mux(packet)
+    with av.open(str(tmp_path / "cover.mp3")) as file:
+        assert [stream.type for stream in file.streams] == ["audio", "video"]
+    for name in ("a.mp3", "cover.mp3"):
+        assert isinstance(open_sound(tmp_path / name), FileSound)
+    sound = FileSound(path)
+    assert SoundFrom(sound, 16_000).length == sound.length - 16_000
