@@ -160,6 +160,8 @@ def test_the_length_is_the_sounds(caplog):
     pipeline = avatar.pipeline()
 
     class Two:
+        num_clip = 0
+
         def open(self):
             return [ArraySound(avatar.sound()[:16_000], 16_000), SOUND]
 
