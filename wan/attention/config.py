@@ -93,7 +93,7 @@ class AsaConfig:
                 f"sparse.dense_below is {self.dense_below} and sparse.dense_above {self.dense_above}: every step would "
                 "be dense; write a smaller dense_below, or sparse.name=none"
             )
-        if any(not -LAYERS < layer < LAYERS for layer in self.dense_layers):
+        if any(type(layer) is not int or abs(layer) >= LAYERS for layer in self.dense_layers):
             yield f"sparse.dense_layers is {self.dense_layers}; write numbers of the network's blocks"
 
     def causal_problems(self) -> Iterator[str]:
