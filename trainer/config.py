@@ -198,7 +198,8 @@ class TrainerConfig(Buildable):
     @property
     def whole(self) -> bool:
         """True if the generator makes whole clips, without a cache."""
-        return self.loss.bidirectional or self.source.bidirectional
+        knobs = values(self)
+        return knobs["loss"].bidirectional or knobs["source"].bidirectional
 
     def problems_with(self, generation: GenerationConfig) -> Iterator[str]:
         """Yields what of source, loss and networks does not go together with how the model will run."""

@@ -118,7 +118,7 @@ class Roles:
 
     def measured(self) -> dict[str, torch.Tensor]:
         """Returns what sparse attention counted since it was asked last: the shares of blocks not read, and forced."""
-        found = {}
+        found: dict[str, torch.Tensor] = {}
         for name, network in (("", self.generator), ("critic_", self.critic)):
             counted = None if network is None else network.transformer.sequence.statistics
             found |= {f"{name}{key}": value for key, value in counted.take().items()} if counted else {}

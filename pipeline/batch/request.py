@@ -189,7 +189,8 @@ def check_avatars(requests: Requests, size: str = "") -> None:
             raise ValueError("a talking video needs a portrait and a sound: write --image FILE --audio FILE")
         avatar.check()
         if size:
-            fit_size(*image_size(avatar.image), parse_area(size))
+            height, width = image_size(avatar.image)
+            fit_size(height, width, parse_area(size))
 
 
 def check_grammar(requests: Sequence[Request], spec_name: str) -> None:

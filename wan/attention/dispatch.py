@@ -53,9 +53,8 @@ def _choose(call: AttentionCall) -> str:
     """Returns the first usable backend for this kind of call; remembers it."""
     q = call.q
     hidden = "blocks" if call.selection is not None else "frames" if call.mask is not None else "nothing"
-    kind = (q.device.type, q.dtype, q.shape[-1], hidden, call.needs_grad)
-    if call.selection is not None:
-        kind = (*kind, call.selection.block)
+    block = 0 if call.selection is None else call.selection.block
+    kind = (q.device.type, q.dtype, q.shape[-1], hidden, call.needs_grad, block)
     if kind not in _chosen:
         _chosen[kind] = chosen(call)
         logger.info("attention on %s %s, hidden %s, gradient %s: %s", *kind[:2], *kind[3:5], _chosen[kind])

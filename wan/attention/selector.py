@@ -96,7 +96,7 @@ class Statistics:
         if not self._sums:
             return {}
         kept, always = (torch.stack(self._sums).sum(0).double() / self._blocks).unbind()
-        self.__init__()
+        self._sums, self._blocks = [], 0
         return {"sparsity": 1 - kept, "forced": always}
 
 

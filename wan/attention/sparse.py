@@ -78,7 +78,8 @@ def block_rules(classes: Sequence[Sequence[int]], config: AsaConfig, device) -> 
     always = (table == ALWAYS).sum(1).tolist()
     limits = tuple(a + m for a, m in zip(always, most, strict=True))
     tensors = (table == CHOSEN, table == ALWAYS, torch.tensor(least), torch.tensor(most))
-    return BlockRules(*(x.to(device, non_blocking=True) for x in tensors), limits, least == most)
+    chosen, forced, low, high = (x.to(device, non_blocking=True) for x in tensors)
+    return BlockRules(chosen, forced, low, high, limits, least == most)
 
 
 @torch.no_grad()
