@@ -174,16 +174,15 @@ trainer:
 LORA = r"{rank: 2, alpha: 2, targets: 'transformer_blocks\.\d+\.attn1\.(to_[qkv]|to_out\.0)$'}"
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_a_sparse_lora_student_trains_exports_and_generates(tmp_path, ranks):
+@pytest.mark.dist
+def test_a_sparse_lora_student_trains_on_two_ranks_exports_and_generates(tmp_path):
     model = cog.write(tmp_path / "model")
     (tmp_path / "prompts.txt").write_text("a red three moves right\na blue two moves left\n")
     recipe = tmp_path / "train.yaml"
     recipe.write_text(TRAIN.format(model=model, prompts=tmp_path / "prompts.txt", lora=LORA))
     run = tmp_path / "run"
-    start = [sys.executable] if ranks == 1 else [*TORCHRUN, f"--nproc_per_node={ranks}"]
     done = subprocess.run(
-        [*start, "train.py", "--config_path", str(recipe), "--logdir", str(run)],
+        [*TORCHRUN, "--nproc_per_node=2", "train.py", "--config_path", str(recipe), "--logdir", str(run)],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -142,10 +142,9 @@ def test_kernels_have_the_same_gradient(pool, float64, monkeypatch):
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="FlexAttention on a CPU is compiled by a C++ compiler")
-@pytest.mark.parametrize(("pool", "pads"), [(0, False), (3, True)])
-def test_compiled_lists_are_the_selection(pool, pads):
+def test_compiled_lists_are_the_selection():
     """Its lists are run, not its mask alone: what `flex` does on a GPU, compiled for the CPU."""
-    given = call(pool=pool, pads=pads, width=16, block=16)
+    given = call(pool=3, pads=True, width=16, block=16)
     with torch.no_grad():
         made = Flex().run(given)
     assert tiny.error(made, attend(given, AttentionConfig("sdpa"))) < tolerance.rounding(112, 5)
