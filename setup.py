@@ -5,7 +5,7 @@ Ranges stand here, for environments that already hold a torch; requirements.txt 
 
 from setuptools import find_namespace_packages, setup
 
-ROOMS = ["wan", "utils", "model", "pipeline", "trainer", "demo", "scripts"]
+ROOMS = ["wan", "cogvideox", "utils", "model", "pipeline", "trainer", "demo", "scripts"]
 
 REQUIRES = [
     "torch>=2.9",  # torch.optim.Muon, FlexAttention and FSDP2 as we use them
