@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import random
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +17,7 @@ import torch
 from pipeline.config import load_recipe
 from pipeline.tpp import Stages
 from tests.architecture.source import ROOT
-from tests.pipeline import tpp_worker
+from tests.pipeline import tpp_fault, tpp_worker
 
 
 @pytest.fixture(autouse=True)
@@ -101,13 +103,16 @@ threads: 1
 """
 
 
-def start_door(folder, prompts, world: int, *flags: str) -> subprocess.Popen:
+LINES = ["a red three moves left", "a blue five moves right"]
+
+
+def start_door(folder, prompts, world: int, *flags: str, door=("inference.py",)) -> subprocess.Popen:
     """Starts inference.py with videos of one line each; on one rank it is the plain one."""
     recipe, lines = folder / "tpp.yaml", folder / "prompts.txt"
     recipe.write_text(RECIPE)
     lines.write_text("".join(f"{line}\n" for line in prompts))
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world}"] if world > 1 else []
-    command = [sys.executable, *launch, "inference.py", "--config_path", str(recipe), "--data_path", str(lines), *flags]
+    command = [sys.executable, *launch, *door, "--config_path", str(recipe), "--data_path", str(lines), *flags]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
 
@@ -117,33 +122,81 @@ def processes_of(launcher: int) -> list[int]:
     return [int(pid) for pid in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()]
 
 
-@pytest.mark.dist
-def test_a_killed_rank_ends_all_and_keeps_what_is_finished(tmp_path):
+def wait_for(ready, seconds: float = 120) -> None:
+    """Waits until `ready()` is true; fails after so many seconds."""
+    end = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The bytes of a first video, made by three ranks as by one."""
+    folder, short = tmp_path_factory.mktemp("finished"), ["--num_output_frames", "9"]
+    made = []
+    for world in (1, 3):
+        out = folder / str(world)
+        with start_door(folder, LINES[:1], world, *short, "--output_folder", str(out)) as process:
+            said = process.communicate(timeout=180)[1]
+        assert process.returncode == 0, said
+        made.append({path.name: path.read_bytes() for path in out.iterdir() if path.name.startswith(LINES[0])})
+    name = f"{LINES[0]}-0.mp4"
+    assert made[0][name] == made[1][name]
+    return made[1]
+
+
+def put(finished: dict[str, bytes], out: Path) -> None:
+    """Writes the finished video into a folder."""
+    out.mkdir()
+    for name, content in finished.items():
+        (out / name).write_bytes(content)
+
+
+def check_finished(finished: dict[str, bytes], out: Path) -> None:
     """The first video is whole; of the second nothing is left under its name."""
-    one = tmp_path / "one"
-    lines, short = ["a red three moves left", "a blue five moves right"], ["--num_output_frames", "9"]
-    with start_door(tmp_path, lines[:1], 1, *short, "--output_folder", str(one)) as alone:
-        assert alone.wait(120) == 0, alone.stderr.read()
-    out = tmp_path / "three"
-    with start_door(tmp_path, lines[:1], 3, *short, "--output_folder", str(out)) as process:
-        assert process.wait(180) == 0, process.stderr.read()
-    name = f"{lines[0]}-0.mp4"
-    whole = (out / name).read_bytes()
-    assert whole == (one / name).read_bytes()
-    with start_door(tmp_path, lines, 3, "--num_output_frames", "9000", "--output_folder", str(out)) as process:
-        half = out / f"{lines[1]}-0.partial.mp4"
-        end = time.monotonic() + 120
-        while not (half.exists() and half.stat().st_size) and time.monotonic() < end:
-            time.sleep(0.1)
+    assert {name: (out / name).read_bytes() for name in finished} == finished
+    assert not (out / f"{LINES[1]}-0.mp4").exists() and not (out / f"{LINES[1]}-0.json").exists()
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("when", ["while it writes", "at a random time"])
+def test_a_killed_rank_ends_all_and_keeps_what_is_finished(tmp_path, finished, when):
+    """Also while the ranks start, load or meet: whoever is killed, whenever."""
+    out, draw = tmp_path / "three", random.SystemRandom()
+    rank, delay = (1, 0.0) if when == "while it writes" else (draw.randrange(3), draw.uniform(0, 12))
+    put(finished, out)
+    with start_door(tmp_path, LINES, 3, "--num_output_frames", "9000", "--output_folder", str(out)) as process:
+        wait_for(lambda: len(processes_of(process.pid)) == 3)
+        half = out / f"{LINES[1]}-0.partial.mp4"
+        if when == "while it writes":
+            wait_for(lambda: half.exists() and half.stat().st_size)
         ranks = processes_of(process.pid)
-        assert half.exists() and len(ranks) == 3
-        os.kill(ranks[1], signal.SIGKILL)
+        time.sleep(delay)
+        os.kill(ranks[rank], signal.SIGKILL)
         begin = time.monotonic()
         said = process.communicate(timeout=60)[1]
-        assert process.returncode != 0 and time.monotonic() - begin < 10
-        assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
-    assert "SIGKILL" in said or "Signal 9" in said
-    assert (out / name).read_bytes() == whole and not (out / f"{lines[1]}-0.mp4").exists()
+        drawn = f"rank {rank} was killed after {delay:.2f} s:\n{said}"
+        assert process.returncode != 0 and time.monotonic() - begin < 10, drawn
+        assert not any(Path(f"/proc/{pid}").exists() for pid in ranks), drawn
+    assert f"(SIGKILL) received by PID {ranks[rank]}" in said, drawn
+    check_finished(finished, out)
+
+
+@pytest.mark.dist
+def test_a_fault_of_one_rank_ends_all_and_shows_its_trace(tmp_path, finished):
+    out = tmp_path / "three"
+    put(finished, out)
+    door, flags = ("-m", "tests.pipeline.tpp_fault"), ["--num_output_frames", "9000", "--output_folder", str(out)]
+    with start_door(tmp_path, LINES, 3, *flags, door=door) as process:
+        said = process.communicate(timeout=120)[1]
+    moment = re.search(rf"{tpp_fault.FAULT} at (\S+)", said)
+    assert process.returncode != 0 and time.time() - float(moment[1]) < 10
+    trace = said[said.index("Traceback") :].partition(tpp_fault.FAULT)[0]
+    assert "pipeline/tpp.py" in trace and "in _follow" in trace and "RuntimeError" in trace
+    for rank in (0, 2):
+        assert f"rank {rank} ends, because rank 1" in said
+    check_finished(finished, out)
 
 
 @pytest.mark.parametrize(
