@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from wan.attention.call import AttentionCall
-from wan.attention.sparse import Selection
+from wan.attention.sparse import Selection, filled, kept_first
 from wan.tokens import TokenLayout
 
 TILE = 128  # tokens of a block that the kernels take as it is
@@ -47,11 +47,11 @@ class Flex:
 
     def _read_blocks(self, call: AttentionCall, selection: Selection) -> torch.Tensor:
         """Returns the output of one call over [keys | pooled keys], each filled up to whole blocks."""
-        k, v = _filled(call.k, selection.block), _filled(call.v, selection.block)
+        k, v = filled(call.k, selection.block), filled(call.v, selection.block)
         first = k.shape[1]  # of the pooled keys
         score_mod = None
         if selection.pool:
-            pooled = [_filled(selection.pooled(x), selection.block) for x in (call.k, call.v)]
+            pooled = [filled(selection.pooled(x), selection.block) for x in (call.k, call.v)]
             k, v = torch.cat((k, pooled[0]), 1), torch.cat((v, pooled[1]), 1)
             weight = math.log(selection.pool)
 
@@ -114,31 +114,26 @@ def block_lists(selection: Selection, queries: int, keys: int, places: int):
     from torch.nn.attention.flex_attention import BlockMask
 
     block, kept = selection.block, selection.kept
-    real = torch.ones(keys, dtype=torch.bool, device=kept.device) if selection.real is None else selection.real
-    real = functional.pad(real, (0, -keys % block))
+    present = selection.present(keys)
+    whole = torch.ones(kept.shape[3], dtype=torch.bool, device=kept.device) if present is None else present.all(1)
+    real = None if present is None else present.flatten()
     if selection.pool:
-        means = torch.ones(-(-keys // selection.pool), dtype=torch.bool, device=kept.device)
-        real = torch.cat((real, functional.pad(means, (0, -len(means) % block))))
+        means = torch.arange(places - kept.shape[3] * block, device=kept.device) < -(-keys // selection.pool)
+        real = torch.cat((whole.repeat_interleave(block) if real is None else real, means))
+        whole = torch.cat((whole, means.unflatten(0, (-1, block)).all(1)))
         kept = functional.pad(kept, (0, places // block - kept.shape[3]), value=True)
-    whole = real.unflatten(0, (-1, block)).all(1)
     lists = [x for part in (kept & ~whole, kept & whole) for x in _lists(part)]
-    padded = selection.real is not None or keys % block or selection.pool
 
     def mask_mod(batch, head, query, key):
         return real[key]
 
     sizes = {"BLOCK_SIZE": block, "seq_lengths": (queries, places)}
-    return BlockMask.from_kv_blocks(*lists, mask_mod=mask_mod if padded else None, **sizes)
+    return BlockMask.from_kv_blocks(*lists, mask_mod=None if real is None else mask_mod, **sizes)
 
 
 def _lists(kept: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns (counts [B, N, I], blocks [B, N, I, J], the kept ones first)."""
-    order = kept.to(torch.uint8).sort(dim=-1, descending=True, stable=True).indices
-    return kept.sum(-1, dtype=torch.int32), order.to(torch.int32)
-
-
-def _filled(x_BLNE: torch.Tensor, block: int) -> torch.Tensor:
-    return functional.pad(x_BLNE, (0, 0, 0, 0, 0, -x_BLNE.shape[1] % block))
+    return kept.sum(-1, dtype=torch.int32), kept_first(kept).to(torch.int32)
 
 
 def _installed(package: str) -> bool:

@@ -10,6 +10,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from wan.attention.call import AttentionCall
+from wan.attention.sparse import blocks, kept_first
 
 PIECE_BYTES = 64 << 20  # of gathered keys at once
 
@@ -24,20 +25,16 @@ class Gather:
     def run(self, call: AttentionCall) -> torch.Tensor:
         """[B, L, N, E] in and out."""
         selection, block = call.selection, call.selection.block
-        q, k, v = (_blocks(x, block) for x in (call.q, call.k, call.v))  # [B, N, blocks, block, E]
+        q, k, v = (blocks(x, block) for x in (call.q, call.k, call.v))  # [B, N, blocks, block, E]
         pooled = None
         if selection.pool:
             pooled = tuple(selection.pooled(x).transpose(1, 2) for x in (call.k, call.v))
-        real = selection.real
-        if real is None and call.k.shape[1] % block:
-            real = torch.ones(call.k.shape[1], dtype=torch.bool, device=call.k.device)
-        if real is not None:
-            real = functional.pad(real, (0, -len(real) % block)).unflatten(0, (-1, block))
+        real = selection.present(call.k.shape[1])
         row = k[:, :, 0].numel() * k.element_size()  # of one gathered block
         rows = []
         for first, stop, limit in _stretches(selection.limits, lambda limit: max(1, PIECE_BYTES // (row * limit))):
             kept = selection.kept[:, :, first:stop]
-            places = None if limit == k.shape[2] and real is None and selection.exact else _places(kept, limit)
+            places = None if limit == k.shape[2] and real is None and selection.exact else kept_first(kept)[..., :limit]
             piece = (q[:, :, first:stop], k, v, kept, places, real, pooled, selection.exact, selection.pool)
             rows.append(checkpoint(_attend, *piece, use_reentrant=False) if call.needs_grad else _attend(*piece))
         out = rows[0] if len(rows) == 1 else torch.cat(rows, 2)
@@ -76,17 +73,6 @@ def _gathered(x_BNJbE: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     first = torch.arange(batch * heads, device=places.device).view(batch, heads, 1, 1) * blocks
     found = x_BNJbE.flatten(0, 2).index_select(0, (first + places).flatten())
     return found.view(*places.shape, *x_BNJbE.shape[3:]).flatten(3, 4)
-
-
-def _places(kept: torch.Tensor, limit: int) -> torch.Tensor:
-    """Returns [B, N, i, limit]: the kept blocks in their order, then others."""
-    return kept.to(torch.uint8).sort(dim=-1, descending=True, stable=True).indices[..., :limit]
-
-
-def _blocks(x_BLNE: torch.Tensor, block: int) -> torch.Tensor:
-    """Returns [B, N, blocks, block, E], zeros behind the last token."""
-    x = functional.pad(x_BLNE, (0, 0, 0, 0, 0, -x_BLNE.shape[1] % block))
-    return x.unflatten(1, (-1, block)).permute(0, 3, 1, 2, 4)
 
 
 def _stretches(limits, longest):

@@ -38,6 +38,13 @@ class Selection:
     real: torch.Tensor | None = None
     pool: int = 0
 
+    def present(self, keys: int) -> torch.Tensor | None:
+        """Returns [J, block], False for pads and behind the last of so many keys; None if all of it is True."""
+        if self.real is None and not keys % self.block:
+            return None
+        real = torch.ones(keys, dtype=torch.bool, device=self.kept.device) if self.real is None else self.real
+        return functional.pad(real, (0, -keys % self.block)).unflatten(0, (-1, self.block))
+
     def visible(self, queries: int, keys: int) -> torch.Tensor:
         """Returns the token mask [B, N, L, S] without pooled keys."""
         tokens = self.kept.repeat_interleave(self.block, 2)[:, :, :queries]
@@ -97,9 +104,7 @@ def select(q: torch.Tensor, k: torch.Tensor, rules: BlockRules, config: AsaConfi
 
 def mean_scores(q: torch.Tensor, k: torch.Tensor, block: int, chosen: torch.Tensor | None = None) -> torch.Tensor:
     """Returns softmax(mean q . mean k / sqrt(E)) of blocks, [B, N, I, J], over the blocks that may be chosen."""
-    pooled_q, pooled_k = (
-        filled(x, block).unflatten(1, (-1, block)).mean(2, dtype=_wide(x)).transpose(1, 2) for x in (q, k)
-    )
+    pooled_q, pooled_k = (blocks(x, block).mean(3, dtype=_wide(x)) for x in (q, k))
     scores = pooled_q @ pooled_k.transpose(2, 3) / math.sqrt(q.shape[-1])
     if chosen is not None:
         scores = scores.masked_fill(~chosen, -math.inf)
@@ -130,12 +135,12 @@ def sampled_scores(q, k, block: int, positions, chosen: torch.Tensor | None = No
 
 def sampled(x_BLNE: torch.Tensor, block: int, positions: torch.Tensor) -> torch.Tensor:
     """Returns the tokens of each block at `positions` ([s] or [B, N, s]), [B, N, I, s, E], in fp32 or wider."""
-    blocks = filled(x_BLNE, block).unflatten(1, (-1, block)).permute(0, 3, 1, 2, 4)  # [B, N, I, block, E]
+    every = blocks(x_BLNE, block)
     if positions.ndim == 1:
-        found = blocks.index_select(3, positions)
+        found = every.index_select(3, positions)
     else:
-        places = positions[:, :, None, :, None].expand(-1, -1, blocks.shape[2], -1, blocks.shape[4])
-        found = blocks.gather(3, places)
+        places = positions[:, :, None, :, None].expand(-1, -1, every.shape[2], -1, every.shape[4])
+        found = every.gather(3, places)
     return found.to(_wide(x_BLNE))
 
 
@@ -150,6 +155,16 @@ def choose(scores_BNIJ: torch.Tensor, least: torch.Tensor, most: torch.Tensor, c
     count = torch.minimum(torch.maximum(count, least), most)
     places = torch.arange(scores_BNIJ.shape[-1], device=scores_BNIJ.device).expand_as(order)
     return torch.zeros_like(order).scatter_(-1, order, places) < count[..., None]
+
+
+def kept_first(kept: torch.Tensor) -> torch.Tensor:
+    """Returns the numbers of the blocks along the last axis: the kept ones in their order, then the others."""
+    return kept.to(torch.uint8).sort(dim=-1, descending=True, stable=True).indices
+
+
+def blocks(x_BLNE: torch.Tensor, block: int) -> torch.Tensor:
+    """Returns the tokens in blocks, [B, N, blocks, block, E], the last block filled up by the last token."""
+    return filled(x_BLNE, block).unflatten(1, (-1, block)).permute(0, 3, 1, 2, 4)
 
 
 def filled(x_BLNE: torch.Tensor, block: int) -> torch.Tensor:
