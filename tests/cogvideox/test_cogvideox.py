@@ -22,6 +22,7 @@ from tests.cogvideox import folder as cog
 from tests.parity import __main__ as parity
 from wan.attention import selector
 from wan.attention.config import AsaConfig
+from wan.checkpoint.library import load_vae
 from wan.checkpoint.weights import read_weights
 from wan.condition import Condition
 from wan.context import Cached, Full
@@ -73,6 +74,12 @@ def test_times_are_exact_at_the_table_and_rise_between():
 def test_positions_of_other_sizes_are_fitted_to_the_samples():
     assert fit((30, 45), (30, 45)) == ((0, 0), (30, 45))
     assert fit((4, 4), (4, 6)) == ((0, 1), (4, 5)) and fit((2, 6), (4, 6)) == ((1, 0), (3, 6))
+
+
+def test_wan_loader_refuses_the_vae_of_cogvideox_by_name(tmp_path):
+    folder = cog.write(tmp_path / "model") / "vae"
+    with pytest.raises(ValueError, match="holds vae, cogvideox weights, no Wan VAE"):
+        load_vae(folder)
 
 
 def velocity(model, frames: int = 3, sigma=0.6, rows: int = 4, columns: int = 6) -> torch.Tensor:

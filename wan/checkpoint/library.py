@@ -184,6 +184,12 @@ def check_config(config: dict, usual: dict, notes: Iterable[str], where: str) ->
     return known
 
 
+def check_sizes(config: dict, network: type, notes: Iterable[str], where: str) -> dict:
+    """Returns `check_config` of a configuration whose keys are the arguments of its network's class."""
+    parameters = inspect.signature(network.__init__).parameters.values()
+    return check_config(config, {p.name: p.default for p in parameters if p.name != "self"}, notes, where)
+
+
 def _usable(value: float) -> bool:
     return math.isfinite(value) and abs(value) < 1e9
 
@@ -232,20 +238,19 @@ def load_vae(path: str | Path, dtype: torch.dtype | None = torch.float32) -> nn.
     path = Path(path)
     state = clean_names(tensor_file.read(path))
     kind = find_kind(state)
-    if not kind.startswith("vae"):
+    family = kind.removesuffix(", diffusers")
+    if family not in VAE_CONFIGS:
         raise ValueError(f"{path} holds {kind} weights, no Wan VAE: {', '.join(list(state)[:5])}")
     check_types(state, str(path))
     folder = path if path.is_dir() else path.parent
     config, where = tensor_file.read_config(folder), f"{folder}/config.json"
     if kind.endswith("diffusers") and config and "base_dim" in config:
-        parameters = inspect.signature(AutoencoderKLWan.__init__).parameters.values()
-        usual = {p.name: p.default for p in parameters if p.name != "self"}
-        sizes = check_config(config, usual, DIFFUSERS_NOTES, where)
+        sizes = check_sizes(config, AutoencoderKLWan, DIFFUSERS_NOTES, where)
         _check_vae(sizes, where)
         with of_library(where), torch.device("meta"):
             model = patch_vae_for_speed(AutoencoderKLWan.from_config(sizes))
     else:
-        model = build_vae(VAE_CONFIGS[kind.removesuffix(", diffusers")], "meta")
+        model = build_vae(VAE_CONFIGS[family], "meta")
     if not kind.endswith("diffusers"):
         state = vae_to_diffusers(state)
     load_strict(model, _cast(state, dtype), f"the VAE {path}", assign=True)
