@@ -6,7 +6,6 @@ and the first takes what is left over. A clip is decoded as a whole.
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 
 import torch
@@ -14,10 +13,10 @@ from torch import nn
 
 from wan.checkpoint import tensor_file
 from wan.checkpoint.identify import find_kind
-from wan.checkpoint.library import DIFFUSERS_NOTES, check_config, of_library
+from wan.checkpoint.library import DIFFUSERS_NOTES, check_sizes, of_library
 from wan.checkpoint.scales import check_types
 from wan.checkpoint.weights import load_strict
-from wan.codec.base import DecoderState, resolve_device
+from wan.codec.base import DecoderState, LibraryVAE, resolve_device
 from wan.codec.vae import check_pixel_frames
 from wan.config import VAEConfig
 from wan.encoders.text import DTYPES
@@ -26,18 +25,8 @@ KIND = "vae, cogvideox"
 NOTES = ("latents_mean", "latents_std", "shift_factor")  # of its configuration, which nothing reads
 
 
-class CogVideoXVAE(nn.Module):
+class CogVideoXVAE(LibraryVAE):
     """Latents [B, F, C, h, w], scaled as the network takes them <-> pixels [B, P, 3, H, W] in [-1, 1], P = 4F - 3."""
-
-    first_pixel_frames = 1
-
-    def __init__(self, model: nn.Module, config: VAEConfig | None = None):
-        super().__init__()
-        self.model, self.config = model, config or VAEConfig()
-        if self.config.tiling:
-            model.enable_tiling()
-        if self.config.slicing:
-            model.enable_slicing()
 
     @property
     def strides(self) -> tuple[int, int, int]:
@@ -54,21 +43,6 @@ class CogVideoXVAE(nn.Module):
     def frames_per_pass(self) -> int:
         """Latent frames that run through the decoder together: as trained."""
         return self.model.num_latent_frames_batch_size
-
-    @property
-    def own_device(self) -> torch.device | None:
-        """Where it decodes on a thread of its own, or None: in line, with the model."""
-        return self.device if self.config.apart else None
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the weights, which is the compute dtype."""
-        return next(self.model.parameters()).dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights lie."""
-        return next(self.model.parameters()).device
 
     @torch.no_grad()
     def encode(self, pixels_BPCHW: torch.Tensor) -> torch.Tensor:
@@ -125,9 +99,7 @@ def open_vae(path: str | Path, config: VAEConfig | None = None, device="cpu") ->
     told, where = tensor_file.read_config(folder), f"{folder}/config.json"
     if not told:
         raise ValueError(f"{folder} holds no config.json, which tells the VAE's sizes; take the whole folder")
-    parameters = inspect.signature(AutoencoderKLCogVideoX.__init__).parameters.values()
-    usual = {p.name: p.default for p in parameters if p.name != "self"}
-    sizes = check_config(told, usual, (*DIFFUSERS_NOTES, *NOTES), where)
+    sizes = check_sizes(told, AutoencoderKLCogVideoX, (*DIFFUSERS_NOTES, *NOTES), where)
     with of_library(where):
         model = build_vae(sizes, "meta")
     state = {name: tensor.to(DTYPES[config.dtype]) for name, tensor in state.items()}

@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Protocol, runtime_checkable
 
 import torch
+from torch import nn
+
+from wan.config import VAEConfig
 
 DecoderState = tuple[torch.Tensor | str | None, ...]
 
@@ -52,6 +55,35 @@ class Codec(StreamingDecoder, Protocol):
 
     def last_frame(self, latents_BFCHW: torch.Tensor) -> torch.Tensor:
         """Returns the last pixel frame [B, 1, 3, H, W] of what `decode` returns."""
+
+
+class LibraryVAE(nn.Module):
+    """What the VAEs of diffusers share as codecs: the network, its configuration, where and how it computes."""
+
+    first_pixel_frames = 1
+
+    def __init__(self, model: nn.Module, config: VAEConfig | None = None):
+        super().__init__()
+        self.model, self.config = model, config or VAEConfig()
+        if self.config.tiling:
+            model.enable_tiling()
+        if self.config.slicing:
+            model.enable_slicing()
+
+    @property
+    def own_device(self) -> torch.device | None:
+        """Where it decodes on a thread of its own, or None: in line, with the model."""
+        return self.device if self.config.apart else None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights, which is the compute dtype."""
+        return next(self.model.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return next(self.model.parameters()).device
 
 
 def check_fit(name: str, decoder: StreamingDecoder, vae: StreamingDecoder) -> None:

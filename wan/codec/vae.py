@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from wan.checkpoint.library import load_vae
-from wan.codec.base import DecoderState, resolve_device
+from wan.codec.base import DecoderState, LibraryVAE, resolve_device
 from wan.codec.last_frame import last_frame_features
 from wan.config import VAEConfig
 from wan.encoders.text import DTYPES
@@ -23,21 +23,14 @@ from wan.encoders.text import DTYPES
 TEMPORAL_STRIDE = 4  # pixel frames per later latent frame, fixed by the architecture
 
 
-class StreamingVAE(nn.Module):
+class StreamingVAE(LibraryVAE):
     """Encodes and decodes normalised latents [B, F, C, h, w] <-> pixels [B, P, 3, H, W] in [-1, 1].
 
     Inputs are moved to the VAE's device; results are returned on the input's device. Several threads may use it.
     """
 
-    first_pixel_frames = 1
-
     def __init__(self, model: nn.Module, config: VAEConfig | None = None):
-        super().__init__()
-        self.model, self.config = model, config or VAEConfig()
-        if self.config.tiling:
-            model.enable_tiling()
-        if self.config.slicing:
-            model.enable_slicing()
+        super().__init__(model, config)
         c = model.config
         shape = (1, c.z_dim, 1, 1, 1)
         self.register_buffer("mean", torch.tensor(c.latents_mean).view(shape), persistent=False)
@@ -59,24 +52,9 @@ class StreamingVAE(nn.Module):
         return self.config.frames_per_pass
 
     @property
-    def own_device(self) -> torch.device | None:
-        """Where it decodes on a thread of its own, or None: in line, with the model."""
-        return self.device if self.config.apart else None
-
-    @property
     def spatial_stride(self) -> int:
         """Pixels per latent cell along height and width."""
         return self.model.config.scale_factor_spatial
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the weights, which is the compute dtype."""
-        return next(self.model.parameters()).dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights lie."""
-        return next(self.model.parameters()).device
 
     def encode(self, pixels_BPCHW: torch.Tensor) -> torch.Tensor:
         """Returns the normalised mean latents, fp32 [B, F, C, h, w], of 4n+1 pixel frames."""
