@@ -53,7 +53,7 @@ class View:
     def _read(self, call: AttentionCall, config: AttentionConfig) -> torch.Tensor:
         """Returns the attention output; of keys in padded blocks only the real ones are read."""
         if self.selector is not None:
-            call = self.selector(call, self.classes(self.selector.config))
+            call = self.selector(call, self.classes)
         if call.selection is None and call.mask is None and call.keys.padded:
             places = index(call.keys, "real_places", call.k.device)
             call = replace(call, k=call.k.index_select(1, places), v=call.v.index_select(1, places))

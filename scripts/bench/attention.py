@@ -75,7 +75,7 @@ def _measure_case(case: Case, device: torch.device, peak: float, tries: int) -> 
         wanted = ways["dense", 1.0](*inputs)
         for kept in KEPT:
             config = AsaConfig(block=BLOCK, threshold=1.0, min=kept, max=kept)
-            rules = block_rules(case.classes, config, device)
+            rules = block_rules(case.classes, (config.min, config.max), device)
             selection = _select(*inputs[:2], rules, config)
             for name, kernel in _usable(inputs, selection):
 

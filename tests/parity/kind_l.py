@@ -6,8 +6,6 @@ over kept and pooled keys, compared with the exact gradient.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 
 from tests.parity import kind_l_tdm
@@ -45,7 +43,7 @@ def attention(case: Case) -> dict[str, torch.Tensor]:
         block=block, threshold=config["energy_threshold"], min=config["min_retain_ratio"], count="below", pool=pool
     )
     count = -(-len(order) // block)
-    rules = sparse.block_rules([[sparse.CHOSEN] * count] * count, replace(knobs, max=config["max_retain_ratio"]), "cpu")
+    rules = sparse.block_rules([[sparse.CHOSEN] * count] * count, (knobs.min, config["max_retain_ratio"]), "cpu")
     with torch.no_grad():
         scores = sparse.sampled_scores(*ordered[:2], block, positions)
         kept = sparse.choose(scores, rules.least, rules.most, knobs)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -18,7 +18,7 @@ from torch import nn
 
 from wan.attention.call import AttentionCall
 from wan.attention.config import AsaConfig, NoSparsity
-from wan.attention.sparse import ALWAYS, CHOSEN, HIDDEN, Selection, block_rules, select
+from wan.attention.sparse import ALWAYS, CHOSEN, HIDDEN, BlockRules, Selection, block_rules, select
 from wan.attention.token_order import TokenOrder
 from wan.config import raise_first
 from wan.sequence import WholeSequence, index
@@ -46,7 +46,7 @@ def apply(network: nn.Module, config: AsaConfig | NoSparsity) -> nn.Module:
 
 
 class SparseSequence(WholeSequence):
-    """All tokens, in blocks along a curve. kept: share of the (query, key) blocks that were read, for metrics."""
+    """All tokens, in blocks along a curve. statistics: what its forwards read, for metrics."""
 
     def __init__(self, config: AsaConfig, num_layers: int):
         super().__init__(TokenOrder(config.order, config.block))
@@ -106,18 +106,25 @@ class Selector:
     def __init__(self, config: AsaConfig, dense: frozenset[int], kept: dict, statistics: Statistics, level):
         self.config, self.dense, self.kept = config, dense, kept
         self._statistics, self._level = statistics, level
+        self._rules: tuple[BlockRules, int] | None = None  # made by the first layer that selects
 
-    def __call__(self, call: AttentionCall, classes: Classes) -> AttentionCall:
-        """Returns the call with its selection, which holds what its frame mask hides too; dense layers as they are."""
+    def __call__(self, call: AttentionCall, classes: Callable[[AsaConfig], Classes]) -> AttentionCall:
+        """Returns the call with its selection, which holds what its frame mask hides too; dense layers as they are.
+
+        classes: tells what the frames of the keys are to those of the queries, the same for every layer.
+        """
         if call.layer in self.dense:
             return call
         if call.layer not in self.kept:
             self.kept[call.layer] = self._select(call, classes)
         return replace(call, mask=None, selection=self.kept[call.layer])
 
-    def _select(self, call: AttentionCall, classes: Classes) -> Selection:
+    def _select(self, call: AttentionCall, classes: Callable[[AsaConfig], Classes]) -> Selection:
         config, device = self.config, str(call.q.device)
-        rules, visible = _rules(classes, call.queries.plain, call.keys.plain, _Key(config), device)
+        if self._rules is None:
+            ratios = (config.min, config.max)
+            self._rules = _rules(classes(config), call.queries.plain, call.keys.plain, config.block, ratios, device)
+        rules, visible = self._rules
         kept = select(call.q, call.k, rules, config, self._positions(call))
         self._statistics.count(kept, rules.always, visible)
         real = index(call.keys, "real", device) if call.keys.padded else None
@@ -129,8 +136,7 @@ class Selector:
         if config.probe == "mean":
             return None
         if config.probe == "sampled":
-            places = torch.tensor([(2 * n + 1) * config.block // (2 * config.samples) for n in range(config.samples)])
-            return (places.to(call.q.device),) * 2
+            return (_spread(config.block, config.samples, str(call.q.device)),) * 2
         times = [list(run.times) for run in call.queries.runs]
         key = repr((config.seed, call.layer, self._level, times)).encode()
         draw = torch.Generator().manual_seed(zlib.crc32(key))
@@ -138,27 +144,19 @@ class Selector:
         return found[0].to(call.q.device), found[1].to(call.q.device)
 
 
-class _Key:
-    """A configuration as a key of a cache: by its values."""
-
-    def __init__(self, config: AsaConfig):
-        self.config, self._values = config, (config.block, config.min, config.max)
-
-    def __eq__(self, other):
-        return self._values == other._values
-
-    def __hash__(self):
-        return hash(self._values)
+@functools.lru_cache(maxsize=16)
+def _spread(block: int, samples: int, device: str) -> torch.Tensor:
+    """Returns the places of so many tokens, evenly spread over a block."""
+    return torch.tensor([(2 * n + 1) * block // (2 * samples) for n in range(samples)]).to(device)
 
 
 @functools.lru_cache(maxsize=128)
-def _rules(classes: Classes, queries: TokenLayout, keys: TokenLayout, key: _Key, device: str):
+def _rules(classes: Classes, queries: TokenLayout, keys: TokenLayout, block: int, ratios: tuple, device: str):
     """Returns (the rules, the visible pairs of blocks) of one forward; made once for each arrangement of frames."""
-    block = key.config.block
     frames = [_parts_of_blocks(layout, block) for layout in (queries, keys)]
     table = [[classes[i][j] for j in frames[1]] for i in frames[0]]
     visible = sum(entry != HIDDEN for row in table for entry in row)
-    return block_rules(table, key.config, device), visible
+    return block_rules(table, ratios, device), visible
 
 
 def _parts_of_blocks(layout: TokenLayout, block: int) -> list[int]:

@@ -77,11 +77,14 @@ class BlockRules:
     exact: bool
 
 
-def block_rules(classes: Sequence[Sequence[int]], config: AsaConfig, device) -> BlockRules:
-    """Returns the rules for `classes` [I][J] of HIDDEN, CHOSEN, ALWAYS; ratios count the blocks that may be chosen."""
+def block_rules(classes: Sequence[Sequence[int]], ratios: tuple[float, float], device) -> BlockRules:
+    """Returns the rules for `classes` [I][J] of HIDDEN, CHOSEN, ALWAYS.
+
+    ratios: the least and the largest share of the blocks that may be chosen.
+    """
     table = torch.tensor(classes, dtype=torch.uint8)
     counts = (table == CHOSEN).sum(1).tolist()
-    least, most = ([min(count, max(1, int(count * ratio))) for count in counts] for ratio in (config.min, config.max))
+    least, most = ([min(count, max(1, int(count * ratio))) for count in counts] for ratio in ratios)
     always = (table == ALWAYS).sum(1).tolist()
     limits = tuple(a + m for a, m in zip(always, most, strict=True))
     tensors = (table == CHOSEN, table == ALWAYS, torch.tensor(least), torch.tensor(most))
