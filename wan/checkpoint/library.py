@@ -186,8 +186,8 @@ def check_config(config: dict, usual: dict, notes: Iterable[str], where: str) ->
 
 def check_sizes(config: dict, network: type, notes: Iterable[str], where: str) -> dict:
     """Returns `check_config` of a configuration whose keys are the arguments of its network's class."""
-    parameters = inspect.signature(network.__init__).parameters.values()
-    return check_config(config, {p.name: p.default for p in parameters if p.name != "self"}, notes, where)
+    parameters = inspect.signature(network).parameters.values()
+    return check_config(config, {p.name: p.default for p in parameters}, notes, where)
 
 
 def _usable(value: float) -> bool:
