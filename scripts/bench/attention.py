@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from scripts.measure.markdown import table_head, table_row
 from wan.attention import BACKENDS
 from wan.attention.call import AttentionCall
 from wan.attention.config import AsaConfig, AttentionConfig
@@ -172,11 +173,11 @@ def table(rows: list[dict], command: str) -> list[str]:
         if own[0]["status"] == "not run":
             lines += [f"not run: `{command}` on a GPU", ""]
             continue
-        lines += [f"| {' | '.join(names)} |", "|" + " --- |" * len(names)]
+        lines += table_head(names)
         for row in own:
             cells = [row["kernel"], f"{row['kept']:g}", f"{row.get('read', 1):.2f}", f"{row.get('error', 0):.2f}"]
             cells += [f"{row[f'{name} ms']:.1f} ms, {row[name]:.1f}x" for name in ("forward", "both")]
             cells.append(f"{row['MFU']:.0%}")
-            lines.append(f"| {' | '.join(cells)} |")
+            lines.append(table_row(cells))
         lines.append("")
     return lines
