@@ -65,7 +65,7 @@ class CogVideoX(Wan):
         for name, value in FIXED.items():
             if name in config and config[name] != value:
                 raise ValueError(f"{where}: {name} is {config[name]!r}; networks are read here with {value!r} alone")
-        heads, width = (get(config, f"{name}", int, where) for name in ("num_attention_heads", "attention_head_dim"))
+        heads, width = (get(config, name, int, where) for name in ("num_attention_heads", "attention_head_dim"))
         told = {name: get(config, key, int, where) for name, key in NAMES.items() if key in config}
         patch, rotary = told.pop("patch", 2), config.get("use_rotary_positional_embeddings", False)
         told |= {"dim": heads * width, "freq_dim": heads * width, "ffn_dim": 4 * heads * width, "num_heads": heads}
