@@ -64,6 +64,21 @@ class Generating(Source):
         """Returns the sampler of all steps."""
         return FewStepConfig().build(self.generation.steps)
 
+    def over(self, roles, sampler, geometry: Geometry, **more) -> Rollout:
+        """Returns the generator's rollout by a sampler, as `generation` says. more: further arguments of `Rollout`."""
+        knobs = self.generation
+        return Rollout(
+            roles.generator,
+            sampler,
+            geometry,
+            knobs.cache,
+            knobs.context,
+            training=True,
+            device=roles.device,
+            portrait=knobs.portrait,
+            **more,
+        )
+
     def geometry(self, roles) -> Geometry:
         """Returns the videos' size."""
         return Geometry.of(spec_for(roles.generator.spec, roles.vae.strides), self.config.height, self.config.width)
@@ -133,18 +148,9 @@ class RolloutSource(Generating):
 
     def rollout(self, roles, geometry: Geometry, exits: dict, total: int) -> Rollout:
         """Returns the rollout; only frames inside the loss window carry gradient."""
-        knobs, first = self.generation, total - self.config.loss_frames
+        first = total - self.config.loss_frames
         sampler = RandomExit(self.few_steps(), exits.__getitem__, lambda span: span.start >= first)
-        return Rollout(
-            roles.generator,
-            sampler,
-            geometry,
-            knobs.cache,
-            knobs.context,
-            training=True,
-            device=roles.device,
-            portrait=knobs.portrait,
-        )
+        return self.over(roles, sampler, geometry)
 
 
 def _cut(clips: list[torch.Tensor], num_frames: int) -> torch.Tensor:

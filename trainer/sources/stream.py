@@ -18,7 +18,6 @@ import torch
 
 from model.base import Sample
 from pipeline.executor import PlainExecutor
-from pipeline.rollout import Rollout
 from pipeline.sampler import RandomExit
 from pipeline.track import PromptSchedule
 from trainer.config import OLD_KEYS
@@ -76,8 +75,7 @@ class StreamSource(Generating):
         knobs = self.generation
         prompts = [[self.lines[row][cue] for row in rows] for cue in range(1 if switch is None else 2)]
         cues = zip((0, switch), map(roles.condition, prompts), strict=False)
-        few, size = self.few_steps(), self.geometry(roles)
-        rollout = Rollout(roles.generator, few, size, knobs.cache, knobs.context, training=True, device=roles.device)
+        rollout = self.over(roles, self.few_steps(), self.geometry(roles))
         state = rollout.start(len(rows), knobs.chunk, max_frames)
         return RunningVideos(number, max_frames, switch, rows, prompts, PromptSchedule(list(cues)), rollout, state)
 

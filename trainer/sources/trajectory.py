@@ -95,15 +95,4 @@ class TrajectorySource(Generating):
 
     def rollout(self, roles, geometry: Geometry, walk: KeptSteps, rng) -> Rollout:
         """Returns the rollout of a causal path."""
-        knobs = self.generation
-        return Rollout(
-            roles.generator,
-            walk,
-            geometry,
-            knobs.cache,
-            knobs.context,
-            training=True,
-            device=roles.device,
-            portrait=knobs.portrait,
-            distance=draw_distance(knobs.portrait, rng),
-        )
+        return self.over(roles, walk, geometry, distance=draw_distance(self.generation.portrait, rng))
