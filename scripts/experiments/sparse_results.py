@@ -1,7 +1,13 @@
-"""Shows the records of docs/results/sparse: tables `sparse` and `sparse-gates`, and docs/images/digits_sparse.png."""
+"""Shows the records of docs/results/sparse: tables and two pictures.
+
+`sparse`: every row; `sparse-short`: a few, for the README; `sparse-gates`: what was to be reached.
+docs/images/digits_sparse.png: digit and direction against the blocks that are read. docs/images/
+digits_sparse_videos.png: one prompt by every row whose videos are there.
+"""
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from scripts.experiments import figures
@@ -9,7 +15,12 @@ from scripts.experiments.objectives_results import over_seeds
 from scripts.experiments.records import read_seeds
 from scripts.experiments.sparse import BLOCKS, KEPT, LENGTHS, ROWS, TRAINED
 from scripts.measure.markdown import mean_and_half, table_head, table_row
+from utils.media.image import contact_sheet
+from utils.media.mp4 import sample_frames
 
+SHORT = ("tdm", "untrained_4", "tuned_4", "causal", "causal_history")
+PROMPT = "a green three moves right"  # shown side by side
+SHEET_FRAMES = 8
 METRICS = ("digit", "direction", "colour")
 LINES = {"untrained": "untrained", "joint": "trained from the teacher", "tuned": "trained from the dense student"}
 
@@ -27,8 +38,8 @@ def value(rows: dict[str, list[dict]], row: str, metric: str, length: str = "1x"
 
 def quality(root: Path) -> str:
     """Returns every row at its lengths."""
-    rows = read_rows(root)
     header = ["model", "blocks read", *(f"{metric} {length}" for length in LENGTHS for metric in METRICS), "updates"]
+    rows = read_rows(root)
 
     def cells(row: str, records: list[dict]) -> list:
         found: list = []
@@ -38,11 +49,25 @@ def quality(root: Path) -> str:
                 found.append(mean_and_half(value(rows, row, metric, length)) if shown else "")
         return [*found, records[0]["training"].get("updates", "shipped")]
 
-    return "\n".join(
-        figures.fill(
-            header, rows, lambda row: [ROWS[row].title, share(row)], "python scripts/digits_sparse.py --rows", cells
-        )
-    )
+    return fill(header, rows, cells)
+
+
+def short(root: Path) -> str:
+    """Returns what a mask costs, in a few rows."""
+    rows = read_rows(root)
+    metrics = METRICS[:2]
+
+    def cells(row: str, records: list[dict]) -> list:
+        return [mean_and_half(value(rows, row, metric)) for metric in metrics]
+
+    header = ["model", "blocks read", *(f"{metric} 1x" for metric in metrics)]
+    return fill(header, {row: rows[row] for row in SHORT}, cells)
+
+
+def fill(header: list[str], rows: dict[str, list[dict]], numbers) -> str:
+    """Returns a table with a line a row; numbers(row, records) -> its cells behind title and blocks."""
+    titles = lambda row: [ROWS[row].title, share(row)]  # noqa: E731
+    return "\n".join(figures.fill(header, rows, titles, "python scripts/digits_sparse.py --rows", numbers))
 
 
 def share(row: str) -> str:
@@ -90,8 +115,29 @@ def _won_back(what: str, trained, untrained, dense):
 
 
 def draw(root: Path) -> None:
+    """Draws both pictures from the records of a project; one for which nothing is there is left as it is."""
+    rows = read_rows(root)
+    draw_shares(root, rows)
+    draw_videos(root, rows)
+
+
+def draw_videos(root: Path, rows: dict[str, list[dict]]) -> None:
+    """Draws the video of one prompt by each row whose videos are still where they were made."""
+    found = {}
+    for row, records in rows.items():
+        words = shlex.split(records[0]["1x"]["commands"][0]) if records and "1x" in records[0] else []
+        for folder in words[words.index("--output_folder") + 1 :][:1] if words else ():
+            path = root / folder / f"{PROMPT}-0.mp4"
+            if path.exists():
+                found[ROWS[row].title] = sample_frames(path, SHEET_FRAMES)
+    if found:
+        path = root / "docs/images/digits_sparse_videos.png"
+        contact_sheet(path, list(found.values()), list(found), columns=2, num_frames=SHEET_FRAMES, height=64)
+
+
+def draw_shares(root: Path, rows: dict[str, list[dict]]) -> None:
     """Draws digit and direction against the blocks that are read, a line for untrained and each kind of training."""
-    rows, panels = read_rows(root), {}
+    panels: dict = {}
     for metric in ("digit", "direction"):
         for group, title in LINES.items():
             counts = KEPT if group == "untrained" else TRAINED
@@ -103,4 +149,4 @@ def draw(root: Path) -> None:
     figures.draw(panels, root / "docs/images/digits_sparse.png", f"blocks read, of {BLOCKS}", columns=2)
 
 
-TABLES = {"sparse": quality, "sparse-gates": gates}
+TABLES = {"sparse": quality, "sparse-short": short, "sparse-gates": gates}

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from scripts.experiments import sparse, sparse_results
 from trainer.config import load_recipe
+from utils.media.image import image_size
+from utils.media.mp4 import VideoWriter
 from wan.attention.config import AsaConfig
 
 CASE = {"videos": 128, "metrics": {}, "facts": {}, "sampler": {"steps": 8}}
@@ -80,3 +83,21 @@ def test_tables_name_the_command_of_what_is_missing(project):
     assert "python scripts/digits_sparse.py --rows tuned_2" in text
     assert "2 of 18 blocks | 2 of 18 | 0.50" in text
     assert "not run" in sparse_results.gates(project.root)
+
+
+def test_short_table_and_videos_side_by_side(project):
+    assert project.sparse("--rows", "causal,tdm") == 0
+    text = sparse_results.short(project.root)
+    assert "| causal student, 4 steps | 18 of 18 | 0.50" in text and "--rows tuned_4" in text
+    record = json.loads((project.root / "docs/results/sparse/causal_seed0.json").read_text())
+    words = record["1x"]["commands"][0].split()
+    folder = project.root / words[words.index("--output_folder") + 1]
+    for empty in project.root.rglob("*.mp4"):
+        empty.unlink()
+    path = project.root / "docs/images/digits_sparse_videos.png"
+    sparse_results.draw_videos(project.root, sparse_results.read_rows(project.root))
+    assert not path.exists()
+    with VideoWriter(folder / f"{sparse_results.PROMPT}-0.mp4", 8) as video:
+        video.write(np.full((9, 64, 64, 3), 200, np.uint8))
+    sparse_results.draw_videos(project.root, sparse_results.read_rows(project.root))
+    assert image_size(path)[1] > sparse_results.SHEET_FRAMES * 64
