@@ -47,6 +47,10 @@ class Trained:
                 key = dotted(path)
                 place = origins.get(key, DEFAULT_ORIGIN)
                 lines.append(f"{key} is {format_value(used_value)} ({place}), trained with {format_value(value)}")
+        guidance, steps = getattr(config.sampler, "guidance", 1), trained["steps"]["steps"]
+        if steps and guidance != 1:
+            place = origins.get("sampler.guidance", DEFAULT_ORIGIN)
+            lines.append(f"sampler.guidance is {guidance:g} ({place}), distilled to {len(steps)} steps that need 1")
         if lines and self.is_own and ranks.rank() == 0:
             logger.warning("not as the weights were trained (%s): %s", self.layer.source, "; ".join(lines))
 

@@ -71,6 +71,17 @@ def test_the_sampler_is_the_one_of_the_training(tmp_path, load, steps, sampler):
     assert load(f"model.checkpoint={folder}", "sampler={name: multi_step, shift: 7}")[0].chosen_sampler.shift == 7
 
 
+@pytest.mark.parametrize("sampler", ["{name: few_step, guidance: 4}", "{name: multi_step, guidance: 4}"])
+def test_guidance_of_a_distilled_model_is_told(tmp_path, load, caplog, sampler):
+    for name, steps in (("distilled", (1000.0, 500.0)), ("plain", ())):
+        folder = weights(tmp_path / name, {"chunk": 3, "steps": {"steps": list(steps)}})
+        given = () if steps else ("generation.steps.steps=[1000]",)
+        with caplog.at_level(logging.WARNING, "pipeline"):
+            load(f"model.checkpoint={folder}", f"sampler={sampler}", *given)
+    messages = [record.message for record in caplog.records if "sampler.guidance" in record.message]
+    assert len(messages) == 1 and "guidance is 4 (command line), distilled to 2 steps that need 1" in messages[0]
+
+
 @pytest.mark.parametrize("given", ["{0}/model/transformer", "{0}/model", "{0}/model/transformer/weights.safetensors"])
 def test_the_file_lies_next_to_the_weights(tmp_path, load, given):
     (weights(tmp_path / "model/transformer") / "weights.safetensors").touch()
