@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 try:
+    from pipeline import avatar_flags
     from utils import log
     from utils.door import check_folder, door
     from utils.flags import read_flags
@@ -77,38 +78,11 @@ RENAMED = {
     "--inference_iter": "a shorter prompt file",
     "--local_rank": "torchrun, which sets the rank itself",
     "--gpu": "the environment: CUDA_VISIBLE_DEVICES=N",
-    # of Live-Avatar and Wan2.2's S2V
-    "--ckpt_dir": "--model",
-    "--base_seed": "--seed",
-    "--save_dir": "--output_folder",
+    **avatar_flags.RENAMED,
     "--save_file": "--output_folder; a list (--data_path talks.jsonl) may name each video",
     "--sample_list": "--data_path, a JSONL list of {image, audio, prompt, name}",
-    "--lora_path_dmd": "--lora_path",
-    "--load_lora": "--lora_path alone, which loads it",
     "--frame_num": "--seconds; without it a talking video is as long as its sound",
-    "--sample_steps": "sampler.num_steps=4",
-    "--sample_solver": "sampler.solver=euler",
-    "--sample_shift": "generation.steps.shift=3",
-    "--sample_guide_scale": "sampler.guidance; the four-step model was distilled for 1",
-    "--offload_model": "model.offload.parts=true",
-    "--offload_kv_cache": "model.offload.caches=cpu",
-    "--t5_cpu": "text.device=cpu",
-    "--fp8": "model.linears=fp8",
-    "--convert_model_dtype": "model.dtype=bf16, the default",
-    "--single_gpu": "nothing: one process is the default",
-    "--num_gpus_dit": "torchrun --nproc_per_node=N and executor.name=tpp",
-    "--enable_vae_parallel": "executor.name=tpp executor.decoder_rank=own",
-    "--enable_online_decode": "generation.portrait.refresh=4",
-    "--ulysses_size": "torchrun and executor.name=tpp: ranks share the steps",
-    "--dit_fsdp": "executor.name=tpp, or model.offload.blocks=true on one GPU",
-    "--t5_fsdp": "text.device=cpu",
-    "--task": "--config_path configs/infer/live_avatar.yaml or wan_s2v.yaml",
-    **dict.fromkeys(("--use_prompt_extend", "--prompt_extend_method"), "a prompt that is rewritten already"),
-    **dict.fromkeys(("--prompt_extend_model", "--prompt_extend_target_lang"), "a prompt that is rewritten already"),
-    **dict.fromkeys(("--enable_tts", "--tts_prompt_audio", "--tts_prompt_text", "--tts_text"), "--audio FILE, spoken"),
-    **dict.fromkeys(("--start_from_ref", "--drop_motion_noisy"), "nothing: it did nothing there"),
     **dict.fromkeys(("--use_dataset", "--dataset_sample_idx"), "--data_path, a JSONL list"),
-    "--using_merged_ckpt": "--checkpoint_path with the merged weights alone",
     **dict.fromkeys(("--server_name", "--server_port"), "demo/avatar.py, which is the page"),
 }
 

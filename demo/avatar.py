@@ -16,6 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from pipeline import avatar_flags
 from utils import log
 from utils.door import check_folder, door
 from utils.flags import read_flags
@@ -33,31 +34,18 @@ VALUES = {  # flag -> (key of the configuration, help)
     "--output_folder": ("output.folder", "where the videos go, a folder for each"),
 }
 RENAMED = {
-    "--ckpt_dir": "--model",
+    **avatar_flags.RENAMED,
     "--server_name": "--host",
     "--server_port": "--port",
     "--share": "--host, or a tunnel of your own: nothing is sent to other machines",
-    "--base_seed": "--seed",
-    "--save_dir": "--output_folder",
-    "--lora_path_dmd": "--lora_path",
-    "--load_lora": "--lora_path alone, which loads it",
     "--training_config": "model.lora_alpha=64, all that is read of it",
     "--num_clip": "the page's slider",
     "--infer_frames": "the page's slider, or generation.cache.window_frames (48 there are 12 here)",
     "--sample_steps": "the page's slider, or sampler.num_steps=4",
     "--sample_solver": "the page's list, or sampler.solver=euler",
     "--sample_guide_scale": "the page's slider, or sampler.guidance",
-    "--sample_shift": "generation.steps.shift=3",
-    "--offload_model": "model.offload.parts=true",
-    "--offload_kv_cache": "model.offload.caches=cpu",
-    "--t5_cpu": "text.device=cpu",
-    "--fp8": "model.linears=fp8",
-    "--convert_model_dtype": "model.dtype=bf16, the default",
-    "--single_gpu": "nothing: one process is the default",
-    "--num_gpus_dit": "torchrun --nproc_per_node=N and configs/infer/live_avatar_tpp.yaml",
-    "--enable_vae_parallel": "executor.decoder_rank=own",
-    "--ulysses_size": "torchrun and executor.name=tpp: ranks share the steps",
-    "--task": "--config_path configs/infer/live_avatar.yaml or wan_s2v.yaml",
+    "--using_merged_ckpt": "model.checkpoint=FILE, the merged weights alone",
+    **dict.fromkeys(("--enable_tts", "--tts_prompt_audio", "--tts_prompt_text", "--tts_text"), "a voice, spoken"),
 }
 
 
