@@ -108,9 +108,10 @@ class CogVideoX(Wan):
         return get(config, "latent_channels", int, f"{path}/config.json", None) if config else None
 
     def open_text(self, parts, spec, config, device):
-        from cogvideox.text import load_text
+        from cogvideox.text import T5Text
+        from wan.encoders.text import load_text_encoder
 
-        return load_text(parts, spec.text_len, config, device)
+        return load_text_encoder(parts, spec.text_len, config, device, T5Text)
 
     def open_image(self, parts, spec, dtype, device):
         return None

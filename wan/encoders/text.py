@@ -22,6 +22,8 @@ class TextEncoder(nn.Module):
     belong to the condition. Source: Wan2.1 wan/modules/t5.py.
     """
 
+    network = "UMT5EncoderModel"  # of transformers
+
     def __init__(self, model: nn.Module, tokenizer, text_len: int, batch_size: int = 8):
         super().__init__()
         self.model, self.tokenizer = model, tokenizer
@@ -89,16 +91,17 @@ def clean_text(text: str) -> str:
     return re.sub(r"\s+", " ", text).strip()
 
 
-def load_text_encoder(parts, text_len: int, config: TextConfig | None = None, device="cpu") -> TextEncoder:
+def load_text_encoder(parts, text_len: int, config: TextConfig | None = None, device="cpu", kind=None) -> TextEncoder:
     """Returns the text encoder of a model (`wan.checkpoint.parts.Parts`).
 
-    device: where the rest of the model runs; `config.device` = cpu overrides it.
+    device: where the rest of the model runs; `config.device` = cpu overrides it. kind: the class of the encoder, by
+    default `TextEncoder`, whose `network` is the class of transformers that is loaded.
     Errors: ValueError if a part is missing or is something else.
     """
     from wan.checkpoint.library import load_text_model, load_tokenizer
 
-    config = config or TextConfig()
-    model = load_text_model(parts.need("text_encoder"), DTYPES[config.dtype])
+    config, kind = config or TextConfig(), kind or TextEncoder
+    model = load_text_model(parts.need("text_encoder"), DTYPES[config.dtype], kind.network)
     tokenizer = load_tokenizer(parts.need("tokenizer"))
     place = "cpu" if config.device == "cpu" else device
-    return TextEncoder(model.to(place), tokenizer, text_len, config.batch_size)
+    return kind(model.to(place), tokenizer, text_len, config.batch_size)
