@@ -1,7 +1,8 @@
-"""Estimates the memory of one GPU in a DMD training or of an avatar, from sizes alone; prints the sum line by line.
+"""Estimates the memory of one GPU in a DMD or TDM training or of an avatar, from sizes alone, line by line.
 
     python scripts/estimate_memory.py                          # the table of docs/training.md, with the arithmetic
     python scripts/estimate_memory.py avatar                   # that of docs/avatar.md: S2V 14B on 1 to 5 GPUs
+    python scripts/estimate_memory.py tdm                      # that of docs/training.md for TDM by LoRA on two GPUs
     python scripts/estimate_memory.py --student t2v-14B --teacher t2v-14B --ranks 8 --sequence 8
 
 Nothing is run. Counted: weights, gradients, optimiser and average as `utils/parallel/fsdp.py` holds them, the gathered
@@ -14,16 +15,13 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from scripts.measure.memory import BF16, FP32, TEXT_ENCODER, count, part  # noqa: E402
 from utils.door import check_output, door  # noqa: E402
 
-GIGA = 1e9
-BF16, FP32 = 2, 4
-TEXT_ENCODER = 5.68e9  # parameters of the umT5-xxl encoder, whole on each GPU in bf16
 CASES = (
     ("t2v-1.3B", "t2v-14B", 8, 1, False),
     ("t2v-1.3B", "t2v-14B", 64, 1, False),
@@ -53,22 +51,23 @@ class Case:
 def main(arguments: list[str] | None = None) -> int:
     """Prints one case, or writes the table's record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", nargs="?", choices=("training", "avatar"), default="training")
+    parser.add_argument("kind", nargs="?", choices=("training", "tdm", "avatar"), default="training")
     parser.add_argument("--student", help="t2v-1.3B, t2v-14B, ... (default: the table's cases)")
     parser.add_argument("--teacher", default="t2v-14B")
     parser.add_argument("--ranks", type=int, default=8)
     parser.add_argument("--sequence", type=int, default=1, help="ranks that share one sample")
     parser.add_argument("--lora", action="store_true", help=f"adapters of rank {LORA_RANK} on student and critic")
     parser.add_argument("--whole_text", action="store_true", help="layout.shard_text=false")
-    parser.add_argument("--output", type=Path, help="default: docs/results/memory.json, memory_avatar.json")
+    parser.add_argument(
+        "--output", type=Path, help="default: docs/results/memory.json, memory_tdm.json, memory_avatar.json"
+    )
     flags = parser.parse_args(arguments)
     from utils.atomic import write_json
 
-    flags.output = flags.output or Path("docs/results") / (
-        "memory_avatar.json" if flags.kind == "avatar" else "memory.json"
-    )
-    if flags.kind == "avatar":
-        return avatar(flags)
+    name = {"training": "memory.json"}.get(flags.kind, f"memory_{flags.kind}.json")
+    flags.output = flags.output or Path("docs/results") / name
+    if flags.kind != "training":
+        return fixed(flags)
     check(flags)
     if not flags.student:
         check_output(flags.output)
@@ -82,29 +81,33 @@ def main(arguments: list[str] | None = None) -> int:
         parts = estimate(case)
         rows.append({**vars(case), "parts": parts, "total": sum(p["GB"] for p in parts)})
         print(f"\n{case}")
-        for part in parts:
-            print(f"  {part['GB']:8.2f} GB  {part['what']}: {part['sum']}")
+        for line in parts:
+            print(f"  {line['GB']:8.2f} GB  {line['what']}: {line['sum']}")
         print(f"  {rows[-1]['total']:8.2f} GB  sum")
     if not flags.student:
         write_json(flags.output, {"command": "python scripts/estimate_memory.py", "rows": rows})
     return 0
 
 
-def avatar(flags: argparse.Namespace) -> int:
-    """Prints and writes the rows of an avatar's generation. Errors: ValueError for flags of a training."""
+def fixed(flags: argparse.Namespace) -> int:
+    """Prints and writes the rows of an avatar or of TDM. Errors: ValueError for flags of a DMD training."""
     if flags.student or flags.lora or flags.whole_text:
-        raise ValueError("avatar has layouts of its own; leave out --student, --lora and --whole_text")
-    from scripts.measure.avatar_memory import rows
+        raise ValueError(f"{flags.kind} has layouts of its own; leave out --student, --lora and --whole_text")
+    from scripts.measure import avatar_memory, tdm_memory
     from utils.atomic import write_json
 
     check_output(flags.output)
-    made = rows()
+    made = (avatar_memory if flags.kind == "avatar" else tdm_memory).rows()
     for row in made:
-        print(f"\n{row['what']}, {row['card']}, {row['GPU']}   {row['knobs']}")
-        for part in row["parts"]:
-            print(f"  {part['GB']:8.2f} GB  {part['what']}: {part['sum']}")
-        print(f"  {row['total']:8.2f} GB  sum: {'fits' if row['fits'] else 'does not fit'}")
-    write_json(flags.output, {"command": "python scripts/estimate_memory.py avatar", "rows": made})
+        if flags.kind == "avatar":
+            print(f"\n{row['what']}, {row['card']}, {row['GPU']}   {row['knobs']}")
+        else:
+            print(f"\n{row['model']}, {row['ranks']} GPUs, configs/train/{row['recipe']}.yaml")
+        for line in row["parts"]:
+            print(f"  {line['GB']:8.2f} GB  {line['what']}: {line['sum']}")
+        verdict = {True: ": fits", False: ": does not fit"}.get(row.get("fits"), "")
+        print(f"  {row['total']:8.2f} GB  sum{verdict}")
+    write_json(flags.output, {"command": f"python scripts/estimate_memory.py {flags.kind}", "rows": made})
     return 0
 
 
@@ -122,19 +125,6 @@ def check(flags: argparse.Namespace) -> None:
     for what, number in shared.items():
         if number % flags.sequence:
             raise ValueError(f"{flags.sequence} ranks cannot share the {number} {what} of {spec.name}")
-
-
-@cache
-def count(name: str) -> tuple[int, int]:
-    """Returns (parameters of the transformer, parameters of one block)."""
-    import torch
-
-    from wan.family import find_published, get_family
-
-    spec = find_published(name).transformer
-    with torch.device("meta"):
-        network = get_family(spec).network(spec)
-    return sum(p.numel() for p in network.parameters()), sum(p.numel() for p in network.blocks[0].parameters())
 
 
 def estimate(case: Case) -> list[dict]:
@@ -206,11 +196,6 @@ def activations(case: Case) -> list[dict]:
             f"{video} tokens x (14 x {sizes.dim} + 2 x {sizes.ffn_dim}) x {BF16} (the critic's; generator {chunk})",
         ),
     ]
-
-
-def part(what: str, size: float, arithmetic: str) -> dict:
-    """Returns one line of the sum."""
-    return {"what": what, "sum": arithmetic, "GB": round(size / GIGA, 3)}
 
 
 if __name__ == "__main__":

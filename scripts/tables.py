@@ -188,6 +188,16 @@ def memory(name: str) -> str:
     return "\n".join(lines)
 
 
+def tdm_memory(name: str) -> str:
+    """Returns `tdm_memory`: GB of one GPU in a TDM training by LoRA, as scripts/estimate_memory.py tdm sums them."""
+    rows = record("memory_tdm")["rows"]
+    lines = table_head(["model", "recipe", "GPUs", *(part["what"] for part in rows[0]["parts"]), "GB"])
+    for row in rows:
+        sizes = [f"{part['GB']:.1f}" for part in row["parts"]]
+        lines.append(table_row([row["model"], row["recipe"], row["ranks"], *sizes, f"**{row['total']:.1f}**"]))
+    return "\n".join(lines)
+
+
 COMMANDS = {
     "benchmark_tpp_digits_avatar_tpp": "torchrun --standalone --nproc_per_node=3 scripts/benchmark.py tpp "
     "--config_path configs/infer/digits_avatar_tpp.yaml data.image=P.png data.audio=S.wav data.prompt=...",
@@ -228,6 +238,7 @@ MAKERS = {
     "benchmark": benchmark,
     "parity": parity,
     "memory": memory,
+    "tdm_memory": tdm_memory,
     "avatar_memory": avatar_memory,
     "switches": switches,
     "keys": lambda name: import_module("scripts.migrate.table").keys(name),  # late: it loads torch

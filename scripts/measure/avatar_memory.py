@@ -8,9 +8,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from functools import cache
 
+from scripts.measure.memory import BF16, TEXT_ENCODER, part
+
 SPEC, SIZE, STEPS, CHUNK, WINDOW = "s2v-14B", (704, 384), 4, 3, 12  # Live-Avatar: 4 steps, 3 + 9 latent frames
-BF16 = 2
-TEXT_ENCODER, AUDIO_ENCODER = 5.68e9, 315.4e6  # parameters: umT5-xxl, wav2vec2-large
+AUDIO_ENCODER = 315.4e6  # parameters of wav2vec2-large
 VAE_CHANNELS, VAE_MAPS = 96, 6  # of the decoder's widest frames; how many of them live at a time
 NOMINAL = {"80 GB": 80e9, "48 GB": 48e9, "24 GB": 24e9}
 
@@ -73,12 +74,12 @@ def estimate(layout: Layout, steps: int) -> list[dict]:
     decodes = not layout.decoder or not steps
     parts = [*_transformer(layout, steps)] if steps else []
     if not layout.parts:
-        parts.append(_part("text encoder", TEXT_ENCODER * BF16, f"{TEXT_ENCODER / 1e9:.2f}e9 x {BF16}"))
+        parts.append(part("text encoder", TEXT_ENCODER * BF16, f"{TEXT_ENCODER / 1e9:.2f}e9 x {BF16}"))
     if steps:
-        parts.append(_part("audio encoder", AUDIO_ENCODER * BF16, f"{AUDIO_ENCODER / 1e6:.1f}e6 x {BF16}"))
+        parts.append(part("audio encoder", AUDIO_ENCODER * BF16, f"{AUDIO_ENCODER / 1e6:.1f}e6 x {BF16}"))
     working = [inside_block()] if steps else []
     if decodes:
-        parts.append(_part("VAE", vae_values() * BF16, f"{vae_values() / 1e6:.1f}e6 x {BF16}"))
+        parts.append(part("VAE", vae_values() * BF16, f"{vae_values() / 1e6:.1f}e6 x {BF16}"))
         working.append(inside_vae())
     return [*parts, max(working, key=lambda part: part["GB"])]
 
@@ -95,10 +96,10 @@ def _transformer(layout: Layout, steps: int):
     terms = f"{whole / 1e9:.3f}e9 x {BF16}"
     if narrow:
         terms = f"{(whole - narrow) / 1e9:.3f}e9 x {BF16} + {narrow / 1e9:.3f}e9 x 1"
-    yield _part("weights", weights, terms + ", all blocks but 3 in CPU memory" * layout.blocks)
+    yield part("weights", weights, terms + ", all blocks but 3 in CPU memory" * layout.blocks)
     yield from storage_parts(steps, layout.caches)
     text = 2 * sizes.num_layers * sizes.text_len * sizes.dim * BF16
-    yield _part("text keys", text, f"2 x {sizes.num_layers} layers x {sizes.text_len} x {sizes.dim} x {BF16}")
+    yield part("text keys", text, f"2 x {sizes.num_layers} layers x {sizes.text_len} x {sizes.dim} x {BF16}")
 
 
 @cache
@@ -150,12 +151,12 @@ def storage_parts(steps: int, caches: str):
     width = f"{sizes.num_layers} layers x {sizes.dim} x {BF16}"
     tokens = WINDOW * unit + (pinned if caches == "device" else 0)
     if found["rings"]:
-        yield _part("keys and values", found["rings"], f"{steps} steps x 2 x {tokens} tokens x {width}")
+        yield part("keys and values", found["rings"], f"{steps} steps x 2 x {tokens} tokens x {width}")
     both = 1 if caches == "device" else 2
-    yield _part("pinned runs", found["raw"], f"{both} x {pinned} tokens x {width}")
+    yield part("pinned runs", found["raw"], f"{both} x {pinned} tokens x {width}")
     if "buffers" in found:
         terms = f"{1 + (caches == 'cpu')} x 2 x {WINDOW * unit + pinned} tokens x {sizes.dim} x {BF16}"
-        yield _part("working buffers", found["buffers"], terms)
+        yield part("working buffers", found["buffers"], terms)
 
 
 def inside_block() -> dict:
@@ -166,7 +167,7 @@ def inside_block() -> dict:
     sizes = find_published(SPEC).transformer
     tokens = CHUNK * Geometry.of(find_published(SPEC), *SIZE).frame_tokens
     size = tokens * (14 * sizes.dim + 2 * sizes.ffn_dim) * BF16
-    return _part("inside a block", size, f"{tokens} tokens x (14 x {sizes.dim} + 2 x {sizes.ffn_dim}) x {BF16}")
+    return part("inside a block", size, f"{tokens} tokens x (14 x {sizes.dim} + 2 x {sizes.ffn_dim}) x {BF16}")
 
 
 @cache
@@ -181,10 +182,6 @@ def inside_vae() -> dict:
     """Returns what decoding keeps at a time, at the widest: 4 pixel frames of a latent and 2 that are carried on."""
     height, width = SIZE
     size = VAE_MAPS * VAE_CHANNELS * (4 + 2) * height * width * BF16
-    return _part(
+    return part(
         "inside the VAE", size, f"{VAE_MAPS} maps x {VAE_CHANNELS} channels x 6 frames x {height} x {width} x {BF16}"
     )
-
-
-def _part(what: str, size: float, arithmetic: str) -> dict:
-    return {"what": what, "sum": arithmetic, "GB": round(size / 1e9, 3)}

@@ -10,7 +10,9 @@ import pytest
 
 from scripts import estimate_memory
 from scripts.estimate_memory import Case, estimate
+from scripts.measure import tdm_memory
 from tests.architecture.source import ROOT
+from trainer.config import load_recipe
 
 LARGE = Case("t2v-14B", "t2v-14B", 8, 8)
 
@@ -75,3 +77,16 @@ def evaluate(arithmetic: str) -> float:
 
 def test_an_avatar_has_no_student():
     assert estimate_memory.main(["avatar", "--student", "t2v-14B"]) == 2
+
+
+def test_tdm_by_lora_fits_two_gpus_as_its_arithmetic_says(tmp_path):
+    """By hand: 25.1 GB for 49 frames of CogVideoX-5B, 10.7 for 81 of Wan-1.3B; 66.1 and 47.2 million adapters."""
+    assert estimate_memory.main(["tdm", "--output", str(tmp_path / "tdm.json")]) == 0
+    written = json.loads((tmp_path / "tdm.json").read_text())
+    assert written == json.loads((ROOT / "docs/results/memory_tdm.json").read_text())
+    assert [round(row["total"], 1) for row in written["rows"]] == [25.1, 10.7]
+    recipe = load_recipe(ROOT / "configs/train/tdm_wan.yaml")[0].trainer.generator.lora
+    assert tdm_memory.count_adapters("t2v-1.3B", recipe) == 30 * 8 * 64 * 2 * 1536
+    wider = replace(recipe, rank=128)
+    assert tdm_memory.count_adapters("t2v-1.3B", wider) == 2 * tdm_memory.count_adapters("t2v-1.3B", recipe)
+    assert estimate_memory.main(["tdm", "--lora", "--output", str(tmp_path / "no.json")]) == 2
