@@ -37,6 +37,20 @@ def received_by(receive: Callable[[int], None]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def ending_at_once() -> Iterator[None]:
+    """A context in which SIGTERM ends the process by itself: for waits in a library, where no handler gets its turn."""
+    handler = signal.getsignal(signal.SIGTERM)
+    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
+@contextlib.contextmanager
 def as_interrupts() -> Iterator[None]:
     """A context in which the first of these signals raises `Stopped` in the main thread, as Ctrl-C raises its own.
 

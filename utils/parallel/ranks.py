@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 
+from utils.signals import ending_at_once
+
 logger = logging.getLogger(__name__)
 
 BOTH = "cpu:gloo,cuda:nccl"
@@ -87,12 +89,13 @@ def init(backend: str | None = None, timeout_minutes: float = 30) -> None:
     if backend == "nccl":
         torch.cuda.set_device(local_rank())
         backend = BOTH
-    store, here, world = next(dist.rendezvous("env://", timeout=timedelta(minutes=timeout_minutes)))
-    _stores[:] = [dist.PrefixStore("failures", store)]
-    group = dist.PrefixStore("default_pg", store)
-    dist.init_process_group(
-        backend, store=group, rank=here, world_size=world, timeout=timedelta(minutes=timeout_minutes)
-    )
+    with ending_at_once():  # a rank that died before the others met it: they would wait on, deaf to the launcher
+        store, here, world = next(dist.rendezvous("env://", timeout=timedelta(minutes=timeout_minutes)))
+        _stores[:] = [dist.PrefixStore("failures", store)]
+        group = dist.PrefixStore("default_pg", store)
+        dist.init_process_group(
+            backend, store=group, rank=here, world_size=world, timeout=timedelta(minutes=timeout_minutes)
+        )
 
 
 def make_mesh(device_type: str, sizes: tuple[int, ...], names: tuple[str, ...]):
