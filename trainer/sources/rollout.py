@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 
 from model.base import Sample
@@ -64,7 +62,7 @@ class Generating(Source):
         """Returns the sampler of all steps."""
         return FewStepConfig().build(self.generation.steps)
 
-    def over(self, roles, sampler, geometry: Geometry, **more) -> Rollout:
+    def generator_rollout(self, roles, sampler, geometry: Geometry, **more) -> Rollout:
         """Returns the generator's rollout by a sampler, as `generation` says. more: further arguments of `Rollout`."""
         knobs = self.generation
         return Rollout(
@@ -106,8 +104,8 @@ class RolloutSource(Generating):
         exits = self.exits(step, len(made_spans), rng, first=first)
         geometry = self.geometry(roles)
         noise = self.noise(step, index, geometry, rng)
-        rollout = self.rollout(roles, geometry, dict(zip(made_spans, exits, strict=True)), spans[-1].stop)
-        rollout = replace(rollout, distance=draw_distance(self.generation.portrait, rng.shared(step, "distance")))
+        distance = draw_distance(self.generation.portrait, rng.shared(step, "distance"))
+        rollout = self.rollout(roles, geometry, dict(zip(made_spans, exits, strict=True)), spans[-1].stop, distance)
         with torch.set_grad_enabled(with_grad):
             state = rollout.start(len(prompts), max(len(span) for span in spans), spans[-1].stop)
             seen = Fixed(self.seen(condition, step, index, rng))
@@ -146,11 +144,11 @@ class RolloutSource(Generating):
         choices = (config.frames_max - config.frames) // chunk + 1
         return config.frames + chunk * int(rng.shared(step, "length").integers(0, choices))
 
-    def rollout(self, roles, geometry: Geometry, exits: dict, total: int) -> Rollout:
+    def rollout(self, roles, geometry: Geometry, exits: dict, total: int, distance) -> Rollout:
         """Returns the rollout; only frames inside the loss window carry gradient."""
         first = total - self.config.loss_frames
         sampler = RandomExit(self.few_steps(), exits.__getitem__, lambda span: span.start >= first)
-        return self.over(roles, sampler, geometry)
+        return self.generator_rollout(roles, sampler, geometry, distance=distance)
 
 
 def _cut(clips: list[torch.Tensor], num_frames: int) -> torch.Tensor:

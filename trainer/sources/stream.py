@@ -75,7 +75,7 @@ class StreamSource(Generating):
         knobs = self.generation
         prompts = [[self.lines[row][cue] for row in rows] for cue in range(1 if switch is None else 2)]
         cues = zip((0, switch), map(roles.condition, prompts), strict=False)
-        rollout = self.over(roles, self.few_steps(), self.geometry(roles))
+        rollout = self.generator_rollout(roles, self.few_steps(), self.geometry(roles))
         state = rollout.start(len(rows), knobs.chunk, max_frames)
         return RunningVideos(number, max_frames, switch, rows, prompts, PromptSchedule(list(cues)), rollout, state)
 

@@ -95,4 +95,5 @@ class TrajectorySource(Generating):
 
     def rollout(self, roles, geometry: Geometry, walk: KeptSteps, rng) -> Rollout:
         """Returns the rollout of a causal path."""
-        return self.over(roles, walk, geometry, distance=draw_distance(self.generation.portrait, rng))
+        distance = draw_distance(self.generation.portrait, rng)
+        return self.generator_rollout(roles, walk, geometry, distance=distance)
