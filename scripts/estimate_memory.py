@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.measure.memory import BF16, FP32, TEXT_ENCODER, count, part  # noqa: E402
+from scripts.measure.memory import BF16, FP32, TEXT_ENCODER, block_inputs, count, inside_block, part  # noqa: E402
 from utils.door import check_output, door  # noqa: E402
 
 CASES = (
@@ -64,8 +64,8 @@ def main(arguments: list[str] | None = None) -> int:
     flags = parser.parse_args(arguments)
     from utils.atomic import write_json
 
-    name = {"training": "memory.json"}.get(flags.kind, f"memory_{flags.kind}.json")
-    flags.output = flags.output or Path("docs/results") / name
+    name = "memory" if flags.kind == "training" else f"memory_{flags.kind}"
+    flags.output = flags.output or Path(f"docs/results/{name}.json")
     if flags.kind != "training":
         return fixed(flags)
     check(flags)
@@ -80,10 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
     for case in cases:
         parts = estimate(case)
         rows.append({**vars(case), "parts": parts, "total": sum(p["GB"] for p in parts)})
-        print(f"\n{case}")
-        for line in parts:
-            print(f"  {line['GB']:8.2f} GB  {line['what']}: {line['sum']}")
-        print(f"  {rows[-1]['total']:8.2f} GB  sum")
+        show(str(case), rows[-1])
     if not flags.student:
         write_json(flags.output, {"command": "python scripts/estimate_memory.py", "rows": rows})
     return 0
@@ -97,18 +94,21 @@ def fixed(flags: argparse.Namespace) -> int:
     from utils.atomic import write_json
 
     check_output(flags.output)
-    made = (avatar_memory if flags.kind == "avatar" else tdm_memory).rows()
+    sums = avatar_memory if flags.kind == "avatar" else tdm_memory
+    made = sums.rows()
     for row in made:
-        if flags.kind == "avatar":
-            print(f"\n{row['what']}, {row['card']}, {row['GPU']}   {row['knobs']}")
-        else:
-            print(f"\n{row['model']}, {row['ranks']} GPUs, configs/train/{row['recipe']}.yaml")
-        for line in row["parts"]:
-            print(f"  {line['GB']:8.2f} GB  {line['what']}: {line['sum']}")
-        verdict = {True: ": fits", False: ": does not fit"}.get(row.get("fits"), "")
-        print(f"  {row['total']:8.2f} GB  sum{verdict}")
+        show(sums.title(row), row)
     write_json(flags.output, {"command": f"python scripts/estimate_memory.py {flags.kind}", "rows": made})
     return 0
+
+
+def show(title: str, row: dict) -> None:
+    """Prints a row, part by part."""
+    print(f"\n{title}")
+    for line in row["parts"]:
+        print(f"  {line['GB']:8.2f} GB  {line['what']}: {line['sum']}")
+    verdict = {True: ": fits", False: ": does not fit"}.get(row.get("fits"), "")
+    print(f"  {row['total']:8.2f} GB  sum{verdict}")
 
 
 def check(flags: argparse.Namespace) -> None:
@@ -185,16 +185,10 @@ def activations(case: Case) -> list[dict]:
     sizes, unit = spec.transformer, Geometry.of(spec, 0, 0).frame_tokens
     video, chunk = case.frames * unit // case.sequence, case.chunk * unit // case.sequence
     kept = 2 * video * sizes.dim * BF16 * sizes.num_layers
-    inputs = video * sizes.dim * BF16 * sizes.num_layers
-    inside = video * (14 * sizes.dim + 2 * sizes.ffn_dim) * BF16
     return [
         part("keys and values", kept, f"2 x {video} tokens x {sizes.dim} x {BF16} bytes x {sizes.num_layers} layers"),
-        part("inputs of checkpointed blocks", inputs, f"{video} tokens x {sizes.dim} x {BF16} x {sizes.num_layers}"),
-        part(
-            "inside one block",
-            inside,
-            f"{video} tokens x (14 x {sizes.dim} + 2 x {sizes.ffn_dim}) x {BF16} (the critic's; generator {chunk})",
-        ),
+        block_inputs(video, sizes),
+        inside_block("inside one block", video, sizes, f" (the critic's; generator {chunk})"),
     ]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from functools import cache
 
-from scripts.measure.memory import BF16, TEXT_ENCODER, part
+from scripts.measure.memory import BF16, TEXT_ENCODER, inside_block, part
 
 SPEC, SIZE, STEPS, CHUNK, WINDOW = "s2v-14B", (704, 384), 4, 3, 12  # Live-Avatar: 4 steps, 3 + 9 latent frames
 AUDIO_ENCODER = 315.4e6  # parameters of wav2vec2-large
@@ -54,6 +54,11 @@ LAYOUTS = (
 )
 
 
+def title(row: dict) -> str:
+    """Returns the line above a row's parts."""
+    return f"{row['what']}, {row['card']}, {row['GPU']}   {row['knobs']}"
+
+
 def rows() -> list[dict]:
     """Returns a row for each layout and kind of GPU in it: its parts {what, sum (the arithmetic), GB} and their sum."""
     made = []
@@ -77,7 +82,7 @@ def estimate(layout: Layout, steps: int) -> list[dict]:
         parts.append(part("text encoder", TEXT_ENCODER * BF16, f"{TEXT_ENCODER / 1e9:.2f}e9 x {BF16}"))
     if steps:
         parts.append(part("audio encoder", AUDIO_ENCODER * BF16, f"{AUDIO_ENCODER / 1e6:.1f}e6 x {BF16}"))
-    working = [inside_block()] if steps else []
+    working = [working_memory()] if steps else []
     if decodes:
         parts.append(part("VAE", vae_values() * BF16, f"{vae_values() / 1e6:.1f}e6 x {BF16}"))
         working.append(inside_vae())
@@ -159,15 +164,14 @@ def storage_parts(steps: int, caches: str):
         yield part("working buffers", found["buffers"], terms)
 
 
-def inside_block() -> dict:
+def working_memory() -> dict:
     """Returns what one block of a chunk's pass keeps at a time."""
     from wan.family import find_published
     from wan.geometry import Geometry
 
     sizes = find_published(SPEC).transformer
     tokens = CHUNK * Geometry.of(find_published(SPEC), *SIZE).frame_tokens
-    size = tokens * (14 * sizes.dim + 2 * sizes.ffn_dim) * BF16
-    return part("inside a block", size, f"{tokens} tokens x (14 x {sizes.dim} + 2 x {sizes.ffn_dim}) x {BF16}")
+    return inside_block("inside a block", tokens, sizes)
 
 
 @cache

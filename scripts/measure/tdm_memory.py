@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from scripts.measure.memory import BF16, FP32, count, on_meta, part
+from scripts.measure.memory import BF16, FP32, block_inputs, count, inside_block, on_meta, part
 
 RECIPES = Path(__file__).resolve().parents[2] / "configs/train"
-CLIPS = 1  # of a part of the batch on a GPU: trainer.accumulate splits the rest
 
 
 @dataclass(frozen=True)
@@ -35,8 +34,13 @@ def rows() -> list[dict]:
     return made
 
 
+def title(row: dict) -> str:
+    """Returns the line above a row's parts."""
+    return f"{row['model']}, {row['ranks']} GPUs, configs/train/{row['recipe']}.yaml"
+
+
 def estimate(case: Case) -> Iterator[dict]:
-    """Yields the parts of one GPU's memory; prompts are encoded before, and frozen bases are shared out in bf16."""
+    """Yields the parts of one GPU's memory: one clip at a time, prompts encoded before, frozen bases shared out in bf16."""
     from trainer.config import load_recipe
     from wan.family import find_published
     from wan.geometry import Geometry
@@ -54,11 +58,8 @@ def estimate(case: Case) -> Iterator[dict]:
     yield part("adapters", held, f"{added / 1e6:.1f}e6 x {3 * FP32} bytes (master, two moments) / {case.ranks}")
     yield part("gathered weights", 2 * block * BF16 + (whole % block) * BF16, "two blocks, the ends")
     tokens = trainer.source.frames * Geometry.of(spec, 0, 0).frame_tokens + case.joined * sizes.text_len
-    tokens *= CLIPS
-    kept, terms = tokens * sizes.dim * BF16 * sizes.num_layers, f"{tokens} tokens x {sizes.dim} x {BF16}"
-    yield part("inputs of checkpointed blocks", kept, f"{terms} x {sizes.num_layers} layers")
-    inside = tokens * (14 * sizes.dim + 2 * sizes.ffn_dim) * BF16
-    yield part("inside one block", inside, f"{tokens} tokens x (14 x {sizes.dim} + 2 x {sizes.ffn_dim}) x {BF16}")
+    yield block_inputs(tokens, sizes)
+    yield inside_block("inside one block", tokens, sizes)
 
 
 def count_adapters(model: str, lora) -> int:
