@@ -125,11 +125,12 @@ def draw_videos(root: Path, rows: dict[str, list[dict]]) -> None:
     """Draws the video of one prompt by each row whose videos are still where they were made."""
     found = {}
     for row, records in rows.items():
-        words = shlex.split(records[0]["1x"]["commands"][0]) if records and "1x" in records[0] else []
-        for folder in words[words.index("--output_folder") + 1 :][:1] if words else ():
-            path = root / folder / f"{PROMPT}-0.mp4"
-            if path.exists():
-                found[ROWS[row].title] = sample_frames(path, SHEET_FRAMES)
+        if not records or "1x" not in records[0]:
+            continue
+        words = shlex.split(records[0]["1x"]["commands"][0])
+        path = root / words[words.index("--output_folder") + 1] / f"{PROMPT}-0.mp4"
+        if path.exists():
+            found[ROWS[row].title] = sample_frames(path, SHEET_FRAMES)
     if found:
         path = root / "docs/images/digits_sparse_videos.png"
         contact_sheet(path, list(found.values()), list(found), columns=2, num_frames=SHEET_FRAMES, height=64)

@@ -91,16 +91,16 @@ def clean_text(text: str) -> str:
     return re.sub(r"\s+", " ", text).strip()
 
 
-def load_text_encoder(parts, text_len: int, config: TextConfig | None = None, device="cpu", kind=None) -> TextEncoder:
+def load_text_encoder(parts, text_len: int, config: TextConfig | None = None, device="cpu", kind=TextEncoder):
     """Returns the text encoder of a model (`wan.checkpoint.parts.Parts`).
 
-    device: where the rest of the model runs; `config.device` = cpu overrides it. kind: the class of the encoder, by
-    default `TextEncoder`, whose `network` is the class of transformers that is loaded.
+    device: where the rest of the model runs; `config.device` = cpu overrides it. kind: the class of what is
+    returned, a `TextEncoder`; its `network` is the class of transformers that is loaded.
     Errors: ValueError if a part is missing or is something else.
     """
     from wan.checkpoint.library import load_text_model, load_tokenizer
 
-    config, kind = config or TextConfig(), kind or TextEncoder
+    config = config or TextConfig()
     model = load_text_model(parts.need("text_encoder"), DTYPES[config.dtype], kind.network)
     tokenizer = load_tokenizer(parts.need("tokenizer"))
     place = "cpu" if config.device == "cpu" else device
