@@ -40,7 +40,7 @@ def title(row: dict) -> str:
 
 
 def estimate(case: Case) -> Iterator[dict]:
-    """Yields the parts of one GPU's memory: one clip at a time, prompts encoded before, frozen bases shared out in bf16."""
+    """Yields the parts of one GPU's memory: one clip at a time, prompts encoded before, frozen bases shared out."""
     from trainer.config import load_recipe
     from wan.family import find_published
     from wan.geometry import Geometry
